@@ -1,0 +1,1 @@
+"""The maths of diffusion: schedules, conversions, losses and samplers, on jax and numpy alone."""

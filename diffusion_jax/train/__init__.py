@@ -1,0 +1,1 @@
+"""Training: state, optimizer with EMA, train step, loop, checkpoints and writers."""
