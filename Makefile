@@ -1,0 +1,76 @@
+# Needs only make and a Python 3.11 to 3.13; everything else goes into .venv, in the versions of constraints.txt.
+# PYTHON=/path/to/python chooses the interpreter that a new .venv is made from.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PARITY_VENV := .venv-parity
+PINNED := pyproject.toml constraints.txt
+INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST_ARGS ?=
+SOURCES := .
+
+.PHONY: help demo test lint pytest slow parity pins clean
+
+help:  ## List the targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.demo  ## Train a small diffusion model on real digits and sample from it (CPU is enough)
+	$(VENV)/bin/python launch.py --config=configs/mnist.py --workdir=runs/mnist
+
+test: lint pytest  ## Lint, then the default tests
+
+lint: $(VENV)/.test  ## Format, style, types and import directions
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/ruff check $(SOURCES)
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/lint-imports
+
+pytest: $(VENV)/.test  ## The default tests alone: make pytest PYTEST_ARGS="tests/diffusion -x"
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+slow: $(VENV)/.test  ## The tests that take longer than about 20 seconds each
+	$(VENV)/bin/python -m pytest -m "slow and not parity" $(PYTEST_ARGS)
+
+parity: $(PARITY_VENV)/.parity  ## Compare numbers with PyTorch packages, in an environment of its own
+	$(PARITY_VENV)/bin/python -m pytest -m parity $(PYTEST_ARGS)
+
+pins:  ## Write constraints.txt anew from pyproject.toml (needs uv)
+	tools/pin.sh
+
+clean:  ## Remove the environments and caches; runs/ and logs/ stay
+	rm -rf $(VENV) $(PARITY_VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment that already works is kept, whoever made it. A stamp says which extra was installed with which pins.
+$(VENV)/.made:
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
+	    python=$$(tools/find_python.sh) && echo "Making $(VENV) with $$python" && "$$python" -m venv $(VENV); }
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.made $(PINNED)
+	@echo "Installing the pinned packages (about 1 GB on disk, a minute or two)"
+	@$(VENV)/bin/python $(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.made $(PINNED)
+	@echo "Installing the pinned packages (about 1 GB on disk, a minute or two)"
+	@$(VENV)/bin/python $(INSTALL) -e '.[test]'
+	@touch $@ $(VENV)/.demo
+
+# torch first and alone: whatever build of the pinned version this machine's pip prefers (a CPU one if it has one)
+# is then kept, as the packages that follow find their requirement met.
+$(PARITY_VENV)/.made:
+	@$(PARITY_VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
+	    python=$$(tools/find_python.sh 3.11 3.12 3.13) && echo "Making $(PARITY_VENV) with $$python" && \
+	    "$$python" -m venv $(PARITY_VENV); }
+	@touch $@
+
+$(PARITY_VENV)/.parity: $(PARITY_VENV)/.made $(PINNED)
+	@echo "Installing the pinned packages and PyTorch (about 2 GB on disk, a few minutes)"
+	@$(PARITY_VENV)/bin/python $(INSTALL) torch
+	@$(PARITY_VENV)/bin/python $(INSTALL) -e '.[parity]'
+	@$(PARITY_VENV)/bin/python -c 'import diffusers, torch, torchmetrics, transformers'
+	@touch $@

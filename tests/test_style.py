@@ -1,0 +1,143 @@
+"""The laws that a machine can check: sizes, swallowed errors, silent defaults, retired JAX calls.
+
+Each rule is a function from a parsed file to the lines that break it; each is also seen to fire on
+code that is bad.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "diffusion_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+SHIPPED = (
+    FILES + sorted(ROOT.glob("configs/*.py")) + [f for f in [ROOT / "launch.py"] if f.exists()]
+)
+MAX_FILE_LINES = 450
+MAX_FUNCTION_LINES = 70
+
+Rule = Callable[[ast.Module], Iterator[tuple[int, str]]]
+
+
+def long_functions(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            lines = node.end_lineno - node.lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                yield node.lineno, f"{node.name} is {lines} lines long"
+
+
+def swallowed_errors(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            caught = node.type.id if isinstance(node.type, ast.Name) else None
+            everything = node.type is None or caught in ("Exception", "BaseException")
+            if everything and not any(isinstance(n, ast.Raise) for n in ast.walk(node)):
+                yield node.lineno, "catches everything and does not raise"
+
+
+def config_get(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """`.get(` on anything named like a config: a default lives once, in a signature."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = ast.unparse(node.func.value)
+            if node.func.attr == "get" and re.search(r"(?i)(config|cfg|section)\w*$", owner):
+                yield node.lineno, f"{owner}.get(...)"
+
+
+def prints(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id == "print":
+                yield node.lineno, "print(...)"
+
+
+def retired_jax(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """What JAX has deprecated or replaced: pmap, experimental.shard_map, PRNGKey, `with mesh:`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in (
+            "jax.pmap",
+            "jax.experimental.shard_map",
+            "jax.experimental.maps",
+            "jax.random.PRNGKey",
+            "jax.tree_map",
+        ):
+            yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            for name in names:
+                if re.match(
+                    r"jax\.(pmap|experimental\.(shard_map|maps|pjit)|random\.PRNGKey)", name
+                ):
+                    yield node.lineno, name
+        elif isinstance(node, ast.With):
+            for item in node.items:
+                if re.search(r"(^|\.)mesh$", ast.unparse(item.context_expr)):
+                    yield node.lineno, "with mesh: (pass shardings, or use jax.set_mesh)"
+
+
+def stubs(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            if "NotImplementedError" in ast.unparse(node.exc):
+                yield node.lineno, "raises NotImplementedError: a part was left out"
+
+
+def may_print(path: Path) -> bool:
+    """The command line and the progress line speak to a person."""
+    return path.stem in ("cli", "progress") or "cli" in path.relative_to(ROOT).parts
+
+
+def reads_config(path: Path) -> bool:
+    return "build" in path.relative_to(ROOT).parts or path.stem == "build"
+
+
+RULES: dict[str, tuple[Rule, list[Path], str]] = {
+    # name: rule, the files it holds for, code that breaks it
+    "long functions": (
+        long_functions,
+        FILES,
+        "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES,
+    ),
+    "swallowed errors": (swallowed_errors, SHIPPED, "try:\n    f()\nexcept Exception:\n    pass"),
+    "bare except": (swallowed_errors, SHIPPED, "try:\n    f()\nexcept:\n    pass"),
+    "config defaults": (
+        config_get,
+        [f for f in FILES if not reads_config(f)],
+        "size = self.config.get('size', 3)",
+    ),
+    "print": (prints, [f for f in FILES if not may_print(f)], "print('x')"),
+    "pmap": (retired_jax, SHIPPED, "step = jax.pmap(f)"),
+    "shard_map": (retired_jax, SHIPPED, "from jax.experimental.shard_map import shard_map"),
+    "with mesh": (retired_jax, SHIPPED, "with mesh:\n    f()"),
+    "legacy keys": (retired_jax, SHIPPED, "key = jax.random.PRNGKey(0)"),
+    "stubs": (stubs, SHIPPED, "def f():\n    raise NotImplementedError"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rule_holds(name):
+    rule, files, _ = RULES[name]
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {what}"
+        for path in files
+        for line, what in rule(ast.parse(path.read_text(), filename=str(path)))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rule_fires_on_bad_code(name):
+    rule, _, bad = RULES[name]
+    assert list(rule(ast.parse(bad)))
+
+
+def test_files_are_short():
+    lengths = {str(f.relative_to(ROOT)): len(f.read_text().splitlines()) for f in FILES}
+    assert lengths
+    assert not {name: n for name, n in lengths.items() if n > MAX_FILE_LINES}
