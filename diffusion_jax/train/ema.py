@@ -1,0 +1,114 @@
+"""Exponential moving average of the parameters, as the last transformation of an optax chain."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffusion_jax.types import PyTree
+
+
+class EmaState(NamedTuple):
+    """num_updates: int32 scalar, -1 for a decay without warm-up. params: float32 averages."""
+
+    num_updates: jax.Array
+    params: PyTree
+
+
+def ema(decay: float = 0.9999, *, use_num_updates: bool = True) -> optax.GradientTransformation:
+    """Average of the parameters: shadow <- shadow - (1 - d)(shadow - params).
+
+    d = min(decay, (1 + n) / (10 + n)), where n counts the updates, this one included: the first d
+    is 2/11. Updates pass unchanged: the transformation must be the last of its chain, because it
+    averages `params + updates`, the parameters after the step. The average starts at the initial
+    parameters and is float32 whatever their dtype.
+
+    Args:
+        decay: largest decay, in [0, 1]; 0 copies the parameters, 1 keeps the initial ones after the
+            warm-up.
+        use_num_updates: False keeps the decay constant from the first update.
+
+    Raises:
+        ValueError: `decay` lies outside [0, 1], or update is called without `params`.
+
+    Source: LitEma of latent-diffusion.
+    """
+    if not 0.0 <= decay <= 1.0:
+        raise ValueError(f"ema decay={decay} must lie between 0 and 1")
+
+    def init(params: PyTree) -> EmaState:
+        return EmaState(jnp.asarray(0 if use_num_updates else -1, jnp.int32), _shadow(params))
+
+    def update(updates: PyTree, state: EmaState, params: PyTree = None) -> tuple[PyTree, EmaState]:
+        if params is None:
+            raise ValueError("ema needs the parameters: call update(updates, state, params)")
+        warm = state.num_updates >= 0
+        num_updates = jnp.where(warm, state.num_updates + 1, state.num_updates)
+        # 1 - (1 + n) / (10 + n), written without the cancellation
+        warm_rate = jnp.where(warm, 9.0 / (10.0 + num_updates), 0.0)
+        rate = jnp.maximum(jnp.float32(1.0 - decay), warm_rate)
+        shadow = jax.tree.map(
+            lambda average, new: average - rate * (average - new.astype(jnp.float32)),
+            state.params,
+            optax.apply_updates(params, updates),
+        )
+        return updates, EmaState(num_updates, shadow)
+
+    return optax.GradientTransformation(init, update)
+
+
+def has_ema(opt_state: PyTree) -> bool:
+    """Whether the optimizer state holds an average."""
+    return bool(_find(opt_state))
+
+
+def ema_params(opt_state: PyTree) -> PyTree:
+    """The averaged parameters, float32, in the structure of the parameters.
+
+    Raises:
+        ValueError: the optimizer keeps no average, or more than one.
+    """
+    found = _find(opt_state)
+    if len(found) != 1:
+        raise ValueError(
+            f"the optimizer state holds {len(found)} averages of the parameters, expected 1; "
+            "make_optimizer(ema_decay=0.9999) adds one"
+        )
+    return found[0].params
+
+
+def reset_ema(opt_state: PyTree, params: PyTree) -> PyTree:
+    """The optimizer state with the average set to `params`, its count of updates kept.
+
+    For parameters that came from elsewhere after the state was made.
+    """
+    return _replace(opt_state, lambda state: state._replace(params=_shadow(params)))
+
+
+def reset_num_updates(opt_state: PyTree) -> PyTree:
+    """The optimizer state with the warm-up of the decay begun anew, the average kept."""
+    return _replace(
+        opt_state,
+        lambda state: state._replace(num_updates=jnp.minimum(state.num_updates, 0)),
+    )
+
+
+def _is_ema(node: object) -> bool:
+    return isinstance(node, EmaState)
+
+
+def _find(opt_state: PyTree) -> list[EmaState]:
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=_is_ema) if _is_ema(node)]
+
+
+def _replace(opt_state: PyTree, change) -> PyTree:
+    ema_params(opt_state)  # exactly one, or a sentence
+    return jax.tree.map(
+        lambda node: change(node) if _is_ema(node) else node, opt_state, is_leaf=_is_ema
+    )
+
+
+def _shadow(params: PyTree) -> PyTree:
+    # a real copy: a buffer that the state held twice could not be donated
+    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=jnp.float32, copy=True), params)

@@ -1,0 +1,209 @@
+"""One update and one evaluation as pure functions.
+
+The random numbers of step n come from fold_in(key(seed), n).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Int, Key
+
+from diffusion_jax.sharding import replicated
+from diffusion_jax.train.state import TrainState, strengthen
+from diffusion_jax.types import Batch, Keys, PyTree
+
+Metrics: TypeAlias = dict[str, jax.Array]
+# (params, mutable, frozen, batch, keys [b], *, train: bool) -> (loss, (metrics, mutable)); loss and
+# metrics are means over the samples of the batch, weighted by batch["weight"] where there is one.
+LossFn: TypeAlias = Callable[..., tuple[Any, tuple[Mapping[str, Any], PyTree]]]
+
+# No training step has this number, so that validation never repeats the noise of training.
+_EVAL_STREAM = np.uint32(2**32 - 1)
+
+
+def make_train_step(
+    loss_fn: LossFn, tx: optax.GradientTransformation, *, seed: int, accumulate: int = 1
+) -> Callable[[TrainState, Batch, PyTree], tuple[TrainState, Metrics]]:
+    """One optimizer update: (state, batch, frozen) -> (state, metrics).
+
+    Sample i of the global batch gets the key fold_in(fold_in(key(seed), state.step), i), whatever
+    the number of devices, processes and micro-batches. With `accumulate` = A > 1 the gradient is
+    summed over A micro-batches in one scan and equals the full-batch gradient to float tolerance
+    when the loss is a (weighted) mean over samples. Micro-batch j holds the samples j, j + A, ...:
+    every device finds its share of each in the rows that it already has. Gradients are summed in
+    float32; the loss is handed to optimizers that ask for `value`; `mutable` passes through the
+    micro-batches in order.
+
+    Returns: a pure function, not jitted (`jit_train_step` does it). The metrics are float32
+        scalars: the loss, those of `loss_fn`, and grad_norm, the global norm before any clipping.
+        The new state has the types of the old one.
+
+    Raises:
+        ValueError: `accumulate` < 1, or the batch does not divide by it.
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate={accumulate} must be at least 1")
+    tx = optax.with_extra_args_support(tx)
+
+    def train_step(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        gradients, loss, metrics, mutable = _gradients(
+            loss_fn, state, frozen, batch, key, accumulate=accumulate
+        )
+        metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(gradients)}
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params, value=loss)
+        params = optax.apply_updates(state.params, updates)
+        new = strengthen(TrainState(state.step + 1, params, opt_state, mutable), state)
+        return new, _float32(metrics)
+
+    return train_step
+
+
+def make_eval_step(
+    loss_fn: LossFn, *, seed: int
+) -> Callable[[PyTree, PyTree, PyTree, Batch, Any], Metrics]:
+    """Metrics of a batch: (params, mutable, frozen, batch, batch_number) -> metrics.
+
+    Keys depend on (seed, batch_number, i) only, so each validation sees the same noise, and never
+    that of training. A batch that was padded to the full size carries batch["weight"] [b], 1 for
+    samples and 0 for padding: `loss_fn` sees it and returns weighted means. metrics["weight"] is
+    its sum (the batch size without it): `mean_metrics` averages with it.
+    """
+
+    def eval_step(
+        params: PyTree, mutable: PyTree, frozen: PyTree, batch: Batch, batch_number: Any
+    ) -> Metrics:
+        stream = jax.random.fold_in(jax.random.key(seed), _EVAL_STREAM)
+        keys = _sample_keys(jax.random.fold_in(stream, batch_number), _positions(batch))
+        loss, (metrics, _) = loss_fn(params, mutable, frozen, batch, keys, train=False)
+        weight = jnp.sum(batch["weight"]) if "weight" in batch else keys.shape[0]
+        return _float32({"loss": loss, **metrics, "weight": weight})
+
+    return eval_step
+
+
+def jit_train_step(
+    train_step: Callable[[TrainState, Batch, PyTree], tuple[TrainState, Metrics]],
+    state: TrainState,
+    *,
+    donate: bool = True,
+) -> Callable[[TrainState, Batch, PyTree], tuple[TrainState, Metrics]]:
+    """The jitted step whose state stays where `state` lies: compiled once, its memory reused.
+
+    Without pinned outputs the compiler may place the new state elsewhere: a second compilation, and
+        no donation.
+
+    Args:
+        state: the state, or its abstract form (`abstract_state`); only the shardings of the leaves
+            are read.
+        donate: False keeps the argument alive (debugging).
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    scalar = shardings.step
+    metrics = replicated(scalar.mesh) if isinstance(scalar, NamedSharding) else None
+    return jax.jit(
+        train_step, donate_argnums=(0,) if donate else (), out_shardings=(shardings, metrics)
+    )
+
+
+def mean_metrics(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The average of the metrics of eval batches, weighted by their metrics["weight"], on the host.
+
+    The arrays are fetched here, all at once, so that collecting them never waits for the device.
+
+    Raises:
+        ValueError: there are no batches, or their weights sum to 0.
+    """
+    batches = jax.device_get(list(metrics))
+    weights = np.asarray([batch["weight"] for batch in batches], np.float64)
+    if weights.sum() <= 0:
+        raise ValueError(
+            f"{len(batches)} eval batches with total weight {weights.sum()}: nothing to average"
+        )
+    names = [name for name in batches[0] if name != "weight"]
+    return {
+        name: float(np.average([float(batch[name]) for batch in batches], weights=weights))
+        for name in names
+    }
+
+
+def _gradients(
+    loss_fn: LossFn,
+    state: TrainState,
+    frozen: PyTree,
+    batch: Batch,
+    key: Key[Array, ""],
+    *,
+    accumulate: int,
+) -> tuple[PyTree, Any, Mapping[str, Any], PyTree]:
+    """Gradient, loss and metrics of the whole batch, and the mutable collections after it."""
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    positions = _positions(batch)
+    if accumulate == 1:
+        (loss, (metrics, mutable)), gradients = gradient_fn(
+            state.params,
+            state.mutable,
+            frozen,
+            batch,
+            _sample_keys(key, positions),
+            train=True,
+        )
+        return gradients, loss, metrics, mutable
+
+    def micro_step(carry: Any, micro: Any) -> Any:
+        total, mutable = carry
+        share, batch, positions = micro
+        (loss, (metrics, new)), gradients = gradient_fn(
+            state.params, mutable, frozen, batch, _sample_keys(key, positions), train=True
+        )
+        total = jax.tree.map(lambda sum_, g: sum_ + share * g.astype(jnp.float32), total, gradients)
+        return (total, strengthen(new, mutable)), _float32({"loss": loss, **metrics})
+
+    micro_batches, micro_positions = _split((dict(batch), positions), accumulate)
+    shares = _shares(micro_batches, accumulate)
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
+    (gradients, mutable), metrics = jax.lax.scan(
+        micro_step, (zeros, state.mutable), (shares, micro_batches, micro_positions)
+    )
+    metrics = {name: jnp.sum(shares * values) for name, values in metrics.items()}
+    return strengthen(gradients, state.params), metrics["loss"], metrics, mutable
+
+
+def _split(tree: PyTree, parts: int) -> PyTree:
+    """[b, ...] -> [parts, b / parts, ...]; part j takes the rows j, j + parts, ..."""
+
+    def split(leaf: Any) -> Any:
+        if leaf.shape[0] % parts:
+            raise ValueError(f"a batch of {leaf.shape[0]} does not divide by accumulate={parts}")
+        return leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(split, tree)
+
+
+def _shares(micro_batches: Mapping[str, jax.Array], parts: int) -> jax.Array:
+    """What each micro-batch counts for in the mean over the batch, [parts], sum 1."""
+    if "weight" not in micro_batches:
+        return jnp.full((parts,), 1.0 / parts, jnp.float32)
+    sums = jnp.sum(micro_batches["weight"].astype(jnp.float32), axis=1)
+    return sums / jnp.sum(sums)
+
+
+def _positions(batch: Batch) -> Int[Array, "b"]:
+    """0 .. b - 1, the positions of the samples in the global batch."""
+    sizes = {name: leaf.shape[0] for name, leaf in batch.items()}
+    if len(set(sizes.values())) != 1:
+        raise ValueError(f"the arrays of a batch must share their leading axis, got {sizes}")
+    return jnp.arange(next(iter(sizes.values())))
+
+
+def _sample_keys(key: Key[Array, ""], positions: Int[Array, "b"]) -> Keys:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+
+
+def _float32(metrics: Mapping[str, Any]) -> Metrics:
+    return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
