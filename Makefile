@@ -26,7 +26,7 @@ lint: $(VENV)/.test  ## Format, style, types and import directions
 	$(VENV)/bin/ruff format --check $(SOURCES)
 	$(VENV)/bin/ruff check $(SOURCES)
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
-	$(VENV)/bin/lint-imports
+	$(VENV)/bin/lint-imports --no-logo
 
 pytest: $(VENV)/.test  ## The default tests alone: make pytest PYTEST_ARGS="tests/diffusion -x"
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
@@ -51,12 +51,12 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.made $(PINNED)
-	@echo "Installing the pinned packages (about 1 GB on disk, a minute or two)"
+	@echo "Installing the pinned packages (about 1.5 GB on disk, a minute or two)"
 	@$(VENV)/bin/python $(INSTALL) -e '.[demo]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.made $(PINNED)
-	@echo "Installing the pinned packages (about 1 GB on disk, a minute or two)"
+	@echo "Installing the pinned packages (about 1.5 GB on disk, a minute or two)"
 	@$(VENV)/bin/python $(INSTALL) -e '.[test]'
 	@touch $@ $(VENV)/.demo
 
@@ -69,7 +69,7 @@ $(PARITY_VENV)/.made:
 	@touch $@
 
 $(PARITY_VENV)/.parity: $(PARITY_VENV)/.made $(PINNED)
-	@echo "Installing the pinned packages and PyTorch (about 2 GB on disk, a few minutes)"
+	@echo "Installing the pinned packages and PyTorch (about 3 GB on disk, a few minutes)"
 	@$(PARITY_VENV)/bin/python $(INSTALL) torch
 	@$(PARITY_VENV)/bin/python $(INSTALL) -e '.[parity]'
 	@$(PARITY_VENV)/bin/python -c 'import diffusers, torch, torchmetrics, transformers'
