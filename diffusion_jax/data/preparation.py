@@ -1,0 +1,128 @@
+"""Prepare a data set once and find it again; fail within seconds where TFDS would retry for
+minutes."""
+
+import difflib
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+from tensorflow_datasets.core import read_only_builder, registered
+
+# Seconds to wait for the host of a data set before saying that it cannot be reached.
+_CONNECT_TIMEOUT = 5
+
+
+def prepare(builder: tfds.core.DatasetBuilder) -> None:
+    """Prepare as ArrayRecord unless that was done, also when another process is doing the same
+    right now.
+
+    TFDS writes into a folder of its own per process and renames it at the end; whoever comes second
+    finds the name taken, and the data of the first is as good.
+
+    Raises:
+        OSError: the data directory cannot be written.
+    """
+    if builder.is_prepared():
+        return
+    target = Path(builder.data_dir)
+    logging.info("preparing %s in %s", builder.info.full_name, target)
+    no_bucket = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        builder.download_and_prepare(file_format="array_record", download_config=no_bucket)
+    except OSError as error:
+        if not (target / "dataset_info.json").exists():
+            raise OSError(
+                f"data_dir: {builder.info.full_name} could not be prepared in {target} "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        builder.info.read_from_directory(target)
+
+
+def prepared_builder(
+    name: str, *, data_dir: str, download: bool, **builder_config: Any
+) -> tfds.core.DatasetBuilder:
+    """A builder whose data are on disk: found there, or with download=True fetched and prepared.
+
+    Raises:
+        FileNotFoundError, ConnectionError, ModuleNotFoundError, ValueError: as open_source.
+    """
+    if (Path(name) / "features.json").exists():
+        return tfds.builder_from_directory(name)
+    if name.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"{name} is not a prepared TFDS data set, which is a folder with features.json and "
+            "dataset_info.json"
+        )
+    try:
+        return read_only_builder.builder_from_files(name, data_dir=data_dir, **builder_config)
+    except registered.DatasetNotFoundError:
+        builder = _builder_from_code(name, data_dir, builder_config)
+    if not download:
+        raise FileNotFoundError(
+            f"the data set {name!r} is not prepared in {data_dir}; set download=True to fetch "
+            f"{builder.info.download_size or 'it'} now, or {_elsewhere(name)}"
+        )
+    _check_reachable(name, builder)
+    try:
+        prepare(builder)
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"preparing {name!r} needs a package that is not installed ({error}); reading it does "
+            f"not, so {_elsewhere(name)}"
+        ) from error
+    return builder
+
+
+def _builder_from_code(
+    name: str, data_dir: str, builder_config: dict[str, Any]
+) -> tfds.core.DatasetBuilder:
+    try:
+        return tfds.builder(name, data_dir=data_dir, **builder_config)
+    except registered.DatasetNotFoundError as error:
+        known = tfds.list_builders(with_community_datasets=False)
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = (
+            f", did you mean {' or '.join(close)}?"
+            if close
+            else f" and none is prepared in {data_dir}"
+        )
+        raise ValueError(
+            f"TFDS knows no data set {name!r} and none is prepared in {data_dir}{hint}"
+        ) from error
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"the data set {name!r} is not prepared in {data_dir}, and its builder needs a package "
+            f"that is not installed ({error}); {_elsewhere(name)}"
+        ) from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"the data set {name!r} does not take {builder_config or 'this configuration'}: {error}"
+        ) from error
+
+
+def _check_reachable(name: str, builder: tfds.core.DatasetBuilder) -> None:
+    """One request with a short timeout, since TFDS retries an unreachable host for minutes."""
+    urls = list(type(builder).url_infos or {})
+    if not urls:
+        return
+    try:
+        with urllib.request.urlopen(urls[0], timeout=_CONNECT_TIMEOUT):
+            pass
+    except urllib.error.HTTPError:
+        return  # the host is there; whether it likes this request is for the download to find out
+    except OSError as error:
+        raise ConnectionError(
+            f"the data set {name!r} is not prepared in {os.fspath(builder.data_dir)} and {urls[0]} "
+            f"does not answer ({type(error).__name__}); with a network, {_elsewhere(name)}"
+        ) from error
+
+
+def _elsewhere(name: str) -> str:
+    return (
+        f"prepare it on another machine (tfds build {name} --file_format=array_record) and pass "
+        "its data_dir"
+    )

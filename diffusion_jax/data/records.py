@@ -1,0 +1,165 @@
+"""One record of a source: find its image, label and caption, decode it, remember it, count the
+unreadable."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from absl import logging
+from tensorflow_datasets.core import features as tfds_features
+
+from diffusion_jax.data.transforms import CorruptImageError
+
+
+@runtime_checkable
+class Records(Protocol):
+    """A random-access source: len(records) dicts, records[i] in any order; from TFDS also
+    .dataset_info."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class Record(NamedTuple):
+    """A decoded record; image is None when it is unreadable, label and caption when the source has
+    none."""
+
+    image: np.ndarray | None
+    label: int | None
+    caption: str | None
+    index: int
+
+
+class Keys(NamedTuple):
+    """Names of the features that a batch is made of."""
+
+    image: str
+    label: str | None
+    caption: str | None
+
+
+def find_keys(
+    source: Records,
+    *,
+    image_key: str | None = None,
+    label_key: str | None = None,
+    caption_key: str | None = None,
+) -> Keys:
+    """Names of the image, label and caption features of a source.
+
+    A name that is given must exist. Otherwise the usual name ("image"; "label"; "caption" or
+    "text") or, failing that, the only top-level feature of the right kind; labels and captions are
+    optional.
+
+    Raises:
+        ValueError: no such feature, or several images to choose from; names the argument and the
+            choices.
+    """
+    info = getattr(source, "dataset_info", None)
+    features = dict(info.features) if info is not None else source[0]
+    of_kind = {"image": [], "label": [], "caption": []}
+    for name, feature in features.items():
+        kind = _kind(name, feature)
+        if kind is not None:
+            of_kind[kind].append(name)
+
+    def choose(
+        argument: str, given: str | None, usual: tuple[str, ...], found: list[str]
+    ) -> str | None:
+        if given is not None:
+            if given not in features:
+                raise ValueError(
+                    f"{argument}={given!r} is not a feature, choose one of {', '.join(features)}"
+                )
+            return given
+        named = [name for name in usual if name in found]
+        if named:
+            return named[0]
+        return found[0] if len(found) == 1 else None
+
+    image = choose("image_key", image_key, ("image",), of_kind["image"])
+    if image is None:
+        raise ValueError(
+            "image_key=None does not settle which feature is the image, "
+            f"choose one of {', '.join(features)}"
+        )
+    label = choose("label_key", label_key, ("label",), of_kind["label"])
+    caption = choose("caption_key", caption_key, ("caption", "text"), of_kind["caption"])
+    return Keys(image, label, caption)
+
+
+def _kind(name: str, feature: Any) -> str | None:
+    """Whether a TFDS feature, or in a plain dict a name, looks like an image, a label or a
+    caption."""
+    if isinstance(feature, tfds_features.Image):
+        return "image"
+    if isinstance(feature, tfds_features.ClassLabel):
+        return "label"
+    if isinstance(feature, tfds_features.Text):
+        return "caption"
+    if isinstance(feature, tfds_features.FeatureConnector):
+        return None
+    return {"image": "image", "label": "label", "caption": "caption", "text": "caption"}.get(name)
+
+
+def make_reader(
+    source: Records,
+    fit: Callable[[Any], np.ndarray],
+    keys: Keys,
+    *,
+    cache: bool,
+    max_corrupt: int,
+) -> Callable[[int], Record]:
+    """A function record number -> Record, safe to call from several threads.
+
+    With cache=True a record is decoded once and kept. An unreadable image gives image=None and a
+    warning; when more than max_corrupt different ones have been met it is an error.
+
+    Raises:
+        ValueError: while reading, one unreadable image too many; names the record.
+    """
+    kept: dict[int, Record] = {}
+    corrupt: set[int] = set()
+
+    def read(index: int) -> Record:
+        if index in kept:
+            return kept[index]
+        fields = source[index]
+        try:
+            image = fit(fields[keys.image])
+        except CorruptImageError as error:
+            image = None
+            _count_corrupt(corrupt, index, _name(fields, index), error, max_corrupt)
+        label = None if keys.label is None else int(fields[keys.label])
+        caption = None if keys.caption is None else _text(fields[keys.caption])
+        record = Record(image, label, caption, index)
+        if cache:
+            kept[index] = record
+        return record
+
+    return read
+
+
+def _count_corrupt(
+    corrupt: set[int], index: int, name: str, error: CorruptImageError, max_corrupt: int
+) -> None:
+    if index not in corrupt:
+        corrupt.add(index)
+        logging.warning("skipped %s: %s", name, error)
+    if len(corrupt) > max_corrupt:
+        raise ValueError(
+            f"{name} is {error}; that makes {len(corrupt)} unreadable images, "
+            f"max_corrupt={max_corrupt} allows no more"
+        ) from error
+
+
+def _name(fields: dict[str, Any], index: int) -> str:
+    names = [
+        _text(fields[key]) for key in ("file_name", "filename", "image/filename") if key in fields
+    ]
+    return f"record {index}" + (f" ({names[0]})" if names else "")
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,147 @@
+"""Decoding of every pixel layout, and the geometry of pad, resize and crop."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.data import transforms
+
+
+def png(image, format="PNG"):
+    buffer = io.BytesIO()
+    image.save(buffer, format=format)
+    return buffer.getvalue()
+
+
+def gray(value, mode="L", size=(4, 3)):
+    return Image.new(mode, size, value)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (gray(77), 77),
+        (gray((10, 10, 10), "RGB"), 10),
+        (gray((10, 10, 10, 255), "RGBA"), 10),
+        (gray((10, 10, 10, 0), "RGBA"), 255),  # invisible: what shows is the white behind
+        (gray((0, 0, 0, 128), "RGBA"), 127),
+        (gray((10, 0), "LA"), 255),
+        (gray(1, "1"), 255),
+        (Image.fromarray(np.full((3, 4), 65535, np.uint16)), 255),
+        (Image.fromarray(np.full((3, 4), 257 * 100, np.uint16)), 100),
+    ],
+)
+def test_pixel_layouts(image, expected, channels):
+    pixels = transforms.decode(png(image), channels)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (3, 4, channels)
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_palette_gives_colours_not_numbers():
+    image = gray((200, 30, 40), "RGB").quantize(4)
+    assert image.mode == "P"
+    np.testing.assert_array_equal(transforms.decode(png(image), 3)[0, 0], [200, 30, 40])
+
+
+def test_transparent_palette_shows_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, 9, 9, 9])
+    image.putdata([0, 1])
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", transparency=0)
+    np.testing.assert_array_equal(transforms.decode(buffer.getvalue(), 1)[0, :, 0], [255, 9])
+
+
+def test_cmyk_jpeg():
+    pixels = transforms.decode(png(Image.new("CMYK", (2, 2)), "JPEG"), 3)
+    np.testing.assert_array_equal(pixels, 255)
+
+
+def test_orientation_of_a_camera():
+    image = Image.fromarray(np.array([[0, 255]], np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to view
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", exif=exif)
+    np.testing.assert_array_equal(transforms.decode(buffer.getvalue(), 1)[..., 0], [[0], [255]])
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3), (5, 7, 4)])
+def test_arrays(shape):
+    pixels = transforms.decode(np.full(shape, 255, np.uint8), 3)
+    assert pixels.shape == (5, 7, 3)
+    np.testing.assert_array_equal(pixels, 255)
+
+
+def test_arrays_of_other_types_are_refused():
+    with pytest.raises(TypeError, match="got float32"):
+        transforms.decode(np.zeros((2, 2, 3), np.float32), 3)
+    with pytest.raises(TypeError, match=r"shape \[2, 2, 5\]"):
+        transforms.decode(np.zeros((2, 2, 5), np.uint8), 3)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 60, 0.9])
+def test_damaged_bytes(keep):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    for format in ("PNG", "JPEG"):
+        data = png(Image.fromarray(noise), format)
+        cut = data[: int(keep * len(data)) if isinstance(keep, float) else keep]
+        with pytest.raises(transforms.CorruptImageError, match="not a readable image"):
+            transforms.decode(cut, 3)
+
+
+def make(image_size, **changes):
+    defaults = {"channels": 3, "crop": "center", "resize": "bicubic", "pad": 0}
+    return transforms.make_fit(image_size, **{**defaults, **changes})[1]
+
+
+@pytest.mark.parametrize("old", [(1, 1), (8, 8), (3, 9), (9, 3), (17, 16)])
+@pytest.mark.parametrize("size", [8, (4, 6)])
+@pytest.mark.parametrize("crop", ["center", "stretch"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_size_becomes_the_asked_size(old, size, crop, channels):
+    pixels = make(size, crop=crop, channels=channels)(np.full((*old, 3), 99, np.uint8))
+    height, width = (size, size) if isinstance(size, int) else size
+    assert pixels.shape == (height, width, channels)
+    np.testing.assert_array_equal(pixels, 99)
+
+
+def test_center_crop_keeps_the_middle():
+    image = np.zeros((4, 12, 1), np.uint8)
+    image[:, 4:8] = 255
+    np.testing.assert_array_equal(make(4, channels=1)(image), 255)
+
+
+def test_shrinking_is_antialiased():
+    stripes = np.tile(np.array([0, 255], np.uint8), (32, 16))[..., None]
+    for resize in ("bicubic", "area", "bilinear", "lanczos"):
+        small = make(8, channels=1, resize=resize)(stripes)
+        assert abs(int(small[4, 4, 0]) - 127) < 16
+    np.testing.assert_array_equal(make(16, channels=1, resize="area")(stripes), 128)
+
+
+def test_pad_keeps_the_pixels_and_repeats_the_edge():
+    image = np.arange(9, dtype=np.uint8).reshape(3, 3, 1) * 10
+    padded = make(7, channels=1, pad=2)(image)
+    np.testing.assert_array_equal(padded[2:-2, 2:-2], image)
+    assert padded[0, 0, 0] == 0
+    assert padded[-1, -1, 0] == 80
+
+
+def test_random_crop_can_reach_both_ends():
+    image = np.arange(10, dtype=np.uint8).reshape(1, 10, 1)
+    lefts = {
+        int(transforms.cut(image, (1, 4), 0.0, u)[0, 0, 0]) for u in np.linspace(0, 0.9999, 50)
+    }
+    assert lefts == set(range(7))
+
+
+def test_range_of_floats():
+    floats = transforms.to_float(np.array([0, 255, 128], np.uint8))
+    assert floats.dtype == np.float32
+    assert floats[0] == -1 and floats[1] == 1
+    assert floats[2] == pytest.approx(128 / 127.5 - 1, abs=1e-7)
