@@ -1,9 +1,9 @@
 """Device meshes, and where the leaves of a tree live on them, by regex rules over paths.
 
 A mesh has three axes: "data" copies the model, "fsdp" splits parameters and optimizer state,
-    "tensor" splits single
-layers. A batch is split over "data" and "fsdp" together. Networks know nothing of this: the axis
-types are Auto, so the compiler propagates what the arguments of a jitted function carry.
+"tensor" splits single layers. A batch is split over "data" and "fsdp" together. Networks know
+nothing of this: the axis types are Auto, so the compiler propagates what the arguments of a jitted
+function carry.
 """
 
 import functools

@@ -16,9 +16,8 @@ class TrainState(NamedTuple):
     """All that training changes. Keys are no part of it, they follow from the step.
 
     step: int32 scalar, the number of updates made. params: the trained parameters. opt_state: the
-        optimizer's state, the
-    EMA inside it. mutable: the collections that a network writes while it trains (BatchNorm
-    statistics), {} for none.
+    optimizer's state, the EMA inside it. mutable: the collections that a network writes while it
+    trains (BatchNorm statistics), {} for none.
     """
 
     step: jax.Array
@@ -31,9 +30,8 @@ def init_state(
     params: PyTree, tx: optax.GradientTransformation, mutable: PyTree = None
 ) -> TrainState:
     """The state before the first update: step 0, fresh optimizer state, `mutable` or {}."""
-    opt_state = strengthen(tx.init(params))
     mutable = {} if mutable is None else mutable
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, mutable)
+    return strengthen(TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), mutable))
 
 
 def abstract_state(

@@ -36,8 +36,7 @@ def make_train_step(
     summed over A micro-batches in one scan and equals the full-batch gradient to float tolerance
     when the loss is a (weighted) mean over samples. Micro-batch j holds the samples j, j + A, ...:
     every device finds its share of each in the rows that it already has. Gradients are summed in
-    float32; the loss is handed to optimizers that ask for `value`; `mutable` passes through the
-    micro-batches in order.
+    float32; `mutable` passes through the micro-batches in order.
 
     Returns: a pure function, not jitted (`jit_train_step` does it). The metrics are float32
         scalars: the loss, those of `loss_fn`, and grad_norm, the global norm before any clipping.
@@ -56,7 +55,15 @@ def make_train_step(
             loss_fn, state, frozen, batch, key, accumulate=accumulate
         )
         metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(gradients)}
-        updates, opt_state = tx.update(gradients, state.opt_state, state.params, value=loss)
+
+        def objective(params: PyTree) -> Any:
+            keys = _sample_keys(key, _positions(batch))
+            return loss_fn(params, state.mutable, frozen, batch, keys, train=True)[0]
+
+        # value and obj_fn are for the few optimizers that ask for them (momo, polyak_sgd, sophia)
+        updates, opt_state = tx.update(
+            gradients, state.opt_state, state.params, value=loss, obj_fn=objective
+        )
         params = optax.apply_updates(state.params, updates)
         new = strengthen(TrainState(state.step + 1, params, opt_state, mutable), state)
         return new, _float32(metrics)

@@ -24,7 +24,7 @@ TX = optax.chain(optax.adamw(1e-3), ema(0.99))
 def init(key):
     kernel_key, embedding_key = jax.random.split(key)
     params = {
-        "dense": {"kernel": jax.random.normal(kernel_key, (8, 16)), "bias": jnp.zeros((16,))},
+        "dense": {"kernel": jax.random.normal(kernel_key, (8, 16)), "bias": jnp.full((16,), 0.5)},
         "embedding": jax.random.normal(embedding_key, (3, 5)),
     }
     return init_state(params, TX, {"batch_stats": {"mean": jnp.zeros((16,))}})

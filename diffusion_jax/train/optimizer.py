@@ -1,0 +1,212 @@
+"""The optimizer of a run: clipping, any optax optimizer by name, and the EMA, in one chain."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from diffusion_jax.train.ema import ema
+from diffusion_jax.types import PyTree
+
+
+class Optimizer(NamedTuple):
+    """tx: the optax transformation. lr_at: step -> learning rate of that update, float32."""
+
+    tx: optax.GradientTransformationExtraArgs
+    lr_at: Callable[[Any], jax.Array]
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: float = 1e-2,
+    mask: Any = None,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW (arXiv:1711.05101) with the defaults of torch: weight decay 1e-2, of all parameters."""
+    return optax.adamw(
+        learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nesterov=nesterov
+    )
+
+
+# What else has a learning rate but cannot stand alone in a chain, and why.
+NOT_OPTIMIZERS = {
+    "dpsgd": "it needs the gradient of every sample on its own",
+    "lbfgs": "its line search needs many losses in one step",
+    "schedule_free": "it wraps another optimizer; schedule_free_adamw and schedule_free_sgd exist",
+}
+
+
+def _factories(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    """The functions of an optax module that turn a learning rate into a transformation."""
+    found = {}
+    for name, function in sorted(vars(module).items()):
+        if not inspect.isfunction(function) or name.startswith(("_", "scale_by_")):
+            continue
+        signature = inspect.signature(function)
+        makes_transformation = "GradientTransformation" in str(signature.return_annotation)
+        if makes_transformation and _learning_rate_name(signature) and name not in NOT_OPTIMIZERS:
+            found[name] = function
+    return found
+
+
+def _learning_rate_name(signature: inspect.Signature) -> str | None:
+    names = ("learning_rate", "max_learning_rate")
+    return next((name for name in names if name in signature.parameters), None)
+
+
+# name -> factory: every optimizer of optax and optax.contrib, with our own adamw in front.
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    **_factories(optax.contrib),
+    **_factories(optax),
+    "adamw": adamw,
+}
+WEIGHT_DECAY_MASKS = ("all", "kernels")
+
+
+def make_optimizer(
+    name: str = "adamw",
+    *,
+    learning_rate: float | int = 1e-4,
+    lr_multiplier: Callable[[Any], Any] | None = None,
+    gradient_clip_norm: float | int | None = None,
+    weight_decay_mask: str = "all",
+    ema_decay: float | None = 0.9999,
+    ema_use_num_updates: bool = True,
+    **options: Any,
+) -> Optimizer:
+    """The chain clip -> optimizer -> EMA, and the learning rate as a function of the step.
+
+    The state is a dictionary with the keys "clip", "optimizer" and, with an average, "ema". Moments
+    have the dtype of the parameters unless an option says otherwise (mu_dtype).
+
+    Args:
+        name: a row of `OPTIMIZERS`.
+        learning_rate: base learning rate (`scaled_learning_rate` for the scale_lr rule).
+        lr_multiplier: step -> factor, a row of `diffusion_jax.train.lr_schedules.LR_SCHEDULES`.
+        gradient_clip_norm: largest global norm of the gradient, None for no clipping.
+        weight_decay_mask: "all" decays every parameter, as torch does; "kernels" spares biases,
+            norm scales and other vectors.
+        ema_decay: see `diffusion_jax.train.ema.ema`; None keeps no average.
+        options: keywords of the optax factory.
+
+    Raises:
+        ValueError: an unknown name, option or mask, a number out of range, or a schedule for an
+            optimizer that takes a constant learning rate only.
+    """
+    factory = _lookup(name)
+    signature = inspect.signature(factory)
+    _check_options(name, signature, options)
+    if not (learning_rate >= 0 and math.isfinite(learning_rate)):
+        raise ValueError(f"optimizer.learning_rate={learning_rate} must be finite and >= 0")
+    if gradient_clip_norm is not None and not gradient_clip_norm > 0:
+        raise ValueError(f"optimizer.gradient_clip_norm={gradient_clip_norm} must be positive")
+
+    def lr_at(step: Any) -> jax.Array:
+        factor = 1.0 if lr_multiplier is None else lr_multiplier(step)
+        return jnp.asarray(learning_rate * factor, jnp.float32)
+
+    rate = _rate(name, signature, learning_rate, lr_at, scheduled=lr_multiplier is not None)
+    mask = _mask(name, signature, weight_decay_mask)
+    clip = (
+        optax.identity()
+        if gradient_clip_norm is None
+        else optax.clip_by_global_norm(gradient_clip_norm)
+    )
+    links = [("clip", clip), ("optimizer", factory(**rate, **mask, **options))]
+    if ema_decay is not None:
+        links.append(("ema", ema(ema_decay, use_num_updates=ema_use_num_updates)))
+    return Optimizer(optax.named_chain(*links), lr_at)
+
+
+def scaled_learning_rate(
+    base_learning_rate: float | int, global_batch_size: int, *, scale_lr: bool = True
+) -> float | int:
+    """The scale_lr rule of latent-diffusion: base times the samples of one update.
+
+    Args:
+        global_batch_size: samples over all devices and micro-batches
+            (upstream: accumulate_grad_batches * num_gpus * batch_size).
+        scale_lr: False returns the base.
+    """
+    return base_learning_rate * global_batch_size if scale_lr else base_learning_rate
+
+
+def kernels_mask(params: PyTree) -> PyTree:
+    """True for what "kernels" decays: all but biases, norm scales and other vectors."""
+
+    def decays(path: Any, leaf: Any) -> bool:
+        last = jax.tree_util.keystr(path[-1:], simple=True)
+        return leaf.ndim >= 2 and last not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _lookup(name: str) -> Callable[..., Any]:
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    if name in NOT_OPTIMIZERS:
+        raise ValueError(f"optimizer.name={name!r} cannot be used: {NOT_OPTIMIZERS[name]}")
+    close = difflib.get_close_matches(name, OPTIMIZERS, n=5)
+    hint = f"did you mean {', '.join(close)}? " if close else ""
+    raise ValueError(
+        f"optimizer.name={name!r} is unknown; {hint}Choose from {', '.join(sorted(OPTIMIZERS))}"
+    )
+
+
+def _check_options(name: str, signature: inspect.Signature, options: dict[str, Any]) -> None:
+    reserved = {"learning_rate", "max_learning_rate", "mask", "weight_decay_mask"}
+    choices = [option for option in signature.parameters if option not in reserved]
+    for option, value in options.items():
+        if option not in choices:
+            raise ValueError(
+                f"optimizer.{option}={value!r} is no option of {name}; "
+                f"choose from {', '.join(choices)}"
+            )
+
+
+def _rate(
+    name: str,
+    signature: inspect.Signature,
+    learning_rate: float | int,
+    lr_at: Callable[[Any], jax.Array],
+    *,
+    scheduled: bool,
+) -> dict[str, Any]:
+    """The keyword of the factory that sets the learning rate: the schedule wherever it is taken."""
+    argument = _learning_rate_name(signature)
+    assert argument is not None
+    if "Callable" in str(signature.parameters[argument].annotation):
+        return {argument: lr_at}
+    if scheduled:
+        raise ValueError(
+            f"optimizer.name={name!r} takes a constant learning rate only; "
+            "remove the schedule and the warm-up, or choose another optimizer"
+        )
+    return {argument: learning_rate}
+
+
+def _mask(name: str, signature: inspect.Signature, mask: str) -> dict[str, Any]:
+    if mask not in WEIGHT_DECAY_MASKS:
+        raise ValueError(
+            f"optimizer.weight_decay_mask={mask!r}; choose from {', '.join(WEIGHT_DECAY_MASKS)}"
+        )
+    if mask == "all":
+        return {}
+    for argument in ("mask", "weight_decay_mask"):
+        if argument in signature.parameters:
+            return {argument: kernels_mask}
+    raise ValueError(
+        f"optimizer.weight_decay_mask={mask!r}: {name} has no mask for its weight decay; use 'all'"
+    )
