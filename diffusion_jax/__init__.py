@@ -1,1 +1,25 @@
+"""Diffusion models in JAX: a pure-functional trainer and sampler.
 
+    from diffusion_jax import Pipeline, make_schedule
+
+Names are loaded on first use, so that importing the package costs nothing.
+"""
+
+import importlib
+
+_HOMES = {
+    "Pipeline": "diffusion_jax.pipeline",
+    "Schedule": "diffusion_jax.diffusion.schedule",
+    "make_schedule": "diffusion_jax.diffusion.schedule",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'diffusion_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,89 @@
+"""Class-conditional digits at 28 px, on 5,000 real MNIST images, in minutes on a laptop CPU.
+
+python launch.py --config=configs/mnist.py              # or `make demo`
+python launch.py --config=configs/mnist.py:tiny         # the same code in seconds, for tests
+
+v-prediction on a cosine schedule; the UNet works at 14 and 7 px after a 2x2 space-to-depth.
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    d = ml_collections.ConfigDict
+    config = d()
+    config.seed = 0
+
+    config.data = d(
+        dict(
+            source=dict(name="mnist_subset"),
+            splits=dict(train="train", validation="validation", test="test"),
+            batches=dict(image_size=28, channels=1, cache=True),
+        )
+    )
+    config.model = d(
+        dict(
+            name="unet",
+            out_channels=1,
+            patch_size=2,
+            model_channels=32,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            attention_resolutions=(),
+            num_head_channels=16,
+            conv_resample=False,
+            use_scale_shift_norm=True,
+            num_classes=11,  # ten digits and the null class of guidance
+        )
+    )
+    config.conditioning = d(
+        dict(
+            key="adm",
+            embedders=dict(label=dict(name="class_label", num_classes=10, ucg_rate=0.1)),
+        )
+    )
+    config.schedule = d(dict(name="squaredcos_cap_v2", num_timesteps=1000, parameterization="v"))
+    config.loss = d(dict(name="ddpm", loss_type="l2"))
+    config.sampler = d(dict(name="ddim", num_steps=25, discretize="trailing", clip_denoised=True))
+    config.guidance = d(dict(name="cfg", scale=2.0))
+
+    config.optimizer = d(
+        dict(
+            name="adamw",
+            learning_rate=2e-3,
+            b2=0.99,
+            weight_decay=0.01,
+            gradient_clip_norm=1.0,
+            ema_decay=0.995,
+        )
+    )
+    config.train = d(dict(num_steps=1500, batch_size=32))
+    config.lr_schedule = d(
+        dict(
+            name="cosine_decay", warmup_steps=100, decay_steps=config.train.get_ref("num_steps")
+        )
+    )
+    config.hooks = d(
+        dict(
+            scalars=dict(every=50),
+            images=dict(batch_frequency=500, max_images=8),
+            validation=dict(every=500),
+        )
+    )
+    config.checkpoint = d(
+        dict(every=500, keep_last=1, keep_best=1, monitor="val/loss_simple_ema", mode="min")
+    )
+
+    if variant == "tiny":
+        config.model.model_channels = 32
+        config.model.channel_mult = (1,)
+        config.train.num_steps = 8
+        config.train.batch_size = 8
+        config.sampler.num_steps = 4
+        config.hooks.scalars.every = 2
+        config.hooks.images.batch_frequency = 4
+        config.hooks.validation.every = 4
+        config.checkpoint.every = 4
+    elif variant:
+        raise ValueError(f"variant {variant!r} of configs/mnist.py is unknown; choose tiny or none")
+    return config

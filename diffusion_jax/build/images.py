@@ -1,0 +1,80 @@
+"""What the image hook shows: inputs, their diffusion, samples and how they came about."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build.experiment import Experiment
+from diffusion_jax.diffusion import ddpm
+from diffusion_jax.diffusion.driver import noise_like
+from diffusion_jax.train.ema import ema_params, has_ema
+from diffusion_jax.train.state import TrainState
+from diffusion_jax.types import PyTree
+
+
+def build_log_images(
+    experiment: Experiment,
+    frozen: PyTree,
+    *,
+    max_images: int = 8,
+    log_every_t: int = 200,
+    class_names: tuple[str, ...] = (),
+) -> Callable[[TrainState, Mapping[str, Any]], dict[str, Any]]:
+    """Make log_images(state, batch) -> {key: images} for the first max_images of a host batch.
+
+    Keys as latent-diffusion's log_images: inputs, conditioning (captions), diffusion_row (q(x_t | x_0) every
+    log_every_t timesteps), samples and denoise_row (predicted x_0 along the way), drawn with the EMA weights.
+    """
+    network = experiment.network
+    inputs_of = [embedder.input_key for embedder in network.embedders.values()]
+    num_steps = experiment.sampler_steps
+    # Rows of the same number of pictures, whatever the sampler's number of steps.
+    log_every = max(1, num_steps // 5)
+
+    def log_images(state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
+        count = experiment.round_up(min(max_images, len(batch["image"])))
+        if count > len(batch["image"]):
+            count = len(batch["image"])
+        inputs = {key: np.asarray(batch[key][:count]) for key in inputs_of}
+        keys = _keys(experiment.seed, count)
+        params = ema_params(state.opt_state) if has_ema(state.opt_state) else state.params
+        samples = experiment.sample_fn(params, frozen, inputs, keys, log_every=log_every)
+        images = jnp.asarray(batch["image"][:count])
+        log = {
+            "inputs": images,
+            "diffusion_row": _diffusion_row(frozen["schedule"], images, keys, log_every_t),
+            "samples": samples.x,
+            "denoise_row": jnp.moveaxis(samples.x_start_log, 0, 1),
+        }
+        log = jax.device_get(jax.tree.map(lambda rows: rows[:max_images], log))
+        captions = _captions(batch, max_images, class_names)
+        return log if captions is None else log | {"conditioning": captions}
+
+    return log_images
+
+
+def _keys(seed: int, count: int) -> jax.Array:
+    # The same noise at every step: the pictures of a run then show what training changed, not what chance did.
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(count))
+
+
+def _diffusion_row(schedule: Any, images: jax.Array, keys: jax.Array, log_every_t: int) -> jax.Array:
+    last = schedule.num_timesteps - 1
+    timesteps = sorted({*range(0, last + 1, log_every_t), last})
+    noise = noise_like(keys, images.shape[1:])
+    rows = [ddpm.q_sample(schedule, images, jnp.full((len(images),), t), noise) for t in timesteps]
+    return jnp.stack(rows, axis=1)
+
+
+def _captions(
+    batch: Mapping[str, Any], count: int, class_names: tuple[str, ...]
+) -> list[str] | None:
+    if "caption" in batch:
+        return [str(caption) for caption in batch["caption"][:count]]
+    if "label" in batch:
+        labels = [int(label) for label in batch["label"][:count]]
+        return [class_names[label] if class_names else str(label) for label in labels]
+    return None

@@ -1,0 +1,28 @@
+"""The command line: one parser, one module per command, nothing heavy imported before it is needed."""
+
+import sys
+from collections.abc import Sequence
+
+from diffusion_jax.cli.arguments import parse_arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the process's exit code (2: bad input, told in one sentence)."""
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if arguments.debug or not _is_ours(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _is_ours(error: BaseException) -> bool:
+    # A sentence for the user is raised by this package (or by its config file); an error from deeper down is a
+    # defect whose traceback is worth more than its message.
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    filename = traceback.tb_frame.f_code.co_filename if traceback is not None else ""
+    return "diffusion_jax" in filename

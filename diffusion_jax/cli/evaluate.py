@@ -1,0 +1,24 @@
+"""`python launch.py evaluate`: the losses of a run on a split of its data."""
+
+import argparse
+import pathlib
+
+from diffusion_jax.build import experiment
+from diffusion_jax.build.evaluation import build_evaluate
+from diffusion_jax.run_folder import load_saved_config
+from diffusion_jax.train.checkpoint import open_checkpoints
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print every test loss with raw and with EMA weights; return 0."""
+    workdir = pathlib.Path(arguments.workdir)
+    built = experiment(load_saved_config(workdir))
+    source = built.data.source(arguments.split)
+    batches = built.data.eval_batches(source, batch_size=built.training.batch_size)
+    evaluate = build_evaluate(built, built.frozen(), batches, prefix=arguments.split)
+    checkpoints = open_checkpoints(workdir / "checkpoints")
+    state, _ = checkpoints.restore(built.abstract_state(), step=arguments.step)
+    print(f"{workdir}, step {int(state.step)}, {batches.num_examples} records of {arguments.split}:")
+    for name, value in sorted(evaluate(state).items()):
+        print(f"  {name:32} {value:.6g}")
+    return 0

@@ -1,0 +1,91 @@
+"""Where conditioning enters a network: LDM's conditioning keys as one routing function."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from diffusion_jax.types import Conditioning, Image, PyTree, Timesteps
+
+# conditioning key -> the entries of a Conditioning that it needs.
+CONDITIONING_KEYS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "concat": ("concat",),
+    "crossattn": ("crossattn",),
+    "hybrid": ("concat", "crossattn"),
+    "adm": ("vector",),
+    "hybrid-adm": ("concat", "crossattn", "vector"),
+    "crossattn-adm": ("crossattn", "vector"),
+}
+
+
+class NetworkInputs(NamedTuple):
+    """What a UNet is called with: x [b h w c], context [b l d] or None, y ([b d] or int [b]) or None."""
+
+    x: Array
+    context: Array | None
+    y: Array | None
+
+
+def required_entries(conditioning_key: str) -> tuple[str, ...]:
+    """Name the Conditioning entries that a conditioning key needs.
+
+    Raises ValueError for a key outside CONDITIONING_KEYS.
+    Source: latent-diffusion, DiffusionWrapper.
+    """
+    if conditioning_key not in CONDITIONING_KEYS:
+        raise ValueError(
+            f"conditioning key {conditioning_key!r} is unknown; choose one of "
+            f"{', '.join(CONDITIONING_KEYS)}"
+        )
+    return CONDITIONING_KEYS[conditioning_key]
+
+
+def network_inputs(conditioning_key: str, x: Image, conditioning: Conditioning) -> NetworkInputs:
+    """Route conditioning into a UNet: concat joins x on the channels, crossattn is the context, vector is y.
+
+    x [b h w c] of any float dtype; the conditioning holds exactly the entries that the key needs.
+    Raises ValueError when an entry is missing or left over: a conditioning that goes unseen is a bug.
+    Source: latent-diffusion, DiffusionWrapper; generative-models, OpenAIWrapper.
+    """
+    needed = required_entries(conditioning_key)
+    if set(conditioning) != set(needed):
+        raise ValueError(
+            f"conditioning key {conditioning_key!r} needs the entries {sorted(needed)}, "
+            f"got {sorted(conditioning)}"
+        )
+    if "concat" in needed:
+        x = jnp.concatenate([x, conditioning["concat"].astype(x.dtype)], axis=-1)
+    return NetworkInputs(
+        x,
+        conditioning["crossattn"] if "crossattn" in needed else None,
+        conditioning["vector"] if "vector" in needed else None,
+    )
+
+
+def apply_network(
+    module: nn.Module,
+    conditioning_key: str,
+    params: PyTree,
+    x: Image,
+    t: Timesteps,
+    conditioning: Conditioning,
+    dropout_key: Key[Array, ""] | None = None,
+) -> Array:
+    """Evaluate a network on x_t [b h w c] at t [b] under its conditioning -> model output [b h w c'], float32.
+
+    A dropout_key means training; without one the network is deterministic.
+    """
+    inputs = network_inputs(conditioning_key, x, conditioning)
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    output = module.apply(
+        {"params": params},
+        inputs.x,
+        t,
+        context=inputs.context,
+        y=inputs.y,
+        train=dropout_key is not None,
+        rngs=rngs,
+    )
+    return output.astype(jnp.float32)

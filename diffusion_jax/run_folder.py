@@ -1,0 +1,137 @@
+"""The folder of one run: its name, its saved config, and whom it belongs to."""
+
+import datetime
+import importlib.util
+import pathlib
+import pprint
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+
+SAVED_CONFIG = "configs/config.py"
+# What may differ when a run is continued: how long, where and what is watched, never what is computed.
+MAY_CHANGE = ("train.num_steps", "mesh", "hooks", "checkpoint", "data.batches.num_threads")
+
+
+def new_run_folder(
+    logdir: str, config_path: str, *, name: str = "", postfix: str = ""
+) -> pathlib.Path:
+    """Name a fresh run: logdir/{timestamp}_{name or config}{postfix} (latent-diffusion's naming)."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    stem, _, variant = pathlib.Path(config_path).name.partition(":")
+    label = name or stem.removesuffix(".py") + (f"-{variant}" if variant else "")
+    return pathlib.Path(logdir) / f"{stamp}_{label}{postfix}"
+
+
+def has_run(workdir: pathlib.Path) -> bool:
+    """Tell whether a folder holds a run: its saved config is there."""
+    return (workdir / SAVED_CONFIG).is_file()
+
+
+def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
+    """Make a folder the home of a config, or recognise it as such; return whether a run was there before.
+
+    Raises ValueError when the folder belongs to another config (naming every difference) or holds files that
+    are not a run's, and OSError when it cannot be written.
+    """
+    if has_run(workdir):
+        different = differences(load_saved_config(workdir), config)
+        if different:
+            raise ValueError(
+                f"{workdir} belongs to another config, which differs in {'; '.join(different)}: "
+                "choose another --workdir, or continue it with --resume and its own config"
+            )
+        save_config(workdir, config)
+        return True
+    if workdir.is_file() or (workdir.is_dir() and any(workdir.iterdir())):
+        raise ValueError(f"{workdir} exists and is not the folder of a run; choose another --workdir")
+    save_config(workdir, config)
+    return False
+
+
+def save_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> pathlib.Path:
+    """Write the resolved config as a Python file that `--config` takes again."""
+    path = workdir / SAVED_CONFIG
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = pprint.pformat(to_plain(config), width=100, sort_dicts=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(
+        '"""The resolved config of this run; pass it as --config to repeat it."""\n\n'
+        "import ml_collections\n\nCONFIG = "
+        f"{text}\n\n\ndef get_config():\n    return ml_collections.ConfigDict(CONFIG)\n"
+    )
+    temporary.replace(path)
+    return path
+
+
+def load_saved_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """Read the config that a run was started with; FileNotFoundError when the folder holds no run."""
+    path = workdir / SAVED_CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{workdir} is not the folder of a run: {path} does not exist")
+    return load_config_file(path)
+
+
+def load_config_file(path: pathlib.Path, variant: str | None = None) -> ml_collections.ConfigDict:
+    """Run a config file's get_config(variant), as `--config=path:variant` does."""
+    if not path.is_file():
+        raise FileNotFoundError(f"the config file {path} does not exist")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # a file that exists has a loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant) if variant is not None else module.get_config()
+
+
+def differences(
+    ours: ml_collections.ConfigDict, theirs: ml_collections.ConfigDict
+) -> list[str]:
+    """List 'path: ours -> theirs' for every leaf that differs and that a continued run may not change."""
+    left, right = dict(_leaves(to_plain(ours))), dict(_leaves(to_plain(theirs)))
+    paths = sorted(set(left) | set(right))
+    return [
+        f"{path}: {left.get(path, 'unset')!r} -> {right.get(path, 'unset')!r}"
+        for path in paths
+        if left.get(path, "unset") != right.get(path, "unset")
+        and not any(path == free or path.startswith(free + ".") for free in MAY_CHANGE)
+    ]
+
+
+def to_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Resolve references and placeholders into nested dicts of Python values."""
+    return _plain(config.to_dict())
+
+
+def git_revision() -> str:
+    """Return the revision of the code that runs, with '+' for uncommitted changes, or 'unknown' outside git."""
+    package = pathlib.Path(__file__).parent
+    try:
+        revision = _git(package, "rev-parse", "HEAD")
+        return revision + ("+" if _git(package, "status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"  # an installed package has no repository; the run is recorded all the same
+
+
+def _git(folder: pathlib.Path, *command: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *command], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
