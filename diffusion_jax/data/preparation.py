@@ -1,19 +1,37 @@
 """Prepare a data set once and find it again; fail within seconds where TFDS would retry for
 minutes."""
 
+import contextlib
 import difflib
+import io
+import logging
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from absl import logging
 from tensorflow_datasets.core import read_only_builder, registered
 
 # Seconds to wait for the host of a data set before saying that it cannot be reached.
 _CONNECT_TIMEOUT = 5
+
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep TFDS from announcing a download of unknown size where nothing is downloaded."""
+    tfds_log = logging.getLogger("absl")
+    level = tfds_log.level
+    tfds_log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds_log.setLevel(level)
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
@@ -29,7 +47,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     if builder.is_prepared():
         return
     target = Path(builder.data_dir)
-    logging.info("preparing %s in %s", builder.info.full_name, target)
+    _log.info("preparing %s in %s", builder.info.full_name, target)
     no_bucket = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
         builder.download_and_prepare(file_format="array_record", download_config=no_bucket)

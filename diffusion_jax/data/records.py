@@ -1,14 +1,23 @@
 """One record of a source: find its image, label and caption, decode it, remember it, count the
 unreadable."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from absl import logging
 from tensorflow_datasets.core import features as tfds_features
 
 from diffusion_jax.data.transforms import CorruptImageError
+
+_USUAL_NAMES = {"image": ("image",), "label": ("label",), "caption": ("caption", "text")}
+_FEATURES = {
+    "image": tfds_features.Image,
+    "label": tfds_features.ClassLabel,
+    "caption": tfds_features.Text,
+}
+
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -48,9 +57,8 @@ def find_keys(
 ) -> Keys:
     """Names of the image, label and caption features of a source.
 
-    A name that is given must exist. Otherwise the usual name ("image"; "label"; "caption" or
-    "text") or, failing that, the only top-level feature of the right kind; labels and captions are
-    optional.
+    A name that is given must exist. Otherwise it is the usual name ("image"; "label"; "caption" or
+    "text"), or the only image or class label at the top level; labels and captions are optional.
 
     Raises:
         ValueError: no such feature, or several images to choose from; names the argument and the
@@ -58,49 +66,35 @@ def find_keys(
     """
     info = getattr(source, "dataset_info", None)
     features = dict(info.features) if info is not None else source[0]
-    of_kind = {"image": [], "label": [], "caption": []}
-    for name, feature in features.items():
-        kind = _kind(name, feature)
-        if kind is not None:
-            of_kind[kind].append(name)
-
-    def choose(
-        argument: str, given: str | None, usual: tuple[str, ...], found: list[str]
-    ) -> str | None:
-        if given is not None:
-            if given not in features:
-                raise ValueError(
-                    f"{argument}={given!r} is not a feature, choose one of {', '.join(features)}"
-                )
-            return given
-        named = [name for name in usual if name in found]
-        if named:
-            return named[0]
-        return found[0] if len(found) == 1 else None
-
-    image = choose("image_key", image_key, ("image",), of_kind["image"])
+    image = _choose(features, "image", image_key)
     if image is None:
         raise ValueError(
             "image_key=None does not settle which feature is the image, "
             f"choose one of {', '.join(features)}"
         )
-    label = choose("label_key", label_key, ("label",), of_kind["label"])
-    caption = choose("caption_key", caption_key, ("caption", "text"), of_kind["caption"])
+    label = _choose(features, "label", label_key)
+    caption = _choose(features, "caption", caption_key)
     return Keys(image, label, caption)
 
 
-def _kind(name: str, feature: Any) -> str | None:
-    """Whether a TFDS feature, or in a plain dict a name, looks like an image, a label or a
-    caption."""
-    if isinstance(feature, tfds_features.Image):
-        return "image"
-    if isinstance(feature, tfds_features.ClassLabel):
-        return "label"
-    if isinstance(feature, tfds_features.Text):
-        return "caption"
+def _choose(features: Mapping[str, Any], kind: str, given: str | None) -> str | None:
+    if given is not None and given not in features:
+        raise ValueError(
+            f"{kind}_key={given!r} is not a feature, choose one of {', '.join(features)}"
+        )
+    found = [name for name, feature in features.items() if _is_kind(kind, name, feature)]
+    usual = [name for name in _USUAL_NAMES[kind] if name in found]
+    # A lone text is no caption: many data sets have an "id" or a "file_name" and nothing else.
+    lone = found if len(found) == 1 and kind != "caption" else []
+    candidates = [given] if given is not None else usual + lone
+    return candidates[0] if candidates else None
+
+
+def _is_kind(kind: str, name: str, feature: Any) -> bool:
+    """Whether a feature of TFDS, or by its name a value in a plain dict, is of a kind."""
     if isinstance(feature, tfds_features.FeatureConnector):
-        return None
-    return {"image": "image", "label": "label", "caption": "caption", "text": "caption"}.get(name)
+        return isinstance(feature, _FEATURES[kind])
+    return name in _USUAL_NAMES[kind]
 
 
 def make_reader(
@@ -146,7 +140,7 @@ def _count_corrupt(
 ) -> None:
     if index not in corrupt:
         corrupt.add(index)
-        logging.warning("skipped %s: %s", name, error)
+        _log.warning("skipped %s: %s", name, error)
     if len(corrupt) > max_corrupt:
         raise ValueError(
             f"{name} is {error}; that makes {len(corrupt)} unreadable images, "

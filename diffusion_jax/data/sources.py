@@ -9,14 +9,15 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, file_adapters
 
-from diffusion_jax.data import preparation
-from diffusion_jax.data.mnist_subset import MnistSubset
+from diffusion_jax.data import image_folder, mnist_subset, openmoji, preparation
 from diffusion_jax.data.records import Records, find_keys
 
 # Builders of this package: name -> factory(data_dir, **options). They prepare themselves without a
 # network.
 OWN_BUILDERS: dict[str, Callable[..., tfds.core.DatasetBuilder]] = {
-    "mnist_subset": MnistSubset,
+    "mnist_subset": mnist_subset.MnistSubset,
+    "openmoji": openmoji.builder,
+    "image_folder": image_folder.builder,
 }
 
 
@@ -57,8 +58,9 @@ def open_source(
     """
     data_dir = os.path.expanduser(data_dir or constants.get_default_data_dir())
     if name in OWN_BUILDERS:
-        builder = _own_builder(name, data_dir, builder_config)
-        preparation.prepare(builder)
+        with preparation.quiet():
+            builder = _own_builder(name, data_dir, builder_config)
+            preparation.prepare(builder)
     else:
         builder = preparation.prepared_builder(
             name, data_dir=data_dir, download=download, **builder_config
@@ -138,7 +140,7 @@ def describe(source: Records) -> dict[str, Any]:
         "size_bytes": int(info.dataset_size),
         "file_format": info.file_format.value,
         "citation": info.citation,
-        "skipped": list(info.metadata["skipped"]) if info.metadata else [],
+        "skipped": list(info.metadata["skipped"]) if "skipped" in (info.metadata or {}) else [],
     }
 
 

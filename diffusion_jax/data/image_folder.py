@@ -1,0 +1,254 @@
+"""TFDS builder: a user's folder of images, with classes from folders or captions from a file."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+
+from diffusion_jax.data import transforms
+
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
+METADATA = "metadata.jsonl"
+# Folder name -> split.
+SPLITS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+
+_log = logging.getLogger(__name__)
+
+
+class Item(NamedTuple):
+    """One image file: its path, its name within the folder, and what is known about it."""
+
+    path: Path
+    name: str
+    label: str | None
+    caption: str | None
+
+
+@dataclasses.dataclass(kw_only=True)
+class ImageFolderConfig(tfds.core.BuilderConfig):
+    """Which folder, as it was when it was looked at."""
+
+    folder: str
+    classes: tuple[str, ...]
+    has_captions: bool
+    max_corrupt: int
+
+
+class ImageFolder(tfds.core.GeneratorBasedBuilder):
+    """A folder of images as a TFDS data set; its configuration name changes with the folder.
+
+    Images are stored as they are, byte for byte. Use `builder` to make one.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        config = self.builder_config
+        features: dict[str, Any] = {
+            "image": tfds.features.Image(shape=(None, None, None)),
+            "file_name": tfds.features.Text(),
+        }
+        if config.classes:
+            features["label"] = tfds.features.ClassLabel(names=list(config.classes))
+        if config.has_captions:
+            features["caption"] = tfds.features.Text()
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"Images of the folder {config.folder}.",
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict({"skipped": []}),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+        del dl_manager
+        return {split: self._examples(items) for split, items in scan(self._folder).items()}
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.builder_config.folder)
+
+    def _examples(self, items: list[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
+        readable = 0
+        for item in items:
+            encoded = item.path.read_bytes()
+            try:
+                transforms.decode(encoded, 3)
+            except transforms.CorruptImageError as error:
+                self._skip(item, error)
+                continue
+            example = {"image": encoded, "file_name": item.name}
+            if item.label is not None:
+                example["label"] = item.label
+            if item.caption is not None:
+                example["caption"] = item.caption
+            readable += 1
+            yield item.name, example
+        if not readable:
+            raise ValueError(f"{self._folder}: none of its {len(items)} images can be read")
+
+    def _skip(self, item: Item, error: transforms.CorruptImageError) -> None:
+        skipped = self.info.metadata["skipped"]
+        skipped.append(item.name)
+        _log.warning("skipped %s: %s", item.path, error)
+        limit = self.builder_config.max_corrupt
+        if len(skipped) > limit:
+            raise ValueError(
+                f"{item.path} is {error}; that makes {len(skipped)} unreadable images "
+                f"({', '.join(skipped[-5:])}), max_corrupt={limit} allows no more"
+            ) from error
+
+    def _generate_examples(self) -> None:
+        raise TypeError("the splits are made in _split_generators")  # abstract in the base class
+
+
+def builder(
+    data_dir: str | os.PathLike[str],
+    *,
+    folder: str | os.PathLike[str],
+    max_corrupt: int = 10,
+) -> ImageFolder:
+    """A builder for a folder of images; any change of the folder makes it prepare again.
+
+    The folder holds images; or one sub-folder per class; or a file metadata.jsonl with one object
+    {"file_name": ..., "caption" or "text": ..., "label": ...} per line. Any of these may stand
+    inside sub-folders train, validation (val, valid) and test; without them all is "train".
+
+    Args:
+        data_dir: where TFDS data sets are prepared.
+        folder: the user's folder.
+        max_corrupt: unreadable images to leave out with a warning, before it is an error.
+
+    Raises:
+        FileNotFoundError: no such folder, or metadata.jsonl names a file that is not there.
+        ValueError: no images, images beside class folders, or a bad line in metadata.jsonl.
+    """
+    root = Path(folder).expanduser().resolve()
+    splits = scan(root)
+    items = [item for part in splits.values() for item in part]
+    config = ImageFolderConfig(
+        name=f"{re.sub(r'[^A-Za-z0-9]+', '_', root.name)[:40]}-{_fingerprint(items, max_corrupt)}",
+        folder=str(root),
+        classes=_classes(items),
+        has_captions=items[0].caption is not None,
+        max_corrupt=max_corrupt,
+    )
+    return ImageFolder(data_dir=data_dir, config=config)
+
+
+def scan(root: Path) -> dict[str, list[Item]]:
+    """The images of a folder by split, without opening them.
+
+    Raises:
+        FileNotFoundError, ValueError: as `builder`.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"folder={str(root)!r} is not a folder")
+    names = {path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."}
+    if "train" in names and names <= SPLITS.keys():
+        parts = {SPLITS[name]: root / name for name in sorted(names)}
+    else:
+        parts = {"train": root}
+    splits = {split: _scan_part(root, part) for split, part in parts.items()}
+    for field in ("label", "caption"):
+        missing = [i for part in splits.values() for i in part if getattr(i, field) is None]
+        if missing and len(missing) < sum(map(len, splits.values())):
+            raise ValueError(
+                f"{missing[0].path} has no {field}, but other images of {root} have one; "
+                f"give each a {field} or none"
+            )
+    return splits
+
+
+def _scan_part(root: Path, part: Path) -> list[Item]:
+    if (part / METADATA).exists():
+        return _read_metadata(root, part)
+    paths = sorted(
+        path
+        for path in part.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(name[0] == "." for name in path.relative_to(part).parts)
+    )
+    if not paths:
+        raise ValueError(f"{part} holds no images, which end in {', '.join(SUFFIXES)}")
+    loose = [path for path in paths if path.parent == part]
+    if loose and len(loose) < len(paths):
+        raise ValueError(
+            f"{part} holds images, such as {loose[0].name}, beside folders of images; "
+            "put every image into the folder of its class, or none"
+        )
+    return [
+        Item(
+            path,
+            path.relative_to(root).as_posix(),
+            None if loose else path.relative_to(part).parts[0],
+            None,
+        )
+        for path in paths
+    ]
+
+
+def _read_metadata(root: Path, part: Path) -> list[Item]:
+    items = []
+    with (part / METADATA).open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                items.append(_read_line(root, part, f"{part / METADATA}:{number}", line))
+    if not items:
+        raise ValueError(f"{part / METADATA} holds no lines, so there are no images")
+    return items
+
+
+def _read_line(root: Path, part: Path, where: str, line: str) -> Item:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON ({error})") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("file_name"), str):
+        raise ValueError(
+            f'{where} must be an object with "file_name" and, if known, "caption" and "label", '
+            f"got {line.strip()[:80]}"
+        )
+    path = part / fields["file_name"]
+    if not path.is_file():
+        raise FileNotFoundError(f"{where} names {fields['file_name']!r}, which is not in {part}")
+    caption = fields["caption"] if "caption" in fields else fields.get("text")
+    label = fields.get("label")
+    return Item(
+        path,
+        path.relative_to(root).as_posix(),
+        None if label is None else str(label),
+        None if caption is None else str(caption),
+    )
+
+
+def _classes(items: list[Item]) -> tuple[str, ...]:
+    names = {item.label for item in items if item.label is not None}
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=int))  # 10 comes after 9
+    return tuple(sorted(names))
+
+
+def _fingerprint(items: list[Item], max_corrupt: int) -> str:
+    """Changes when a file, its size, its time or what is known about it does."""
+    digest = hashlib.sha256(str(max_corrupt).encode())
+    for item in items:
+        status = item.path.stat()
+        facts = [item.name, item.label, item.caption, status.st_size, status.st_mtime_ns]
+        digest.update(json.dumps(facts).encode())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,194 @@
+"""A user's folder becomes a data set, and is prepared again when it changes."""
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.data.batches import eval_batches, make_batches
+from diffusion_jax.data.image_folder import scan
+from diffusion_jax.data.sources import captions, class_names, describe, num_classes, open_source
+
+
+def write(path, value=0, mode="L", size=(5, 4)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path)
+
+
+def open_folder(tmp_path, split="train", **options):
+    return open_source(
+        "image_folder", split, data_dir=tmp_path / "tfds", folder=tmp_path / "photos", **options
+    )
+
+
+def labels(source):
+    return {
+        bytes(r["file_name"]).decode(): int(r["label"])
+        for r in map(source.__getitem__, range(len(source)))
+    }
+
+
+def test_classes_from_folders(tmp_path):
+    for name, value in [("dogs/a", 10), ("cats/a", 20), ("cats/deep/b", 30)]:
+        write(tmp_path / "photos" / f"{name}.png", value)
+    (tmp_path / "photos/cats/notes.txt").write_text("not an image")
+    (tmp_path / "photos/.hidden").mkdir()
+    source = open_folder(tmp_path)
+    assert class_names(source) == ("cats", "dogs")
+    assert labels(source) == {"dogs/a.png": 1, "cats/a.png": 0, "cats/deep/b.png": 0}
+    with pytest.raises(ValueError, match="has no captions"):
+        captions(source)
+
+
+def test_numbered_classes_in_order_of_numbers(tmp_path):
+    for name in ("10", "9", "1"):
+        write(tmp_path / "photos" / name / "a.png")
+    assert class_names(open_folder(tmp_path)) == ("1", "9", "10")
+
+
+def test_flat_folder_has_neither_labels_nor_captions(tmp_path):
+    for i in range(3):
+        write(tmp_path / "photos" / f"{i}.JPG", i)
+    source = open_folder(tmp_path)
+    assert num_classes(source) == 0
+    batch = next(make_batches(source, batch_size=3, image_size=4).iterate(0))
+    assert set(batch) == {"image", "index"}
+
+
+def test_captions_and_labels_from_metadata(tmp_path):
+    for i in range(3):
+        write(tmp_path / "photos" / "images" / f"{i}.png", i)
+    lines = [
+        {"file_name": f"images/{i}.png", "text": f"número {i}", "label": ["b", "a", "b"][i]}
+        for i in range(3)
+    ]
+    (tmp_path / "photos/metadata.jsonl").write_text(
+        "\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf-8"
+    )
+    source = open_folder(tmp_path)
+    assert sorted(captions(source)) == ["número 0", "número 1", "número 2"]
+    assert len(captions(source, 2)) == 2
+    batch = next(make_batches(source, batch_size=3, image_size=4, channels=1).iterate(0))
+    for image, label, caption in zip(batch["image"], batch["label"], batch["caption"], strict=True):
+        i = round((image.mean() + 1) * 127.5)
+        assert caption == f"número {i}"
+        assert label == [1, 0, 1][i]
+
+
+def test_splits_from_folders(tmp_path):
+    for split, n in (("train", 4), ("val", 2), ("test", 1)):
+        for i in range(n):
+            write(tmp_path / "photos" / split / "x" / f"{i}.png", i)
+    for split, n in (("train", 4), ("validation", 2), ("test", 1), ("train[:50%]", 2)):
+        source = open_folder(tmp_path, split)
+        assert len(source) == n
+        assert class_names(source) == ("x",)
+
+
+def test_a_class_called_test_is_a_class(tmp_path):
+    for name in ("test", "other"):
+        write(tmp_path / "photos" / name / "a.png")
+    assert class_names(open_folder(tmp_path)) == ("other", "test")
+
+
+def test_every_pixel_layout_and_size_arrives(tmp_path):
+    folder = tmp_path / "photos"
+    write(folder / "gray.png", 200)
+    write(folder / "rgba.png", (0, 0, 0, 0), "RGBA")
+    write(folder / "palette.gif", 3, "P")
+    write(folder / "bits.png", 1, "1")
+    write(folder / "one.png", 7, size=(1, 1))
+    write(folder / "deep.png", 65535, "I;16")
+    write(folder / "wide.jpg", 90, size=(40, 3))
+    source = open_folder(tmp_path)
+    (batch,) = eval_batches(source, batch_size=7, image_size=8).iterate(0)
+    assert batch["weight"].sum() == 7
+    values = {
+        bytes(source[int(i)]["file_name"]).decode(): round(float(image.mean() + 1) * 127.5)
+        for i, image in zip(batch["index"], batch["image"], strict=True)
+    }
+    assert values["rgba.png"] == values["bits.png"] == values["deep.png"] == 255
+    assert values["gray.png"] == 200
+    assert values["one.png"] == 7
+
+
+def test_bytes_are_kept(tmp_path):
+    write(tmp_path / "photos/a.jpg", (1, 2, 3), "RGB")
+    assert bytes(open_folder(tmp_path)[0]["image"]) == (tmp_path / "photos/a.jpg").read_bytes()
+
+
+def test_changed_folder_is_prepared_again_and_unchanged_is_not(tmp_path):
+    write(tmp_path / "photos/a.png", 1)
+    first = describe(open_folder(tmp_path))["path"]
+    assert describe(open_folder(tmp_path))["path"] == first
+    write(tmp_path / "photos/b.png", 2)
+    second = open_folder(tmp_path)
+    assert len(second) == 2
+    write(tmp_path / "photos/b.png", 3)
+    os.utime(tmp_path / "photos/b.png", ns=(1, 1))  # same size, other time
+    third = open_folder(tmp_path)
+    paths = {first, describe(second)["path"], describe(third)["path"]}
+    assert len(paths) == 3
+    pixels = {np.asarray(Image.open(io.BytesIO(bytes(third[i]["image"]))))[0, 0] for i in (0, 1)}
+    assert pixels == {1, 3}
+
+
+def test_corrupt_images_are_left_out_and_named(tmp_path):
+    write(tmp_path / "photos/good.png", 1)
+    (tmp_path / "photos/bad.png").write_bytes(b"no image")
+    (tmp_path / "photos/empty.png").write_bytes(b"")
+    for _ in range(2):  # prepared now, and found prepared
+        source = open_folder(tmp_path)
+        assert len(source) == 1
+        assert sorted(describe(source)["skipped"]) == ["bad.png", "empty.png"]
+    with pytest.raises(ValueError, match=r"empty.png is not a readable image.*max_corrupt=1"):
+        open_folder(tmp_path, max_corrupt=1)
+
+
+def test_nothing_readable(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/bad.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="none of its 1 images can be read"):
+        open_folder(tmp_path)
+
+
+def test_missing_and_empty_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"folder='.*photos' is not a folder"):
+        open_folder(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ValueError, match=r"photos holds no images, which end in \.png"):
+        open_folder(tmp_path)
+    assert not (tmp_path / "tfds").exists()
+
+
+def test_folder_is_required(tmp_path):
+    with pytest.raises(ValueError, match="'folder'"):
+        open_source("image_folder", "train", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "sentence"),
+    [
+        ("{", ValueError, "metadata.jsonl:2 is not JSON"),
+        ("[]", ValueError, 'metadata.jsonl:2 must be an object with "file_name"'),
+        ('{"caption": "x"}', ValueError, 'metadata.jsonl:2 must be an object with "file_name"'),
+        ('{"file_name": "z.png"}', FileNotFoundError, "metadata.jsonl:2 names 'z.png'"),
+        ('{"file_name": "a.png"}', ValueError, "a.png has no caption, but other images"),
+    ],
+)
+def test_bad_metadata(tmp_path, line, error, sentence):
+    write(tmp_path / "photos/a.png")
+    good = '{"file_name": "a.png", "caption": "x"}'
+    (tmp_path / "photos/metadata.jsonl").write_text(f"{good}\n{line}\n")
+    with pytest.raises(error, match=sentence):
+        open_folder(tmp_path)
+
+
+def test_images_beside_class_folders(tmp_path):
+    write(tmp_path / "photos/cats/a.png")
+    write(tmp_path / "photos/b.png")
+    with pytest.raises(ValueError, match=r"such as b.png, beside folders"):
+        scan(tmp_path / "photos")
