@@ -1,0 +1,254 @@
+"""Layers that the networks share: convolution, dense, GroupNorm, resampling, timestep embedding.
+
+Convolutions and dense layers start as PyTorch starts them.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import repeat
+from jaxtyping import Array, Float, Num
+
+REMAT_POLICIES = (
+    "nothing_saveable",
+    "everything_saveable",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+)
+
+
+def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """Draw from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for weights and biases.
+
+    Returns (key, shape, dtype) -> array.
+    Source: torch.nn.Linear and Conv2d, kaiming_uniform with a = sqrt(5).
+    """
+    bound = 1.0 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        return jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=out_sharding)
+
+    return init
+
+
+def conv(
+    in_channels: int,
+    features: int,
+    kernel_size: tuple[int, ...] = (3, 3),
+    *,
+    stride: int = 1,
+    zero: bool = False,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    name: str | None = None,
+) -> nn.Conv:
+    """Make a convolution padded by kernel_size // 2 on both sides, also when it has a stride.
+
+    zero starts weight and bias at 0 (a block that begins as the identity).
+    """
+    uniform = torch_uniform(in_channels * math.prod(kernel_size))
+    return nn.Conv(
+        features,
+        kernel_size,
+        strides=stride,
+        padding=[(size // 2, size // 2) for size in kernel_size],
+        kernel_init=nn.initializers.zeros if zero else uniform,
+        bias_init=nn.initializers.zeros if zero else uniform,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        name=name,
+    )
+
+
+def dense(
+    in_features: int,
+    features: int,
+    *,
+    use_bias: bool = True,
+    zero: bool = False,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    name: str | None = None,
+) -> nn.Dense:
+    """Make a dense layer over the last axis; zero starts weight and bias at 0."""
+    uniform = torch_uniform(in_features)
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        kernel_init=nn.initializers.zeros if zero else uniform,
+        bias_init=nn.initializers.zeros if zero else uniform,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        name=name,
+    )
+
+
+def group_norm(
+    x: Float[Array, "b *hw c"],
+    scale: Float[Array, "c"],
+    bias: Float[Array, "c"],
+    *,
+    num_groups: int,
+    epsilon: float,
+) -> Float[Array, "b *hw c"]:
+    """Normalise over positions and groups of channels: scale (x - mean) / sqrt(variance + eps) + bias.
+
+    Computed and returned in float32. Source: Wu & He 2018, "Group Normalization", equation 1-6.
+    """
+    axes = tuple(range(1, x.ndim - 1))
+    channels = x.shape[-1]
+    x = x.astype(jnp.float32)
+    # Sums per channel in one pass, about a pixel of the channel rather than about 0, where E[x^2] -
+    # E[x]^2 loses every digit of the variance where the mean is large. The pivot cancels in the result.
+    pivot = jax.lax.stop_gradient(x[(slice(None),) + (slice(0, 1),) * len(axes)])
+    shifted = x - pivot
+    first = jnp.mean(shifted, axes)
+    second = jnp.mean(jnp.square(shifted), axes)
+    channel_variance = second - jnp.square(first)
+    channel_mean = first + pivot.reshape(first.shape)
+    grouped = (x.shape[0], num_groups, channels // num_groups)
+    mean = jnp.mean(channel_mean.reshape(grouped), -1, keepdims=True)
+    spread = jnp.square(channel_mean.reshape(grouped) - mean)
+    variance = jnp.mean(channel_variance.reshape(grouped) + spread, -1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + epsilon)
+    per_channel = (x.shape[0],) + (1,) * len(axes) + (channels,)
+    mean = jnp.broadcast_to(mean, grouped).reshape(per_channel)
+    gain = jnp.broadcast_to(inverse, grouped).reshape(per_channel) * scale.reshape(
+        (1,) * (x.ndim - 1) + (channels,)
+    )
+    return (x - mean) * gain + bias.reshape((1,) * (x.ndim - 1) + (channels,))
+
+
+class GroupNorm(nn.Module):
+    """GroupNorm in float32, optionally modulated per sample, h (1 + scale) + shift, and through SiLU.
+
+    x [b ... c], scale and shift [b c] -> [b ... c] of dtype. Raises ValueError when the groups do
+    not divide the channels. Source: guided-diffusion, GroupNorm32.
+    """
+
+    num_groups: int = 32
+    epsilon: float = 1e-5
+    silu: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b *hw c"],
+        scale: Float[Array, "b c"] | None = None,
+        shift: Float[Array, "b c"] | None = None,
+    ) -> Float[Array, "b *hw c"]:
+        channels = x.shape[-1]
+        if channels % self.num_groups:
+            raise ValueError(
+                f"num_groups = {self.num_groups} does not divide the {channels} channels of "
+                f"{'/'.join(self.path)}; choose channels that are a multiple of it"
+            )
+        gamma = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
+        beta = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+        h = group_norm(
+            x,
+            gamma.astype(jnp.float32),
+            beta.astype(jnp.float32),
+            num_groups=self.num_groups,
+            epsilon=self.epsilon,
+        )
+        per_channel = (x.shape[0],) + (1,) * (x.ndim - 2) + (channels,)
+        if scale is not None:
+            h = h * (1.0 + scale.astype(jnp.float32).reshape(per_channel))
+        if shift is not None:
+            h = h + shift.astype(jnp.float32).reshape(per_channel)
+        return (nn.silu(h) if self.silu else h).astype(self.dtype)
+
+
+def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Double height and width by repeating each pixel."""
+    return repeat(x, "b h w c -> b (h p) (w q) c", p=2, q=2)
+
+
+def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Halve height and width by averaging blocks of 2 x 2."""
+    return nn.avg_pool(x, (2, 2), (2, 2))
+
+
+class Upsample(nn.Module):
+    """Repeat each pixel 2 x 2, then convolve (`conv`) if use_conv: [b h w c] -> [b 2h 2w c']."""
+
+    features: int
+    use_conv: bool = True
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        h = upsample_nearest(x)
+        if not self.use_conv:
+            return h
+        return conv(
+            x.shape[-1],
+            self.features,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="conv",
+        )(h)
+
+
+class Downsample(nn.Module):
+    """Convolve with stride 2 (`op`), or average 2 x 2 pixels: [b h w c] -> [b h/2 w/2 c']."""
+
+    features: int
+    use_conv: bool = True
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        if not self.use_conv:
+            return average_pool(x)
+        return conv(
+            x.shape[-1],
+            self.features,
+            stride=2,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="op",
+        )(x)
+
+
+def timestep_embedding(
+    t: Num[Array, "b"], dim: int, *, max_period: float = 10000.0
+) -> Float[Array, "b d"]:
+    """Embed timesteps as [cos(t w_i), sin(t w_i)], w_i = max_period^(-i / (dim // 2)), float32.
+
+    t [b] may be fractional; an odd dim ends in a 0. Source: guided-diffusion, nn.timestep_embedding
+    (cosine first, unlike Vaswani et al. 2017).
+    """
+    half = dim // 2
+    frequencies = np.exp(-math.log(max_period) * np.arange(half) / half).astype(np.float32)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
+def rematerialised(module: type[nn.Module], remat: bool | str, **kwargs: Any) -> type[nn.Module]:
+    """Wrap a module class so that its backward pass computes the activations again, to save memory.
+
+    remat: False for the class itself, True to keep nothing, or a name of REMAT_POLICIES for what
+    is kept. Neither the numbers nor the parameter names change.
+    Raises ValueError for another name.
+    """
+    if remat is False:
+        return module
+    if remat is True:
+        return nn.remat(module, **kwargs)
+    if remat not in REMAT_POLICIES:
+        raise ValueError(
+            f"remat = {remat!r} is unknown; "
+            f"choose True, False or one of {', '.join(REMAT_POLICIES)}"
+        )
+    return nn.remat(module, policy=getattr(jax.checkpoint_policies, remat), **kwargs)
