@@ -148,7 +148,7 @@ def shard_batch(mesh: Mesh, host_batch: Mapping[str, Any]) -> dict[str, jax.Arra
     sharding = batch_sharding(mesh)
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     indices = sharding.addressable_devices_indices_map((shards,)).values()
-    local_shards = len({index[0].indices(shards) for index in indices})
+    local_shards = len({index[0].indices(shards) for index in indices if index is not None})
     arrays = {}
     for name, leaf in host_batch.items():
         rows = np.asarray(leaf)

@@ -1,6 +1,7 @@
 """Exponential moving average of the parameters, as the last transformation of an optax chain."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def ema(decay: float = 0.9999, *, use_num_updates: bool = True) -> optax.Gradien
     def init(params: PyTree) -> EmaState:
         return EmaState(jnp.asarray(0 if use_num_updates else -1, jnp.int32), _shadow(params))
 
-    def update(updates: PyTree, state: EmaState, params: PyTree = None) -> tuple[PyTree, EmaState]:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, EmaState]:
         if params is None:
             raise ValueError("ema needs the parameters: call update(updates, state, params)")
         warm = state.num_updates >= 0
@@ -102,7 +103,7 @@ def _find(opt_state: PyTree) -> list[EmaState]:
     return [node for node in jax.tree.leaves(opt_state, is_leaf=_is_ema) if _is_ema(node)]
 
 
-def _replace(opt_state: PyTree, change) -> PyTree:
+def _replace(opt_state: PyTree, change: Callable[[EmaState], EmaState]) -> PyTree:
     ema_params(opt_state)  # exactly one, or a sentence
     return jax.tree.map(
         lambda node: change(node) if _is_ema(node) else node, opt_state, is_leaf=_is_ema

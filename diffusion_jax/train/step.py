@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
-from diffusion_jax.sharding import replicated
 from diffusion_jax.train.state import TrainState, strengthen
 from diffusion_jax.types import Batch, Keys, PyTree
 
@@ -112,7 +111,9 @@ def jit_train_step(
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     scalar = shardings.step
-    metrics = replicated(scalar.mesh) if isinstance(scalar, NamedSharding) else None
+    metrics = (
+        NamedSharding(scalar.mesh, PartitionSpec()) if isinstance(scalar, NamedSharding) else None
+    )
     return jax.jit(
         train_step, donate_argnums=(0,) if donate else (), out_shardings=(shardings, metrics)
     )

@@ -41,6 +41,7 @@ def loss_fn(params, mutable, frozen, batch, keys, *, train):
     return loss, ({"loss_simple": loss}, mutable)
 
 
+@jax.jit
 def init():
     params = NET.init(jax.random.key(7), jnp.zeros((1, 8, 8, 1)))["params"]
     return init_state(params, TX, {"count": jnp.zeros(())})
@@ -77,7 +78,7 @@ def reference():
 
 @pytest.mark.parametrize(
     ("data", "fsdp_size", "accumulate"),
-    [(2, 1, 1), (1, 4, 1), (4, 2, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (8, 1, 2)],
+    [(2, 1, 1), (1, 4, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)],
 )
 def test_one_trajectory_on_any_mesh(reference, data, fsdp_size, accumulate):
     devices = jax.devices()[: data * fsdp_size]
@@ -104,8 +105,7 @@ def test_one_trajectory_under_set_mesh(reference):
     np.testing.assert_allclose(losses, reference[0], rtol=2e-5)
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("accumulate", "weighted"), [(2, True), (4, False)])
 def test_accumulated_gradient_equals_the_full_one(accumulate, weighted):
     tx = optax.sgd(1.0)
     state = init_state(init().params, tx, {"count": jnp.zeros(())})
@@ -264,15 +264,10 @@ def test_eval_noise_is_fixed_and_not_that_of_training():
 
 
 def test_bfloat16_parameters_keep_their_type():
-    tx = optax.chain(optax.adamw(1e-2), ema(0.99))
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), init().params)
+    before = jax.jit(lambda p: init_state(p, TX, {"count": jnp.zeros(())}))(params)
     for accumulate in (1, 2):
-
-        def make():
-            params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), init().params)
-            return init_state(params, tx, {"count": jnp.zeros(())})
-
-        before = make()
-        step = jax.jit(make_train_step(loss_fn, tx, seed=0, accumulate=accumulate))
+        step = jax.jit(make_train_step(loss_fn, TX, seed=0, accumulate=accumulate))
         batch = {"image": jnp.asarray(host_batch(0)["image"])}
         after, _ = step(before, batch, {"sigma": jnp.float32(0.5)})
         assert jax.tree.map(lambda a: a.dtype, after) == jax.tree.map(lambda a: a.dtype, before)
