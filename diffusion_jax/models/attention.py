@@ -46,7 +46,8 @@ class AttentionBlock(nn.Module):
     """Self-attention over the pixels with a residual: x + proj_out(attention(qkv(norm(x)))).
 
     x [b h w c] -> [b h w c]. The channels of qkv are ordered (head, q k v, channel), as in every
-    released model, or with new_order (q k v, head, channel). Raises ValueError when num_heads does not divide the channels.
+    released model, or with new_order (q k v, head, channel). Raises ValueError when num_heads does
+    not divide the channels.
     Source: guided-diffusion, unet.AttentionBlock.
     """
 

@@ -95,15 +95,15 @@ def group_norm(
     num_groups: int,
     epsilon: float,
 ) -> Float[Array, "b *hw c"]:
-    """Normalise over positions and groups of channels: scale (x - mean) / sqrt(variance + eps) + bias.
+    """Normalise over positions and channel groups: scale (x - mean) / sqrt(variance + eps) + bias.
 
     Computed and returned in float32. Source: Wu & He 2018, "Group Normalization", equation 1-6.
     """
     axes = tuple(range(1, x.ndim - 1))
     channels = x.shape[-1]
     x = x.astype(jnp.float32)
-    # Sums per channel in one pass, about a pixel of the channel rather than about 0, where E[x^2] -
-    # E[x]^2 loses every digit of the variance where the mean is large. The pivot cancels in the result.
+    # Sums per channel in one pass, about one of its pixels: about 0, E[x^2] - E[x]^2 would lose
+    # every digit of the variance where the mean is large. The pivot cancels in the result.
     pivot = jax.lax.stop_gradient(x[(slice(None),) + (slice(0, 1),) * len(axes)])
     shifted = x - pivot
     first = jnp.mean(shifted, axes)
@@ -124,7 +124,7 @@ def group_norm(
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm in float32, optionally modulated per sample, h (1 + scale) + shift, and through SiLU.
+    """GroupNorm in float32, optionally modulated per sample, h (1 + scale) + shift, then SiLU.
 
     x [b ... c], scale and shift [b c] -> [b ... c] of dtype. Raises ValueError when the groups do
     not divide the channels. Source: guided-diffusion, GroupNorm32.

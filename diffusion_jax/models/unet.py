@@ -47,7 +47,8 @@ class UNet(nn.Module):
 
     Raises ValueError, with the value and what would be right, when options or inputs do not fit.
     Source: Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis"; Rombach et al.
-    2022, "High-Resolution Image Synthesis with Latent Diffusion Models"; Podell et al. 2023, "SDXL".
+    2022, "High-Resolution Image Synthesis with Latent Diffusion Models"; Podell et al. 2023,
+    "SDXL".
     """
 
     out_channels: int
