@@ -1,0 +1,130 @@
+"""What diffusion training minimises."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax.diffusion.ddpm import get_v
+from diffusion_jax.diffusion.schedule import Schedule, check_choice
+from diffusion_jax.types import PerSample, Timesteps
+
+Sample = Float[Array, "b *shape"]
+
+
+def ddpm_loss(
+    schedule: Schedule,
+    model_output: Sample,
+    x_start: Sample,
+    x_t: Sample,
+    t: Timesteps,
+    noise: Sample,
+    *,
+    parameterization: Literal["eps", "x0", "v"] = "eps",
+    loss_type: Literal["l2", "l1", "huber"] = "l2",
+    l_simple_weight: float = 1.0,
+    original_elbo_weight: float = 0.0,
+    logvar: Float[Array, "T"] | None = None,
+    learn_logvar: bool = False,
+    min_snr_gamma: float | None = None,
+    weight: PerSample | None = None,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Compute the training loss: mean of l / exp(s_t) + s_t, plus the variational term.
+
+    With l the error of a sample averaged over all axes but the first, in float32,
+    loss = l_simple_weight * mean(w_t l / exp(s_t) + s_t) + original_elbo_weight * mean(lvlb_t l).
+
+    x_t is what the network saw; the targets need only x_start and noise.
+    logvar: s, one entry a timestep; None is s = 0 (the DDPM form). It gets gradients only with
+      learn_logvar.
+    min_snr_gamma: w_t = min(snr, gamma) / snr for eps, min(snr, gamma) for x0 and
+      min(snr, gamma) / (snr + 1) for v (Hang et al. 2023); None is w_t = 1.
+    weight: of each sample in every mean (0 for padding); None is equal weights.
+
+    Returns: the loss, and metrics: loss, loss_simple (unweighted mean of l), loss_vlb, and with
+      learn_logvar loss_gamma (the mean with w and s) and logvar (the mean of s).
+
+    Raises ValueError for unknown names, a min_snr_gamma that is not positive, and learn_logvar
+    without a logvar.
+    Source: Ho et al. 2020, equation 14; latent-diffusion, LatentDiffusion.p_losses.
+    """
+    if learn_logvar and logvar is None:
+        raise ValueError("learn_logvar = True needs a logvar array with one entry a timestep")
+    target = training_target(schedule, x_start, noise, t, parameterization)
+    errors = elementwise_loss(model_output, target, loss_type)
+    per_sample = errors.reshape(errors.shape[0], -1).mean(axis=1)
+    gamma = per_sample
+    if min_snr_gamma is not None:
+        gamma = gamma * min_snr_weights(schedule, t, min_snr_gamma, parameterization)
+    if logvar is not None:
+        logvar = logvar if learn_logvar else jax.lax.stop_gradient(logvar)
+        gamma = gamma / jnp.exp(logvar[t]) + logvar[t]
+    loss_vlb = weighted_mean(schedule.lvlb_weights[t] * per_sample, weight)
+    loss_gamma = weighted_mean(gamma, weight)
+    loss = l_simple_weight * loss_gamma + original_elbo_weight * loss_vlb
+    metrics = {
+        "loss": loss,
+        "loss_simple": weighted_mean(per_sample, weight),
+        "loss_vlb": loss_vlb,
+    }
+    if learn_logvar and logvar is not None:
+        metrics |= {"loss_gamma": loss_gamma, "logvar": logvar.mean()}
+    return loss, metrics
+
+
+def training_target(
+    schedule: Schedule, x_start: Sample, noise: Sample, t: Timesteps, parameterization: str
+) -> Array:
+    """Pick what the network should predict: eps -> noise, x0 -> x_start, v -> get_v."""
+    check_choice("parameterization", parameterization, tuple(_TARGETS))
+    return _TARGETS[parameterization](schedule, x_start, noise, t)
+
+
+def elementwise_loss(prediction: Sample, target: Sample, loss_type: str) -> Array:
+    """Compute the error of every element in float32: l2 = d^2, l1 = |d|, huber.
+
+    huber is d^2 / 2 where |d| <= 1 and |d| - 1 / 2 elsewhere. Raises ValueError for other names.
+    """
+    check_choice("loss_type", loss_type, tuple(_ERRORS))
+    return _ERRORS[loss_type](target.astype(jnp.float32) - prediction.astype(jnp.float32))
+
+
+def min_snr_weights(
+    schedule: Schedule, t: Timesteps, gamma: float, parameterization: str
+) -> PerSample:
+    """Weigh timesteps by min(snr, gamma), in units of the target (Hang et al. 2023, section 3.4).
+
+    snr = abar / (1 - abar). Returns float32 [b]. Raises ValueError when gamma is not positive.
+    """
+    check_choice("parameterization", parameterization, tuple(_TARGETS))
+    if not gamma > 0.0:
+        raise ValueError(f"min_snr_gamma = {gamma!r} should be positive, or None for no weights")
+    # Through 1 / snr, which stays finite where abar does not.
+    inverse = schedule.sqrt_recipm1_alphas_cumprod[t] ** 2
+    weights = jnp.minimum(1.0, gamma * inverse)
+    if parameterization == "eps":
+        return weights
+    return weights / (inverse if parameterization == "x0" else 1.0 + inverse)
+
+
+def weighted_mean(values: PerSample, weight: PerSample | None) -> Float[Array, ""]:
+    """Average over samples: sum(w x) / sum(w), 0 when all weights are 0; None is the plain mean."""
+    if weight is None:
+        return values.mean()
+    total = weight.sum()
+    return jnp.where(total > 0, (weight * values).sum() / jnp.where(total > 0, total, 1.0), 0.0)
+
+
+# (schedule, x_start, noise, t) -> target
+_TARGETS: dict[str, Callable[..., Array]] = {
+    "eps": lambda schedule, x_start, noise, t: noise,
+    "x0": lambda schedule, x_start, noise, t: x_start,
+    "v": get_v,
+}
+_ERRORS: dict[str, Callable[[Array], Array]] = {
+    "l2": jnp.square,
+    "l1": jnp.abs,
+    "huber": lambda d: jnp.where(jnp.abs(d) <= 1.0, 0.5 * d**2, jnp.abs(d) - 0.5),
+}
