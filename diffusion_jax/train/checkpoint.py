@@ -1,0 +1,235 @@
+"""Checkpoints of a run: save in the background, restore exactly, and say what is wrong.
+
+Synopsis:
+
+    checkpoints = open_checkpoints(workdir / "checkpoints", keep_last=2)
+    checkpoints.save(step, state, {"next_batch": step, "seed": 0, "config": {...}})
+    state, metadata = checkpoints.restore(abstract_state)
+    checkpoints.close()
+
+On disk (Orbax): {directory}/{step}/state and {directory}/{step}/metadata, the caller's metadata and
+one checksum per array. The average of the parameters is in the state, inside opt_state; load_params
+reads it, or the parameters, alone. Nothing here falls back in silence to another checkpoint, and
+nothing is overwritten: a checkpoint that is in the way is moved aside (set_aside_later).
+"""
+
+import functools
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from diffusion_jax.train.checkpoint_reading import (
+    DamagedCheckpoint,
+    load_metadata,
+    load_params,
+    resolve_checkpoint,
+    restore_state,
+    saved_steps,
+)
+from diffusion_jax.train.checksums import checksums
+from diffusion_jax.types import PyTree
+
+__all__ = [
+    "Checkpoints",
+    "DamagedCheckpoint",
+    "load_metadata",
+    "load_params",
+    "open_checkpoints",
+    "resolve_checkpoint",
+    "restore_state",
+    "saved_steps",
+    "set_aside_later",
+    "state_bytes",
+]
+
+_PARTIAL = ".orbax-checkpoint-tmp"
+_PROBE_BYTES = 1 << 16
+_WORST = {"min": math.inf, "max": -math.inf}
+
+
+class Checkpoints(NamedTuple):
+    """An open folder of checkpoints.
+
+    save(step, state, metadata, metrics=None) -> bool: start saving and return as soon as the state
+    may be donated; False when the step is there already. restore(abstract_state, step=None): see
+    restore_state. all_steps() and latest_step() count a save that is still under way.
+    is_best(metrics): whether a checkpoint with these metrics would be among the best to keep.
+    wait() returns when all is on disk and raises what went wrong; close() waits and closes.
+    """
+
+    directory: epath.Path
+    save: Callable[..., bool]
+    restore: Callable[..., tuple[PyTree, dict[str, Any]]]
+    all_steps: Callable[[], list[int]]
+    latest_step: Callable[[], int | None]
+    is_best: Callable[[Mapping[str, float]], bool]
+    wait: Callable[[], None]
+    close: Callable[[], None]
+
+
+def open_checkpoints(
+    directory: str | os.PathLike,
+    *,
+    keep_last: int = 2,
+    keep_every: int | None = None,
+    keep_best: int = 0,
+    monitor: str | None = None,
+    mode: str = "min",
+    needed_bytes: int = 0,
+) -> Checkpoints:
+    """Open, or make, a folder to save checkpoints in, and find out now whether it can be written.
+
+    Kept are the newest keep_last, every multiple of keep_every, and the keep_best with the best
+    metrics[monitor]; the newest is always among them. mode: "min" or "max" of the monitor is best;
+    NaN is worst. needed_bytes: free space to ask for, see state_bytes.
+    What a killed process left half-written is removed; nothing else is.
+    Raises OSError when the folder cannot be written or is too small, ValueError for bad options.
+    """
+    if keep_last < 1:
+        raise ValueError(f"keep_last = {keep_last} should be at least 1")
+    if mode not in _WORST:
+        raise ValueError(f"mode = {mode!r} is unknown; choose one of {', '.join(_WORST)}")
+    if keep_best and monitor is None:
+        raise ValueError(f"keep_best = {keep_best} needs a monitor such as 'val/loss_simple_ema'")
+    directory = epath.Path(directory).absolute()
+    _check_writable(directory, needed_bytes)
+    _remove_partial(directory)
+    score = functools.partial(_score, monitor=monitor, mode=mode)
+    manager = _open_manager(directory, keep_last, keep_every, keep_best, score, mode)
+
+    def is_best(metrics: Mapping[str, float]) -> bool:
+        if not keep_best or monitor is None or monitor not in metrics:
+            return False
+        known = [manager.metrics(step) for step in manager.all_steps()]
+        scores = sorted(score(m) for m in known if m is not None)
+        best = scores[:keep_best] if mode == "min" else scores[-keep_best:]
+        if math.isnan(float(metrics[monitor])):
+            return False
+        own = score(metrics)
+        return len(best) < keep_best or (own < best[-1] if mode == "min" else own > best[0])
+
+    return Checkpoints(
+        directory,
+        save=functools.partial(_save, manager, directory, monitor),
+        restore=functools.partial(_wait_and_restore, manager, directory),
+        all_steps=lambda: sorted(manager.all_steps()),
+        latest_step=manager.latest_step,
+        is_best=is_best,
+        wait=manager.wait_until_finished,
+        close=manager.close,
+    )
+
+
+def set_aside_later(directory: str | os.PathLike, step: int) -> list[int]:
+    """Move checkpoints after `step` to {directory}/set_aside, to go on from an earlier one.
+
+    To be called before open_checkpoints, by one process. Returns their steps.
+    """
+    directory = epath.Path(directory)
+    later = [saved for saved in saved_steps(directory) if saved > step]
+    for saved in later:
+        target = directory / "set_aside" / str(saved)
+        copy = 1
+        while target.exists():
+            copy += 1
+            target = directory / "set_aside" / f"{saved}.{copy}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (directory / str(saved)).rename(target)
+    return later
+
+
+def state_bytes(abstract_state: PyTree) -> int:
+    """Add up the bytes of all arrays, an upper bound for the size of a checkpoint on disk."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_state))
+
+
+def _score(metrics: Mapping[str, float], *, monitor: str | None, mode: str) -> float:
+    value = float(metrics[monitor]) if monitor is not None else math.nan
+    return _WORST[mode] if math.isnan(value) else value
+
+
+def _open_manager(directory, keep_last, keep_every, keep_best, score, mode):
+    policies: list[Any] = [checkpoint_managers.LatestN(keep_last)]
+    if keep_every is not None:
+        policies.append(checkpoint_managers.EveryNSteps(keep_every))
+    if keep_best:
+        policies.append(
+            checkpoint_managers.BestN(
+                get_metric_fn=score,
+                reverse=mode == "min",
+                n=keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    options = ocp.CheckpointManagerOptions(
+        best_fn=score if keep_best else None,  # without it Orbax does not write the metrics
+        best_mode=mode,
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+    )
+    try:
+        return ocp.CheckpointManager(directory, options=options)
+    except json.JSONDecodeError as error:
+        raise DamagedCheckpoint(
+            f"the metrics of a checkpoint in {directory} are damaged"
+        ) from error
+
+
+def _save(manager, directory, monitor, step, state, metadata, metrics=None) -> bool:
+    if step in manager.all_steps():
+        return False
+    latest = manager.latest_step()
+    if latest is not None and step < latest:
+        raise ValueError(
+            f"cannot save step {step} in {directory}: it holds the later step {latest}, which "
+            "belongs to another continuation of this run; set_aside_later moves it out of the way"
+        )
+    scored = metrics if metrics is not None and monitor in metrics else None
+    # Reading the state's buffers is the one transfer that a save is for.
+    with jax.transfer_guard("allow"):
+        record = {"metadata": dict(metadata), "checksums": checksums(state)}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(record)
+        )
+        try:
+            return manager.save(step, args=items, metrics=scored, force=True)
+        except Exception as error:
+            error.add_note(f"while saving a checkpoint of step {step} in {directory}")
+            raise
+
+
+def _wait_and_restore(manager, directory, abstract_state, step=None):
+    manager.wait_until_finished()
+    return restore_state(directory, abstract_state, step)
+
+
+def _check_writable(directory: epath.Path, needed_bytes: int) -> None:
+    probe = directory / f".probe-{jax.process_index()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(_PROBE_BYTES))
+        probe.unlink()
+        free = shutil.disk_usage(directory).free if directory.is_dir() else None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise type(error)(f"cannot write checkpoints to {directory}: {reason}") from error
+    if free is not None and free < needed_bytes:
+        raise OSError(
+            f"cannot write checkpoints to {directory}: one needs up to {needed_bytes / 2**30:.2f} "
+            f"GiB and {free / 2**30:.2f} GiB are free"
+        )
+
+
+def _remove_partial(directory: epath.Path) -> None:
+    # Orbax's own clean-up runs in the background, where it could meet a save of the same step.
+    if jax.process_index() == 0:
+        for path in directory.iterdir():
+            if _PARTIAL in path.name:
+                path.rmtree()

@@ -1,0 +1,81 @@
+"""Save a checkpoint every so many steps, at the end, and when a validation was among the best."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from diffusion_jax.train.checkpoint import Checkpoints
+from diffusion_jax.train.hooks.validation import Scores
+from diffusion_jax.train.loop import Event, Hook, Stop
+from diffusion_jax.types import PyTree
+
+
+def checkpoint(
+    checkpoints: Checkpoints,
+    metadata: Mapping[str, Any],
+    *,
+    every: int,
+    scores: Scores | None = None,
+) -> Hook:
+    """Make the hook; it belongs behind validation, whose scores decide which checkpoints are best.
+
+    metadata: what goes with every checkpoint (config, revision, seed); the hook adds next_batch,
+    the number of the first batch that the state has not seen, and the scores so far.
+    scores: what validation shares; a step whose score is among the best is saved although no
+    multiple of `every`. At the end the state is saved, unless a Stop says that it is not worth it.
+    """
+    if every < 1:
+        raise ValueError(f"every = {every} should be at least 1 step")
+    scores = {} if scores is None else scores
+
+    def save(event: Event) -> None:
+        save_state(checkpoints, metadata, scores, event.step, event.state)
+
+    def act(event: Event) -> None:
+        here = scores[event.step] if event.step in scores else None
+        if event.step % every == 0 or (here is not None and checkpoints.is_best(here)):
+            save(event)
+
+    def end(event: Event, stop: Stop | None) -> None:
+        if stop is None or stop.save:
+            save(event)
+
+    return Hook(lambda step: True, act, end)
+
+
+def save_state(
+    checkpoints: Checkpoints,
+    metadata: Mapping[str, Any],
+    scores: Scores,
+    step: int,
+    state: PyTree,
+) -> None:
+    """Save a state after `step` steps with its data position and the scores known by then."""
+    position = {
+        "next_batch": step,
+        "scores": {str(known): dict(values) for known, values in scores.items()},
+    }
+    metrics = scores[step] if step in scores else None
+    checkpoints.save(step, state, {**metadata, **position}, metrics)
+
+
+def make_rescue(
+    checkpoints: Checkpoints, metadata: Mapping[str, Any], scores: Scores | None = None
+) -> Callable[[PyTree], None]:
+    """Make the emergency checkpoint that loop.train takes: save what there is, and wait for it.
+
+    Raises RuntimeError when the state's buffers went with the step that failed, or when several
+    processes train: saving takes all of them, and the others do not know of this one's error.
+    """
+
+    def rescue(state: PyTree) -> None:
+        if jax.process_count() > 1:
+            raise RuntimeError("a single process cannot save a state that all of them share")
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+            raise RuntimeError("the state was given away to the step that failed")
+        step = int(jax.device_get(state.step))
+        save_state(checkpoints, metadata, {} if scores is None else scores, step, state)
+        checkpoints.wait()
+
+    return rescue
