@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -240,7 +240,7 @@ def _assemble(
     mirror: np.ndarray | None,
 ) -> np.ndarray:
     """The random part: cut windows [b], [b] in [0, 1) out, flip where mirror [b], scale."""
-    images = [record.image for record in records]
+    images: list[Any] = [record.image for record in records]  # all readable here
     if windows is not None:
         offsets = zip(images, *windows, strict=True)
         images = [transforms.cut(image, size, top, left) for image, top, left in offsets]
@@ -251,7 +251,9 @@ def _assemble(
 
 
 def _columns(records: list[Record]) -> dict[str, np.ndarray]:
-    columns = {"index": np.array([record.index for record in records], np.int64)}
+    columns: dict[str, np.ndarray] = {
+        "index": np.array([record.index for record in records], np.int64)
+    }
     if records[0].label is not None:
         columns["label"] = np.array([record.label for record in records], np.int32)
     if records[0].caption is not None:

@@ -58,8 +58,13 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
 
+    @property
+    def _options(self) -> ImageFolderConfig:
+        assert isinstance(self.builder_config, ImageFolderConfig)
+        return self.builder_config
+
     def _info(self) -> tfds.core.DatasetInfo:
-        config = self.builder_config
+        config = self._options
         features: dict[str, Any] = {
             "image": tfds.features.Image(shape=(None, None, None)),
             "file_name": tfds.features.Text(),
@@ -81,7 +86,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
     @property
     def _folder(self) -> Path:
-        return Path(self.builder_config.folder)
+        return Path(self._options.folder)
 
     def _examples(self, items: list[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
         readable = 0
@@ -103,10 +108,11 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
             raise ValueError(f"{self._folder}: none of its {len(items)} images can be read")
 
     def _skip(self, item: Item, error: transforms.CorruptImageError) -> None:
+        assert self.info.metadata is not None  # _info gives it
         skipped = self.info.metadata["skipped"]
         skipped.append(item.name)
         _log.warning("skipped %s: %s", item.path, error)
-        limit = self.builder_config.max_corrupt
+        limit = self._options.max_corrupt
         if len(skipped) > limit:
             raise ValueError(
                 f"{item.path} is {error}; that makes {len(skipped)} unreadable images "

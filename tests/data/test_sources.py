@@ -11,7 +11,14 @@ from tensorflow_datasets.core import file_adapters
 
 from diffusion_jax.data import preparation
 from diffusion_jax.data.batches import make_batches
-from diffusion_jax.data.sources import captions, class_names, describe, num_classes, open_source
+from diffusion_jax.data.sources import (
+    _is_encoded,
+    captions,
+    class_names,
+    describe,
+    num_classes,
+    open_source,
+)
 
 
 class TinyDiffusionShapes(tfds.core.GeneratorBasedBuilder):
@@ -170,3 +177,11 @@ def test_format_without_random_access(data_dir, monkeypatch):
     )
     with pytest.raises(ValueError, match=r"as tfrecord, .*tfds convert_format"):
         open_source(NAME, "train", data_dir=data_dir)
+
+
+def test_only_images_of_integers_stay_encoded():
+    image = tfds.features.Image
+    assert _is_encoded(image())
+    assert _is_encoded(image(dtype=np.uint16, encoding_format="png"))
+    assert not _is_encoded(image(shape=(2, 2, 1), dtype=np.float32))
+    assert not _is_encoded(tfds.features.Text())

@@ -31,7 +31,8 @@ def gray(value, mode="L", size=(4, 3)):
         (gray((10, 0), "LA"), 255),
         (gray(1, "1"), 255),
         (Image.fromarray(np.full((3, 4), 65535, np.uint16)), 255),
-        (Image.fromarray(np.full((3, 4), 257 * 100, np.uint16)), 100),
+        (Image.fromarray(np.full((3, 4), 257 * 100 + 200, np.uint16)), 101),
+        (Image.fromarray(np.full((3, 4), 65280, np.uint16)), 254),
     ],
 )
 def test_pixel_layouts(image, expected, channels):
