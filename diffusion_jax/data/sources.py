@@ -108,7 +108,7 @@ def captions(
         raise ValueError(
             "the data set has no captions; name the feature with caption_key if it has another name"
         )
-    texts = (source[i][key] for i in range(min(len(source), limit or len(source))))
+    texts = (source[i][key] for i in range(len(source))[:limit])
     return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
 
 
