@@ -2,10 +2,11 @@
 
 python benchmarks/recognise_digits.py --workdir=runs/mnist [--seed=0]
 
-Draws ten EMA samples of each digit, lets a support vector machine trained on the real training split read them, and
-prints how many of the 100 it reads as the digit that was asked for, beside its accuracy on real digits that it has not
-seen. It also prints how far the samples are from their nearest training image, and how far held-out real digits are:
-a model that only repeats its training set would be much nearer.
+Draws ten EMA samples of each digit, lets a support vector machine trained on the real training
+split read them, and prints how many of the 100 it reads as the digit that was asked for, beside
+its accuracy on real digits that it has not seen. It also prints how far the samples are from their
+nearest training image, and how far held-out real digits are: a model that only repeats its
+training set would be much nearer.
 """
 
 import argparse
@@ -49,7 +50,9 @@ def main() -> None:
     grid = pathlib.Path(arguments.workdir) / "samples" / f"digits_seed{arguments.seed}.png"
     grid.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image_grid(samples, columns=PER_CLASS)[..., 0]).save(grid)
-    print(f"nearest training image: samples {nearest(x, train_x):.2f}, unseen real digits {nearest(test_x, train_x):.2f}")
+    print(
+        f"nearest training image: samples {nearest(x, train_x):.2f}, unseen real digits {nearest(test_x, train_x):.2f}"
+    )
     print(f"the classifier reads {100 * accuracy:.1f} % of unseen real digits")
     print(f"grid: {grid}")
     print(f"recognised: {recognised} of {len(labels)} samples")

@@ -59,9 +59,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     config.train = d(dict(num_steps=1500, batch_size=32))
     config.lr_schedule = d(
-        dict(
-            name="cosine_decay", warmup_steps=100, decay_steps=config.train.get_ref("num_steps")
-        )
+        dict(name="cosine_decay", warmup_steps=100, decay_steps=config.train.get_ref("num_steps"))
     )
     config.hooks = d(
         dict(
@@ -79,6 +77,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.model.channel_mult = (1,)
         config.train.num_steps = 8
         config.train.batch_size = 8
+        config.lr_schedule.warmup_steps = 2
         config.sampler.num_steps = 4
         config.hooks.scalars.every = 2
         config.hooks.images.batch_frequency = 4

@@ -1,4 +1,5 @@
-"""The programmatic sampling API: a trained model as a function from what you want to uint8 images."""
+"""The programmatic sampling API: a trained model as a function from what you want to uint8
+images."""
 
 import os
 import pathlib
@@ -31,14 +32,18 @@ class Pipeline(NamedTuple):
     def from_workdir(
         cls, workdir: str | os.PathLike, *, step: int | None = None, ema: bool = True
     ) -> "Pipeline":
-        """Load the weights of a run: the newest checkpoint or that of `step`, averaged (EMA) or raw.
+        """Load the weights of a run: the newest checkpoint or that of `step`, averaged (EMA) or
+        raw.
 
-        Raises FileNotFoundError when the folder holds no run or no such checkpoint, ValueError when it is damaged.
+        Raises FileNotFoundError when the folder holds no run or no such checkpoint, ValueError
+        when it is damaged.
         """
         workdir = pathlib.Path(workdir)
         built = experiment(load_saved_config(workdir))
-        params = load_params(workdir / "checkpoints", built.abstract_params(), step=step, ema=ema)
-        return cls(built, params, built.frozen())
+        params = load_params(
+            workdir / "checkpoints", built.abstract_state().params, step=step, ema=ema
+        )
+        return cls(built, params, built.frozen)
 
     def __call__(
         self,
@@ -54,17 +59,18 @@ class Pipeline(NamedTuple):
     ) -> np.ndarray:
         """Draw images: uint8 [B, H, W, C].
 
-        conditions: one class number or name for each image, or a dict of arrays by input; None for an unconditional
+        conditions: one class number or name for each image, or a dict of arrays by input; None for
+        an unconditional
             model. n: number of images for one condition or none.
         num_steps, guidance_scale: the config's when None; a scale of 1 is no guidance.
         seed: image i depends on (seed, i) only, whatever B and batch_size are.
         batch_size: images per device call; memory grows with it.
-        image, mask: inpainting; uint8 [B, H, W, C] or [H, W, C], and [.., H, W, 1] with 1 where the image is kept.
-        Raises ValueError for a class out of range or shapes that do not fit, before anything is compiled.
+        image, mask: inpainting; uint8 [B, H, W, C] or [H, W, C], and [.., H, W, 1] with 1 where
+        the image is kept.
+        Raises ValueError for a class out of range or shapes that do not fit, before anything is
+        compiled.
         """
-        inputs, count = encode_conditions(
-            self.experiment.network, conditions, n, self._class_names
-        )
+        inputs, count = encode_conditions(self.experiment.network, conditions, n, self._class_names)
         inpaint = _inpainting(image, mask, count, self.experiment.network.image_shape)
         size = self.experiment.round_up(min(batch_size, count))
         root = jax.random.key(seed)
@@ -82,6 +88,13 @@ class Pipeline(NamedTuple):
             )
             images.append(to_pixels(jax.device_get(samples.x))[: count - start])
         return np.concatenate(images)
+
+    def num_classes(self) -> int:
+        """Tell how many classes the model knows; ValueError when it has none, or other conditions."""
+        counts = [e.num_classes for e in self.experiment.network.embedders.values()]
+        if len(counts) != 1 or counts[0] is None:
+            raise ValueError("this model is not conditioned on one class label; pass its conditions")
+        return counts[0]
 
     def _class_names(self) -> tuple[str, ...]:
         return class_names(self.experiment.data.source("train"))
@@ -103,6 +116,10 @@ def _inpainting(
         ("mask", mask, (height, width, 1)),
     ):
         if array.shape not in (wanted, (count, *wanted)):
-            raise ValueError(f"{name} has shape {array.shape}; it should be {wanted} or {(count, *wanted)}")
+            raise ValueError(
+                f"{name} has shape {array.shape}; it should be {wanted} or {(count, *wanted)}"
+            )
     x_start = image.astype(np.float32) / 127.5 - 1.0
-    return np.broadcast_to(x_start, (count, *shape)), np.broadcast_to(mask, (count, height, width, 1))
+    return np.broadcast_to(x_start, (count, *shape)), np.broadcast_to(
+        mask, (count, height, width, 1)
+    )

@@ -11,14 +11,16 @@ from typing import Any
 import ml_collections
 
 SAVED_CONFIG = "configs/config.py"
-# What may differ when a run is continued: how long, where and what is watched, never what is computed.
+# What may differ when a run is continued: how long, where and what is watched, never what is
+# computed.
 MAY_CHANGE = ("train.num_steps", "mesh", "hooks", "checkpoint", "data.batches.num_threads")
 
 
 def new_run_folder(
     logdir: str, config_path: str, *, name: str = "", postfix: str = ""
 ) -> pathlib.Path:
-    """Name a fresh run: logdir/{timestamp}_{name or config}{postfix} (latent-diffusion's naming)."""
+    """Name a fresh run: logdir/{timestamp}_{name or config}{postfix} (latent-diffusion's
+    naming)."""
     stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     stem, _, variant = pathlib.Path(config_path).name.partition(":")
     label = name or stem.removesuffix(".py") + (f"-{variant}" if variant else "")
@@ -31,10 +33,11 @@ def has_run(workdir: pathlib.Path) -> bool:
 
 
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
-    """Make a folder the home of a config, or recognise it as such; return whether a run was there before.
+    """Make a folder the home of a config, or recognise it as such; return whether a run was there
+    before.
 
-    Raises ValueError when the folder belongs to another config (naming every difference) or holds files that
-    are not a run's, and OSError when it cannot be written.
+    Raises ValueError when the folder belongs to another config (naming every difference) or holds
+    files that are not a run's, and OSError when it cannot be written.
     """
     if has_run(workdir):
         different = differences(load_saved_config(workdir), config)
@@ -46,7 +49,9 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
         save_config(workdir, config)
         return True
     if workdir.is_file() or (workdir.is_dir() and any(workdir.iterdir())):
-        raise ValueError(f"{workdir} exists and is not the folder of a run; choose another --workdir")
+        raise ValueError(
+            f"{workdir} exists and is not the folder of a run; choose another --workdir"
+        )
     save_config(workdir, config)
     return False
 
@@ -67,7 +72,8 @@ def save_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> pat
 
 
 def load_saved_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """Read the config that a run was started with; FileNotFoundError when the folder holds no run."""
+    """Read the config that a run was started with; FileNotFoundError when the folder holds no
+    run."""
     path = workdir / SAVED_CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is not the folder of a run: {path} does not exist")
@@ -85,10 +91,9 @@ def load_config_file(path: pathlib.Path, variant: str | None = None) -> ml_colle
     return module.get_config(variant) if variant is not None else module.get_config()
 
 
-def differences(
-    ours: ml_collections.ConfigDict, theirs: ml_collections.ConfigDict
-) -> list[str]:
-    """List 'path: ours -> theirs' for every leaf that differs and that a continued run may not change."""
+def differences(ours: ml_collections.ConfigDict, theirs: ml_collections.ConfigDict) -> list[str]:
+    """List 'path: ours -> theirs' for every leaf that differs and that a continued run may not
+    change."""
     left, right = dict(_leaves(to_plain(ours))), dict(_leaves(to_plain(theirs)))
     paths = sorted(set(left) | set(right))
     return [
@@ -105,7 +110,8 @@ def to_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def git_revision() -> str:
-    """Return the revision of the code that runs, with '+' for uncommitted changes, or 'unknown' outside git."""
+    """Return the revision of the code that runs, with '+' for uncommitted changes, or 'unknown'
+    outside git."""
     package = pathlib.Path(__file__).parent
     try:
         revision = _git(package, "rev-parse", "HEAD")

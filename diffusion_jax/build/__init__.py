@@ -1,5 +1,25 @@
-"""From a config to an Experiment: the only reader of a ConfigDict, section by section, with explicit tables."""
+"""From a config to an Experiment: the only reader of a ConfigDict, section by section, with
+explicit tables."""
 
-from diffusion_jax.build.experiment import Experiment, experiment
+from collections.abc import Sequence
+
+import jax
+import ml_collections
+
+from diffusion_jax.build.experiment import Experiment, assemble
+from diffusion_jax.build.hooks import bind_hooks
 
 __all__ = ["Experiment", "experiment"]
+
+
+def experiment(
+    config: ml_collections.ConfigDict, *, devices: Sequence[jax.Device] | None = None
+) -> Experiment:
+    """Build the Experiment of a config; nothing is trained, read or written.
+
+    devices: those of the mesh, default all. Raises ValueError, naming path, value and choices, for
+    any option of any section that is unknown, of the wrong type, missing, or does not fit another.
+    """
+    sections = config.to_dict()  # references are resolved; from here on everything is plain
+    bind_hooks(sections)  # a typo there should not show after an hour of training
+    return assemble(sections, devices)

@@ -15,11 +15,13 @@ _NUMERIC_TOWER = BeartypeConf(is_pep484_tower=True)
 
 
 class ConfigError(ValueError):
-    """A config that cannot be built; the message names the path, the value and what would be right."""
+    """A config that cannot be built; the message names the path, the value and what would be
+    right."""
 
 
 def pick(table: Mapping[str, Any], name: str, path: str) -> Any:
-    """Look up a name of a config in an explicit table; raise ConfigError with the choices when it is not there."""
+    """Look up a name of a config in an explicit table; raise ConfigError with the choices when it
+    is not there."""
     if name not in table:
         raise ConfigError(f"{path} = {name!r} is unknown; {_choices(name, table)}")
     return table[name]
@@ -35,9 +37,10 @@ def bind(
 ) -> dict[str, Any]:
     """Check a section against a function's signature and return it as keywords for that function.
 
-    `given` names the parameters that the caller supplies itself; a config may not set them. A function with **options
-    checks those on its own.
-    Raises ConfigError for an unknown key, a wrong type or a missing value, with path, value and choices.
+    `given` names the parameters that the caller supplies itself; a config may not set them. A
+    function with **options checks those on its own.
+    Raises ConfigError for an unknown key, a wrong type or a missing value, with path, value and
+    choices.
     """
     parameters = _parameters(function, given)
     keywords = {}
@@ -57,8 +60,30 @@ def bind(
     return keywords
 
 
+def bind_shared(
+    section: Mapping[str, Any], path: str, *targets: tuple[Callable, Collection[str]]
+) -> list[dict[str, Any]]:
+    """Bind one section to several (function, given) pairs: each takes the keys that it knows ->
+    their keywords.
+
+    Raises ConfigError as bind does; a key that no function knows is an error.
+    """
+    known = [_parameters(function, given) for function, given in targets]
+    for key, value in options(section).items():
+        if not any(key in parameters for parameters in known):
+            allowed = {name for parameters in known for name in parameters}
+            raise ConfigError(
+                f"{path}.{key} = {value!r} is not an option; {_choices(key, allowed)}"
+            )
+    return [
+        bind(function, {k: v for k, v in section.items() if k in parameters}, path, given=given)
+        for (function, given), parameters in zip(targets, known, strict=True)
+    ]
+
+
 def check_type(value: Any, annotation: Any, path: str) -> Any:
-    """Return the value if it is of the annotated type; raise ConfigError naming path, value and type if not."""
+    """Return the value if it is of the annotated type; raise ConfigError naming path, value and
+    type if not."""
     if annotation is inspect.Parameter.empty or annotation is Any:
         return value
     is_flag = isinstance(value, bool) and annotation in (int, float)
@@ -83,8 +108,7 @@ def _parameters(function: Callable, given: Collection[str]) -> dict[str, inspect
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()
         if name not in hidden
-        and parameter.kind
-        not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        and parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     }
 
 
@@ -94,7 +118,8 @@ def _takes_more(function: Callable) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    # Lists come from saved configs; every sequence field of a network is a tuple (hashable for jit and linen).
+    # Lists come from saved configs; every sequence field of a network is a tuple (hashable for jit
+    # and linen).
     if isinstance(value, (list, tuple)):
         return tuple(_plain(item) for item in value)
     return value

@@ -7,7 +7,7 @@ import numpy as np
 
 from diffusion_jax.build.network import Network
 
-Conditions = Sequence[int | str] | Mapping[str, Any] | None
+Conditions = int | str | Sequence[int | str] | Mapping[str, Any] | None
 
 
 def encode_conditions(
@@ -16,15 +16,19 @@ def encode_conditions(
     n: int | None,
     class_names: Callable[[], Sequence[str]],
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Turn class numbers or names (or arrays by input key) into embedder inputs -> (inputs, number of images).
+    """Turn class numbers or names (or arrays by input key) into embedder inputs -> (inputs, number
+    of images).
 
     n repeats a single condition, or says how many images an unconditional model draws (default 1).
-    Raises ValueError for a class that does not exist, a missing condition or a length that does not fit.
+    Raises ValueError for a class that does not exist, a missing condition or a length that does
+    not fit.
     """
     embedders = network.embedders
     if not embedders:
         if conditions is not None:
-            raise ValueError(f"this model is unconditional, so conditions = {conditions!r} should be None")
+            raise ValueError(
+                f"this model is unconditional, so conditions = {conditions!r} should be None"
+            )
         return {}, 1 if n is None else _positive(n)
     if conditions is None:
         needed = ", ".join(embedder.input_key for embedder in embedders.values())
@@ -32,7 +36,9 @@ def encode_conditions(
     if not isinstance(conditions, Mapping):
         if len(embedders) > 1:
             keys = sorted({embedder.input_key for embedder in embedders.values()})
-            raise ValueError(f"this model has several conditions: give a dict with the keys {', '.join(keys)}")
+            raise ValueError(
+                f"this model has several conditions: give a dict with the keys {', '.join(keys)}"
+            )
         conditions = {next(iter(embedders.values())).input_key: conditions}
     inputs = {}
     for name, embedder in embedders.items():
@@ -40,7 +46,9 @@ def encode_conditions(
             raise ValueError(f"the embedder {name!r} needs conditions[{embedder.input_key!r}]")
         values = conditions[embedder.input_key]
         if embedder.num_classes is not None:
-            values = [_label(value, embedder.num_classes, class_names) for value in _as_list(values)]
+            values = [
+                _label(value, embedder.num_classes, class_names) for value in _as_list(values)
+            ]
             inputs[embedder.input_key] = np.asarray(values, np.int32)
         else:
             inputs[embedder.input_key] = np.asarray(values, np.float32)
@@ -50,12 +58,16 @@ def encode_conditions(
 def _same_length(inputs: dict[str, np.ndarray], n: int | None) -> tuple[dict[str, np.ndarray], int]:
     lengths = {key: len(value) for key, value in inputs.items()}
     if len(set(lengths.values())) != 1:
-        raise ValueError(f"conditions of different lengths: {lengths}; give one of each for every image")
+        raise ValueError(
+            f"conditions of different lengths: {lengths}; give one of each for every image"
+        )
     count = next(iter(lengths.values()))
     if n is None or n == count:
         return inputs, _positive(count)
     if count != 1:
-        raise ValueError(f"n = {n} does not fit {count} conditions; give n = {count}, or one condition")
+        raise ValueError(
+            f"n = {n} does not fit {count} conditions; give n = {count}, or one condition"
+        )
     return {key: np.repeat(value, n, axis=0) for key, value in inputs.items()}, _positive(n)
 
 
@@ -67,7 +79,9 @@ def _label(value: Any, num_classes: int, class_names: Callable[[], Sequence[str]
         return names.index(value)
     label = int(value)
     if not 0 <= label < num_classes:
-        raise ValueError(f"class {label} is out of range; this model has the classes 0 to {num_classes - 1}")
+        raise ValueError(
+            f"class {label} is out of range; this model has the classes 0 to {num_classes - 1}"
+        )
     return label
 
 

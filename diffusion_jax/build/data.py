@@ -16,7 +16,8 @@ _GIVEN = ("source", "batch_size", "seed", "repeat", "process_index", "process_co
 
 
 class Data(NamedTuple):
-    """A data set with its splits and how its records become batches; opens nothing before it is asked to.
+    """A data set with its splits and how its records become batches; opens nothing before it is
+    asked to.
 
     splits: role -> TFDS split, None when the data set has none for the role.
     """
@@ -28,7 +29,8 @@ class Data(NamedTuple):
     batch_options: Mapping[str, Any]
 
     def source(self, role: str) -> Any:
-        """Open the records of a role: train, validation or test; ConfigError when the config names no split for it."""
+        """Open the records of a role: train, validation or test; ConfigError when the config names
+        no split for it."""
         if role not in ROLES:
             raise ConfigError(f"split {role!r} is unknown; choose from {', '.join(ROLES)}")
         split = self.splits[role]
@@ -74,7 +76,11 @@ def build_data(section: Mapping[str, Any]) -> Data:
     if "name" not in source:
         raise ConfigError("config.data.source.name is missing; name a TFDS data set")
     return Data(
-        (height, width, channels), source["name"], options(source), Splits(**splits)._asdict(), batches
+        (height, width, channels),
+        source["name"],
+        options(source),
+        Splits(**splits)._asdict(),
+        batches,
     )
 
 

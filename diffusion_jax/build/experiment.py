@@ -1,6 +1,6 @@
-"""All that a config says, assembled: what trains, what samples, and on which data, but nothing run yet."""
+"""All that a config says, assembled: what trains, what samples, and on which data, but nothing run
+yet."""
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,20 +24,31 @@ from diffusion_jax.train.state import TrainState, abstract_state, init_sharded, 
 from diffusion_jax.train.step import make_eval_step, make_train_step
 from diffusion_jax.types import PyTree
 
-# Every section of a config; the values of `hooks` and `checkpoint` are bound when a run starts (build/run.py).
+# Every section of a config; build/hooks.py binds `hooks` and `checkpoint`.
 SECTIONS = (
     "checkpoint conditioning data guidance hooks loss lr_schedule mesh model optimizer sampler schedule seed train"
 ).split()
 REQUIRED = ("model", "data", "train")
 LOSSES = {"ddpm": ddpm_loss}
 # What diffusion_loss hands to a loss; everything else of its signature is an option.
-LOSS_INPUTS = ("schedule", "model_output", "x_start", "x_t", "t", "noise", "logvar", "weight", "parameterization")
+LOSS_INPUTS = (
+    "schedule",
+    "model_output",
+    "x_start",
+    "x_t",
+    "t",
+    "noise",
+    "logvar",
+    "weight",
+    "parameterization",
+)
 
 
 class Training(NamedTuple):
     """The `train` section. batch_size is global; accumulate splits it into micro-batches.
 
-    ckpt_path starts from the weights of another run, minus ignore_keys (prefixes or regular expressions).
+    ckpt_path starts from the weights of another run, minus ignore_keys (prefixes or regular
+    expressions).
     """
 
     num_steps: int
@@ -52,11 +63,12 @@ class Training(NamedTuple):
 class Experiment(NamedTuple):
     """What a config describes. Functions are pure and not jitted, except sample_fn.
 
-    init: key -> TrainState. frozen: () -> what training reads and never changes ({"schedule": Schedule}).
-    train_step: (state, batch, frozen) -> (state, metrics). eval_step: see train.step.make_eval_step.
+    init: key -> TrainState. frozen: what training reads and never changes ({"schedule": Schedule,
+    "logvar": [t]}). train_step: (state, batch, frozen) -> (state, metrics). eval_step: see
+    train.step.make_eval_step.
     """
 
-    config: Mapping[str, Any]
+    sections: Mapping[str, Any]
     seed: int
     mesh: Mesh
     rules: Sequence[Rule]
@@ -67,10 +79,11 @@ class Experiment(NamedTuple):
     tx: optax.GradientTransformation
     lr_at: Callable
     init: Callable[[Array], TrainState]
-    frozen: Callable[[], PyTree]
+    frozen: PyTree
     train_step: Callable
     eval_step: Callable
     sample_fn: SampleFn
+    sampling_steps: int
 
     def to_devices(self, batch: Mapping[str, Any]) -> dict[str, Array]:
         """Put what the step reads of a host batch on the mesh, split over its batch axes."""
@@ -92,26 +105,22 @@ class Experiment(NamedTuple):
         return -(-size // shards) * shards
 
 
-def experiment(config: Mapping[str, Any], *, devices: Sequence[jax.Device] | None = None) -> Experiment:
-    """Build the Experiment of a config; nothing is computed, read or written.
-
-    devices: those of the mesh, default all. Raises ConfigError, naming path, value and choices, for any option that is
-    unknown, of the wrong type, missing, or does not fit another.
-    """
-    known_sections(config, SECTIONS)
+def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) -> Experiment:
+    """Bind every section that shapes the computation; see build.experiment."""
+    known_sections(sections, SECTIONS)
     for name in REQUIRED:
-        if name not in config:
+        if name not in sections:
             raise ConfigError(f"config.{name} is missing; every config needs {', '.join(REQUIRED)}")
-    training = Training(**bind(Training, config["train"], "config.train"))
-    data = build_data(config["data"])
-    network = build_network(config["model"], _section(config, "conditioning"), data.image_shape)
-    parameterization, schedule = _schedule(_section(config, "schedule"))
-    loss_options, logvar_init = _loss(_section(config, "loss"))
-    seed = config["seed"] if "seed" in config else 0
-    mesh = _mesh(_section(config, "mesh"), training.batch_size, training.accumulate, devices)
+    training = Training(**bind(Training, sections["train"], "config.train"))
+    data = build_data(sections["data"])
+    network = build_network(sections["model"], _section(sections, "conditioning"), data.image_shape)
+    parameterization, schedule = _schedule(_section(sections, "schedule"))
+    loss_options, logvar_init = _loss(_section(sections, "loss"))
+    seed = sections["seed"] if "seed" in sections else 0
+    mesh = _mesh(_section(sections, "mesh"), training.batch_size, training.accumulate, devices)
     tx, lr_at = build_optimizer(
-        _section(config, "optimizer"),
-        _section(config, "lr_schedule"),
+        _section(sections, "optimizer"),
+        _section(sections, "lr_schedule"),
         batch_size=training.batch_size,
         scale_lr=training.scale_lr,
     )
@@ -119,19 +128,22 @@ def experiment(config: Mapping[str, Any], *, devices: Sequence[jax.Device] | Non
         network.apply, network.embed, parameterization=parameterization, **loss_options
     )
     learns_logvar = "learn_logvar" in loss_options and loss_options["learn_logvar"]
-
-    def frozen() -> dict[str, Any]:
-        made = schedule()
-        return {"schedule": made, "logvar": jnp.full((made.num_timesteps,), logvar_init)}
+    logvar = jnp.full((schedule.num_timesteps,), logvar_init, jnp.float32)
+    sample_fn, sampling_steps = build_sample_fn(
+        network,
+        _section(sections, "sampler", name="ddim", num_steps=50),
+        _section(sections, "guidance", name="none"),
+        schedule,
+        parameterization,
+        mesh,
+    )
 
     def init(key: Array) -> TrainState:
-        params = network.init(key)
-        if learns_logvar:
-            params["logvar"] = frozen()["logvar"]
+        params = network.init(key) | ({"logvar": logvar} if learns_logvar else {})
         return init_state(params, tx)
 
     return Experiment(
-        config=config,
+        sections=sections,
         seed=seed,
         mesh=mesh,
         rules=(),
@@ -142,20 +154,15 @@ def experiment(config: Mapping[str, Any], *, devices: Sequence[jax.Device] | Non
         tx=tx,
         lr_at=lr_at,
         init=init,
-        frozen=frozen,
+        frozen={"schedule": schedule, "logvar": logvar},
         train_step=make_train_step(loss_fn, tx, seed=seed, accumulate=training.accumulate),
         eval_step=make_eval_step(loss_fn, seed=seed),
-        sample_fn=build_sample_fn(
-            network,
-            _section(config, "sampler", name="ddim", num_steps=50),
-            _section(config, "guidance", name="none"),
-            parameterization,
-            mesh,
-        ),
+        sample_fn=sample_fn,
+        sampling_steps=sampling_steps,
     )
 
 
-def _schedule(section: dict[str, Any]) -> tuple[str, Callable[[], Schedule]]:
+def _schedule(section: dict[str, Any]) -> tuple[str, Schedule]:
     section = {"name": "linear"} | section
     pick(BETA_SCHEDULES, section["name"], "config.schedule.name")
     keywords = bind(make_schedule, section, "config.schedule", given=("name",))
@@ -163,7 +170,7 @@ def _schedule(section: dict[str, Any]) -> tuple[str, Callable[[], Schedule]]:
         parameterization = keywords["parameterization"]
     else:
         parameterization = inspect.signature(make_schedule).parameters["parameterization"].default
-    return parameterization, functools.partial(make_schedule, section["name"], **keywords)
+    return parameterization, make_schedule(section["name"], **keywords)
 
 
 def _loss(section: dict[str, Any]) -> tuple[dict[str, Any], float]:
@@ -186,5 +193,5 @@ def _mesh(
     return mesh
 
 
-def _section(config: Mapping[str, Any], name: str, **default: Any) -> dict[str, Any]:
-    return dict(config[name].items()) if name in config else default
+def _section(sections: Mapping[str, Any], name_: str, **default: Any) -> dict[str, Any]:
+    return dict(sections[name_]) if name_ in sections else default

@@ -25,12 +25,13 @@ def build_log_images(
 ) -> Callable[[TrainState, Mapping[str, Any]], dict[str, Any]]:
     """Make log_images(state, batch) -> {key: images} for the first max_images of a host batch.
 
-    Keys as latent-diffusion's log_images: inputs, conditioning (captions), diffusion_row (q(x_t | x_0) every
-    log_every_t timesteps), samples and denoise_row (predicted x_0 along the way), drawn with the EMA weights.
+    Keys as latent-diffusion's log_images: inputs, conditioning (captions), diffusion_row (q(x_t |
+    x_0) every log_every_t timesteps), samples and denoise_row (predicted x_0 along the way), drawn
+    with the EMA weights.
     """
     network = experiment.network
     inputs_of = [embedder.input_key for embedder in network.embedders.values()]
-    num_steps = experiment.sampler_steps
+    num_steps = experiment.sampling_steps
     # Rows of the same number of pictures, whatever the sampler's number of steps.
     log_every = max(1, num_steps // 5)
 
@@ -57,11 +58,14 @@ def build_log_images(
 
 
 def _keys(seed: int, count: int) -> jax.Array:
-    # The same noise at every step: the pictures of a run then show what training changed, not what chance did.
+    # The same noise at every step: the pictures of a run then show what training changed, not what
+    # chance did.
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(count))
 
 
-def _diffusion_row(schedule: Any, images: jax.Array, keys: jax.Array, log_every_t: int) -> jax.Array:
+def _diffusion_row(
+    schedule: Any, images: jax.Array, keys: jax.Array, log_every_t: int
+) -> jax.Array:
     last = schedule.num_timesteps - 1
     timesteps = sorted({*range(0, last + 1, log_every_t), last})
     noise = noise_like(keys, images.shape[1:])

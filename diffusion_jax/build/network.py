@@ -49,7 +49,8 @@ class Network(NamedTuple):
         conditioning: Conditioning,
         dropout_key: Array | None = None,
     ) -> Array:
-        """Evaluate the network: (params, x_t [b h w c], t [b], conditioning) -> model output, float32."""
+        """Evaluate the network: (params, x_t [b h w c], t [b], conditioning) -> model output,
+        float32."""
         return apply_network(
             self.module, self.conditioning_key, params["network"], x, t, conditioning, dropout_key
         )
@@ -57,7 +58,8 @@ class Network(NamedTuple):
     def embed(
         self, params: PyTree, batch: Batch, keys: Keys | None = None, unconditional: bool = False
     ) -> Conditioning:
-        """Compute the conditioning of a batch; keys switch on the training dropout of each embedder."""
+        """Compute the conditioning of a batch; keys switch on the training dropout of each
+        embedder."""
         return embed(
             self.embedders, params["conditioner"], batch, keys, unconditional=unconditional
         )
@@ -78,7 +80,8 @@ class Network(NamedTuple):
 def build_network(
     model: Mapping[str, Any], conditioning: Mapping[str, Any], image_shape: tuple[int, int, int]
 ) -> Network:
-    """Build the network of a config; ConfigError when an option is wrong or labels and network disagree."""
+    """Build the network of a config; ConfigError when an option is wrong or labels and network
+    disagree."""
     module_class = pick(MODELS, model["name"], "config.model.name")
     keywords = bind(module_class, _with_dtypes(model), "config.model")
     known_sections(conditioning, ("key", "embedders"), "config.conditioning")
@@ -101,7 +104,9 @@ def _embedders(sections: Mapping[str, Any]) -> dict[str, Embedder]:
 
 def _with_dtypes(model: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: pick(DTYPES, value, f"config.model.{key}") if key in ("dtype", "param_dtype") else value
+        key: pick(DTYPES, value, f"config.model.{key}")
+        if key in ("dtype", "param_dtype")
+        else value
         for key, value in model.items()
     }
 

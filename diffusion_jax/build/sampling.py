@@ -1,7 +1,8 @@
-"""The `sampler` and `guidance` sections -> the one sample_fn that Pipeline, image hook, evaluation and CLI call."""
+"""The `sampler` and `guidance` sections -> the one sample_fn that Pipeline, image hook, evaluation
+and CLI call."""
 
+import functools
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,11 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from diffusion_jax.build.binding import ConfigError, bind, pick
+from diffusion_jax.build.binding import bind, pick
 from diffusion_jax.build.network import Network
 from diffusion_jax.diffusion import guidance, samplers
+from diffusion_jax.diffusion.schedule import Schedule
 from diffusion_jax.sharding import batch_sharding, replicated
-from diffusion_jax.types import Batch, Keys, Predict, PyTree
+from diffusion_jax.types import Batch, Conditioning, Keys, Predict, PyTree
 
 SAMPLERS = {"ddpm": samplers.ddpm_ancestral, "ddim": samplers.ddim}
 GUIDERS = {"none": guidance.identity, "cfg": guidance.cfg}
@@ -29,24 +31,35 @@ def build_sample_fn(
     network: Network,
     sampler: Mapping[str, Any],
     guider: Mapping[str, Any],
+    schedule: Schedule,
     parameterization: str,
     mesh: Mesh,
-) -> SampleFn:
-    """Assemble the sample_fn of a config: inputs and keys [b] -> Samples, x float32 [b h w c].
+) -> tuple[SampleFn, int]:
+    """Assemble the sample_fn of a config, and its default number of steps.
 
-    inputs holds what the embedders read ({"label": int32 [b]}), keys one key an image: image i is a function of
-    keys[i] and inputs[i]. num_steps and guidance_scale default to the config's; a scale of 1 is no guidance and half the
-    work. inpaint = (image, mask) keeps the image where the mask is 1. Compiles once per (b, num_steps, log_every).
-    Raises ConfigError for a wrong option.
+    sample_fn: inputs and keys [b] -> Samples, x float32 [b h w c].
+
+    inputs holds what the embedders read ({"label": int32 [b]}), keys one key an image: image i is
+    a function of keys[i] and inputs[i]. num_steps and guidance_scale default to the config's; a
+    scale of 1 is no guidance and half the work. inpaint = (image, mask) keeps the image where the
+    mask is 1. Compiles once per (b, num_steps, log_every).
+    Raises ValueError for a wrong option; `schedule` serves that check only, sample_fn takes its
+    own from frozen.
     """
     factory = pick(SAMPLERS, sampler["name"], "config.sampler.name")
     options = bind(factory, sampler, "config.sampler", given=_GIVEN)
     default_steps = options.pop("num_steps")
-    pick(GUIDERS, guider["name"], "config.guidance.name")
-    default_scale = float(bind(GUIDERS[guider["name"]], guider, "config.guidance", given=_GIVEN)["scale"])
-    rows = batch_sharding(mesh)
+    factory(schedule, default_steps, parameterization=parameterization, **options)
+    guide = pick(GUIDERS, guider["name"], "config.guidance.name")
+    # Without a guider the conditional prediction is followed: a scale of 1.
+    guider_options = {"scale": 1.0} | bind(guide, guider, "config.guidance", given=_GIVEN)
+    default_scale = float(guider_options["scale"])
 
-    @partial(jax.jit, static_argnames=("num_steps", "guided", "log_every"), out_shardings=replicated(mesh))
+    @functools.partial(
+        jax.jit,
+        static_argnames=("num_steps", "guided", "log_every"),
+        out_shardings=replicated(mesh),
+    )
     def run(params, frozen, inputs, keys, scale, inpaint, *, num_steps, guided, log_every):
         schedule = frozen["schedule"]
         steps = factory(schedule, num_steps, parameterization=parameterization, **options)
@@ -67,7 +80,7 @@ def build_sample_fn(
         inpaint: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> samplers.Samples:
         scale = default_scale if guidance_scale is None else guidance_scale
-        inputs, keys, inpaint = _place((dict(inputs), keys, inpaint), rows, mesh)
+        inputs, keys, inpaint = _place((dict(inputs), keys, inpaint), mesh)
         return run(
             params,
             frozen,
@@ -80,4 +93,27 @@ def build_sample_fn(
             log_every=log_every,
         )
 
-    return sample_fn
+    return sample_fn, default_steps
+
+
+def _predict(network: Network, params: PyTree, inputs: Batch, scale: Array | None) -> Predict:
+    def apply(x: Array, t: Array, conditioning: Conditioning) -> Array:
+        return network.apply(params, x, t, conditioning)
+
+    conditioning = network.embed(params, inputs)
+    if scale is None:
+        return guidance.identity(apply, conditioning)
+    unconditional = network.embed(params, inputs, unconditional=True)
+    return guidance.cfg(apply, conditioning, unconditional, scale)
+
+
+def _place(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Put host values on the mesh, split over it when their rows divide by it, else a copy on each
+    device."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def put(leaf: Any) -> Array:
+        rows = batch_sharding(mesh) if leaf.shape[0] % shards == 0 else replicated(mesh)
+        return jax.device_put(leaf, rows)
+
+    return jax.tree.map(put, tree)

@@ -1,4 +1,5 @@
-"""The command line: one parser, one module per command, nothing heavy imported before it is needed."""
+"""The command line: one parser, one module per command, nothing heavy imported before it is
+needed."""
 
 import sys
 from collections.abc import Sequence
@@ -19,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_ours(error: BaseException) -> bool:
-    # A sentence for the user is raised by this package (or by its config file); an error from deeper down is a
-    # defect whose traceback is worth more than its message.
+    # A sentence for the user is raised by this package (or by its config file); an error from
+    # deeper down is a defect whose traceback is worth more than its message.
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next

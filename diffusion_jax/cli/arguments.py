@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import pathlib
 from collections.abc import Callable, Sequence
 
 import ml_collections
@@ -44,8 +45,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def load_config(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
     """Load configs/x.py[:variant] and apply --config.a.b=value overrides.
 
-    Raises FileNotFoundError for a missing file and ValueError for an override that does not fit, naming it.
+    Raises FileNotFoundError for a missing file and ValueError for an override that does not fit,
+    naming it.
     """
+    file = pathlib.Path(path.partition(":")[0])
+    if not file.is_file():
+        raise FileNotFoundError(f"the config file {file} does not exist")
     values = absl_flags.FlagValues()
     argv = ["launch.py", f"--config={path}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -58,8 +63,6 @@ def load_config(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDic
         ) from error
     except absl_flags.Error as error:
         raise ValueError(f"{path} with {' '.join(overrides)}: {error}") from error
-    except OSError as error:
-        raise FileNotFoundError(f"the config file {path.partition(':')[0]} does not exist") from error
     return values["config"].value
 
 
@@ -100,7 +103,9 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--logdir", default="logs", help="where new run folders are made")
     parser.add_argument("--name", default="", help="name of the run folder instead of the config's")
     parser.add_argument("--postfix", default="", help="appended to the name of the run folder")
-    parser.add_argument("--resume", help="continue from a run folder or from one of its checkpoints")
+    parser.add_argument(
+        "--resume", help="continue from a run folder or from one of its checkpoints"
+    )
     parser.add_argument("--seed", type=int, help="instead of the config's seed")
     parser.add_argument("--no_test", action="store_true", help="skip the test split at the end")
 

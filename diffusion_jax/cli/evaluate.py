@@ -15,10 +15,12 @@ def run(arguments: argparse.Namespace) -> int:
     built = experiment(load_saved_config(workdir))
     source = built.data.source(arguments.split)
     batches = built.data.eval_batches(source, batch_size=built.training.batch_size)
-    evaluate = build_evaluate(built, built.frozen(), batches, prefix=arguments.split)
+    evaluate = build_evaluate(built, built.frozen, batches, prefix=arguments.split)
     checkpoints = open_checkpoints(workdir / "checkpoints")
     state, _ = checkpoints.restore(built.abstract_state(), step=arguments.step)
-    print(f"{workdir}, step {int(state.step)}, {batches.num_examples} records of {arguments.split}:")
+    print(
+        f"{workdir}, step {int(state.step)}, {batches.num_examples} records of {arguments.split}:"
+    )
     for name, value in sorted(evaluate(state).items()):
         print(f"  {name:32} {value:.6g}")
     return 0

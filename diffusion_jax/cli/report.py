@@ -37,14 +37,19 @@ def report(workdir: pathlib.Path) -> list[str]:
     speeds = [name for name in names if name not in losses]
     lines += [f"  {name:32} last {_series(name, rows)[-1]:.5g}" for name in speeds]
     lines.append(f"checkpoints: {', '.join(_checkpoints(workdir)) or 'none'}")
-    lines.append(f"pictures: {_count(workdir / 'images')} in images/, {_count(workdir / 'samples')} in samples/")
+    lines.append(
+        f"pictures: {_count(workdir / 'images')} in images/, {_count(workdir / 'samples')} in samples/"
+    )
     return lines
 
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
-    """Draw values as one line of block characters, averaged down to `width`; NaN is drawn as '!'."""
+    """Draw values as one line of block characters, averaged down to `width`; NaN is drawn as
+    '!'."""
     size = max(1, -(-len(values) // width))
-    means = [sum(values[i : i + size]) / len(values[i : i + size]) for i in range(0, len(values), size)]
+    means = [
+        sum(values[i : i + size]) / len(values[i : i + size]) for i in range(0, len(values), size)
+    ]
     finite = [mean for mean in means if mean == mean and abs(mean) != float("inf")]
     if not finite:
         return "!" * len(means)
@@ -69,7 +74,11 @@ def _series(name: str, rows: list[dict[str, float]]) -> list[float]:
 
 def _checkpoints(workdir: pathlib.Path) -> list[str]:
     folder = workdir / "checkpoints"
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    steps = (
+        [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+        if folder.is_dir()
+        else []
+    )
     return [str(step) for step in sorted(steps)]
 
 

@@ -30,8 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write_images(folder: pathlib.Path, images: np.ndarray, *, columns: int | None = None) -> pathlib.Path:
-    """Write uint8 images [b h w c] as 00000.png, ... and grid.png into a new or empty folder -> the grid's path."""
+def write_images(
+    folder: pathlib.Path, images: np.ndarray, *, columns: int | None = None
+) -> pathlib.Path:
+    """Write uint8 images [b h w c] as 00000.png, ... and grid.png into a new or empty folder ->
+    the grid's path."""
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} already holds files; choose an empty folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +57,7 @@ def _conditions(pipe: Pipeline, label: str | None, n: int) -> tuple[Conditions, 
         return None, n
     if label is None:
         # Every class in turn, so that a first look shows them all.
-        classes = pipe.experiment.num_classes()
+        classes = pipe.num_classes()
         return [i % classes for i in range(n)], None
     return [part for part in label.split(",") for _ in range(n)], None
 

@@ -1,16 +1,76 @@
-"""`python launch.py --config=...`: train, or continue, a run; then test it."""
+"""`python launch.py --config=...`: train a run, or continue it, then test it."""
 
 import argparse
+import contextlib
 import pathlib
+import pdb
+import sys
+from collections.abc import Iterator
 
 import jax
+import ml_collections
 
 from diffusion_jax import run_folder
 from diffusion_jax.build import experiment
-from diffusion_jax.build.run import build_run
 from diffusion_jax.cli.arguments import load_config
-from diffusion_jax.train import loop
+from diffusion_jax.cli.training import train_run
+from diffusion_jax.train.checkpoint import resolve_checkpoint
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train until the config's last step, a stop or a signal; return the exit code."""
+    workdir, config, step = _run_folder_and_config(arguments)
+    with _debugging(arguments.debug):
+        return train_run(
+            experiment(config),
+            workdir,
+            config,
+            from_step=step,
+            donate=not arguments.debug,
+            test=not arguments.no_test,
+        )
+
+
+def _run_folder_and_config(
+    arguments: argparse.Namespace,
+) -> tuple[pathlib.Path, ml_collections.ConfigDict, int | None]:
+    """Find what to run where: --resume brings its own config and folder, --config needs a
+    folder."""
+    if arguments.resume and (arguments.config or arguments.workdir or arguments.name):
+        raise ValueError(
+            f"--resume={arguments.resume} brings its own config and folder; drop --config, --workdir and --name"
+        )
+    step = None
+    if arguments.resume:
+        folder, step = resolve_checkpoint(arguments.resume)
+        workdir = pathlib.Path(folder)
+        config = load_config(str(workdir / run_folder.SAVED_CONFIG), arguments.overrides)
+    elif arguments.config:
+        config = load_config(arguments.config, arguments.overrides)
+        workdir = pathlib.Path(arguments.workdir) if arguments.workdir else None
+        workdir = workdir or run_folder.new_run_folder(
+            arguments.logdir, arguments.config, name=arguments.name, postfix=arguments.postfix
+        )
+    else:
+        raise ValueError(
+            "nothing to train: give --config=configs/mnist.py, or --resume=RUN; see --help"
+        )
+    if arguments.seed is not None:
+        with config.unlocked():
+            config.seed = arguments.seed
+    return workdir, config, step
+
+
+@contextlib.contextmanager
+def _debugging(debug: bool) -> Iterator[None]:
+    """With --debug, stop at the first NaN, and open a debugger where an exception was raised."""
+    if not debug:
+        yield
+        return
+    with jax.debug_nans(True):
+        try:
+            yield
+        except Exception:
+            if sys.stdin.isatty():
+                pdb.post_mortem()
+            raise

@@ -1,7 +1,8 @@
-"""From a batch to a Conditioning: embedders, their dropout for classifier-free guidance, merging by rank."""
+"""From a batch to a Conditioning: embedders, their dropout for classifier-free guidance, merging
+by rank."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,17 +11,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
 
-# Rank of an embedder's output -> where it enters the network (generative-models, GeneralConditioner).
+# Rank of an embedder's output -> where it enters the network (generative-models,
+# GeneralConditioner).
 ENTRY_OF_RANK = {1: "vector", 2: "vector", 3: "crossattn", 4: "concat"}
 FEATURE_AXIS = -1
 
 
 class Embedder(NamedTuple):
-    """One source of conditioning: batch[input_key] -> module -> an array whose rank says where it enters.
+    """One source of conditioning: batch[input_key] -> module -> an array whose rank says where it
+    enters.
 
-    With probability ucg_rate a training sample loses it: its input becomes null_value, or, when null_value is
-    None, its embedding becomes zero (classifier-free guidance, Ho & Salimans 2022, algorithm 1).
-    Labels have num_classes, images have channels.
+    With probability ucg_rate a training sample loses it: its input becomes null_value, or, when
+    null_value is None, its embedding becomes zero (classifier-free guidance, Ho & Salimans 2022,
+    algorithm 1). Labels have num_classes, images have channels.
     """
 
     module: nn.Module
@@ -37,7 +40,8 @@ class Embedder(NamedTuple):
 
 
 class Identity(nn.Module):
-    """Pass the input through: integer labels for the network's own label embedding, images to concatenate."""
+    """Pass the input through: integer labels for the network's own label embedding, images to
+    concatenate."""
 
     @nn.compact
     def __call__(self, value: Array) -> Array:
@@ -47,13 +51,14 @@ class Identity(nn.Module):
 class ClassEmbedder(nn.Module):
     """Embed class labels: int [b] -> [b d], or [b 1 d] to serve as context.
 
-    Labels are int32 in [0, num_embeddings). Source: latent-diffusion and generative-models, ClassEmbedder.
+    Labels are int32 in [0, num_embeddings). Source: latent-diffusion and generative-models,
+    ClassEmbedder.
     """
 
     num_embeddings: int
     embed_dim: int
     add_sequence_dim: bool = False
-    param_dtype: jnp.dtype = jnp.float32
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, label: Int[Array, "b"]) -> Float[Array, "b *rest"]:
@@ -69,10 +74,9 @@ class ClassEmbedder(nn.Module):
         return embedded[:, None, :] if self.add_sequence_dim else embedded
 
 
-def class_label(
-    *, num_classes: int, ucg_rate: float = 0.0, input_key: str = "label"
-) -> Embedder:
-    """Make integer labels the `vector`: for networks that embed labels themselves (num_classes + 1 rows).
+def class_label(*, num_classes: int, ucg_rate: float = 0.0, input_key: str = "label") -> Embedder:
+    """Make integer labels the `vector`: for networks that embed labels themselves (num_classes + 1
+    rows).
 
     The extra row, number num_classes, is the null class of classifier-free guidance.
     """
@@ -87,7 +91,8 @@ def class_embedding(
     ucg_rate: float = 0.0,
     input_key: str = "label",
 ) -> Embedder:
-    """Make a trained embedding of the label the context [b 1 d] (or a `vector` [b d]); row num_classes is null."""
+    """Make a trained embedding of the label the context [b 1 d] (or a `vector` [b d]); row
+    num_classes is null."""
     module = ClassEmbedder(num_classes + 1, embed_dim, add_sequence_dim)
     return Embedder(module, input_key, ucg_rate, num_classes, num_classes)
 
@@ -105,7 +110,8 @@ EMBEDDERS = {
 
 
 def init_embedders(embedders: Mapping[str, Embedder], batch: Batch, key: Array) -> PyTree:
-    """Initialise every embedder's parameters: {name: params}; embedders without parameters have no entry."""
+    """Initialise every embedder's parameters: {name: params}; embedders without parameters have no
+    entry."""
     params = {}
     for index, (name, embedder) in enumerate(embedders.items()):
         value = _input(batch, name, embedder)
@@ -123,11 +129,14 @@ def embed(
     *,
     unconditional: bool = False,
 ) -> Conditioning:
-    """Compute the Conditioning of a batch: every embedder's output, joined on the feature axis by its rank.
+    """Compute the Conditioning of a batch: every embedder's output, joined on the feature axis by
+    its rank.
 
-    keys [b], one per sample, turn on training dropout (each embedder drops a sample with its own ucg_rate);
-    keys=None keeps everything. unconditional=True drops everything: the other half of guidance.
-    Raises ValueError when the batch lacks an input or when outputs that meet in one entry cannot be joined.
+    keys [b], one per sample, turn on training dropout (each embedder drops a sample with its own
+    ucg_rate); keys=None keeps everything. unconditional=True drops everything: the other half of
+    guidance.
+    Raises ValueError when the batch lacks an input or when outputs that meet in one entry cannot
+    be joined.
     Source: generative-models, GeneralConditioner.
     """
     entries: dict[str, list[Array]] = {}

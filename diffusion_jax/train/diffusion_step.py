@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.diffusion import ddpm, losses
@@ -20,9 +19,10 @@ Embed = Callable[..., Conditioning]
 def diffusion_loss(apply: Apply, embed: Embed, **loss_options: Any) -> Callable:
     """Make the LossFn of DDPM training (Ho et al. 2020, algorithm 1; latent-diffusion's p_losses).
 
-    The LossFn reads batch["image"] [b h w c] float32 in [-1, 1], frozen["schedule"], and logvar [t] from the parameters
-    if it is learned, else from frozen; t is uniform over the schedule. loss_options go to losses.ddpm_loss. A batch may carry "weight" [b] (0 for padding).
-    Everything random about sample i comes from keys[i].
+    The LossFn reads batch["image"] [b h w c] float32 in [-1, 1], frozen["schedule"], and logvar
+    [t] from the parameters if it is learned, else from frozen; t is uniform over the schedule.
+    loss_options go to losses.ddpm_loss. A batch may carry "weight" [b] (0 for padding). Everything
+    random about sample i comes from keys[i].
     """
 
     def loss_fn(

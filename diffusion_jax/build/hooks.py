@@ -1,0 +1,130 @@
+"""The `hooks` and `checkpoint` sections -> what watches a run, in the order in which it acts."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from diffusion_jax.build.binding import bind_shared, known_sections
+from diffusion_jax.build.evaluation import build_evaluate
+from diffusion_jax.build.experiment import Experiment
+from diffusion_jax.build.images import build_log_images
+from diffusion_jax.data.batches import Batches
+from diffusion_jax.train.checkpoint import Checkpoints, open_checkpoints
+from diffusion_jax.train.hooks.checkpoint import checkpoint
+from diffusion_jax.train.hooks.early_stopping import early_stopping
+from diffusion_jax.train.hooks.images import images
+from diffusion_jax.train.hooks.nan_stop import nan_stop
+from diffusion_jax.train.hooks.profiler import profiler
+from diffusion_jax.train.hooks.progress import progress
+from diffusion_jax.train.hooks.scalars import scalars
+from diffusion_jax.train.hooks.validation import Scores, validation
+from diffusion_jax.train.loop import Hook
+from diffusion_jax.train.writers import Writer
+from diffusion_jax.types import PyTree
+
+# Section -> the functions that its keys go to, each with what the run supplies.
+_TARGETS: dict[str, tuple[tuple[Callable, tuple[str, ...]], ...]] = {
+    "progress": ((progress, ("num_steps", "batch_size", "stream")),),
+    "scalars": ((scalars, ("writer", "lr_at", "batch_size")),),
+    "nan_stop": ((nan_stop, ("checkpoints",)),),
+    "images": (
+        (images, ("log_images", "writer", "split", "batch")),
+        (build_log_images, ("experiment", "frozen", "class_names")),
+    ),
+    "validation": (
+        (validation, ("evaluate", "writer", "scores")),
+        (build_evaluate, ("experiment", "frozen", "batches", "prefix")),
+    ),
+    "early_stopping": ((early_stopping, ("scores",)),),
+    "profiler": ((profiler, ("directory",)),),
+}
+ALWAYS = ("progress", "scalars", "nan_stop")
+_CHECKPOINT_TARGETS = (
+    (checkpoint, ("checkpoints", "metadata", "scores")),
+    (open_checkpoints, ("directory", "needed_bytes")),
+)
+DEFAULT_CHECKPOINT = {"every": 1000}
+
+
+class HookOptions(NamedTuple):
+    """Keywords of every hook that a config asks for, one dict a function, and of its
+    checkpoints."""
+
+    hooks: Mapping[str, list[dict[str, Any]]]
+    checkpoint: dict[str, Any]
+    checkpoints: dict[str, Any]
+
+
+class Watched(NamedTuple):
+    """What the hooks of a run look at and write to."""
+
+    workdir: pathlib.Path
+    writer: Writer
+    checkpoints: Checkpoints
+    metadata: Mapping[str, Any]
+    scores: Scores
+    frozen: PyTree
+    validation_batches: Batches | None
+    class_names: tuple[str, ...]
+
+
+def bind_hooks(sections: Mapping[str, Any]) -> HookOptions:
+    """Check the `hooks` and `checkpoint` sections; ConfigError names path, value and choices."""
+    asked = sections["hooks"] if "hooks" in sections else {}
+    known_sections(asked, _TARGETS, "config.hooks")
+    asked = {name: {} for name in ALWAYS} | asked
+    saving = sections["checkpoint"] if "checkpoint" in sections else DEFAULT_CHECKPOINT
+    checkpoint_options, manager_options = bind_shared(
+        saving, "config.checkpoint", *_CHECKPOINT_TARGETS
+    )
+    return HookOptions(
+        {
+            name: bind_shared(section, f"config.hooks.{name}", *_TARGETS[name])
+            for name, section in asked.items()
+        },
+        checkpoint_options,
+        manager_options,
+    )
+
+
+def build_hooks(experiment: Experiment, options: HookOptions, watched: Watched) -> list[Hook]:
+    """Make the hooks in the order in which they act: speak, measure, show, validate, decide, save.
+
+    Validation is left out when the config names no validation split.
+    """
+    training, writer, scores = experiment.training, watched.writer, watched.scores
+    make: dict[str, Callable[..., Hook | None]] = {
+        "nan_stop": lambda o: nan_stop(checkpoints=watched.checkpoints, **o),
+        "progress": lambda o: progress(
+            num_steps=training.num_steps, batch_size=training.batch_size, **o
+        ),
+        "scalars": lambda o: scalars(
+            writer, lr_at=experiment.lr_at, batch_size=training.batch_size, **o
+        ),
+        "profiler": lambda o: profiler(watched.workdir / "profile", **o),
+        "images": lambda o, pictures: images(
+            build_log_images(
+                experiment, watched.frozen, class_names=watched.class_names, **pictures
+            ),
+            writer,
+            **o,
+        ),
+        "validation": lambda o, passes: _validation(experiment, watched, o, passes),
+        "early_stopping": lambda o: early_stopping(scores, **o),
+    }
+    hooks = [make[name](*options.hooks[name]) for name in make if name in options.hooks]
+    hooks.append(
+        checkpoint(watched.checkpoints, watched.metadata, scores=scores, **options.checkpoint)
+    )
+    return [hook for hook in hooks if hook is not None]
+
+
+def _validation(
+    experiment: Experiment, watched: Watched, options: dict[str, Any], passes: dict[str, Any]
+) -> Hook | None:
+    if watched.validation_batches is None:
+        return None
+    evaluate = build_evaluate(
+        experiment, watched.frozen, watched.validation_batches, prefix="val", **passes
+    )
+    return validation(evaluate, watched.writer, watched.scores, **options)

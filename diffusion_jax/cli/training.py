@@ -1,0 +1,191 @@
+"""One run from its folder to its last checkpoint: open everything, train, close everything,
+test."""
+
+import contextlib
+import pathlib
+from typing import NamedTuple
+
+import jax
+import ml_collections
+
+from diffusion_jax import run_folder
+from diffusion_jax.build import Experiment
+from diffusion_jax.build.evaluation import build_evaluate
+from diffusion_jax.build.hooks import Watched, bind_hooks, build_hooks
+from diffusion_jax.data.batches import Batches
+from diffusion_jax.data.sources import class_names
+from diffusion_jax.sharding import replicated
+from diffusion_jax.train import loop
+from diffusion_jax.train.checkpoint import (
+    Checkpoints,
+    open_checkpoints,
+    saved_steps,
+    set_aside_later,
+    state_bytes,
+)
+from diffusion_jax.train.hooks.checkpoint import make_rescue
+from diffusion_jax.train.hooks.overview import overview
+from diffusion_jax.train.hooks.validation import Scores, scores_from
+from diffusion_jax.train.signals import handle_signals, signal_hook
+from diffusion_jax.train.state import TrainState
+from diffusion_jax.train.step import jit_train_step
+from diffusion_jax.train.writers import Writer, open_writer
+
+EXIT_NOT_A_NUMBER = 3  # a metric was NaN or infinite; the message names the last good checkpoint
+EXIT_SIGNAL = (
+    75  # stopped by SIGTERM or Ctrl-C and saved: the same command goes on (sysexits.h, EX_TEMPFAIL)
+)
+SIGNALS = ("SIGTERM", "SIGINT")
+
+
+class Opened(NamedTuple):
+    """The data of a run."""
+
+    train: Batches
+    validation: Batches | None
+    class_names: tuple[str, ...]
+
+
+def train_run(
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    *,
+    from_step: int | None = None,
+    donate: bool = True,
+    test: bool = True,
+) -> int:
+    """Train in a folder, or go on with what is there, then test; return the exit code.
+
+    from_step: go on from this checkpoint instead of the newest; later ones are set aside, not
+    deleted. Everything that can be wrong with config, data and folder is found before the first
+    step is compiled.
+    """
+    abstract = experiment.abstract_state()
+    data = open_data(experiment)
+    run_folder.claim(workdir, config)
+    directory = workdir / "checkpoints"
+    if from_step is not None and jax.process_index() == 0:
+        set_aside_later(directory, from_step)
+    options = bind_hooks(experiment.sections)
+    checkpoints = open_checkpoints(
+        directory, needed_bytes=state_bytes(abstract), **options.checkpoints
+    )
+    with contextlib.closing(checkpoints):
+        state, scores = start(experiment, abstract, checkpoints)
+        step = int(state.step)
+        writer = open_writer(workdir, resume_step=step)
+        with contextlib.closing(writer), handle_signals() as received:
+            announce(experiment, state, data, workdir, writer)
+            watched = Watched(
+                workdir=workdir,
+                writer=writer,
+                checkpoints=checkpoints,
+                metadata={
+                    "config": run_folder.to_plain(config),
+                    "revision": run_folder.git_revision(),
+                    "seed": experiment.seed,
+                },
+                scores=scores,
+                frozen=jax.device_put(experiment.frozen, replicated(experiment.mesh)),
+                validation_batches=data.validation,
+                class_names=data.class_names,
+            )
+            hooks = build_hooks(experiment, options, watched)
+            hooks.insert(0, signal_hook(received, hooks[-1].end))
+            jitted = jit_train_step(experiment.train_step, abstract, donate=donate)
+            state, stop = loop.train(
+                state,
+                lambda state, batch: jitted(state, experiment.to_devices(batch), watched.frozen),
+                data.train.iterate(step),
+                hooks,
+                num_steps=experiment.training.num_steps,
+                rescue=make_rescue(checkpoints, watched.metadata, scores),
+            )
+            checkpoints.wait()
+            return finish(experiment, state, stop, watched, test=test)
+
+
+def open_data(experiment: Experiment) -> Opened:
+    """Open the splits that training reads; ValueError when its labels do not fit the model's
+    classes."""
+    data, training = experiment.data, experiment.training
+    source = data.source("train")
+    names = class_names(source)
+    for name, embedder in experiment.network.embedders.items():
+        if embedder.num_classes is not None and len(names) > embedder.num_classes:
+            raise ValueError(
+                f"config.conditioning.embedders.{name}.num_classes = {embedder.num_classes} is too few: "
+                f"the data set {data.name!r} has {len(names)} classes"
+            )
+    validation = None
+    if data.splits["validation"] is not None:
+        validation = data.eval_batches(data.source("validation"), batch_size=training.batch_size)
+    train = data.train_batches(source, batch_size=training.batch_size, seed=experiment.seed)
+    return Opened(train, validation, names)
+
+
+def start(
+    experiment: Experiment, abstract: TrainState, checkpoints: Checkpoints
+) -> tuple[TrainState, Scores]:
+    """Restore the newest checkpoint of the run, or make the initial state."""
+    if saved_steps(checkpoints.directory):
+        state, metadata = checkpoints.restore(abstract)
+        return state, scores_from(metadata)
+    return experiment.init_state(), {}
+
+
+def announce(
+    experiment: Experiment, state: TrainState, data: Opened, workdir: pathlib.Path, writer: Writer
+) -> None:
+    """Say what is about to happen, and write the table of parameters."""
+    if jax.process_index() != 0:
+        return
+    table = overview(state.params)
+    (workdir / "parameters.txt").write_text(table + "\n")
+    writer.write_texts(int(state.step), {"parameters": f"```\n{table}\n```"})
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    mesh = " x ".join(f"{axis} {size}" for axis, size in experiment.mesh.shape.items())
+    position = f"continues at step {int(state.step)}" if int(state.step) else "starts"
+    print(f"{workdir} {position}: {count:,} parameters, see {workdir / 'parameters.txt'}")
+    print(
+        f"{data.train.num_examples:,} training images of {experiment.data.name}, mesh {mesh} of {jax.default_backend()}"
+    )
+    print("compiling the training step", flush=True)
+
+
+def finish(
+    experiment: Experiment,
+    state: TrainState,
+    stop: loop.Stop | None,
+    watched: Watched,
+    *,
+    test: bool,
+) -> int:
+    """Say how training ended, test unless told not to, and choose the exit code."""
+    step = int(state.step)
+    if stop is not None:
+        print(f"stopped at step {step}: {stop.reason}")
+        if not stop.save:
+            return EXIT_NOT_A_NUMBER
+        if stop.reason in SIGNALS:
+            print(f"saved; the same command, or --resume={watched.workdir}, goes on from here")
+            return EXIT_SIGNAL
+    if test and experiment.data.splits["test"] is not None:
+        _test(experiment, state, watched)
+    if jax.process_index() == 0:
+        print(f"step {step} is saved in {watched.checkpoints.directory}")
+        print(f"draw images: python launch.py sample --workdir={watched.workdir}")
+    return 0
+
+
+def _test(experiment: Experiment, state: TrainState, watched: Watched) -> None:
+    batches = experiment.data.eval_batches(
+        experiment.data.source("test"), batch_size=experiment.training.batch_size
+    )
+    found = build_evaluate(experiment, watched.frozen, batches, prefix="test")(state)
+    watched.writer.write_scalars(int(state.step), found)
+    losses = ", ".join(
+        f"{name} {value:.4f}" for name, value in sorted(found.items()) if "simple" in name
+    )
+    print(f"test split, {batches.num_examples} images: {losses}")

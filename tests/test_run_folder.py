@@ -1,0 +1,71 @@
+"""A run folder: its name, its saved config, and its refusal to be taken over."""
+
+import ml_collections
+import pytest
+
+from diffusion_jax import run_folder
+
+
+def config(**changes):
+    made = ml_collections.ConfigDict(
+        dict(
+            seed=0,
+            train=dict(num_steps=10, batch_size=8),
+            model=dict(name="unet", channel_mult=(1, 2), num_classes=None),
+            hooks=dict(scalars=dict(every=5)),
+        )
+    )
+    made.update_from_flattened_dict(changes)
+    return made
+
+
+def test_names_follow_latent_diffusion():
+    folder = run_folder.new_run_folder("logs", "configs/mnist.py:tiny", postfix="_a")
+    assert folder.parent.name == "logs"
+    assert folder.name.endswith("_mnist-tiny_a")
+    named = run_folder.new_run_folder("logs", "configs/mnist.py", name="first")
+    assert named.name.endswith("_first")
+
+
+def test_saved_config_is_the_config(workdir):
+    original = config()
+    original.train.twice = original.train.get_ref("num_steps") * 2
+    path = run_folder.save_config(workdir, original)
+    loaded = run_folder.load_config_file(path)
+    assert loaded.to_dict() == original.to_dict()
+    assert loaded.model.channel_mult == (1, 2) and loaded.train.twice == 20
+
+
+def test_claim_takes_new_folders_and_recognises_its_own(workdir):
+    assert run_folder.claim(workdir, config()) is False
+    assert run_folder.claim(workdir, config()) is True
+    assert run_folder.claim(workdir, config(**{"train.num_steps": 20})) is True
+    assert run_folder.load_saved_config(workdir).train.num_steps == 20
+
+
+def test_claim_refuses_another_config_and_changes_nothing(workdir):
+    run_folder.claim(workdir, config())
+    with pytest.raises(
+        ValueError, match=r"belongs to another config.*model\.channel_mult: \(1, 2\) -> \(1,\)"
+    ):
+        run_folder.claim(workdir, config(**{"model.channel_mult": (1,)}))
+    assert run_folder.load_saved_config(workdir).model.channel_mult == (1, 2)
+
+
+def test_claim_refuses_a_folder_with_other_files(workdir):
+    workdir.mkdir()
+    (workdir / "thesis.tex").write_text("do not lose me")
+    with pytest.raises(ValueError, match="exists and is not the folder of a run"):
+        run_folder.claim(workdir, config())
+    assert [path.name for path in workdir.iterdir()] == ["thesis.tex"]
+
+
+def test_missing_run_is_named(workdir):
+    with pytest.raises(FileNotFoundError, match="is not the folder of a run"):
+        run_folder.load_saved_config(workdir)
+    with pytest.raises(FileNotFoundError, match="config file .* does not exist"):
+        run_folder.load_config_file(workdir / "x.py")
+
+
+def test_git_revision_is_one_word():
+    assert run_folder.git_revision() and " " not in run_folder.git_revision()
