@@ -30,7 +30,7 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _checksum(leaf: jax.Array | np.ndarray) -> jax.Array | np.uint32:
+def _checksum(leaf: jax.Array | np.ndarray | np.generic) -> jax.Array | np.uint32:
     if not isinstance(leaf, jax.Array):
         return _of_part(np.asarray(leaf), (slice(None),) * np.ndim(leaf), np.shape(leaf))
     on_cpu = all(device.platform == "cpu" for device in leaf.sharding.device_set)

@@ -63,12 +63,12 @@ class Hook(NamedTuple):
 
     due(step) is pure, so that all hosts agree when they act together. act(event) returns None to go
     on or a Stop. end(event, stop) is called once after the last step, with the event of that step
-    and the Stop or None.
+    and the Stop or None; a Stop that it returns takes the place of the one before.
     """
 
     due: Callable[[int], bool]
     act: Callable[[Event], Stop | None]
-    end: Callable[[Event, Stop | None], None] = _nothing
+    end: Callable[[Event, Stop | None], Stop | None] = _nothing
 
 
 def every(num_steps: int) -> Callable[[int], bool]:
@@ -118,7 +118,7 @@ def train(
                     break
             if event is not None:
                 for hook in hooks:
-                    hook.end(event, stop)
+                    stop = hook.end(event, stop) or stop
     except Exception as error:
         if rescue is not None:
             _rescue(rescue, state, error)

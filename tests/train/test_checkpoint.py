@@ -384,7 +384,6 @@ def test_half_written_checkpoints_are_cleared(tmp_path):
 
 SCRIPT = textwrap.dedent(
     """
-    import sys
     import jax, jax.numpy as jnp, numpy as np, optax
     from diffusion_jax.train.checkpoint import open_checkpoints, saved_steps
     from diffusion_jax.train.ema import ema
@@ -392,9 +391,10 @@ SCRIPT = textwrap.dedent(
     from diffusion_jax.train.loop import Hook, train
     from diffusion_jax.train.state import init_state
 
-    directory, num_steps = sys.argv[1], int(sys.argv[2])
     tx = optax.chain(optax.adamw(1e-2), ema())
-    init = lambda: init_state({"w": jnp.ones((64, 64))}, tx)
+
+    def init():
+        return init_state({"w": jnp.ones((64, 64))}, tx)
 
     @jax.jit
     def update(state, batch):
@@ -416,47 +416,32 @@ SCRIPT = textwrap.dedent(
             yield np.float32(np.sin(n))
             n += 1
 
-    checkpoints = open_checkpoints(directory)
-    state, first = init(), 0
-    if saved_steps(directory):
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-        )
-        state, metadata = checkpoints.restore(abstract)
-        first = metadata["next_batch"]
-        num_steps = first + 20
-    hooks = [
-        Hook(lambda s: True, lambda e: print(e.step, flush=True)),
-        checkpoint(checkpoints, {"seed": 0}, every=5),
-    ]
-    state, _ = train(state, step, batches(first), hooks, num_steps=num_steps)
-    checkpoints.close()
-    whole, _ = train(init(), step, batches(0), [], num_steps=num_steps)
-    assert jax.tree.structure(state) == jax.tree.structure(whole)
-    raw = lambda x: np.asarray(x).tobytes()
-    same = jax.tree.map(lambda a, b: raw(a) == raw(b), state, whole)
-    print(first, jax.tree.all(same))
+    def run(directory, more_steps):
+        checkpoints = open_checkpoints(directory)
+        state, first = init(), 0
+        if saved_steps(directory):
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+            )
+            state, metadata = checkpoints.restore(abstract)
+            first = metadata["next_batch"]
+        hooks = [
+            Hook(lambda s: True, lambda e: print(e.step, flush=True)),
+            checkpoint(checkpoints, {"seed": 0}, every=5),
+        ]
+        state, _ = train(state, step, batches(first), hooks, num_steps=first + more_steps)
+        checkpoints.close()
+        return first, state
     """
 )
 
 
-def start(script, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)],
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+    killed = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT + f"run({str(tmp_path)!r}, 10**6)"],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def finish(process):
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err[-3000:]
-    return out.split()
-
-
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    killed = start(SCRIPT, tmp_path, 10**6)
     assert killed.stdout is not None
     for line in killed.stdout:
         if line.strip() == "33":
@@ -464,6 +449,15 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
             break
     killed.send_signal(signal.SIGKILL)
     assert killed.wait(30) == -signal.SIGKILL
-    resumed_at = saved_steps(tmp_path)[-1]
-    assert resumed_at >= 20
-    assert finish(start(SCRIPT, tmp_path, 0))[-2:] == [str(resumed_at), "True"]
+    here: dict = {}
+    exec(SCRIPT, here)
+    killed_at = saved_steps(tmp_path)[-1]
+    first, resumed = here["run"](tmp_path, 20)
+    assert first == killed_at >= 20
+    whole, _ = here["train"](
+        here["init"](), here["step"], here["batches"](0), [], num_steps=first + 20
+    )
+    assert int(resumed.step) == first + 20
+    assert jax.tree.structure(resumed) == jax.tree.structure(whole)
+    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()

@@ -109,6 +109,14 @@ def test_stop_ends_the_loop_and_later_hooks_end_without_acting():
     ]
 
 
+def test_a_stop_found_at_the_end_reaches_the_hooks_behind_it():
+    seen = []
+    finder = Hook(lambda step: False, always, lambda event, stop: Stop("nan", save=False))
+    saver = Hook(lambda step: False, always, lambda event, stop: seen.append(stop))
+    _, stop = train(fresh(), toy_step, batches(), [finder, saver], num_steps=2)
+    assert seen == [stop] == [Stop("nan", save=False)]
+
+
 def test_no_step_to_do_calls_no_hook():
     hook = Hook(always, lambda event: 1 / 0, lambda event, stop: 1 / 0)
     state, stop = train(fresh(5), toy_step, batches(), [hook], num_steps=5)

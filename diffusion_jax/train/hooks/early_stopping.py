@@ -1,0 +1,64 @@
+"""Stop when validation no longer improves."""
+
+import math
+from collections.abc import Mapping
+
+from diffusion_jax.train.hooks.validation import Scores
+from diffusion_jax.train.loop import Event, Hook, Stop
+
+_SIGN = {"min": 1.0, "max": -1.0}
+
+
+def early_stopping(
+    scores: Scores,
+    *,
+    monitor: str,
+    patience: int,
+    mode: str = "min",
+    min_delta: float = 0.0,
+) -> Hook:
+    """Make the hook; it belongs behind validation, which fills the scores.
+
+    It stops when the last `patience` validations did not better the best score before them by more
+    than min_delta; mode says whether the lowest ("min") or highest ("max") score is best, NaN never
+    is. It is a function of the scores, so a resumed run stops where an uninterrupted one would.
+    Raises ValueError for bad options and when validation does not report the monitor.
+    """
+    if mode not in _SIGN:
+        raise ValueError(f"mode = {mode!r} is unknown; choose one of {', '.join(_SIGN)}")
+    if patience < 1 or min_delta < 0:
+        raise ValueError(
+            f"patience = {patience} should be at least 1, min_delta = {min_delta} at least 0"
+        )
+
+    def act(event: Event) -> Stop | None:
+        if event.step not in scores:
+            return None
+        steps = sorted(step for step in scores if step <= event.step)
+        values = [_SIGN[mode] * _value(scores[step], monitor) for step in steps]
+        best = _last_improvement(values, min_delta)
+        if len(values) - 1 - best < patience:
+            return None
+        return Stop(
+            f"{monitor} did not improve in {patience} validations on "
+            f"{_SIGN[mode] * values[best]:.6g}, its value at step {steps[best]}"
+        )
+
+    return Hook(lambda step: True, act)
+
+
+def _value(found: Mapping[str, float], monitor: str) -> float:
+    if monitor not in found:
+        raise ValueError(
+            f"early stopping watches {monitor!r}, which validation does not report; "
+            f"it reports {', '.join(sorted(found))}"
+        )
+    return found[monitor]
+
+
+def _last_improvement(values: list[float], min_delta: float) -> int:
+    best, at = math.inf, 0
+    for i, value in enumerate(values):
+        if value < best - min_delta:  # false for NaN
+            best, at = value, i
+    return at

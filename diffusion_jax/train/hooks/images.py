@@ -1,0 +1,68 @@
+"""Show what the model makes: often at first, then every so many steps."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.train.grids import caption_tiles, image_grid, to_pixels
+from diffusion_jax.train.loop import Event, Hook
+from diffusion_jax.train.writers import Writer
+from diffusion_jax.types import PyTree
+
+
+def images(
+    log_images: Callable[[PyTree, Any], Mapping[str, Any]],
+    writer: Writer,
+    *,
+    split: str = "train",
+    batch_frequency: int = 1000,
+    max_images: int = 4,
+    clamp: bool = True,
+    increase_log_steps: bool = True,
+    log_first_step: bool = False,
+    batch: Any = None,
+) -> Hook:
+    """Make the hook: log_images(state, batch) -> {"samples": [n h w c] in [-1, 1], ...}.
+
+    A value may also be [rows columns h w c], which keeps its rows (one sample each), or a list of
+    captions, which are drawn as text. Each is cut to max_images and handed to the writer as
+    "{split}/{key}", one grid of four columns; image_writer makes images/{split}/{key}_gs-000100.png
+    of it. It acts at the multiples of batch_frequency and, with increase_log_steps, at the powers
+    of two up to it; log_first_step adds step 1. clamp clips values outside of [-1, 1], else they
+    are scaled to fit. batch: what to show instead of the batch of the step, for validation.
+    Source: latent-diffusion and generative-models, ImageLogger.
+    """
+    if batch_frequency < 1 or max_images < 1:
+        raise ValueError(
+            f"batch_frequency = {batch_frequency}, max_images = {max_images} should be at least 1"
+        )
+
+    def due(step: int) -> bool:
+        early = increase_log_steps and step <= batch_frequency and step & (step - 1) == 0
+        return early or step % batch_frequency == 0 or (log_first_step and step == 1)
+
+    def act(event: Event) -> None:
+        with jax.transfer_guard("allow"):  # sampling is allowed to be careless, it waits anyway
+            shown = log_images(event.state, event.batch if batch is None else batch)
+        grids = {}
+        for key, value in shown.items():
+            name = f"{split}/{key}"
+            grids[name] = picture(value, name, max_images=max_images, clamp=clamp)[None]
+        writer.write_images(event.step, grids)
+
+    return Hook(due, act)
+
+
+def picture(
+    value: np.ndarray | Sequence[str], name: str, *, max_images: int, clamp: bool = True
+) -> np.ndarray:
+    """Make one uint8 grid [h w c] of images or captions; ValueError for anything else."""
+    array = np.asarray(value)
+    if array.dtype.kind in "UO":
+        array = caption_tiles([str(caption) for caption in array[:max_images]])
+    try:
+        return image_grid(to_pixels(array[:max_images], clamp=clamp))
+    except ValueError as error:
+        raise ValueError(f"log_images cannot show {name!r}: {error}") from error

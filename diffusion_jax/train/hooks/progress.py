@@ -1,0 +1,92 @@
+"""Tell a person how the training goes: a line that redraws itself, or a log line now and then."""
+
+import collections
+import datetime
+import io
+import shutil
+import sys
+import time
+
+import jax
+
+from diffusion_jax.train.loop import Event, Hook, Stop
+from diffusion_jax.types import PyTree
+
+_REDRAW_SECONDS = 0.2
+_WINDOW = 50  # readings that the speed is averaged over
+
+
+def progress(
+    *,
+    num_steps: int,
+    batch_size: int | None = None,
+    every: int = 100,
+    metric: str = "loss",
+    stream: io.TextIOBase | None = None,
+) -> Hook:
+    """Make the hook: step, percent, metric, images/s (or steps/s), time spent and time to go.
+
+    On a terminal the line redraws itself; elsewhere it is written every `every` steps. The metric
+    is that of a step that is done. Only process 0 speaks. stream: default sys.stderr.
+    """
+    out = sys.stderr if stream is None else stream
+    if jax.process_index() != 0:
+        return Hook(lambda step: False, lambda event: None)
+    live = out.isatty()
+    previous: list[tuple[int, PyTree]] = []
+    started = time.perf_counter()
+    readings: collections.deque[tuple[float, int]] = collections.deque(maxlen=_WINDOW)
+
+    def show(end: str) -> None:
+        step, metrics = previous.pop()
+        value = float(jax.device_get(metrics[metric]))
+        readings.append((time.perf_counter(), step))
+        text = _line(readings, started, num_steps, batch_size, f"{metric} {value:.4f}")
+        if live:
+            width = shutil.get_terminal_size().columns - 1
+            text = "\r" + text[:width].ljust(width)
+        out.write(text + end)
+        out.flush()
+
+    def wanted(step: int) -> bool:
+        if not readings:  # the first step: from here the speed counts
+            return True
+        if live:
+            return time.perf_counter() - readings[-1][0] >= _REDRAW_SECONDS
+        return step % every == 0
+
+    def act(event: Event) -> None:
+        if previous and wanted(previous[0][0]):
+            show("" if live else "\n")
+        previous[:] = [(event.step, event.metrics)]
+
+    def end(event: Event, stop: Stop | None) -> None:
+        previous[:] = [(event.step, event.metrics)]
+        show("\n")
+
+    return Hook(lambda step: True, act, end)
+
+
+def _line(
+    readings: collections.deque[tuple[float, int]],
+    started: float,
+    num_steps: int,
+    batch_size: int | None,
+    metric: str,
+) -> str:
+    (then, first), (now, step) = readings[0], readings[-1]
+    parts = [f"step {step}/{num_steps} ({100 * step // num_steps}%)", metric]
+    spent = _duration(now - started)
+    if step > first:
+        rate = (step - first) / (now - then)
+        parts.append(
+            f"{rate:.2f} steps/s" if batch_size is None else f"{rate * batch_size:.1f} images/s"
+        )
+        parts.append(f"{spent} spent, {_duration((num_steps - step) / rate)} to go")
+    else:
+        parts.append(f"{spent} spent")
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,0 +1,116 @@
+"""Signals of a training process: save now, save and exit, show what it is doing.
+
+    SIGUSR1         save a checkpoint and go on
+    SIGTERM         save and exit (what a cluster sends before it takes the machine)
+    SIGINT, Ctrl-C  save and exit; a second one ends the process at once, without saving
+    SIGUSR2         write the Python stacks of all threads to stderr
+
+Synopsis:
+
+    with handle_signals() as received:
+        hooks = [..., signal_hook(received, save=checkpoint_hook.end)]
+        train(...)
+
+A handler only notes its signal; the hook acts on it between two steps.
+"""
+
+import collections
+import contextlib
+import faulthandler
+import os
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffusion_jax.train.loop import Event, Hook, Stop
+
+_STDERR = 2  # the descriptor: a handler must not meet a half-done write of sys.stderr
+_ONCE_MORE = b"\nInterrupted: saving after this step. Press Ctrl-C again to quit at once.\n"
+
+
+@contextlib.contextmanager
+def handle_signals() -> Iterator[collections.deque[int]]:
+    """Note SIGUSR1, SIGTERM and SIGINT in the deque that it yields, until the block is left.
+
+    Only the main thread can do this; ValueError elsewhere.
+    """
+    received: collections.deque[int] = collections.deque()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if number == signal.SIGINT:
+            os.write(_STDERR, _ONCE_MORE)
+            # The default action does not wait for Python, which may be deep in a compilation.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    before = {
+        number: signal.signal(number, note)
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+    }
+    faulthandler.register(signal.SIGUSR2, file=_STDERR, all_threads=True)
+    try:
+        yield received
+    finally:
+        faulthandler.unregister(signal.SIGUSR2)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def signal_hook(
+    received: collections.deque[int],
+    save: Callable[[Event, Stop | None], Any],
+    *,
+    agree_every: int = 10,
+) -> Hook:
+    """Make the hook that acts on received signals; `save` is the `end` of the checkpoint hook.
+
+    SIGUSR1 saves; SIGTERM and SIGINT return a Stop, whose reason is their name, and the `end` of
+    the checkpoint hook saves. Several processes compare notes every agree_every steps, so a signal
+    to one of them reaches all at the same step; they read the answer agree_every steps later,
+    when it is there without waiting.
+    """
+    if jax.process_count() == 1:
+        return Hook(lambda step: True, lambda event: _react(_take(received), event, save))
+    asked: list[jax.Array] = []
+
+    def act(event: Event) -> Stop | None:
+        answer = np.asarray(jax.device_get(asked.pop())) if asked else np.zeros(2, np.int32)
+        asked.append(_maximum_over_processes(_take(received)))
+        return _react(answer, event, save)
+
+    return Hook(lambda step: step % agree_every == 0, act)
+
+
+def _take(received: collections.deque[int]) -> np.ndarray:
+    """Empty the deque -> int32 [whether to save, number of the signal that stops or 0]."""
+    numbers = [received.popleft() for _ in range(len(received))]
+    stops = [number for number in numbers if number != signal.SIGUSR1]
+    return np.array([len(stops) < len(numbers), max(stops, default=0)], np.int32)
+
+
+def _react(
+    answer: np.ndarray, event: Event, save: Callable[[Event, Stop | None], Any]
+) -> Stop | None:
+    wants_save, stop = bool(answer[0]), int(answer[1])
+    if stop:
+        return Stop(signal.Signals(stop).name)
+    if wants_save:
+        save(event, None)
+    return None
+
+
+def _maximum_over_processes(values: np.ndarray) -> jax.Array:
+    mesh = Mesh(np.asarray(jax.devices()), ("device",))
+    local = np.tile(values, (jax.local_device_count(), 1))
+    rows = NamedSharding(mesh, PartitionSpec("device"))
+    notes = jax.make_array_from_process_local_data(rows, local)
+    return jax.jit(_column_maxima, out_shardings=NamedSharding(mesh, PartitionSpec()))(notes)
+
+
+def _column_maxima(notes: jax.Array) -> jax.Array:
+    return notes.max(axis=0)

@@ -1,0 +1,163 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.train import signals as module
+from diffusion_jax.train.checkpoint import saved_steps
+from diffusion_jax.train.loop import Event, Hook, Stop, train
+from diffusion_jax.train.signals import handle_signals, signal_hook
+
+
+class State(NamedTuple):
+    step: jax.Array
+
+
+_step = jax.jit(lambda state: (State(state.step + 1), {"loss": state.step * 1.0}))
+
+
+def run(send, num_steps=6):
+    """Send signals to this process as {step: signal}; return the steps that were saved."""
+    saved = []
+
+    def save(event, stop):
+        if stop is None or stop.save:
+            saved.append(event.step)
+
+    with handle_signals() as received:
+        sender = Hook(lambda step: step in send, lambda e: os.kill(os.getpid(), send[e.step]))
+        hooks = [sender, signal_hook(received, save), Hook(lambda step: False, save, save)]
+        state = State(jnp.int32(0))
+        _, stop = train(state, lambda s, b: _step(s), iter(int, 1), hooks, num_steps=num_steps)
+    return saved, stop
+
+
+def test_usr1_saves_and_goes_on():
+    assert run({3: signal.SIGUSR1}) == ([3, 6], None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_term_and_interrupt_stop_and_save(number):
+    assert run({3: number}) == ([3], Stop(number.name))
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)]
+    run({3: signal.SIGINT})
+    with pytest.raises(RuntimeError), handle_signals():
+        raise RuntimeError
+    after = [signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)]
+    assert before == after
+
+
+def test_several_processes_act_at_the_same_step(monkeypatch):
+    """The other process has SIGTERM at its second question; this one must learn it and stop."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    others = iter([[0, 0], [1, 0], [0, signal.SIGTERM], [0, 0]])
+    monkeypatch.setattr(
+        module,
+        "_maximum_over_processes",
+        lambda ours: np.maximum(ours, np.asarray(next(others), np.int32)),
+    )
+    saved = []
+    with handle_signals() as received:
+        hook = signal_hook(received, lambda event, stop: saved.append(event.step), agree_every=10)
+        assert [step for step in range(1, 31) if hook.due(step)] == [10, 20, 30]
+        results = [hook.act(Event(step, None, {}, None, 0.0)) for step in (10, 20, 30, 40)]
+    assert results == [None, None, None, Stop("SIGTERM")]
+    assert saved == [30]
+
+
+def test_the_maximum_is_over_all_devices():
+    got = module._maximum_over_processes(np.array([1, 15], np.int32))
+    assert np.asarray(got).tolist() == [1, 15]
+
+
+SCRIPT = textwrap.dedent(
+    """
+    import sys, time
+    import jax, jax.numpy as jnp
+    from typing import NamedTuple
+    from diffusion_jax.train.checkpoint import open_checkpoints
+    from diffusion_jax.train.hooks.checkpoint import checkpoint
+    from diffusion_jax.train.loop import Hook, train
+    from diffusion_jax.train.signals import handle_signals, signal_hook
+
+    class State(NamedTuple):
+        step: jax.Array
+        params: jax.Array
+
+    update = jax.jit(lambda s: (State(s.step + 1, s.params + 1), {"loss": s.params.sum()}))
+
+    def slow(state, batch):
+        time.sleep(0.01)
+        return update(state)
+
+    checkpoints = open_checkpoints(sys.argv[1], keep_last=99)
+    saver = checkpoint(checkpoints, {}, every=10**6)
+    with handle_signals() as received:
+        hooks = [
+            signal_hook(received, saver.end),
+            Hook(lambda s: True, lambda e: print(e.step, *checkpoints.all_steps(), flush=True)),
+            saver,
+        ]
+        state = State(jnp.int32(0), jnp.zeros(8))
+        state, stop = train(state, slow, iter(int, 1), hooks, num_steps=10**6)
+        if sys.argv[2] == "linger":
+            print("lingering", flush=True)
+            while True:
+                time.sleep(1)
+    checkpoints.close()
+    print("STOP", stop.reason, int(state.step))
+    """
+)
+
+
+def start(*arguments):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    read_until(process, lambda words: words[0] == "3")
+    return process
+
+
+def read_until(process, condition):
+    for line in process.stdout:
+        if condition(line.split()):
+            return line.split()
+    raise AssertionError(f"the process ended: {process.communicate()[1][-2000:]}")
+
+
+def test_a_process_saves_on_usr1_shows_stacks_on_usr2_and_ends_on_term(tmp_path):
+    process = start(tmp_path, "end")
+    process.send_signal(signal.SIGUSR1)
+    read_until(process, lambda words: len(words) == 2)  # one checkpoint, and it goes on
+    process.send_signal(signal.SIGUSR2)
+    now = int(read_until(process, lambda words: True)[0])
+    read_until(process, lambda words: int(words[0]) >= now + 5)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    last = saved_steps(tmp_path)[-1]
+    assert out.splitlines()[-1] == f"STOP SIGTERM {last}"
+    assert len(saved_steps(tmp_path)) == 2
+    assert "most recent call first" in err and "in train" in err
+
+
+def test_the_second_interrupt_ends_a_process_at_once(tmp_path):
+    process = start(tmp_path, "linger")
+    process.send_signal(signal.SIGINT)
+    read_until(process, lambda words: words == ["lingering"])
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == -signal.SIGINT
+    assert "Ctrl-C again" in process.stderr.read()
