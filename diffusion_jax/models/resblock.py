@@ -30,7 +30,7 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"]
-    ) -> Float[Array, "b h2 w2 d"]:
+    ) -> Float[Array, "b h2 w2 o"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         features = self.out_channels
         h = GroupNorm(self.num_groups, silu=True, name="in_layers_0", **dtypes)(x)

@@ -93,7 +93,7 @@ class UNet(nn.Module):
         y: Num[Array, "b ..."] | None = None,
         *,
         train: bool = False,
-    ) -> Float[Array, "b h w d"]:
+    ) -> Float[Array, "b h w o"]:
         check_options(self)
         check_inputs(self, x, context, y)
         dropout = self.dropout if train else 0.0

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
 CLASS_EMBEDDINGS = ("continuous", "timestep", "sequential")
@@ -121,6 +122,8 @@ def check_inputs(options: Any, x: Array, context: Any, y: Array | None) -> None:
                 f"y has shape {y.shape}; num_classes = {options.num_classes!r} needs "
                 f"{(x.shape[0], *wanted)}"
             )
+        if isinstance(options.num_classes, int) and not jnp.issubdtype(y.dtype, jnp.integer):
+            raise ValueError(f"y is {y.dtype}; labels should be integers")
 
 
 def _check_context(options: Any, context: Any) -> None:
