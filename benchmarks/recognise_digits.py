@@ -42,7 +42,7 @@ def main() -> None:
     )
     train_x, train_y = real_digits(pipe, "train")
     test_x, test_y = real_digits(pipe, "test")
-    classifier = SVC(C=10.0, gamma="scale").fit(train_x, train_y)
+    classifier = SVC(C=5.0, gamma="scale").fit(train_x, train_y)
     accuracy = classifier.score(test_x, test_y)
     x = flat(samples.astype(np.float32) / 127.5 - 1.0)
     recognised = int(np.sum(classifier.predict(x) == labels))
@@ -50,9 +50,8 @@ def main() -> None:
     grid = pathlib.Path(arguments.workdir) / "samples" / f"digits_seed{arguments.seed}.png"
     grid.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image_grid(samples, columns=PER_CLASS)[..., 0]).save(grid)
-    print(
-        f"nearest training image: samples {nearest(x, train_x):.2f}, unseen real digits {nearest(test_x, train_x):.2f}"
-    )
+    near, unseen = nearest(x, train_x), nearest(test_x, train_x)
+    print(f"nearest training image: samples {near:.2f}, unseen real digits {unseen:.2f}")
     print(f"the classifier reads {100 * accuracy:.1f} % of unseen real digits")
     print(f"grid: {grid}")
     print(f"recognised: {recognised} of {len(labels)} samples")

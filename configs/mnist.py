@@ -29,8 +29,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             model_channels=32,
             channel_mult=(1, 2),
             num_res_blocks=1,
-            attention_resolutions=(),
-            num_head_channels=16,
+            num_heads=4,  # of the one attention block, at 7 px
             conv_resample=False,
             use_scale_shift_norm=True,
             num_classes=11,  # ten digits and the null class of guidance
@@ -44,7 +43,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     config.schedule = d(dict(name="squaredcos_cap_v2", num_timesteps=1000, parameterization="v"))
     config.loss = d(dict(name="ddpm", loss_type="l2"))
-    config.sampler = d(dict(name="ddim", num_steps=25, discretize="trailing", clip_denoised=True))
+    config.sampler = d(dict(name="ddim", num_steps=25, discretize="linspace", clip_denoised=True))
     config.guidance = d(dict(name="cfg", scale=2.0))
 
     config.optimizer = d(

@@ -90,10 +90,10 @@ class Pipeline(NamedTuple):
         return np.concatenate(images)
 
     def num_classes(self) -> int:
-        """Tell how many classes the model knows; ValueError when it has none, or other conditions."""
+        """Tell how many classes the model knows; ValueError when they are not its condition."""
         counts = [e.num_classes for e in self.experiment.network.embedders.values()]
         if len(counts) != 1 or counts[0] is None:
-            raise ValueError("this model is not conditioned on one class label; pass its conditions")
+            raise ValueError("this model is not conditioned on one class label alone")
         return counts[0]
 
     def _class_names(self) -> tuple[str, ...]:

@@ -59,15 +59,22 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
 def save_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> pathlib.Path:
     """Write the resolved config as a Python file that `--config` takes again."""
     path = workdir / SAVED_CONFIG
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = pprint.pformat(to_plain(config), width=100, sort_dicts=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(
+    module = (
         '"""The resolved config of this run; pass it as --config to repeat it."""\n\n'
         "import ml_collections\n\nCONFIG = "
         f"{text}\n\n\ndef get_config():\n    return ml_collections.ConfigDict(CONFIG)\n"
     )
-    temporary.replace(path)
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(module)
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise type(error)(
+            f"cannot write the run folder {workdir}: {reason}; choose another --workdir or --logdir"
+        ) from error
     return path
 
 

@@ -54,9 +54,8 @@ def bind(
             raise ConfigError(f"{where} = {value!r} is not an option; {_choices(key, parameters)}")
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in keywords:
-            raise ConfigError(
-                f"{path}.{key} is missing; set it to a value of type {_type_name(parameter.annotation)}"
-            )
+            wanted = _type_name(parameter.annotation)
+            raise ConfigError(f"{path}.{key} is missing; set it to a value of type {wanted}")
     return keywords
 
 

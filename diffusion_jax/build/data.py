@@ -88,5 +88,5 @@ def _default(function: Any, name: str) -> Any:
     return inspect.signature(function).parameters[name].default
 
 
-def _process() -> dict[str, int]:
+def _process() -> dict[str, Any]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}

@@ -26,7 +26,8 @@ from diffusion_jax.types import PyTree
 
 # Every section of a config; build/hooks.py binds `hooks` and `checkpoint`.
 SECTIONS = (
-    "checkpoint conditioning data guidance hooks loss lr_schedule mesh model optimizer sampler schedule seed train"
+    "checkpoint conditioning data guidance hooks loss lr_schedule mesh model optimizer sampler "
+    "schedule seed train"
 ).split()
 REQUIRED = ("model", "data", "train")
 LOSSES = {"ddpm": ddpm_loss}
@@ -47,8 +48,10 @@ LOSS_INPUTS = (
 class Training(NamedTuple):
     """The `train` section. batch_size is global; accumulate splits it into micro-batches.
 
-    ckpt_path starts from the weights of another run, minus ignore_keys (prefixes or regular
-    expressions).
+    scale_lr multiplies the learning rate by the batch size. ckpt_path starts from the weights of
+    another run (a folder or one of its checkpoints), raw or, with ckpt_ema, averaged, minus
+    ignore_keys (regular expressions from the start of a parameter's path); load_only_unet takes
+    the network alone.
     """
 
     num_steps: int
@@ -56,6 +59,7 @@ class Training(NamedTuple):
     accumulate: int = 1
     scale_lr: bool = False
     ckpt_path: str | None = None
+    ckpt_ema: bool = False
     ignore_keys: tuple[str, ...] = ()
     load_only_unet: bool = False
 
@@ -187,8 +191,9 @@ def _mesh(
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (shards * accumulate):
         raise ConfigError(
-            f"config.train.batch_size = {batch_size} should be a multiple of {shards * accumulate}: "
-            f"{shards} devices that split the batch times config.train.accumulate = {accumulate}"
+            f"config.train.batch_size = {batch_size} should be a multiple of "
+            f"{shards * accumulate}: {shards} devices that split the batch "
+            f"times config.train.accumulate = {accumulate}"
         )
     return mesh
 

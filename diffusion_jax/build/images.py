@@ -36,13 +36,12 @@ def build_log_images(
     log_every = max(1, num_steps // 5)
 
     def log_images(state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
-        count = experiment.round_up(min(max_images, len(batch["image"])))
-        if count > len(batch["image"]):
-            count = len(batch["image"])
+        count = min(max_images, len(batch["image"]))
         inputs = {key: np.asarray(batch[key][:count]) for key in inputs_of}
         keys = _keys(experiment.seed, count)
         params = ema_params(state.opt_state) if has_ema(state.opt_state) else state.params
         samples = experiment.sample_fn(params, frozen, inputs, keys, log_every=log_every)
+        assert samples.x_start_log is not None  # log_every asks for it
         images = jnp.asarray(batch["image"][:count])
         log = {
             "inputs": images,
@@ -50,7 +49,7 @@ def build_log_images(
             "samples": samples.x,
             "denoise_row": jnp.moveaxis(samples.x_start_log, 0, 1),
         }
-        log = jax.device_get(jax.tree.map(lambda rows: rows[:max_images], log))
+        log = jax.device_get(log)
         captions = _captions(batch, max_images, class_names)
         return log if captions is None else log | {"conditioning": captions}
 

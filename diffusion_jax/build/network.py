@@ -118,5 +118,5 @@ def _check_labels(network: Network) -> None:
         if is_label and embedder.num_classes is not None and rows != embedder.num_classes + 1:
             raise ConfigError(
                 f"config.model.num_classes = {rows!r} should be {embedder.num_classes + 1}: the "
-                f"{embedder.num_classes} classes of config.conditioning.embedders.{name} and the null class"
+                f"null class and the {embedder.num_classes} of config.conditioning.embedders.{name}"
             )

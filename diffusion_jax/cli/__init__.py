@@ -1,6 +1,8 @@
 """The command line: one parser, one module per command, nothing heavy imported before it is
 needed."""
 
+import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +12,10 @@ from diffusion_jax.cli.arguments import parse_arguments
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code (2: bad input, told in one sentence)."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    # A second start should not compile again. Read by jax when it is first imported; the user's
+    # own choice wins.
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "diffusion_jax" / "xla"))
     try:
         return arguments.run(arguments)
     except (ValueError, TypeError, OSError, ImportError) as error:

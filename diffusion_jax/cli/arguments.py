@@ -63,7 +63,9 @@ def load_config(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDic
         ) from error
     except absl_flags.Error as error:
         raise ValueError(f"{path} with {' '.join(overrides)}: {error}") from error
-    return values["config"].value
+    config = values["config"].value
+    assert config is not None  # --config was in argv
+    return config
 
 
 def _lazy(command: str) -> Callable[[argparse.Namespace], int]:

@@ -38,7 +38,7 @@ def report(workdir: pathlib.Path) -> list[str]:
     lines += [f"  {name:32} last {_series(name, rows)[-1]:.5g}" for name in speeds]
     lines.append(f"checkpoints: {', '.join(_checkpoints(workdir)) or 'none'}")
     lines.append(
-        f"pictures: {_count(workdir / 'images')} in images/, {_count(workdir / 'samples')} in samples/"
+        f"pictures: {_count(workdir / 'images')} logged, {_count(workdir / 'samples')} sampled"
     )
     return lines
 

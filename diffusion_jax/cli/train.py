@@ -38,7 +38,8 @@ def _run_folder_and_config(
     folder."""
     if arguments.resume and (arguments.config or arguments.workdir or arguments.name):
         raise ValueError(
-            f"--resume={arguments.resume} brings its own config and folder; drop --config, --workdir and --name"
+            f"--resume={arguments.resume} brings its own config and folder; "
+            "drop --config, --workdir and --name"
         )
     step = None
     if arguments.resume:

@@ -11,7 +11,7 @@ import ml_collections
 from diffusion_jax import run_folder
 from diffusion_jax.build import Experiment
 from diffusion_jax.build.evaluation import build_evaluate
-from diffusion_jax.build.hooks import Watched, bind_hooks, build_hooks
+from diffusion_jax.build.hooks import HookOptions, Watched, bind_hooks, build_hooks
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.data.sources import class_names
 from diffusion_jax.sharding import replicated
@@ -23,12 +23,14 @@ from diffusion_jax.train.checkpoint import (
     set_aside_later,
     state_bytes,
 )
+from diffusion_jax.train.ema import has_ema, reset_ema
 from diffusion_jax.train.hooks.checkpoint import make_rescue
 from diffusion_jax.train.hooks.overview import overview
 from diffusion_jax.train.hooks.validation import Scores, scores_from
 from diffusion_jax.train.signals import handle_signals, signal_hook
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import jit_train_step
+from diffusion_jax.train.warm_start import warm_start
 from diffusion_jax.train.writers import Writer, open_writer
 
 EXIT_NOT_A_NUMBER = 3  # a metric was NaN or infinite; the message names the last good checkpoint
@@ -64,46 +66,51 @@ def train_run(
     abstract = experiment.abstract_state()
     data = open_data(experiment)
     run_folder.claim(workdir, config)
+    options = bind_hooks(experiment.sections)
+    with contextlib.ExitStack() as stack:
+        checkpoints = _open_checkpoints(workdir, from_step, options, state_bytes(abstract))
+        stack.callback(checkpoints.close)
+        state, scores = start(experiment, abstract, checkpoints)
+        writer = open_writer(workdir, resume_step=int(state.step))
+        stack.callback(writer.close)
+        announce(experiment, state, data, workdir, writer)
+        watched = Watched(
+            workdir=workdir,
+            writer=writer,
+            checkpoints=checkpoints,
+            metadata={
+                "config": run_folder.to_plain(config),
+                "revision": run_folder.git_revision(),
+                "seed": experiment.seed,
+            },
+            scores=scores,
+            frozen=jax.device_put(experiment.frozen, replicated(experiment.mesh)),
+            validation_batches=data.validation,
+            class_names=data.class_names,
+        )
+        hooks = build_hooks(experiment, options, watched)
+        received = stack.enter_context(handle_signals())
+        hooks.insert(0, signal_hook(received, hooks[-1].end))
+        step_fn = jit_train_step(experiment.train_step, abstract, donate=donate)
+        state, stop = loop.train(
+            state,
+            lambda state, batch: step_fn(state, experiment.to_devices(batch), watched.frozen),
+            data.train.iterate(int(state.step)),
+            hooks,
+            num_steps=experiment.training.num_steps,
+            rescue=make_rescue(checkpoints, watched.metadata, scores),
+        )
+        checkpoints.wait()
+        return finish(experiment, state, stop, watched, test=test)
+
+
+def _open_checkpoints(
+    workdir: pathlib.Path, from_step: int | None, options: HookOptions, needed_bytes: int
+) -> Checkpoints:
     directory = workdir / "checkpoints"
     if from_step is not None and jax.process_index() == 0:
         set_aside_later(directory, from_step)
-    options = bind_hooks(experiment.sections)
-    checkpoints = open_checkpoints(
-        directory, needed_bytes=state_bytes(abstract), **options.checkpoints
-    )
-    with contextlib.closing(checkpoints):
-        state, scores = start(experiment, abstract, checkpoints)
-        step = int(state.step)
-        writer = open_writer(workdir, resume_step=step)
-        with contextlib.closing(writer), handle_signals() as received:
-            announce(experiment, state, data, workdir, writer)
-            watched = Watched(
-                workdir=workdir,
-                writer=writer,
-                checkpoints=checkpoints,
-                metadata={
-                    "config": run_folder.to_plain(config),
-                    "revision": run_folder.git_revision(),
-                    "seed": experiment.seed,
-                },
-                scores=scores,
-                frozen=jax.device_put(experiment.frozen, replicated(experiment.mesh)),
-                validation_batches=data.validation,
-                class_names=data.class_names,
-            )
-            hooks = build_hooks(experiment, options, watched)
-            hooks.insert(0, signal_hook(received, hooks[-1].end))
-            jitted = jit_train_step(experiment.train_step, abstract, donate=donate)
-            state, stop = loop.train(
-                state,
-                lambda state, batch: jitted(state, experiment.to_devices(batch), watched.frozen),
-                data.train.iterate(step),
-                hooks,
-                num_steps=experiment.training.num_steps,
-                rescue=make_rescue(checkpoints, watched.metadata, scores),
-            )
-            checkpoints.wait()
-            return finish(experiment, state, stop, watched, test=test)
+    return open_checkpoints(directory, needed_bytes=needed_bytes, **options.checkpoints)
 
 
 def open_data(experiment: Experiment) -> Opened:
@@ -115,8 +122,8 @@ def open_data(experiment: Experiment) -> Opened:
     for name, embedder in experiment.network.embedders.items():
         if embedder.num_classes is not None and len(names) > embedder.num_classes:
             raise ValueError(
-                f"config.conditioning.embedders.{name}.num_classes = {embedder.num_classes} is too few: "
-                f"the data set {data.name!r} has {len(names)} classes"
+                f"config.conditioning.embedders.{name}.num_classes = {embedder.num_classes} is too "
+                f"few: the data set {data.name!r} has {len(names)} classes"
             )
     validation = None
     if data.splits["validation"] is not None:
@@ -128,11 +135,31 @@ def open_data(experiment: Experiment) -> Opened:
 def start(
     experiment: Experiment, abstract: TrainState, checkpoints: Checkpoints
 ) -> tuple[TrainState, Scores]:
-    """Restore the newest checkpoint of the run, or make the initial state."""
+    """Restore the newest checkpoint of the run, or make the initial state, warm if the config says
+    so."""
     if saved_steps(checkpoints.directory):
         state, metadata = checkpoints.restore(abstract)
         return state, scores_from(metadata)
-    return experiment.init_state(), {}
+    state, training = experiment.init_state(), experiment.training
+    if training.ckpt_path is None:
+        return state, {}
+    warm = warm_start(
+        state.params,
+        training.ckpt_path,
+        ignore_keys=training.ignore_keys,
+        load_only_unet=training.load_only_unet,
+        ema=training.ckpt_ema,
+    )
+    for what, names in (("not loaded", warm.not_loaded), ("not used", warm.unused)):
+        print(
+            f"{training.ckpt_path}: {len(names)} parameters {what}"
+            + "".join(f"\n  {n}" for n in names)
+        )
+    # The average starts from the loaded weights; upstream leaves it at the random ones it was made
+    # with.
+    opt_state = state.opt_state
+    opt_state = reset_ema(opt_state, warm.params) if has_ema(opt_state) else opt_state
+    return state._replace(params=warm.params, opt_state=opt_state), {}
 
 
 def announce(
@@ -149,7 +176,8 @@ def announce(
     position = f"continues at step {int(state.step)}" if int(state.step) else "starts"
     print(f"{workdir} {position}: {count:,} parameters, see {workdir / 'parameters.txt'}")
     print(
-        f"{data.train.num_examples:,} training images of {experiment.data.name}, mesh {mesh} of {jax.default_backend()}"
+        f"{data.train.num_examples:,} training images of {experiment.data.name}, "
+        f"mesh {mesh} of {jax.default_backend()}"
     )
     print("compiling the training step", flush=True)
 

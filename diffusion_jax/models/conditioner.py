@@ -185,7 +185,8 @@ def _join(entry: str, outputs: list[Array]) -> Array:
         return outputs[0]
     if any(output.ndim == 1 for output in outputs):
         raise ValueError(
-            f"{len(outputs)} embedders meet in {entry!r} and one of them gives integer labels, which cannot "
-            "be joined to features; use class_embedding with add_sequence_dim=False instead of class_label"
+            f"{len(outputs)} embedders meet in {entry!r} and one of them gives integer labels, "
+            "which cannot be joined to features; use class_embedding with add_sequence_dim=False "
+            "instead of class_label"
         )
     return jnp.concatenate(outputs, axis=FEATURE_AXIS)

@@ -92,4 +92,4 @@ def apply_network(
         train=dropout_key is not None,
         rngs=rngs,
     )
-    return output.astype(jnp.float32)
+    return jnp.asarray(output, jnp.float32)

@@ -1,0 +1,190 @@
+"""The shipped tiny config through the front door: train, be killed, resume exactly, sample,
+report."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.train.checkpoint_reading import load_params, saved_steps
+
+ROOT = pathlib.Path(__file__).parent.parent
+STEPS = 12
+TINY = "--config=configs/mnist.py:tiny"
+OVERRIDES = [f"--config.train.num_steps={STEPS}", "--config.checkpoint.keep_last=9"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("end_to_end")
+
+
+def start(folder, *arguments):
+    environment = os.environ | {
+        "TFDS_DATA_DIR": str(folder / "data"),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "launch.py"), *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def launch(folder, *arguments):
+    process = start(folder, *arguments)
+    output = process.communicate()[0]
+    return process.returncode, output
+
+
+def train(folder, workdir, *more):
+    return ("--config=configs/mnist.py:tiny", f"--workdir={workdir}", *OVERRIDES, *more)
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """A run that nobody disturbs."""
+    workdir = folder / "whole"
+    code, output = launch(folder, *train(folder, workdir))
+    assert code == 0, output
+    return workdir, output
+
+
+def leaves(workdir, ema):
+    params = load_params(workdir / "checkpoints", step=STEPS, ema=ema)
+    return {str(path): np.asarray(leaf) for path, leaf in _flat(params)}
+
+
+def _flat(tree, prefix=()):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, (*prefix, key))
+        else:
+            yield (*prefix, key), value
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    workdir, output = whole
+    assert "test/loss_simple" in output and "launch.py sample" in output
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    names = {name for row in rows for name in row}
+    assert {
+        "train/loss", "lr", "images_per_second", "data_wait", "val/loss_simple",
+        "val/loss_simple_ema", "test/loss_simple", "test/loss_simple_ema",
+    } <= names  # fmt: skip
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    for key in ("inputs", "samples", "diffusion_row", "denoise_row", "conditioning"):
+        assert (workdir / "images" / "train" / f"{key}_gs-000004.png").is_file(), key
+    assert list(workdir.glob("events.out.tfevents.*")) and (workdir / "parameters.txt").is_file()
+    assert saved_steps(workdir / "checkpoints") == [4, 8, 12]
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+def test_a_killed_run_continues_bit_for_bit(folder, whole, how):
+    workdir = folder / how
+    process = start(folder, *train(folder, workdir))
+    deadline = time.monotonic() + 300
+    while not saved_steps(workdir / "checkpoints") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, how))
+    output = process.communicate()[0]
+    steps = saved_steps(workdir / "checkpoints")
+    if how == "SIGTERM" and steps[-1] < STEPS:
+        assert process.returncode == 75 and "goes on from here" in output
+    if how == "SIGKILL":
+        assert process.returncode == -signal.SIGKILL
+    code, output = launch(folder, *train(folder, workdir))
+    assert code == 0, output
+    for ema in (False, True):
+        expected, found = leaves(whole[0], ema), leaves(workdir, ema)
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_resume_takes_a_run_or_one_of_its_checkpoints(folder, whole):
+    workdir = folder / "resumed"
+    code, output = launch(folder, *train(folder, workdir, "--no_test"))
+    assert code == 0 and "test/loss" not in output
+    code, output = launch(folder, f"--resume={workdir / 'checkpoints' / '8'}")
+    assert code == 0 and "continues at step 8" in output, output
+    assert (workdir / "checkpoints" / "set_aside" / "12").is_dir()
+    for name, value in leaves(whole[0], True).items():
+        np.testing.assert_array_equal(leaves(workdir, True)[name], value, err_msg=name)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "train/loss" in row]
+    assert steps == sorted(set(steps))
+
+
+def test_sample_writes_the_images_that_were_asked_for(folder, whole):
+    for count in (2, 3):
+        out = folder / f"samples{count}"
+        code, output = launch(
+            folder, "sample", f"--workdir={whole[0]}", "--class=3", f"--n={count}", "--steps=3",
+            "--guidance_scale=2", f"--out={out}",
+        )  # fmt: skip
+        assert code == 0, output
+        assert len(list(out.glob("0*.png"))) == count and (out / "grid.png").is_file()
+    two, three = (
+        np.asarray(Image.open(folder / f"samples{count}" / "00001.png"), int) for count in (2, 3)
+    )
+    # image i depends on (seed, i), not on how many are drawn; another batch size may round
+    # otherwise
+    assert np.abs(two - three).max() <= 1
+    code, output = launch(folder, "sample", f"--workdir={whole[0]}", "--class=10")
+    assert code == 2 and "class 10 is out of range" in output and "Traceback" not in output
+
+
+def test_report_and_evaluate_speak_of_the_run(folder, whole):
+    code, output = launch(folder, "report", f"--workdir={whole[0]}")
+    assert code == 0 and f"step {STEPS} of {STEPS}" in output and "checkpoints: 4, 8, 12" in output
+    code, output = launch(folder, "evaluate", f"--workdir={whole[0]}", "--split=validation")
+    assert code == 0 and "validation/loss_simple_ema" in output
+    rows = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()]
+    logged = [row["val/loss_simple_ema"] for row in rows if "val/loss_simple_ema" in row][-1]
+    printed = float(output.split("validation/loss_simple_ema")[1].split()[0])
+    assert abs(printed - logged) < 1e-5 * abs(logged)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([TINY, "--config.train.batch_size=7"], "batch_size = 7 should be a multiple of 2"),
+        ([TINY, "--config.data.source.name=mnist_subst"], "mnist_subst"),
+        (["--config=configs/cifar10.py"], "'cifar10' is not prepared"),
+        (["--config=configs/nope.py"], "configs/nope.py does not exist"),
+        ([TINY, "--config.model.model_channels=33"], "33"),
+        (["--resume=/nowhere"], "/nowhere"),
+        ([], "nothing to train"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_and_leaves_nothing(folder, tmp_path, arguments, message):
+    workdir = tmp_path / "run"
+    place = [f"--workdir={workdir}"] if any("config=" in word for word in arguments) else []
+    code, output = launch(folder, *arguments, *place)
+    assert code == 2 and message in output, output
+    assert "Traceback" not in output and not workdir.exists()
+
+
+def test_a_read_only_or_foreign_folder_is_refused_before_any_work(folder, tmp_path, whole):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    code, output = launch(folder, *train(folder, foreign))
+    assert code == 2 and "is not the folder of a run" in output
+    code, output = launch(folder, *train(folder, "/proc/nowhere"))
+    assert code == 2 and "cannot write the run folder" in output and "Traceback" not in output
+    code, output = launch(folder, *train(folder, whole[0], "--config.optimizer.learning_rate=1.0"))
+    assert code == 2 and "belongs to another config" in output and "learning_rate" in output
