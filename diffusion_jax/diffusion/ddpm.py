@@ -310,7 +310,7 @@ def p_sample_loop(
     *,
     start_T: int | None = None,
     log_every_t: int | None = None,
-    mask: Float[Array, "b *mask"] | None = None,
+    mask: Float[Array, "*mask"] | None = None,
     x0: Sample | None = None,
     temperature: float | Float[Array, ""] | Float[Array, "S"] = 1.0,
     parameterization: str = "eps",
@@ -342,7 +342,7 @@ def p_sample_loop(
     return sample(sampler, predict, x_T, keys, log_every=log_every_t, before_step=before)
 
 
-def inpaint(schedule: Schedule, x0: Sample, mask: Float[Array, "b *mask"]) -> BeforeStep:
+def inpaint(schedule: Schedule, x0: Sample, mask: Float[Array, "*mask"]) -> BeforeStep:
     """Keep an image: x_t = mask q_sample(x0, t) + (1 - mask) x_t before each step.
 
     x0 [b ...] in [-1, 1]; mask like x0 or with axes of length 1, 1 where x0 is kept. After the last

@@ -118,3 +118,184 @@ def test_ddim_converges_to_the_ode_with_order_one(discretize):
     slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert -1.2 < slope < -0.8, (slope, errors)
     assert errors[-1] < 0.01
+
+
+@pytest.mark.parametrize("parameterization", ["eps", "x0", "v"])
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_ddim_is_one_sampler_in_all_parameterizations(parameterization, eta):
+    schedule = make_schedule("linear", 200, linear_end=0.1)
+    x_T = samplers.initial_noise(keys_of(4), (3,))
+
+    def run(name):
+        sampler = samplers.ddim(schedule, 20, eta=eta, parameterization=name)
+        return samplers.sample(sampler, exact(schedule, name), x_T, keys_of(4, seed=1)).x
+
+    np.testing.assert_allclose(run(parameterization), run("eps"), atol=2e-5)
+
+
+@pytest.mark.parametrize("discretize", NAMES)
+def test_ddim_takes_the_step_of_equation_12(discretize):
+    """One step after another in float64, with a network that is no denoiser, in S steps of T."""
+    total, count, eta = 37, 9, 0.6
+    schedule = make_schedule("linear", total, linear_end=0.2)
+    abar = np.cumprod(1 - make_beta_schedule("linear", total, linear_end=0.2))
+    visited, previous = samplers.visited_timesteps(total, count, discretize)
+    keys, x_T = keys_of(2), np.array([[0.5, -1.0], [2.0, 0.1]])
+    x = x_T
+    for i, (t, s) in enumerate(zip(visited[::-1], previous[::-1], strict=True)):
+        a, a_prev = abar[t], 1.0 if s < 0 else abar[s]
+        eps = 0.3 * x + 0.01 * t
+        sigma = eta * np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
+        step_keys = [jax.random.fold_in(key, i) for key in keys]
+        noise = np.stack([jax.random.normal(key, (2,)) for key in step_keys])
+        x_start = (x - np.sqrt(1 - a) * eps) / np.sqrt(a)
+        x = np.sqrt(a_prev) * x_start + np.sqrt(1 - a_prev - sigma**2) * eps + 1.5 * sigma * noise
+
+    def predict(x, t):
+        return 0.3 * x + 0.01 * t[:, None]
+
+    sampler = samplers.ddim(schedule, count, eta=eta, discretize=discretize, temperature=1.5)
+    got = samplers.sample(sampler, predict, jnp.asarray(x_T, jnp.float32), keys)
+    np.testing.assert_allclose(got.x, x, rtol=2e-5, atol=2e-5)
+
+
+def test_ddim_with_eta_1_is_ddpm():
+    """On all timesteps both draw from the posterior, with the same noise."""
+    schedule = make_schedule("linear", 60, linear_end=0.3)
+    x_T = samplers.initial_noise(keys_of(5), (4,))
+    runs = [
+        samplers.sample(sampler, exact(schedule), x_T, keys_of(5)).x
+        for sampler in (
+            samplers.ddim(schedule, 60, eta=1.0),
+            samplers.ddpm_ancestral(schedule, 60, clip_denoised=False),
+        )
+    ]
+    np.testing.assert_allclose(*runs, atol=2e-5)
+
+
+@pytest.mark.parametrize("discretize", ["leading", "trailing", "linspace"])
+def test_respaced_ancestral_is_ddim_with_eta_1(discretize):
+    schedule = make_schedule("cosine", 60)
+    x_T = samplers.initial_noise(keys_of(5), (4,))
+    options = {"discretize": discretize, "clip_denoised": True}
+    runs = [
+        samplers.sample(sampler, exact(schedule), x_T, keys_of(5)).x
+        for sampler in (
+            samplers.ddim(schedule, 13, eta=1.0, **options),
+            samplers.ddpm_ancestral(schedule, 13, **options),
+        )
+    ]
+    np.testing.assert_allclose(*runs, atol=1e-4)
+
+
+@pytest.mark.parametrize("variance", ["posterior", "fixed_small", "fixed_large"])
+@pytest.mark.parametrize("num_steps", [200, 50])
+def test_ancestral_samples_have_the_moments_of_the_chain(variance, num_steps):
+    """20000 samples against the mean and variance of the linear chain, and those of the data."""
+    schedule = make_schedule("linear", 200, linear_end=0.1)
+    sampler = samplers.ddpm_ancestral(schedule, num_steps, variance=variance, clip_denoised=False)
+    abar = np.cumprod(1 - make_beta_schedule("linear", 200, linear_end=0.1))
+    visited, _ = samplers.visited_timesteps(200, num_steps, "linspace")
+    abar = abar[visited]
+    mean, square = 0.0, 1.0
+    for i in range(num_steps - 1, -1, -1):
+        a, a_prev = abar[i], abar[i - 1] if i else 1.0
+        beta = 1 - a / a_prev
+        small = beta * (1 - a_prev) / (1 - a)
+        gain = np.sqrt(a) * STD**2 / (a * STD**2 + 1 - a)
+        coef1, coef2 = np.sqrt(a_prev) * beta / (1 - a), (1 - a_prev) * np.sqrt(1 - beta) / (1 - a)
+        slope = coef1 * gain + coef2
+        mean = slope * mean + coef1 * (1 - gain * np.sqrt(a)) * MEAN
+        square = slope**2 * square + (i > 0) * (beta if variance == "fixed_large" else small)
+    keys = keys_of(20000)
+    x_T = samplers.initial_noise(keys, (1,))
+    x = np.asarray(samplers.sample(sampler, exact(schedule), x_T, keys).x)
+    np.testing.assert_allclose(x.mean(), mean, atol=5 * STD / 20000**0.5)
+    np.testing.assert_allclose(x.std(), square**0.5, rtol=5 / (2 * 20000) ** 0.5)
+    np.testing.assert_allclose([mean, square**0.5], [MEAN, STD], atol=6 / num_steps)
+
+
+def test_clipped_ddim_derives_its_noise_from_the_clipped_image():
+    schedule = make_schedule("linear", 10, linear_end=0.3)
+    x = jnp.full((1, 1), 3.0)
+    sampler = samplers.ddim(schedule, 10, clip_denoised=True)
+    raw = samplers.ddim(schedule, 10, clip_denoised=True, use_clipped_noise=False)
+    predict = lambda x, t: 0.2 * x
+    row = jax.tree.map(lambda values: values[0], sampler.coefficients)
+    t = jnp.array([9])
+    x_start = ddpm.predict_start_from_noise(schedule, x, t, 0.2 * x)
+    assert float(x_start[0, 0]) > 1.0
+    noise = ddpm.predict_noise_from_start(schedule, x, t, jnp.ones((1, 1)))
+    clipped, _, start = sampler.step(predict, x, (), row, keys_of(1))
+    kept, *_ = raw.step(predict, x, (), row, keys_of(1))
+    assert float(start[0, 0]) == 1.0
+    np.testing.assert_allclose(clipped, row.signal_prev + row.direction * noise, rtol=1e-6)
+    np.testing.assert_allclose(kept, row.signal_prev + row.direction * 0.6, rtol=1e-6)
+    unclipped, _, start = samplers.ddim(schedule, 10).step(predict, x, (), row, keys_of(1))
+    np.testing.assert_allclose(start, x_start, rtol=1e-6)
+    np.testing.assert_allclose(
+        unclipped, row.signal_prev * x_start + row.direction * 0.6, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("make", [samplers.ddim, samplers.ddpm_ancestral])
+def test_another_schedule_does_not_retrace(make):
+    traces = []
+
+    @jax.jit
+    def run(schedule, x_T, keys):
+        traces.append(None)
+        return samplers.sample(make(schedule, 5), exact(schedule), x_T, keys).x
+
+    x_T = jnp.ones((2, 3))
+    first = run(make_schedule("linear", 20, linear_end=0.2), x_T, keys_of(2))
+    second = run(make_schedule("cosine", 20), x_T, keys_of(2))
+    assert len(traces) == 1
+    assert not np.allclose(first, second)
+
+
+@pytest.mark.parametrize("name", ["linear", "sqrt", "cosine"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_extreme_schedules_stay_finite(name, eta):
+    """sqrt: abar falls below the smallest float32; cosine: betas of 0.999."""
+    schedule = make_schedule(name)
+    x_T = samplers.initial_noise(keys_of(2), (3,))
+    for sampler in (
+        samplers.ddim(schedule, 40, eta=eta, parameterization="x0"),
+        samplers.ddpm_ancestral(schedule, 40, parameterization="x0"),
+    ):
+        samples = samplers.sample(sampler, lambda x, t: 0.1 * jnp.ones_like(x), x_T, keys_of(2))
+        assert np.all(np.isfinite(samples.x))
+
+
+def test_inpainting_keeps_what_the_mask_says():
+    """The kept half follows q(x_t | x_0) at each step and ends at x_0; the rest is free."""
+    schedule = make_schedule("linear", 100, linear_end=0.1)
+    x0 = jnp.full((3, 4, 4, 1), 0.9)
+    mask = jnp.concatenate([jnp.ones((1, 4, 2, 1)), jnp.zeros((1, 4, 2, 1))], axis=2)
+    seen = []
+
+    def record(x, coefficients, keys):
+        x = samplers.inpaint(schedule, x0, mask)(x, coefficients, keys)
+        jax.debug.callback(lambda t, x: seen.append((int(t), np.asarray(x))), coefficients.t, x)
+        return x
+
+    keys = keys_of(3)
+    x_T = samplers.initial_noise(keys, (4, 4, 1))
+    sampler = samplers.ddim(schedule, 50)
+    samples = samplers.sample(sampler, exact(schedule), x_T, keys, before_step=record)
+    jax.effects_barrier()
+    assert len(seen) == 50
+    for t, x in seen:
+        signal = float(schedule.sqrt_alphas_cumprod[t])
+        sigma = float(schedule.sqrt_one_minus_alphas_cumprod[t])
+        residual = (x[:, :, :2] - signal * 0.9) / sigma
+        assert abs(residual.mean()) < 5 / 24**0.5 and 0.3 < residual.std() < 1.8
+    assert np.abs(np.asarray(samples.x)[:, :, :2] - 0.9).max() < 0.1
+    assert np.asarray(samples.x)[:, :, 2:].std() > 0.3
+
+
+def test_a_mask_that_does_not_fit_is_refused():
+    schedule = make_schedule("linear", 10)
+    with pytest.raises(ValueError, match=r"mask has the shape \(2, 3, 4, 1\); it should be"):
+        samplers.inpaint(schedule, jnp.ones((2, 4, 4, 1)), jnp.ones((2, 3, 4, 1)))
