@@ -70,6 +70,8 @@ class Pipeline(NamedTuple):
         Raises ValueError for a class out of range or shapes that do not fit, before anything is
         compiled.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size} should be at least 1")
         inputs, count = encode_conditions(self.experiment.network, conditions, n, self._class_names)
         inpaint = _inpainting(image, mask, count, self.experiment.network.image_shape)
         size = self.experiment.round_up(min(batch_size, count))

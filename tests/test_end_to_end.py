@@ -4,6 +4,7 @@ report."""
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax.cli import main
 from diffusion_jax.train.checkpoint_reading import load_params, saved_steps
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -24,6 +26,13 @@ OVERRIDES = [f"--config.train.num_steps={STEPS}", "--config.checkpoint.keep_last
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("end_to_end")
+
+
+@pytest.fixture
+def data(folder, monkeypatch):
+    """The data folder that the runs of this file share, for commands in this process."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "data"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
 
 
 def start(folder, *arguments):
@@ -158,33 +167,73 @@ def test_report_and_evaluate_speak_of_the_run(folder, whole):
     assert abs(printed - logged) < 1e-5 * abs(logged)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([TINY, "--config.train.batch_size=7"], "batch_size = 7 should be a multiple of 2"),
-        ([TINY, "--config.data.source.name=mnist_subst"], "mnist_subst"),
-        (["--config=configs/cifar10.py"], "'cifar10' is not prepared"),
-        (["--config=configs/nope.py"], "configs/nope.py does not exist"),
-        ([TINY, "--config.model.model_channels=33"], "33"),
-        (["--resume=/nowhere"], "/nowhere"),
-        ([], "nothing to train"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_one_sentence_and_leaves_nothing(folder, tmp_path, arguments, message):
+BAD_INPUT = [
+    ([TINY, "--config.train.batch_size=7"], "batch_size = 7 should be a multiple of 8"),
+    ([TINY, "--config.data.source.name=mnist_subst"], "mnist_subst"),
+    (["--config=configs/cifar10.py"], "'cifar10' is not prepared"),
+    (["--config=configs/nope.py"], "configs/nope.py does not exist"),
+    ([TINY, "--config.model.model_channels=33"], "33"),
+    (["--resume=/nowhere"], "/nowhere"),
+    ([], "nothing to train"),
+    ([TINY, "--config.data.batches.image_size=30"], "30"),
+    ([TINY, "--config.sampler.num_steps=2000"], "num_steps = 2000"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT)
+def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, arguments, message, data, capsys):
     workdir = tmp_path / "run"
     place = [f"--workdir={workdir}"] if any("config=" in word for word in arguments) else []
-    code, output = launch(folder, *arguments, *place)
-    assert code == 2 and message in output, output
-    assert "Traceback" not in output and not workdir.exists()
+    assert main([*arguments, *place]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and not workdir.exists()
 
 
-def test_a_read_only_or_foreign_folder_is_refused_before_any_work(folder, tmp_path, whole):
+def test_a_read_only_or_foreign_folder_is_refused_before_any_work(tmp_path, whole, data, capsys):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "notes.txt").write_text("mine")
-    code, output = launch(folder, *train(folder, foreign))
-    assert code == 2 and "is not the folder of a run" in output
-    code, output = launch(folder, *train(folder, "/proc/nowhere"))
-    assert code == 2 and "cannot write the run folder" in output and "Traceback" not in output
-    code, output = launch(folder, *train(folder, whole[0], "--config.optimizer.learning_rate=1.0"))
-    assert code == 2 and "belongs to another config" in output and "learning_rate" in output
+    for workdir, more, message in (
+        (foreign, (), "is not the folder of a run"),
+        ("/proc/nowhere", (), "cannot write the run folder"),
+        (whole[0], ("--config.optimizer.learning_rate=1.0",), "belongs to another config"),
+        (tmp_path / "few", ("--config.data.splits.train=train[:4]",), "batch_size=8 is more than"),
+    ):
+        assert main([TINY, f"--workdir={workdir}", *OVERRIDES, *more]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named_with_the_newest_whole_one(folder, whole, data, capsys):
+    workdir = folder / "damaged"
+    shutil.copytree(whole[0], workdir)
+    largest = max((workdir / "checkpoints" / "12").rglob("*"), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert main([TINY, f"--workdir={workdir}", *OVERRIDES]) == 2
+    error = capsys.readouterr().err
+    assert "12 is damaged" in error and "checkpoints/8" in error
+
+
+def test_a_corrupt_image_and_an_empty_folder_are_named(tmp_path, data, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    source = [
+        "--config=configs/cifar10.py:tiny",
+        "--config.data.source.name=image_folder",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    config = tmp_path / "folder.py"
+    text = (ROOT / "configs" / "cifar10.py").read_text()
+    config.write_text(
+        text.replace(
+            'd(dict(name="mnist_subset"))', f'd(dict(name="image_folder", folder="{images}"))'
+        )
+    )
+    source[0:2] = [f"--config={config}:tiny"]
+    assert main(source) == 2
+    assert str(images) in capsys.readouterr().err
+    for i in range(20):
+        (images / f"{i}.png").write_bytes(b"not an image")
+    assert main(source) == 2
+    assert "0.png" in capsys.readouterr().err

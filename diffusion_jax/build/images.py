@@ -38,14 +38,17 @@ def build_log_images(
     def log_images(state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
         count = min(max_images, len(batch["image"]))
         inputs = {key: np.asarray(batch[key][:count]) for key in inputs_of}
-        keys = _keys(experiment.seed, count)
         params = ema_params(state.opt_state) if has_ema(state.opt_state) else state.params
-        samples = experiment.sample_fn(params, frozen, inputs, keys, log_every=log_every)
+        samples = experiment.sample_fn(
+            params, frozen, inputs, _keys(experiment.seed, 0, count), log_every=log_every
+        )
         assert samples.x_start_log is not None  # log_every asks for it
         images = jnp.asarray(batch["image"][:count])
         log = {
             "inputs": images,
-            "diffusion_row": _diffusion_row(frozen["schedule"], images, keys, log_every_t),
+            "diffusion_row": _diffusion_row(
+                frozen["schedule"], images, _keys(experiment.seed, 1, count), log_every_t
+            ),
             "samples": samples.x,
             "denoise_row": jnp.moveaxis(samples.x_start_log, 0, 1),
         }
@@ -56,10 +59,11 @@ def build_log_images(
     return log_images
 
 
-def _keys(seed: int, count: int) -> jax.Array:
+def _keys(seed: int, stream: int, count: int) -> jax.Array:
     # The same noise at every step: the pictures of a run then show what training changed, not what
     # chance did.
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(count))
+    key = jax.random.fold_in(jax.random.key(seed), stream)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
 
 
 def _diffusion_row(

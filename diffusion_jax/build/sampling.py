@@ -71,7 +71,7 @@ def build_sample_fn(
     def sample_fn(
         params: PyTree,
         frozen: PyTree,
-        inputs: Batch,
+        inputs: Mapping[str, np.ndarray | Array],
         keys: Keys,
         *,
         num_steps: int | None = None,
