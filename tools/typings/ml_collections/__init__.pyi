@@ -1,6 +1,6 @@
 # What pyright is told about ml_collections: a ConfigDict maps strings to anything, and so do its
-# attributes. The package's own annotations make every leaf a union of all types, so that no attribute
-# of a section could be read.
+# attributes. The annotations of the package itself make every leaf a union of all types, so that no
+# attribute of a section could be read.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
