@@ -29,6 +29,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             model_channels=32,
             channel_mult=(1, 2),
             num_res_blocks=1,
+            num_groups=8,
             num_heads=4,  # of the one attention block, at 7 px
             conv_resample=False,
             use_scale_shift_norm=True,
@@ -44,7 +45,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.schedule = d(dict(name="squaredcos_cap_v2", num_timesteps=1000, parameterization="v"))
     config.loss = d(dict(name="ddpm", loss_type="l2"))
     config.sampler = d(dict(name="ddim", num_steps=25, discretize="linspace", clip_denoised=True))
-    config.guidance = d(dict(name="cfg", scale=2.0))
+    config.guidance = d(dict(name="cfg", scale=1.5))
 
     config.optimizer = d(
         dict(
@@ -53,7 +54,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             b2=0.99,
             weight_decay=0.01,
             gradient_clip_norm=1.0,
-            ema_decay=0.995,
+            ema_decay=0.998,
         )
     )
     config.train = d(dict(num_steps=1500, batch_size=32))

@@ -1,6 +1,8 @@
-"""Vocabulary of the package: array aliases with named axes, and the callables that cross module borders.
+"""Vocabulary of the package: array aliases with named axes, and the callables that cross module
+borders.
 
-Axis letters: b batch, h height, w width, c channels, l sequence length, d feature width, t time (video) or timestep.
+Axis letters: b batch, h height, w width, c channels, l sequence length, d feature width, t time
+(video) or timestep.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,10 +16,11 @@ PerSample: TypeAlias = Float[Array, "b"]
 Timesteps: TypeAlias = Int[Array, "b"]
 Keys: TypeAlias = Key[Array, "b"]
 
-# Conditioning holds what a network may see, by where it enters: "crossattn" [b l d], "vector" ([b d] features or
-# int [b] labels), "concat" [b h w c'].
+# Conditioning holds what a network may see, by where it enters: "crossattn" [b l d], "vector" ([b
+# d] features or int [b] labels), "concat" [b h w c'].
 Conditioning: TypeAlias = Mapping[str, Array]
 Batch: TypeAlias = Mapping[str, Array]
 
-# A network with its conditioning and guidance already bound: (x_t [b h w c], t [b]) -> model output.
+# A network with its conditioning and guidance already bound: (x_t [b h w c], t [b]) -> model
+# output.
 Predict: TypeAlias = Callable[[Array, Array], Array]
