@@ -186,11 +186,14 @@ def test_wrong_names_and_channels_are_refused():
 
 
 def test_p_sample_adds_noise_except_at_timestep_0():
+    """Also where the variance at t = 0 is not 0."""
     x_t, output = draws(2, 5)
     t = jnp.array([0, 30], jnp.int32)
     predict = lambda x, t: output
-    p = ddpm.p_mean_variance(SCHEDULE, output, x_t, t)
-    x, x_start = ddpm.p_sample(SCHEDULE, predict, x_t, t, keys_of(2), temperature=0.5)
+    p = ddpm.p_mean_variance(SCHEDULE, output, x_t, t, variance="fixed_large")
+    x, x_start = ddpm.p_sample(
+        SCHEDULE, predict, x_t, t, keys_of(2), variance="fixed_large", temperature=0.5
+    )
     noise = noise_like(keys_of(2), (5,))
     np.testing.assert_array_equal(x_start, p.pred_x_start)
     np.testing.assert_allclose(x[0], p.mean[0], rtol=1e-6)

@@ -1,5 +1,7 @@
 """Samplers on Gaussian data, where the answers are known, and the timesteps that they visit."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,6 +215,23 @@ def test_ancestral_samples_have_the_moments_of_the_chain(variance, num_steps):
     np.testing.assert_allclose(x.mean(), mean, atol=5 * STD / 20000**0.5)
     np.testing.assert_allclose(x.std(), square**0.5, rtol=5 / (2 * 20000) ** 0.5)
     np.testing.assert_allclose([mean, square**0.5], [MEAN, STD], atol=6 / num_steps)
+
+
+@pytest.mark.parametrize("eta", [None, 0.0, 0.8])
+def test_batches_of_one_and_of_eight_draw_the_same_samples(eta):
+    schedule = make_schedule("linear", 20, linear_end=0.3)
+    make = samplers.ddpm_ancestral if eta is None else partial(samplers.ddim, eta=eta)
+
+    @jax.jit
+    def draw(schedule, keys):
+        x_T = samplers.initial_noise(keys, (4, 4, 1))
+        return samplers.sample(make(schedule, 7), exact(schedule), x_T, keys).x
+
+    keys = keys_of(8)
+    together = draw(schedule, keys)
+    for i in (0, 3, 7):
+        np.testing.assert_allclose(draw(schedule, keys[i : i + 1])[0], together[i], atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 0.1
 
 
 def test_clipped_ddim_derives_its_noise_from_the_clipped_image():

@@ -194,6 +194,11 @@ def test_many_steps_count_the_information_in_the_first_noise_level():
     information = 0.5 * math.log2(1 + math.exp(log_snr[0]) * std**2)
     got = float(bits.total[0] - bits.terms[0, 0])
     assert information < got < information + 0.15
+    # Var(x_0 | x_t), and what it is as an error of the noise.
+    snr = np.exp(log_snr)
+    spread = std**2 / (1 + snr * std**2)
+    np.testing.assert_allclose(bits.x_start_mse[:, 0], spread, rtol=5 * (2 / 4000) ** 0.5)
+    np.testing.assert_allclose(bits.noise_mse[:, 0], snr * spread, rtol=5 * (2 / 4000) ** 0.5)
 
 
 def test_a_variance_without_a_likelihood_is_refused():
