@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -120,26 +121,27 @@ SCRIPT = textwrap.dedent(
 )
 
 
-def start(*arguments):
+def start(script, *arguments, seen="3"):
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
+        [sys.executable, "-c", script, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    read_until(process, lambda words: words[0] == "3")
+    if seen:
+        read_until(process, lambda words: words[0] == seen)
     return process
 
 
 def read_until(process, condition):
     for line in process.stdout:
-        if condition(line.split()):
+        if line.split() and condition(line.split()):
             return line.split()
     raise AssertionError(f"the process ended: {process.communicate()[1][-2000:]}")
 
 
 def test_a_process_saves_on_usr1_shows_stacks_on_usr2_and_ends_on_term(tmp_path):
-    process = start(tmp_path, "end")
+    process = start(SCRIPT, tmp_path, "end")
     process.send_signal(signal.SIGUSR1)
     read_until(process, lambda words: len(words) == 2)  # one checkpoint, and it goes on
     process.send_signal(signal.SIGUSR2)
@@ -155,9 +157,86 @@ def test_a_process_saves_on_usr1_shows_stacks_on_usr2_and_ends_on_term(tmp_path)
 
 
 def test_the_second_interrupt_ends_a_process_at_once(tmp_path):
-    process = start(tmp_path, "linger")
+    process = start(SCRIPT, tmp_path, "linger")
     process.send_signal(signal.SIGINT)
     read_until(process, lambda words: words == ["lingering"])
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == -signal.SIGINT
     assert "Ctrl-C again" in process.stderr.read()
+
+
+PROCESSES = textwrap.dedent(
+    """
+    import sys, time
+    import jax
+    jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[3]))
+    import jax.numpy as jnp, numpy as np
+    from typing import NamedTuple
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+    from diffusion_jax.train.checkpoint import open_checkpoints, saved_steps
+    from diffusion_jax.train.hooks.checkpoint import checkpoint
+    from diffusion_jax.train.loop import Hook, train
+    from diffusion_jax.train.signals import handle_signals, signal_hook
+
+    def say(*words):  # in one write, for Gloo prints in between
+        sys.stdout.write(" ".join(map(str, ("\\n", *words, "\\n"))))
+        sys.stdout.flush()
+
+    class State(NamedTuple):
+        step: jax.Array
+        params: jax.Array
+
+    mesh = Mesh(np.asarray(jax.devices()), ("data",))
+    places = State(NamedSharding(mesh, P()), NamedSharding(mesh, P("data")))
+
+    @jax.jit
+    def update(state):
+        return State(state.step + 1, state.params + 1), {"loss": state.params.sum()}
+
+    def slow(state, batch):
+        time.sleep(0.01)
+        return update(state)
+
+    state = jax.jit(lambda: State(jnp.int32(0), jnp.zeros((16, 4))), out_shardings=places)()
+    checkpoints = open_checkpoints(sys.argv[1], keep_last=99)
+    if saved_steps(sys.argv[1]):
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+        )
+        state, _ = checkpoints.restore(abstract)
+    saver = checkpoint(checkpoints, {}, every=10**6)
+    with handle_signals() as received:
+        hooks = [
+            signal_hook(received, saver.end),
+            Hook(lambda s: True, lambda e: say("at", *checkpoints.all_steps())),
+            saver,
+        ]
+        state, stop = train(state, slow, iter(int, 1), hooks, num_steps=10**6)
+    checkpoints.close()
+    say("STOP", stop.reason, int(state.step))
+    """
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_two_processes_agree_on_a_signal_to_one_of_them(tmp_path_factory, steps_before):
+    """Save and end together; the second case goes on from the checkpoints of the first."""
+    directory = tmp_path_factory.getbasetemp() / "two_processes"
+    assert len(saved_steps(directory)) == steps_before
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    first, second = (start(PROCESSES, directory, port, rank, seen="") for rank in range(2))
+    try:
+        read_until(second, lambda words: words[0] == "at")
+        second.send_signal(signal.SIGUSR1)
+        read_until(second, lambda words: words[0] == "at" and len(words) == 2 + steps_before)
+        first.send_signal(signal.SIGTERM)
+        ends = [process.communicate(timeout=120)[0].splitlines() for process in (first, second)]
+    finally:
+        first.kill()
+        second.kill()
+    stops = {line.strip() for lines in ends for line in lines if "STOP" in line}
+    assert stops == {f"STOP SIGTERM {saved_steps(directory)[-1]}"}
+    assert len(saved_steps(directory)) == 2 + steps_before
