@@ -377,9 +377,11 @@ def test_a_disk_that_is_too_small(tmp_path):
 def test_half_written_checkpoints_are_cleared(tmp_path):
     write(tmp_path, 10)
     (tmp_path / "20.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    (tmp_path / "15.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     assert saved_steps(tmp_path) == [10]
     write(tmp_path, 20)
     assert saved_steps(tmp_path) == [10, 20]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20"]
 
 
 SCRIPT = textwrap.dedent(
