@@ -19,6 +19,12 @@ help:  ## List the targets
 
 demo: $(VENV)/.demo  ## Train a small diffusion model on real digits and sample from it (CPU is enough)
 	$(VENV)/bin/python launch.py --config=configs/mnist.py --workdir=runs/mnist
+	$(VENV)/bin/python benchmarks/recognise_digits.py --workdir=runs/mnist
+	@echo
+	@echo "Next:"
+	@echo "  $(VENV)/bin/python launch.py sample --workdir=runs/mnist --class=7 --n=16 --guidance_scale=3"
+	@echo "  $(VENV)/bin/python launch.py report --workdir=runs/mnist"
+	@echo "  $(VENV)/bin/python launch.py --config=configs/mnist.py --config.train.num_steps=4000"
 
 test: lint pytest  ## Lint, then the default tests
 

@@ -44,8 +44,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     config.schedule = d(dict(name="squaredcos_cap_v2", num_timesteps=1000, parameterization="v"))
     config.loss = d(dict(name="ddpm", loss_type="l2"))
-    config.sampler = d(dict(name="ddim", num_steps=25, discretize="linspace", clip_denoised=True))
-    config.guidance = d(dict(name="cfg", scale=1.5))
+    config.sampler = d(dict(name="ddim", num_steps=25, discretize="trailing", clip_denoised=True))
+    config.guidance = d(dict(name="cfg", scale=2.0))
 
     config.optimizer = d(
         dict(

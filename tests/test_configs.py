@@ -58,7 +58,7 @@ def test_a_wrong_value_is_told_with_path_value_and_choices(override, message):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("model.chanels", 3, r"config\.model\.chanels = 3 is not an option; choose from"),
+        ("model.chanels", 3, r"config\.model\.chanels = 3 is not an option; did you mean"),
         ("optimiser", 1, r"config\.optimiser is not a section; did you mean 'optimizer'"),
         (
             "train.batchsize",
