@@ -30,6 +30,16 @@ def exact(schedule, parameterization="eps"):
     return predict
 
 
+def draw(make, schedule, predictor, x_T, keys):
+    """Run the sampler make(schedule), compiled as one program."""
+
+    @jax.jit
+    def run(schedule, x_T, keys):
+        return samplers.sample(make(schedule), predictor(schedule), x_T, keys)
+
+    return run(schedule, x_T, keys)
+
+
 def marginal(abar):
     return np.sqrt(abar) * MEAN, np.sqrt(abar * STD**2 + 1 - abar)
 
@@ -42,6 +52,13 @@ def test_uniform_is_upstreams_where_steps_divide():
     visited, previous = samplers.visited_timesteps(1000, 50, "uniform")
     np.testing.assert_array_equal(visited, np.arange(50) * 20 + 1)
     np.testing.assert_array_equal(previous, [0, *visited[:-1]])
+
+
+def test_uniform_spans_the_schedule_where_steps_do_not_divide():
+    """Upstream would take 334 steps for 300."""
+    visited, _ = samplers.visited_timesteps(1000, 300, "uniform")
+    assert len(visited) == 300 and visited[0] == 1 and visited[-1] == 997
+    assert set(np.diff(visited)) == {3, 4}
 
 
 def test_quad_is_upstreams_where_it_does_not_repeat():
@@ -100,12 +117,11 @@ def ddim_errors(steps, total=4096, **options):
     x_T = np.linspace(-2.5, 2.5, 7)
     errors = []
     for count in steps:
-        sampler = samplers.ddim(schedule, count, **options)
+        make = partial(samplers.ddim, num_steps=count, **options)
         visited, previous = samplers.visited_timesteps(
             total, count, options["discretize"] if "discretize" in options else "uniform"
         )
-        keys = keys_of(7)
-        got = samplers.sample(sampler, exact(schedule), jnp.asarray(x_T, jnp.float32), keys)
+        got = draw(make, schedule, exact, jnp.asarray(x_T, jnp.float32), keys_of(7))
         mean, std = marginal(abar[visited[-1]])
         end_mean, end_std = marginal(1.0 if previous[0] < 0 else abar[previous[0]])
         solution = end_mean + end_std * (x_T - mean) / std
@@ -129,8 +145,9 @@ def test_ddim_is_one_sampler_in_all_parameterizations(parameterization, eta):
     x_T = samplers.initial_noise(keys_of(4), (3,))
 
     def run(name):
-        sampler = samplers.ddim(schedule, 20, eta=eta, parameterization=name)
-        return samplers.sample(sampler, exact(schedule, name), x_T, keys_of(4, seed=1)).x
+        make = partial(samplers.ddim, num_steps=20, eta=eta, parameterization=name)
+        predictor = partial(exact, parameterization=name)
+        return draw(make, schedule, predictor, x_T, keys_of(4, seed=1)).x
 
     np.testing.assert_allclose(run(parameterization), run("eps"), atol=2e-5)
 
@@ -156,8 +173,9 @@ def test_ddim_takes_the_step_of_equation_12(discretize):
     def predict(x, t):
         return 0.3 * x + 0.01 * t[:, None]
 
-    sampler = samplers.ddim(schedule, count, eta=eta, discretize=discretize, temperature=1.5)
-    got = samplers.sample(sampler, predict, jnp.asarray(x_T, jnp.float32), keys)
+    options = {"eta": eta, "discretize": discretize, "temperature": 1.5}
+    make = partial(samplers.ddim, num_steps=count, **options)
+    got = draw(make, schedule, lambda schedule: predict, jnp.asarray(x_T, jnp.float32), keys)
     np.testing.assert_allclose(got.x, x, rtol=2e-5, atol=2e-5)
 
 
@@ -166,10 +184,10 @@ def test_ddim_with_eta_1_is_ddpm():
     schedule = make_schedule("linear", 60, linear_end=0.3)
     x_T = samplers.initial_noise(keys_of(5), (4,))
     runs = [
-        samplers.sample(sampler, exact(schedule), x_T, keys_of(5)).x
-        for sampler in (
-            samplers.ddim(schedule, 60, eta=1.0),
-            samplers.ddpm_ancestral(schedule, 60, clip_denoised=False),
+        draw(make, schedule, exact, x_T, keys_of(5)).x
+        for make in (
+            partial(samplers.ddim, num_steps=60, eta=1.0),
+            partial(samplers.ddpm_ancestral, num_steps=60, clip_denoised=False),
         )
     ]
     np.testing.assert_allclose(*runs, atol=2e-5)
@@ -181,10 +199,10 @@ def test_respaced_ancestral_is_ddim_with_eta_1(discretize):
     x_T = samplers.initial_noise(keys_of(5), (4,))
     options = {"discretize": discretize, "clip_denoised": True}
     runs = [
-        samplers.sample(sampler, exact(schedule), x_T, keys_of(5)).x
-        for sampler in (
-            samplers.ddim(schedule, 13, eta=1.0, **options),
-            samplers.ddpm_ancestral(schedule, 13, **options),
+        draw(make, schedule, exact, x_T, keys_of(5)).x
+        for make in (
+            partial(samplers.ddim, num_steps=13, eta=1.0, **options),
+            partial(samplers.ddpm_ancestral, num_steps=13, **options),
         )
     ]
     np.testing.assert_allclose(*runs, atol=1e-4)
@@ -195,7 +213,9 @@ def test_respaced_ancestral_is_ddim_with_eta_1(discretize):
 def test_ancestral_samples_have_the_moments_of_the_chain(variance, num_steps):
     """20000 samples against the mean and variance of the linear chain, and those of the data."""
     schedule = make_schedule("linear", 200, linear_end=0.1)
-    sampler = samplers.ddpm_ancestral(schedule, num_steps, variance=variance, clip_denoised=False)
+    make = partial(
+        samplers.ddpm_ancestral, num_steps=num_steps, variance=variance, clip_denoised=False
+    )
     abar = np.cumprod(1 - make_beta_schedule("linear", 200, linear_end=0.1))
     visited, _ = samplers.visited_timesteps(200, num_steps, "linspace")
     abar = abar[visited]
@@ -211,7 +231,7 @@ def test_ancestral_samples_have_the_moments_of_the_chain(variance, num_steps):
         square = slope**2 * square + (i > 0) * (beta if variance == "fixed_large" else small)
     keys = keys_of(20000)
     x_T = samplers.initial_noise(keys, (1,))
-    x = np.asarray(samplers.sample(sampler, exact(schedule), x_T, keys).x)
+    x = np.asarray(draw(make, schedule, exact, x_T, keys).x)
     np.testing.assert_allclose(x.mean(), mean, atol=5 * STD / 20000**0.5)
     np.testing.assert_allclose(x.std(), square**0.5, rtol=5 / (2 * 20000) ** 0.5)
     np.testing.assert_allclose([mean, square**0.5], [MEAN, STD], atol=6 / num_steps)
@@ -223,14 +243,14 @@ def test_batches_of_one_and_of_eight_draw_the_same_samples(eta):
     make = samplers.ddpm_ancestral if eta is None else partial(samplers.ddim, eta=eta)
 
     @jax.jit
-    def draw(schedule, keys):
+    def run(schedule, keys):
         x_T = samplers.initial_noise(keys, (4, 4, 1))
         return samplers.sample(make(schedule, 7), exact(schedule), x_T, keys).x
 
     keys = keys_of(8)
-    together = draw(schedule, keys)
+    together = run(schedule, keys)
     for i in (0, 3, 7):
-        np.testing.assert_allclose(draw(schedule, keys[i : i + 1])[0], together[i], atol=1e-5)
+        np.testing.assert_allclose(run(schedule, keys[i : i + 1])[0], together[i], atol=1e-5)
     assert np.abs(together[0] - together[1]).max() > 0.1
 
 
@@ -279,12 +299,12 @@ def test_extreme_schedules_stay_finite(name, eta):
     """sqrt: abar falls below the smallest float32; cosine: betas of 0.999."""
     schedule = make_schedule(name)
     x_T = samplers.initial_noise(keys_of(2), (3,))
-    for sampler in (
-        samplers.ddim(schedule, 40, eta=eta, parameterization="x0"),
-        samplers.ddpm_ancestral(schedule, 40, parameterization="x0"),
+    constant = lambda schedule: lambda x, t: jnp.full_like(x, 0.1)
+    for make in (
+        partial(samplers.ddim, num_steps=40, eta=eta, parameterization="x0"),
+        partial(samplers.ddpm_ancestral, num_steps=40, parameterization="x0"),
     ):
-        samples = samplers.sample(sampler, lambda x, t: 0.1 * jnp.ones_like(x), x_T, keys_of(2))
-        assert np.all(np.isfinite(samples.x))
+        assert np.all(np.isfinite(draw(make, schedule, constant, x_T, keys_of(2)).x))
 
 
 def test_inpainting_keeps_what_the_mask_says():
