@@ -6,13 +6,18 @@ Names are loaded on first use, so that importing the package costs nothing.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusion_jax.diffusion.schedule import Schedule, make_schedule
+    from diffusion_jax.pipeline import Pipeline
 
 _HOMES = {
     "Pipeline": "diffusion_jax.pipeline",
     "Schedule": "diffusion_jax.diffusion.schedule",
     "make_schedule": "diffusion_jax.diffusion.schedule",
 }
-__all__ = list(_HOMES)
+__all__ = ["Pipeline", "Schedule", "make_schedule"]
 
 
 def __getattr__(name: str):

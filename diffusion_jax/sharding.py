@@ -159,7 +159,9 @@ def shard_batch(mesh: Mesh, host_batch: Mapping[str, Any]) -> dict[str, jax.Arra
                 f"batch[{name!r}] has shape {rows.shape}; its leading axis must "
                 f"divide by the {local_shards} devices of this process that split the batch"
             )
-        arrays[name] = jax.make_array_from_process_local_data(sharding, rows)
+        # The one transfer to the devices that a training loop is there to make.
+        with jax.transfer_guard_host_to_device("allow"):
+            arrays[name] = jax.make_array_from_process_local_data(sharding, rows)
     return arrays
 
 

@@ -6,7 +6,7 @@ import pathlib
 from diffusion_jax.build import experiment
 from diffusion_jax.build.evaluation import build_evaluate
 from diffusion_jax.run_folder import load_saved_config
-from diffusion_jax.train.checkpoint import open_checkpoints
+from diffusion_jax.train.checkpoint import restore_state
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -16,8 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = built.data.source(arguments.split)
     batches = built.data.eval_batches(source, batch_size=built.training.batch_size)
     evaluate = build_evaluate(built, built.frozen, batches, prefix=arguments.split)
-    checkpoints = open_checkpoints(workdir / "checkpoints")
-    state, _ = checkpoints.restore(built.abstract_state(), step=arguments.step)
+    state, _ = restore_state(workdir / "checkpoints", built.abstract_state(), arguments.step)
     print(
         f"{workdir}, step {int(state.step)}, {batches.num_examples} records of {arguments.split}:"
     )
