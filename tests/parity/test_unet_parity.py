@@ -1,6 +1,7 @@
 """The UNet against PyTorch: diffusers where it has the option, the formulas where it has not.
 
-Outputs and the gradients of the input and all weights are compared. Every weight is random and none is zero, so that the layers that start at zero count too.
+Outputs and the gradients of the input and all weights are compared. Every weight is
+random and none is zero, so that the layers that start at zero count too.
 """
 
 import importlib.util
@@ -52,7 +53,7 @@ def run_ours(fields, drawn):
 def assert_agree(ours, theirs, tolerance=3e-5):
     """Compare relative to the largest entry of each array, or to 1 % of the largest gradient.
 
-    Some gradients are zero but for rounding: that of to_k is where all tokens agree, say.
+    Some gradients are zero but for rounding: that of the keys' bias in qkv, say.
     """
     assert set(ours) == set(theirs)
     floor = 0.01 * max(np.abs(array).max() for name, array in theirs.items() if name != "output")
