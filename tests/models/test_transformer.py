@@ -106,9 +106,12 @@ def test_a_new_transformer_is_the_identity():
 
 
 def test_each_block_sees_its_own_context(params):
-    there, back = apply(params, CONTEXTS), apply(params, CONTEXTS[::-1])
-    assert not jnp.allclose(there, back, atol=1e-2)
-    repeated = apply(params, (CONTEXTS[0],) * 3)
+    run = compiled(lambda *contexts: SpatialTransformer(**FIELDS).apply(variables, X, contexts))
+    variables, output = {"params": params}, apply(params, CONTEXTS)
+    for i in range(3):
+        changed = [c + 1.0 if i == j else c for j, c in enumerate(CONTEXTS)]
+        assert not jnp.allclose(output, run(*changed), atol=1e-2), i
+    repeated = run(*(CONTEXTS[0],) * 3)
     np.testing.assert_allclose(repeated, apply(params, CONTEXTS[0]), rtol=1e-6)
 
 
