@@ -89,7 +89,12 @@ class Pipeline(NamedTuple):
                 inpaint=None if inpaint is None else tuple(part[rows] for part in inpaint),
             )
             images.append(to_pixels(jax.device_get(samples.x))[: count - start])
-        return np.concatenate(images)
+        drawn = np.concatenate(images)
+        if image is None or mask is None:
+            return drawn
+        # The sampler sees what is kept through noise; the pixels themselves come from the image.
+        kept = np.asarray(mask, np.float32)
+        return np.rint(kept * image + (1.0 - kept) * drawn).astype(np.uint8)
 
     def num_classes(self) -> int:
         """Tell how many classes the model knows; ValueError when they are not its condition."""

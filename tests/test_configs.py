@@ -29,6 +29,12 @@ def test_every_config_builds_and_its_step_traces(path):
 
 
 MISTAKES = [
+    (
+        "--config.train.num_step=3",
+        r"config\.train\.num_step = 3 is not an option; did you mean 'num_s",
+    ),
+    ("--config.trian.num_steps=3", r"config\.trian is not a section; did you mean 'train'"),
+    ("--config.train.accumulate=two", r"config\.train\.accumulate = 'two' should be int"),
     ("--config.model.num_classes=5", r"config\.model\.num_classes = 5 should be 11"),
     ("--config.model.name=unett", r"config\.model\.name = 'unett' is unknown; did you mean 'unet'"),
     ("--config.sampler.name=dim", r"config\.sampler\.name = 'dim' is unknown.*ddim"),

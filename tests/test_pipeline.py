@@ -51,9 +51,9 @@ def test_inpainting_keeps_what_the_mask_keeps(pipe):
     mask[:14] = 1.0
     images = pipe([1, 2], image=image, mask=mask, num_steps=20)
     free = pipe([1, 2], num_steps=20)
-    kept, changed = images[:, :14].astype(int), images[:, 14:].astype(int)
-    assert np.abs(kept - 255).mean() < np.abs(free[:, :14].astype(int) - 255).mean() / 4
-    assert changed.std() > 10
+    assert np.all(images[:, :14] == 255) and images[:, 14:].std() > 10
+    # What is drawn knows of what is kept.
+    assert np.abs(images[:, 14:].astype(int) - free[:, 14:]).mean() > 2
 
 
 def test_one_condition_can_be_repeated(pipe):

@@ -60,9 +60,7 @@ def test_the_loss_curve_is_that_of_one_micro_batch(one_device):
 
 
 def test_learned_logvar_trains():
-    config = load_config("configs/mnist.py:tiny", [])
-    config.loss.update(learn_logvar=True, logvar_init=0.5)
-    _, state = losses(experiment(config, devices=jax.devices()[:1]))
+    _, state = losses(build("--config.loss.learn_logvar=true", "--config.loss.logvar_init=0.5"))
     logvar = np.asarray(state.params["logvar"])
     assert logvar.shape == (1000,) and np.any(logvar != 0.5)
 

@@ -49,13 +49,21 @@ def test_overrides_reach_the_config_and_its_references():
     assert config.model.channel_mult == (1, 2)
 
 
+def test_overrides_may_set_what_the_file_leaves_out():
+    overrides = ["--config.train.ckpt_path=runs/a", "--config.train.ckpt_ema=true"]
+    overrides += ["--config.train.ignore_keys=('network/out_2',)", "--config.mesh.fsdp=2"]
+    config = load_config(MNIST, overrides)
+    assert config.train.ckpt_path == "runs/a" and config.train.ckpt_ema is True
+    assert config.train.ignore_keys == ("network/out_2",) and config.mesh.fsdp == 2
+
+
 @pytest.mark.parametrize(
     ("path", "overrides", "message"),
     [
-        (MNIST, ["--config.train.num_step=3"], "num_step"),
-        (MNIST, ["--config.trian.num_steps=3"], "trian"),
         (MNIST, ["--config.train.num_steps=many"], "many"),
         (MNIST, ["--config.train.num_steps=1.5"], "1.5"),
+        (MNIST, ["--config.train.num_steps"], "should be --config.section.key=value"),
+        (MNIST, ["--config.train.num_steps.x=1"], "'num_steps' is a value and has no keys"),
         (f"{MNIST}:huge", [], "'huge' of configs/mnist.py is unknown; choose tiny"),
     ],
 )
