@@ -13,17 +13,20 @@ reads it, or the parameters, alone. Nothing here falls back in silence to anothe
 nothing is overwritten: a checkpoint that is in the way is moved aside (set_aside_later).
 """
 
+import contextlib
 import functools
 import json
+import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from diffusion_jax.train.checkpoint_reading import (
@@ -59,10 +62,11 @@ class Checkpoints(NamedTuple):
     """An open folder of checkpoints.
 
     save(step, state, metadata, metrics=None) -> bool: start saving and return as soon as the state
-    may be donated; False when the step is there already. restore(abstract_state, step=None): see
-    restore_state. all_steps() and latest_step() count a save that is still under way.
-    is_best(metrics): whether a checkpoint with these metrics would be among the best to keep.
-    wait() returns when all is on disk and raises what went wrong; close() waits and closes.
+    may be donated; False when the step is there already, which then only gets the metrics that it
+    lacks. restore(abstract_state, step=None): see restore_state. all_steps() and latest_step()
+    count a save that is still under way. is_best(metrics): whether a checkpoint with these metrics
+    would be among the best to keep; ValueError when the monitor is not one of them. wait() returns
+    when all is on disk and raises what went wrong; close() waits and closes.
     """
 
     directory: epath.Path
@@ -106,8 +110,13 @@ def open_checkpoints(
     manager = _open_manager(directory, keep_last, keep_every, keep_best, score, mode)
 
     def is_best(metrics: Mapping[str, float]) -> bool:
-        if not keep_best or monitor is None or monitor not in metrics:
+        if not keep_best or monitor is None:
             return False
+        if monitor not in metrics:
+            raise ValueError(
+                f"checkpoint watches {monitor!r}, which validation does not report; "
+                f"it reports {', '.join(sorted(metrics))}"
+            )
         known = [manager.metrics(step) for step in manager.all_steps()]
         scores = sorted(score(m) for m in known if m is not None)
         best = scores[:keep_best] if mode == "min" else scores[-keep_best:]
@@ -118,7 +127,7 @@ def open_checkpoints(
 
     return Checkpoints(
         directory,
-        save=functools.partial(_save, manager, directory, monitor),
+        save=functools.partial(_save, manager, directory, monitor if keep_best else None),
         restore=functools.partial(_wait_and_restore, manager, directory),
         all_steps=lambda: sorted(manager.all_steps()),
         latest_step=manager.latest_step,
@@ -183,7 +192,10 @@ def _open_manager(directory, keep_last, keep_every, keep_best, score, mode):
 
 
 def _save(manager, directory, monitor, step, state, metadata, metrics=None) -> bool:
+    scored = metrics if metrics is not None and monitor in metrics else None
     if step in manager.all_steps():
+        if scored is not None:
+            _add_metrics(manager, directory / str(step), scored)
         return False
     latest = manager.latest_step()
     if latest is not None and step < latest:
@@ -191,7 +203,6 @@ def _save(manager, directory, monitor, step, state, metadata, metrics=None) -> b
             f"cannot save step {step} in {directory}: it holds the later step {latest}, which "
             "belongs to another continuation of this run; set_aside_later moves it out of the way"
         )
-    scored = metrics if metrics is not None and monitor in metrics else None
     # Reading the state's buffers is the one transfer that a save is for.
     with jax.transfer_guard("allow"):
         record = {"metadata": dict(metadata), "checksums": checksums(state)}
@@ -199,10 +210,39 @@ def _save(manager, directory, monitor, step, state, metadata, metrics=None) -> b
             state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(record)
         )
         try:
-            return manager.save(step, args=items, metrics=scored, force=True)
+            with _without("did not provide metrics"):  # as most steps do, rightly
+                return manager.save(step, args=items, metrics=scored, force=True)
         except Exception as error:
             error.add_note(f"while saving a checkpoint of step {step} in {directory}")
             raise
+
+
+def _add_metrics(manager, folder: epath.Path, metrics: Mapping[str, float]) -> None:
+    # Of a step that was saved before it was validated; Orbax offers no way to do this.
+    manager.wait_until_finished()
+    if jax.process_index() == 0 and not (folder / "metrics").exists():
+        partial = folder / f"metrics{_PARTIAL}"
+        partial.mkdir(exist_ok=True)
+        (partial / "metrics").write_text(json.dumps(metrics))
+        partial.rename(folder / "metrics")
+    if jax.process_count() > 1:
+        with jax.transfer_guard("allow"):
+            multihost_utils.sync_global_devices(f"metrics of {folder}")
+    manager.reload()
+
+
+@contextlib.contextmanager
+def _without(message: str) -> Iterator[None]:
+    logger = logging.getLogger("absl")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return message not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _wait_and_restore(manager, directory, abstract_state, step=None):

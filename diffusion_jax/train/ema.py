@@ -26,9 +26,10 @@ def ema(decay: float = 0.9999, *, use_num_updates: bool = True) -> optax.Gradien
     parameters and is float32 whatever their dtype.
 
     Args:
-        decay: largest decay, in [0, 1]; 0 copies the parameters, 1 keeps the initial ones after the
-            warm-up.
-        use_num_updates: False keeps the decay constant from the first update.
+        decay: largest decay, in [0, 1]; 0 copies the parameters, 1 lets the warm-up go on for ever:
+            d comes close to 1 and never reaches it.
+        use_num_updates: False keeps the decay constant from the first update; a decay of 1 then
+            keeps the initial parameters.
 
     Raises:
         ValueError: `decay` lies outside [0, 1], or update is called without `params`.

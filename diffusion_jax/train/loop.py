@@ -36,8 +36,9 @@ class Event(NamedTuple):
 
     step: optimizer steps completed, 1 after the first. state: the state after that step; valid
     until the hook returns, because the next step donates it. metrics: scalars of that step on the
-    device, not to be read before the next step is dispatched. batch: the batch of that step as the
-    iterator gave it (host arrays). data_wait: seconds the host waited for that batch.
+    device, not to be read before the next step is dispatched, but by a hook that waits for the
+    state anyway (checkpoint). batch: the batch of that step as the iterator gave it (host arrays).
+    data_wait: seconds the host waited for that batch.
     """
 
     step: int

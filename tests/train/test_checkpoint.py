@@ -1,5 +1,6 @@
 import errno
 import json
+import logging
 import os
 import shutil
 import signal
@@ -166,8 +167,40 @@ def test_best_are_remembered_across_runs(tmp_path):
     assert checkpoints.is_best({"val/loss": 2.0})
     assert not checkpoints.is_best({"val/loss": 3.5})
     assert not checkpoints.is_best({"val/loss": float("nan")})
-    assert not checkpoints.is_best({"other": 1.0})
     checkpoints.close()
+
+
+def test_a_monitor_that_validation_does_not_report(tmp_path):
+    checkpoints = open_checkpoints(tmp_path, keep_best=1, monitor="val/lossy")
+    message = "watches 'val/lossy', which validation does not report; it reports a, val/loss$"
+    with pytest.raises(ValueError, match=message):
+        checkpoints.is_best({"val/loss": 1.0, "a": 2.0})
+    checkpoints.close()
+
+
+def test_a_step_saved_before_its_validation_gets_its_metrics_later(tmp_path):
+    options = dict(keep_last=1, keep_best=1, monitor="val/loss")
+    checkpoints = open_checkpoints(tmp_path, **options)
+    checkpoints.save(1, make_state(1.0), METADATA)
+    assert checkpoints.save(1, make_state(2.0), METADATA, {"val/loss": 3.0}) is False
+    assert checkpoints.save(1, make_state(2.0), METADATA, {"val/loss": 9.0}) is False
+    assert checkpoints.is_best({"val/loss": 2.5})
+    assert not checkpoints.is_best({"val/loss": 3.5})
+    checkpoints.save(2, make_state(), METADATA)
+    checkpoints.save(3, make_state(), METADATA)
+    assert checkpoints.all_steps() == [1, 3]
+    assert_same(checkpoints.restore(abstract(make_state()), 1)[0], make_state(1.0))
+    checkpoints.close()
+    assert keep(tmp_path, {4: 4.0, 5: None}, **options) == [1, 5]
+    assert keep(tmp_path, {6: 2.0, 7: None}, **options) == [6, 7]
+
+
+def test_saving_without_metrics_is_no_cause_for_a_warning(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "absl")
+    keep(tmp_path, {1: None, 2: 3.0, 3: None}, keep_best=1, monitor="val/loss")
+    assert caplog.messages == []
+    logging.getLogger("absl").warning("another one, did not provide metrics")
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize(

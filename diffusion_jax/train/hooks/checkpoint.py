@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from diffusion_jax.train.checkpoint import Checkpoints
+from diffusion_jax.train.hooks.nan_stop import metrics_stop, params_stop
 from diffusion_jax.train.hooks.validation import Scores
 from diffusion_jax.train.loop import Event, Hook, Stop
 from diffusion_jax.types import PyTree
@@ -24,22 +25,37 @@ def checkpoint(
     the number of the first batch that the state has not seen, and the scores so far.
     scores: what validation shares; a step whose score is among the best is saved although no
     multiple of `every`. At the end the state is saved, unless a Stop says that it is not worth it.
+
+    A step with a metric or a parameter that is NaN or infinite is not saved, so that it never
+    pushes out the last good checkpoint: act and end return a Stop instead. A save waits for the
+    state anyway, so looking costs nothing.
+    Raises ValueError when the checkpoints' monitor is not among the scores.
     """
     if every < 1:
         raise ValueError(f"every = {every} should be at least 1 step")
     scores = {} if scores is None else scores
 
-    def save(event: Event) -> None:
-        save_state(checkpoints, metadata, scores, event.step, event.state)
+    def best(event: Event) -> bool:
+        return event.step in scores and checkpoints.is_best(scores[event.step])
 
-    def act(event: Event) -> None:
-        here = scores[event.step] if event.step in scores else None
-        if event.step % every == 0 or (here is not None and checkpoints.is_best(here)):
-            save(event)
+    def save(event: Event) -> Stop | None:
+        metrics = jax.device_get(event.metrics)
+        bad = metrics_stop(event.step, metrics, checkpoints)
+        bad = bad or params_stop(event.step, event.state.params, checkpoints)
+        if bad is None:
+            save_state(checkpoints, metadata, scores, event.step, event.state)
+        return bad
 
-    def end(event: Event, stop: Stop | None) -> None:
-        if stop is None or stop.save:
-            save(event)
+    def act(event: Event) -> Stop | None:
+        return save(event) if best(event) or event.step % every == 0 else None
+
+    def end(event: Event, stop: Stop | None) -> Stop | None:
+        if stop is not None and not stop.save:
+            return None
+        bad = save(event)
+        if bad is None:
+            best(event)  # raises if its monitor is missing, after the save
+        return bad
 
     return Hook(lambda step: True, act, end)
 
@@ -61,20 +77,32 @@ def save_state(
 
 
 def make_rescue(
-    checkpoints: Checkpoints, metadata: Mapping[str, Any], scores: Scores | None = None
+    checkpoints: Checkpoints,
+    metadata: Mapping[str, Any],
+    scores: Scores | None = None,
+    *,
+    first_step: int | None = None,
 ) -> Callable[[PyTree], None]:
     """Make the emergency checkpoint that loop.train takes: save what there is, and wait for it.
 
-    Raises RuntimeError when the state's buffers went with the step that failed, or when several
-    processes train: saving takes all of them, and the others do not know of this one's error.
+    first_step: the step that training started from; a state that is still there has nothing new and
+    is not saved. Default: every state is saved.
+    Raises RuntimeError when the state's buffers went with the step that failed, when a parameter is
+    NaN or infinite, or when several processes train: saving takes all of them, and the others do
+    not know of this one's error.
     """
 
     def rescue(state: PyTree) -> None:
-        if jax.process_count() > 1:
-            raise RuntimeError("a single process cannot save a state that all of them share")
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
             raise RuntimeError("the state was given away to the step that failed")
         step = int(jax.device_get(state.step))
+        if step == first_step:
+            return
+        if jax.process_count() > 1:
+            raise RuntimeError("a single process cannot save a state that all of them share")
+        bad = params_stop(step, state.params, checkpoints)
+        if bad is not None:
+            raise RuntimeError(bad.reason)
         save_state(checkpoints, metadata, {} if scores is None else scores, step, state)
         checkpoints.wait()
 

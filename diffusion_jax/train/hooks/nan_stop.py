@@ -1,14 +1,21 @@
 """Stop when a metric is no longer a number."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from diffusion_jax.train.checkpoint import Checkpoints
+from diffusion_jax.train.checksums import path_name
 from diffusion_jax.train.hooks.late import Interval, late
 from diffusion_jax.train.loop import Hook, Stop
+from diffusion_jax.types import PyTree
 
 
 def nan_stop(*, every: int = 100, checkpoints: Checkpoints | None = None) -> Hook:
-    """Make the hook; it belongs before the checkpoint hook, whose last save it forbids.
+    """Make the hook; it belongs before the checkpoint hook, which looks at what it saves only.
 
     Every `every` steps it looks at all metrics since the last time. The Stop names the first step
     and metric that is NaN or infinite, and the newest checkpoint from before that step.
@@ -16,13 +23,50 @@ def nan_stop(*, every: int = 100, checkpoints: Checkpoints | None = None) -> Hoo
 
     def check(interval: Interval) -> Stop | None:
         for step, metrics in zip(interval.steps, interval.metrics, strict=True):
-            for name, value in metrics.items():
-                if not math.isfinite(float(value)):
-                    advice = _last_good(checkpoints, step)
-                    return Stop(f"{name} is {float(value)} at step {step}{advice}", save=False)
+            stop = metrics_stop(step, metrics, checkpoints)
+            if stop is not None:
+                return stop
         return None
 
     return late(check, every=every)
+
+
+def metrics_stop(
+    step: int, metrics: Mapping[str, Any], checkpoints: Checkpoints | None
+) -> Stop | None:
+    """A Stop without a save that names the first metric that is NaN or infinite, else None.
+
+    metrics: scalars on the host.
+    """
+    for name, value in metrics.items():
+        if not math.isfinite(float(value)):
+            return _stop(f"{name} is {float(value)}", step, checkpoints)
+    return None
+
+
+def params_stop(step: int, params: PyTree, checkpoints: Checkpoints | None) -> Stop | None:
+    """A Stop without a save that names the first parameter with a NaN or infinite value, else None.
+
+    The devices look, one small program per shape; the host waits for their answer.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path({"params": params})[0]
+    with jax.transfer_guard("allow"):  # of parameters that lie on the host
+        answers = jax.device_get([_all_finite(leaf) for _, leaf in leaves])
+    for (path, _), finite in zip(leaves, answers, strict=True):
+        if not finite:
+            return _stop(f"{path_name(path)} is not finite", step, checkpoints)
+    return None
+
+
+@jax.jit
+def _all_finite(leaf: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.asarray(True)
+    return jnp.all(jnp.isfinite(leaf))
+
+
+def _stop(what: str, step: int, checkpoints: Checkpoints | None) -> Stop:
+    return Stop(f"{what} at step {step}{_last_good(checkpoints, step)}", save=False)
 
 
 def _last_good(checkpoints: Checkpoints | None, step: int) -> str:

@@ -8,7 +8,7 @@ import pytest
 from diffusion_jax.train.checkpoint import load_metadata, open_checkpoints, restore_state
 from diffusion_jax.train.hooks.checkpoint import checkpoint, make_rescue
 from diffusion_jax.train.hooks.validation import scores_from, validation
-from diffusion_jax.train.loop import Hook, Stop, train
+from diffusion_jax.train.loop import Event, Hook, Stop, train
 from diffusion_jax.train.writers import memory_writer
 
 
@@ -36,8 +36,7 @@ def abstract():
     )
 
 
-def run(hooks, num_steps, **options):
-    step = lambda state, batch: _step(state)
+def run(hooks, num_steps, step=lambda state, batch: _step(state), **options):
     return train(fresh(), step, iter(int, 1), hooks, num_steps=num_steps, **options)
 
 
@@ -78,6 +77,110 @@ def test_best_validations_are_saved_between_the_regular_ones(tmp_path):
     assert scores_from(load_metadata(tmp_path, step=4)) == {2: {"val": 5.0}, 4: {"val": 3.0}}
 
 
+@pytest.mark.parametrize("bad", [4, 5, 6])
+@pytest.mark.parametrize("every", [2, 99])
+def test_a_metric_that_is_not_finite_is_never_saved(tmp_path, bad, every):
+    """At a regular save, between two, and at the last step: what was good before stays."""
+    checkpoints = open_checkpoints(tmp_path, keep_last=1)
+
+    def step(state, batch):
+        n = int(state.step) + 1
+        state, metrics = _step(state)
+        return state, metrics | {"grad_norm": np.float32("inf" if n >= bad else 1)}
+
+    state, stop = run([checkpoint(checkpoints, {}, every=every)], 6, step)
+    seen = bad + bad % 2 if every == 2 else 6
+    assert (int(state.step), stop.save) == (seen, False)
+    assert stop.reason.startswith(f"grad_norm is inf at step {seen}; ")
+    assert checkpoints.all_steps() == ([seen - 2] if every == 2 else [])
+    checkpoints.close()
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
+    """The metrics of a step are those of the parameters before it."""
+    checkpoints = open_checkpoints(tmp_path, keep_last=1)
+
+    def step(state, batch):
+        state, metrics = _step(state)
+        if int(state.step) == 4:
+            with jax.transfer_guard("allow"):
+                state.params["w"] = state.params["w"].at[3].set(jnp.nan)
+        return state, metrics
+
+    _, stop = run([checkpoint(checkpoints, {}, every=2)], 6, step)
+    assert stop.reason == (
+        f"params/w is not finite at step 4; the last checkpoint from before is {tmp_path / '2'}"
+    )
+    assert checkpoints.all_steps() == [2]
+    checkpoints.close()
+
+
+def test_a_best_step_and_a_save_on_demand_are_looked_at_too(tmp_path):
+    checkpoints = open_checkpoints(tmp_path, keep_best=1, monitor="val")
+    hook = checkpoint(checkpoints, {}, every=100, scores={3: {"val": 1.0}})
+    event = Event(3, fresh(), {"loss": jnp.float32(jnp.nan)}, None, 0.0)
+    for stop in (hook.act(event), hook.end(event, None), hook.end(event, Stop("SIGTERM"))):
+        assert stop == Stop("loss is nan at step 3; there is no checkpoint from before", save=False)
+    assert hook.end(event, Stop("x", save=False)) is None
+    assert checkpoints.all_steps() == []
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("every, kept", [(3, [3]), (4, [])])
+def test_a_monitor_that_is_never_reported_is_told_at_the_first_validation(tmp_path, every, kept):
+    scores = {}
+    checkpoints = open_checkpoints(tmp_path, keep_best=1, monitor="val/lossy")
+    hooks = [
+        validation(lambda state: {"val/loss": 1.0}, memory_writer()[0], scores, every=4),
+        checkpoint(checkpoints, {}, every=every, scores=scores),
+    ]
+    with pytest.raises(ValueError, match="watches 'val/lossy'.* it reports val/loss$"):
+        run(hooks, 9)
+    assert checkpoints.all_steps() == kept
+    with pytest.raises(ValueError, match="watches 'val/lossy'"):
+        run(hooks, 9, rescue=make_rescue(checkpoints, {}, scores))
+    assert checkpoints.all_steps()[-1] == 4
+    checkpoints.close()
+
+
+def test_a_monitor_that_is_missing_at_the_end_costs_no_checkpoint(tmp_path):
+    scores = {}
+    checkpoints = open_checkpoints(tmp_path, keep_best=1, monitor="val/lossy")
+    hooks = [
+        validation(lambda state: {"val/loss": 1.0}, memory_writer()[0], scores, every=99),
+        checkpoint(checkpoints, {}, every=99, scores=scores),
+    ]
+    with pytest.raises(ValueError, match="watches 'val/lossy'"):
+        run(hooks, 3)
+    assert checkpoints.all_steps() == [3]
+    checkpoints.close()
+
+
+def test_a_step_saved_before_its_validation_may_still_be_the_best(tmp_path):
+    """By a signal in front of validation, or at the last step, which is validated in `end`."""
+    scores = {}
+    checkpoints = open_checkpoints(tmp_path, keep_last=1, keep_best=1, monitor="val")
+    losses = {2: 5.0, 4: 3.0, 6: 4.0, 8: 6.0, 9: 1.0}
+    saver = checkpoint(checkpoints, {}, every=3, scores=scores)
+    hooks = [
+        Hook(lambda step: step == 4, lambda event: saver.end(event, None)),
+        validation(
+            lambda state: {"val": losses[int(state.step)]}, memory_writer()[0], scores, every=2
+        ),
+        saver,
+    ]
+    run(hooks, 8)
+    assert checkpoints.all_steps() == [4, 8]
+    last = open_checkpoints(tmp_path / "last", keep_last=1, keep_best=1, monitor="val")
+    scores.clear()
+    hooks[0] = Hook(lambda step: False, lambda event: None)
+    hooks[2] = checkpoint(last, {}, every=3, scores=scores)
+    run(hooks, 9)
+    assert not last.is_best({"val": 2.0})
+    for opened in (checkpoints, last):
+        opened.close()
+
+
 def test_rescue_saves_the_state_of_a_failed_run(tmp_path):
     checkpoints = open_checkpoints(tmp_path)
 
@@ -89,6 +192,25 @@ def test_rescue_saves_the_state_of_a_failed_run(tmp_path):
         run([Hook(lambda s: True, fail)], 9, rescue=make_rescue(checkpoints, {"seed": 1}))
     state, metadata = restore_state(tmp_path, abstract())
     assert (int(state.step), metadata["next_batch"]) == (3, 3)
+    checkpoints.close()
+
+
+def test_rescue_refuses_parameters_that_are_not_finite(tmp_path):
+    checkpoints = open_checkpoints(tmp_path)
+    state = State(jnp.int32(3), {"v": jnp.ones(2), "w": jnp.array([1.0, jnp.inf])})
+    with pytest.raises(RuntimeError, match="params/w is not finite at step 3; there is no check"):
+        make_rescue(checkpoints, {})(state)
+    assert checkpoints.all_steps() == []
+    checkpoints.close()
+
+
+def test_rescue_does_not_save_what_training_started_from(tmp_path):
+    checkpoints = open_checkpoints(tmp_path)
+    rescue = make_rescue(checkpoints, {}, first_step=0)
+    rescue(fresh())
+    assert checkpoints.all_steps() == []
+    rescue(_step(fresh())[0])
+    assert checkpoints.all_steps() == [1]
     checkpoints.close()
 
 
