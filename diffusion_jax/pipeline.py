@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax.build import Experiment, experiment
 from diffusion_jax.build.conditions import Conditions, encode_conditions
-from diffusion_jax.data.sources import class_names
+from diffusion_jax.build.experiment import MAX_SEED
 from diffusion_jax.run_folder import load_saved_config
 from diffusion_jax.train.checkpoint import load_params
 from diffusion_jax.train.grids import to_pixels
@@ -72,6 +72,8 @@ class Pipeline(NamedTuple):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} should be at least 1")
+        if not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seed = {seed} should be between 0 and {MAX_SEED}")
         inputs, count = encode_conditions(self.experiment.network, conditions, n, self._class_names)
         inpaint = _inpainting(image, mask, count, self.experiment.network.image_shape)
         size = self.experiment.round_up(min(batch_size, count))
@@ -104,7 +106,7 @@ class Pipeline(NamedTuple):
         return counts[0]
 
     def _class_names(self) -> tuple[str, ...]:
-        return class_names(self.experiment.data.source("train"))
+        return self.experiment.data.class_names(self.experiment.data.source("train"))
 
 
 def _inpainting(

@@ -1,7 +1,10 @@
 """The folder of one run: its name, its saved config, and whom it belongs to."""
 
+import contextlib
 import datetime
+import fcntl
 import importlib.util
+import itertools
 import pathlib
 import pprint
 import subprocess
@@ -11,20 +14,39 @@ from typing import Any
 import ml_collections
 
 SAVED_CONFIG = "configs/config.py"
-# What may differ when a run is continued: how long, where and what is watched, never what is
-# computed.
-MAY_CHANGE = ("train.num_steps", "mesh", "hooks", "checkpoint", "data.batches.num_threads")
+LOCK = ".lock"
+# What may differ when a run is continued: how long, how fast, where, and what is watched; never
+# what a step computes. lr_schedule is among them because its length follows that of the run.
+MAY_CHANGE = (
+    "train.num_steps",
+    "lr_schedule",
+    "mesh",
+    "hooks",
+    "checkpoint",
+    "sampler",
+    "guidance",
+    "data.source.data_dir",
+    "data.source.download",
+    "data.batches.cache",
+    "data.batches.num_threads",
+    "data.batches.num_workers",
+    "data.batches.prefetch",
+)
 
 
 def new_run_folder(
     logdir: str, config_path: str, *, name: str = "", postfix: str = ""
 ) -> pathlib.Path:
-    """Name a fresh run: logdir/{timestamp}_{name or config}{postfix} (latent-diffusion's
-    naming)."""
+    """Name a fresh run: logdir/{timestamp}_{name or config}{postfix} (latent-diffusion's naming).
+
+    A number is appended when the folder is there already: jobs of an array start in one second.
+    """
     stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     stem, _, variant = pathlib.Path(config_path).name.partition(":")
     label = name or stem.removesuffix(".py") + (f"-{variant}" if variant else "")
-    return pathlib.Path(logdir) / f"{stamp}_{label}{postfix}"
+    folder = pathlib.Path(logdir) / f"{stamp}_{label}{postfix}"
+    copies = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], copies) if not path.exists())
 
 
 def has_run(workdir: pathlib.Path) -> bool:
@@ -32,12 +54,11 @@ def has_run(workdir: pathlib.Path) -> bool:
     return (workdir / SAVED_CONFIG).is_file()
 
 
-def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
-    """Make a folder the home of a config, or recognise it as such; return whether a run was there
-    before.
+def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Find out, writing nothing, whether a folder may become, or is, the home of a config.
 
-    Raises ValueError when the folder belongs to another config (naming every difference) or holds
-    files that are not a run's, and OSError when it cannot be written.
+    Raises ValueError when it belongs to another config (naming every difference) or holds files
+    that are not a run's.
     """
     if has_run(workdir):
         different = differences(load_saved_config(workdir), config)
@@ -46,14 +67,36 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
                 f"{workdir} belongs to another config, which differs in {'; '.join(different)}: "
                 "choose another --workdir, or continue it with --resume and its own config"
             )
-        save_config(workdir, config)
-        return True
-    if workdir.is_file() or (workdir.is_dir() and any(workdir.iterdir())):
+        return
+    mine = {LOCK, pathlib.Path(SAVED_CONFIG).parts[0]}  # what a start that was cut short leaves
+    if workdir.is_file() or (workdir.is_dir() and {p.name for p in workdir.iterdir()} - mine):
         raise ValueError(
             f"{workdir} exists and is not the folder of a run; choose another --workdir"
         )
-    save_config(workdir, config)
-    return False
+
+
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> Iterator[None]:
+    """Make a folder the home of a config, and keep other processes out until the block is left.
+
+    Raises what `check` raises, ValueError when another process trains there, and OSError when the
+    folder cannot be written.
+    """
+    check(workdir, config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / LOCK).open("a")
+    except OSError as error:
+        raise _cannot_write(workdir, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another process trains in {workdir}; wait for it or choose another --workdir"
+            ) from error
+        save_config(workdir, config)
+        yield
 
 
 def save_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> pathlib.Path:
@@ -71,11 +114,15 @@ def save_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> pat
         temporary.write_text(module)
         temporary.replace(path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise type(error)(
-            f"cannot write the run folder {workdir}: {reason}; choose another --workdir or --logdir"
-        ) from error
+        raise _cannot_write(workdir, error) from error
     return path
+
+
+def _cannot_write(workdir: pathlib.Path, error: OSError) -> OSError:
+    reason = error.strerror or str(error)
+    return type(error)(
+        f"cannot write the run folder {workdir}: {reason}; choose another --workdir or --logdir"
+    )
 
 
 def load_saved_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -95,7 +142,10 @@ def load_config_file(path: pathlib.Path, variant: str | None = None) -> ml_colle
     assert spec is not None and spec.loader is not None  # a file that exists has a loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(variant) if variant is not None else module.get_config()
+    try:
+        return module.get_config(variant) if variant is not None else module.get_config()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def differences(ours: ml_collections.ConfigDict, theirs: ml_collections.ConfigDict) -> list[str]:

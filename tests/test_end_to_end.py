@@ -94,8 +94,9 @@ def test_a_run_leaves_what_it_promises(whole):
         "val/loss_simple_ema", "test/loss_simple", "test/loss_simple_ema",
     } <= names  # fmt: skip
     assert all(np.isfinite(value) for row in rows for value in row.values())
-    for key in ("inputs", "samples", "diffusion_row", "denoise_row", "conditioning"):
-        assert (workdir / "images" / "train" / f"{key}_gs-000004.png").is_file(), key
+    for split in ("train", "val"):
+        for key in ("inputs", "samples", "diffusion_row", "denoise_row", "conditioning"):
+            assert (workdir / "images" / split / f"{key}_gs-000004.png").is_file(), key
     assert list(workdir.glob("events.out.tfevents.*")) and (workdir / "parameters.txt").is_file()
     assert saved_steps(workdir / "checkpoints") == [4, 8, 12]
 
@@ -110,7 +111,8 @@ def test_a_killed_run_continues_bit_for_bit(folder, whole, how):
     process.send_signal(getattr(signal, how))
     output = process.communicate()[0]
     steps = saved_steps(workdir / "checkpoints")
-    if how == "SIGTERM" and steps[-1] < STEPS:
+    assert steps[-1] < STEPS, output
+    if how == "SIGTERM":
         assert process.returncode == 75 and "goes on from here" in output
     if how == "SIGKILL":
         assert process.returncode == -signal.SIGKILL
@@ -167,7 +169,37 @@ def test_report_and_evaluate_speak_of_the_run(folder, whole):
     assert abs(printed - logged) < 1e-5 * abs(logged)
 
 
+def test_a_finished_run_trains_on_when_its_schedule_does(folder, whole):
+    workdir = folder / "longer"
+    shutil.copytree(whole[0], workdir)
+    longer = [f"--resume={workdir}", f"--config.train.num_steps={STEPS + 2}"]
+    code, output = launch(folder, *longer)
+    assert code == 2 and "a learning rate of 0 from step 12" in output, output
+    code, output = launch(folder, *longer, "--config.lr_schedule.decay_steps=20", "--no_test")
+    assert code == 0 and saved_steps(workdir / "checkpoints")[-1] == STEPS + 2, output
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["lr"] for row in rows if row["step"] == STEPS + 2 and "lr" in row][0] > 0
+
+
+def test_a_new_run_starts_from_the_weights_of_another(folder, whole):
+    workdir = folder / "warm"
+    code, output = launch(
+        folder, *train(folder, workdir, f"--config.train.ckpt_path={whole[0]}"),
+        "--config.train.ckpt_ema=true", "--config.train.ignore_keys=('network/out_2',)",
+        "--config.optimizer.learning_rate=1e-9", "--no_test",
+    )  # fmt: skip
+    assert code == 0 and "2 parameters not loaded\n  network/out_2/bias" in output, output
+    ours, theirs = leaves(workdir, False), leaves(whole[0], True)
+    for name, value in theirs.items():
+        if "out_2" not in name:
+            np.testing.assert_allclose(ours[name], value, atol=1e-6, err_msg=name)
+
+
 BAD_INPUT = [
+    ([TINY, "--config.data.splits.test=tset"], "tset"),
+    ([TINY, "--config.loss.min_snr_gamma=-1"], "min_snr_gamma = -1"),
+    ([TINY, "--config.train.ckpt_path=nowhere"], "nowhere"),
+    ([TINY + "y"], "'tinyy' of configs/mnist.py is unknown"),
     ([TINY, "--config.train.batch_size=7"], "batch_size = 7 should be a multiple of 8"),
     ([TINY, "--config.data.source.name=mnist_subst"], "mnist_subst"),
     (["--config=configs/cifar10.py"], "'cifar10' is not prepared"),

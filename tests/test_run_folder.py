@@ -37,27 +37,54 @@ def test_saved_config_is_the_config(workdir):
 
 
 def test_claim_takes_new_folders_and_recognises_its_own(workdir):
-    assert run_folder.claim(workdir, config()) is False
-    assert run_folder.claim(workdir, config()) is True
-    assert run_folder.claim(workdir, config(**{"train.num_steps": 20})) is True
+    for changes in ({}, {}, {"train.num_steps": 20}):
+        with run_folder.claim(workdir, config(**changes)):
+            pass
     assert run_folder.load_saved_config(workdir).train.num_steps == 20
 
 
-def test_claim_refuses_another_config_and_changes_nothing(workdir):
-    run_folder.claim(workdir, config())
-    with pytest.raises(
-        ValueError, match=r"belongs to another config.*model\.channel_mult: \(1, 2\) -> \(1,\)"
-    ):
-        run_folder.claim(workdir, config(**{"model.channel_mult": (1,)}))
+def test_two_runs_cannot_share_a_folder(workdir):
+    with run_folder.claim(workdir, config()):
+        with pytest.raises(ValueError, match="another process trains in"):
+            with run_folder.claim(workdir, config()):
+                pass
+    with run_folder.claim(workdir, config()):
+        pass
+
+
+def test_jobs_that_start_together_get_their_own_folders(tmp_path):
+    names = set()
+    for _ in range(3):
+        folder = run_folder.new_run_folder(str(tmp_path), "configs/mnist.py")
+        folder.mkdir()
+        names.add(folder.name)
+    assert len(names) == 3
+
+
+def test_check_refuses_another_config_and_changes_nothing(workdir):
+    with run_folder.claim(workdir, config()):
+        pass
+    other = config(**{"model.channel_mult": (1,)})
+    message = r"belongs to another config.*model\.channel_mult: \(1, 2\) -> \(1,\)"
+    with pytest.raises(ValueError, match=message):
+        run_folder.check(workdir, other)
     assert run_folder.load_saved_config(workdir).model.channel_mult == (1, 2)
 
 
-def test_claim_refuses_a_folder_with_other_files(workdir):
+def test_check_refuses_a_folder_with_other_files(workdir):
     workdir.mkdir()
     (workdir / "thesis.tex").write_text("do not lose me")
     with pytest.raises(ValueError, match="exists and is not the folder of a run"):
-        run_folder.claim(workdir, config())
+        run_folder.check(workdir, config())
     assert [path.name for path in workdir.iterdir()] == ["thesis.tex"]
+
+
+def test_a_start_that_was_cut_short_can_be_repeated(workdir):
+    (workdir / "configs").mkdir(parents=True)
+    (workdir / "configs" / "config.tmp").write_text("half a")
+    with run_folder.claim(workdir, config()):
+        pass
+    assert run_folder.has_run(workdir)
 
 
 def test_missing_run_is_named(workdir):

@@ -21,5 +21,6 @@ def experiment(
     any option of any section that is unknown, of the wrong type, missing, or does not fit another.
     """
     sections = config.to_dict()  # references are resolved; from here on everything is plain
+    built = assemble(sections, devices)
     bind_hooks(sections)  # a typo there should not show after an hour of training
-    return assemble(sections, devices)
+    return built

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -22,9 +23,25 @@ class ConfigError(ValueError):
 def pick(table: Mapping[str, Any], name: str, path: str) -> Any:
     """Look up a name of a config in an explicit table; raise ConfigError with the choices when it
     is not there."""
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise ConfigError(f"{path} = {name!r} is unknown; {_choices(name, table)}")
     return table[name]
+
+
+def row(table: Mapping[str, Any], section: Mapping[str, Any], path: str) -> Any:
+    """Look up the row that a section names; ConfigError with the choices when there is no name."""
+    if "name" not in section:
+        raise ConfigError(f"{path}.name is missing; choose from {', '.join(sorted(table))}")
+    return pick(table, section["name"], f"{path}.name")
+
+
+def check_range(
+    value: int | float, path: str, *, low: int | float, high: int | float = math.inf
+) -> None:
+    """Raise ConfigError unless low <= value <= high."""
+    if not low <= value <= high:
+        wanted = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+        raise ConfigError(f"{path} = {value!r} should be {wanted}")
 
 
 def options(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,6 +97,13 @@ def bind_shared(
     ]
 
 
+def value_of(function: Callable, keywords: Mapping[str, Any], name: str) -> Any:
+    """Return what a function will see for a parameter: its keyword, or its default."""
+    if name in keywords:
+        return keywords[name]
+    return inspect.signature(function).parameters[name].default
+
+
 def check_type(value: Any, annotation: Any, path: str) -> Any:
     """Return the value if it is of the annotated type; raise ConfigError naming path, value and
     type if not."""
@@ -88,6 +112,8 @@ def check_type(value: Any, annotation: Any, path: str) -> Any:
     is_flag = isinstance(value, bool) and annotation in (int, float)
     if is_flag or not is_bearable(value, annotation, conf=_NUMERIC_TOWER):
         raise ConfigError(f"{path} = {value!r} should be {_type_name(annotation)}")
+    if isinstance(value, int) and not is_bearable(value, annotation):
+        return float(value)
     return value
 
 
@@ -125,7 +151,7 @@ def _plain(value: Any) -> Any:
 
 
 def _choices(wrong: str, allowed: Collection[str]) -> str:
-    close = difflib.get_close_matches(wrong, list(allowed), n=1)
+    close = difflib.get_close_matches(str(wrong), list(allowed), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}choose from {', '.join(sorted(map(str, allowed)))}"
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from diffusion_jax.build.network import Network
 
-Conditions = int | str | Sequence[int | str] | Mapping[str, Any] | None
+Conditions = int | str | Sequence[Any] | np.ndarray | Mapping[str, Any] | None
 
 
 def encode_conditions(
@@ -77,6 +77,8 @@ def _label(value: Any, num_classes: int, class_names: Callable[[], Sequence[str]
         if value not in names:
             raise ValueError(f"class {value!r} is unknown; choose from {', '.join(names[:20])}")
         return names.index(value)
+    if isinstance(value, bool | np.bool_) or not isinstance(value, str | int | np.integer):
+        raise ValueError(f"class {value!r} should be a whole number or a name")
     label = int(value)
     if not 0 <= label < num_classes:
         raise ValueError(
@@ -86,7 +88,7 @@ def _label(value: Any, num_classes: int, class_names: Callable[[], Sequence[str]
 
 
 def _as_list(values: Any) -> list[Any]:
-    return [values] if isinstance(values, (int, str, np.integer)) else list(values)
+    return [values] if np.ndim(values) == 0 else list(values)
 
 
 def _positive(n: int) -> int:

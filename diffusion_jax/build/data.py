@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_jax.build.binding import ConfigError, bind, known_sections, options
+from diffusion_jax.build.binding import ConfigError, bind, known_sections, options, value_of
 from diffusion_jax.data.batches import Batches, eval_batches, make_batches
-from diffusion_jax.data.sources import open_source
+from diffusion_jax.data.sources import class_names, open_source
 
 ROLES = ("train", "validation", "test")
 # What a run decides, not a data section.
@@ -37,6 +37,11 @@ class Data(NamedTuple):
         if split is None:
             raise ConfigError(f"config.data.splits.{role} is not set, so there is no {role} split")
         return open_source(self.name, split, **self.source_options)
+
+    def class_names(self, source: Any) -> tuple[str, ...]:
+        """Name the classes of the label that the batches carry; empty when there is none."""
+        label_key = value_of(make_batches, self.batch_options, "label_key")
+        return class_names(source, label_key=label_key)
 
     def train_batches(self, source: Any, *, batch_size: int, seed: int) -> Batches:
         """Shuffled batches without end; batch k is a function of (seed, k)."""
@@ -71,7 +76,7 @@ def build_data(section: Mapping[str, Any]) -> Data:
     splits = bind(Splits, section["splits"] if "splits" in section else {}, "config.data.splits")
     size = batches["image_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    channels = batches["channels"] if "channels" in batches else _default(make_batches, "channels")
+    channels = value_of(make_batches, batches, "channels")
     source = section["source"]
     if "name" not in source:
         raise ConfigError("config.data.source.name is missing; name a TFDS data set")
@@ -82,10 +87,6 @@ def build_data(section: Mapping[str, Any]) -> Data:
         Splits(**splits)._asdict(),
         batches,
     )
-
-
-def _default(function: Any, name: str) -> Any:
-    return inspect.signature(function).parameters[name].default
 
 
 def _process() -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The `hooks` and `checkpoint` sections -> what watches a run, in the order in which it acts."""
 
+import collections
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from diffusion_jax.build.binding import bind_shared, known_sections
+from diffusion_jax.build.binding import ConfigError, bind_shared, known_sections, value_of
 from diffusion_jax.build.evaluation import build_evaluate
 from diffusion_jax.build.experiment import Experiment
 from diffusion_jax.build.images import build_log_images
@@ -19,6 +20,7 @@ from diffusion_jax.train.hooks.progress import progress
 from diffusion_jax.train.hooks.scalars import scalars
 from diffusion_jax.train.hooks.validation import Scores, validation
 from diffusion_jax.train.loop import Hook
+from diffusion_jax.train.signals import signal_hook
 from diffusion_jax.train.writers import Writer
 from diffusion_jax.types import PyTree
 
@@ -29,7 +31,7 @@ _TARGETS: dict[str, tuple[tuple[Callable, tuple[str, ...]], ...]] = {
     "nan_stop": ((nan_stop, ("checkpoints",)),),
     "images": (
         (images, ("log_images", "writer", "split", "batch")),
-        (build_log_images, ("experiment", "frozen", "class_names")),
+        (build_log_images, ("experiment", "frozen", "class_names", "max_images")),
     ),
     "validation": (
         (validation, ("evaluate", "writer", "scores")),
@@ -66,6 +68,7 @@ class Watched(NamedTuple):
     frozen: PyTree
     validation_batches: Batches | None
     class_names: tuple[str, ...]
+    signals: collections.deque[int]
 
 
 def bind_hooks(sections: Mapping[str, Any]) -> HookOptions:
@@ -77,6 +80,7 @@ def bind_hooks(sections: Mapping[str, Any]) -> HookOptions:
     checkpoint_options, manager_options = bind_shared(
         saving, "config.checkpoint", *_CHECKPOINT_TARGETS
     )
+    _check_monitors(sections, asked, manager_options)
     return HookOptions(
         {
             name: bind_shared(section, f"config.hooks.{name}", *_TARGETS[name])
@@ -87,13 +91,30 @@ def bind_hooks(sections: Mapping[str, Any]) -> HookOptions:
     )
 
 
-def build_hooks(experiment: Experiment, options: HookOptions, watched: Watched) -> list[Hook]:
-    """Make the hooks in the order in which they act: speak, measure, show, validate, decide, save.
+def _check_monitors(
+    sections: Mapping[str, Any], asked: Mapping[str, Any], manager: Mapping[str, Any]
+) -> None:
+    """Nothing may wait in silence for a validation that never comes."""
+    splits = sections["data"]["splits"] if "splits" in sections["data"] else {}
+    has_split = "validation" in splits and splits["validation"] is not None
+    if "validation" in asked and not has_split:
+        raise ConfigError(
+            "config.hooks.validation needs a split: set config.data.splits.validation"
+        )
+    watchers = {
+        "config.hooks.early_stopping": "early_stopping" in asked,
+        "config.checkpoint.keep_best": value_of(open_checkpoints, manager, "keep_best") > 0,
+    }
+    for path, watches in watchers.items():
+        if watches and "validation" not in asked:
+            raise ConfigError(f"{path} needs config.hooks.validation, whose scores it compares")
 
-    Validation is left out when the config names no validation split.
-    """
+
+def build_hooks(experiment: Experiment, options: HookOptions, watched: Watched) -> list[Hook]:
+    """Make the hooks in the order in which they act: speak, measure, show, validate, decide,
+    save."""
     training, writer, scores = experiment.training, watched.writer, watched.scores
-    make: dict[str, Callable[..., Hook | None]] = {
+    make: dict[str, Callable[..., Hook | list[Hook]]] = {
         "nan_stop": lambda o: nan_stop(checkpoints=watched.checkpoints, **o),
         "progress": lambda o: progress(
             num_steps=training.num_steps, batch_size=training.batch_size, **o
@@ -102,28 +123,47 @@ def build_hooks(experiment: Experiment, options: HookOptions, watched: Watched) 
             writer, lr_at=experiment.lr_at, batch_size=training.batch_size, **o
         ),
         "profiler": lambda o: profiler(watched.workdir / "profile", **o),
-        "images": lambda o, pictures: images(
-            build_log_images(
-                experiment, watched.frozen, class_names=watched.class_names, **pictures
-            ),
-            writer,
-            **o,
-        ),
+        "images": lambda o, pictures: _images(experiment, watched, o, pictures),
         "validation": lambda o, passes: _validation(experiment, watched, o, passes),
         "early_stopping": lambda o: early_stopping(scores, **o),
     }
-    hooks = [make[name](*options.hooks[name]) for name in make if name in options.hooks]
-    hooks.append(
-        checkpoint(watched.checkpoints, watched.metadata, scores=scores, **options.checkpoint)
+    hooks = [
+        hook
+        for name in make
+        if name in options.hooks
+        for hook in _as_list(make[name](*options.hooks[name]))
+    ]
+    saving = checkpoint(watched.checkpoints, watched.metadata, scores=scores, **options.checkpoint)
+    # A signal saves behind validation, so that a score of the same step is not lost.
+    return [*hooks, signal_hook(watched.signals, saving.end), saving]
+
+
+def _as_list(hooks: Hook | list[Hook]) -> list[Hook]:
+    return [hooks] if isinstance(hooks, Hook) else hooks
+
+
+def _images(
+    experiment: Experiment, watched: Watched, options: dict[str, Any], pictures: dict[str, Any]
+) -> list[Hook]:
+    """Show batches of training and, always the same, the first of validation."""
+    log_images = build_log_images(
+        experiment,
+        watched.frozen,
+        class_names=watched.class_names,
+        max_images=value_of(images, options, "max_images"),
+        **pictures,
     )
-    return [hook for hook in hooks if hook is not None]
+    hooks = [images(log_images, watched.writer, **options)]
+    if watched.validation_batches is not None:
+        first = next(watched.validation_batches.iterate(0))
+        hooks.append(images(log_images, watched.writer, split="val", batch=first, **options))
+    return hooks
 
 
 def _validation(
     experiment: Experiment, watched: Watched, options: dict[str, Any], passes: dict[str, Any]
-) -> Hook | None:
-    if watched.validation_batches is None:
-        return None
+) -> Hook:
+    assert watched.validation_batches is not None  # bind_hooks asks for the split
     evaluate = build_evaluate(
         experiment, watched.frozen, watched.validation_batches, prefix="val", **passes
     )

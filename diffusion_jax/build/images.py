@@ -19,7 +19,7 @@ def build_log_images(
     experiment: Experiment,
     frozen: PyTree,
     *,
-    max_images: int = 8,
+    max_images: int,
     log_every_t: int = 200,
     class_names: tuple[str, ...] = (),
 ) -> Callable[[TrainState, Mapping[str, Any]], dict[str, Any]]:
@@ -62,7 +62,8 @@ def build_log_images(
 def _keys(seed: int, stream: int, count: int) -> jax.Array:
     # The same noise at every step: the pictures of a run then show what training changed, not what
     # chance did.
-    key = jax.random.fold_in(jax.random.key(seed), stream)
+    # Numbers that no training step has, so that the pictures share no noise with training.
+    key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 3 - stream))
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
 
 

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.build.binding import ConfigError, bind, known_sections, pick
+from diffusion_jax.build.binding import (
+    ConfigError,
+    bind,
+    check_range,
+    known_sections,
+    pick,
+    row,
+)
 from diffusion_jax.models.conditioner import EMBEDDERS, Embedder, embed, init_embedders
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.models.wrapper import (
@@ -82,13 +89,18 @@ def build_network(
 ) -> Network:
     """Build the network of a config; ConfigError when an option is wrong or labels and network
     disagree."""
-    module_class = pick(MODELS, model["name"], "config.model.name")
+    module_class = row(MODELS, model, "config.model")
     keywords = bind(module_class, _with_dtypes(model), "config.model")
     known_sections(conditioning, ("key", "embedders"), "config.conditioning")
     key = conditioning["key"] if "key" in conditioning else "none"
     pick(CONDITIONING_KEYS, key, "config.conditioning.key")
     embedders = _embedders(conditioning["embedders"] if "embedders" in conditioning else {})
     network = Network(module_class(**keywords), embedders, key, image_shape)
+    if network.module.out_channels != image_shape[-1]:
+        raise ConfigError(
+            f"config.model.out_channels = {network.module.out_channels} should be "
+            f"{image_shape[-1]}, the channels of the images (config.data.batches.channels)"
+        )
     _check_labels(network)
     return network
 
@@ -97,8 +109,9 @@ def _embedders(sections: Mapping[str, Any]) -> dict[str, Embedder]:
     embedders = {}
     for name, section in sections.items():
         path = f"config.conditioning.embedders.{name}"
-        factory = pick(EMBEDDERS, section["name"], f"{path}.name")
+        factory = row(EMBEDDERS, section, path)
         embedders[name] = factory(**bind(factory, section, path))
+        check_range(embedders[name].ucg_rate, f"{path}.ucg_rate", low=0.0, high=1.0)
     return embedders
 
 

@@ -2,6 +2,7 @@
 and CLI call."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from diffusion_jax.build.binding import bind, pick
+from diffusion_jax.build.binding import ConfigError, bind, row
 from diffusion_jax.build.network import Network
 from diffusion_jax.diffusion import guidance, samplers
 from diffusion_jax.diffusion.schedule import Schedule
@@ -46,14 +47,20 @@ def build_sample_fn(
     Raises ValueError for a wrong option; `schedule` serves that check only, sample_fn takes its
     own from frozen.
     """
-    factory = pick(SAMPLERS, sampler["name"], "config.sampler.name")
+    factory = row(SAMPLERS, sampler, "config.sampler")
     options = bind(factory, sampler, "config.sampler", given=_GIVEN)
     default_steps = options.pop("num_steps")
     factory(schedule, default_steps, parameterization=parameterization, **options)
-    guide = pick(GUIDERS, guider["name"], "config.guidance.name")
+    guide = row(GUIDERS, guider, "config.guidance")
     # Without a guider the conditional prediction is followed: a scale of 1.
     guider_options = {"scale": 1.0} | bind(guide, guider, "config.guidance", given=_GIVEN)
     default_scale = float(guider_options["scale"])
+    can_guide = any(embedder.ucg_rate > 0.0 for embedder in network.embedders.values())
+    if default_scale != 1.0 and not can_guide:
+        raise ConfigError(
+            f"config.guidance.scale = {default_scale} needs an embedder with ucg_rate > 0: without "
+            "dropped conditions in training there is no unconditional prediction to guide away from"
+        )
 
     @functools.partial(
         jax.jit,
@@ -80,6 +87,11 @@ def build_sample_fn(
         inpaint: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> samplers.Samples:
         scale = default_scale if guidance_scale is None else guidance_scale
+        if not math.isfinite(scale) or (scale != 1.0 and not can_guide):
+            reason = (
+                "finite" if can_guide else "1: this model was trained without dropped conditions"
+            )
+            raise ValueError(f"guidance_scale = {scale} should be {reason}")
         inputs, keys, inpaint = _place((dict(inputs), keys, inpaint), mesh)
         return run(
             params,
@@ -89,7 +101,7 @@ def build_sample_fn(
             jnp.float32(scale),
             inpaint,
             num_steps=default_steps if num_steps is None else num_steps,
-            guided=scale != 1.0 and bool(network.embedders),
+            guided=scale != 1.0,
             log_every=log_every,
         )
 

@@ -26,10 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_ours(error: BaseException) -> bool:
-    # A sentence for the user is raised by this package (or by its config file); an error from
+    # A sentence for the user is raised by this package; an error from
     # deeper down is a defect whose traceback is worth more than its message.
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
-    filename = traceback.tb_frame.f_code.co_filename if traceback is not None else ""
-    return "diffusion_jax" in filename
+    if traceback is None:
+        return False
+    raised_in = pathlib.Path(traceback.tb_frame.f_code.co_filename).resolve()
+    return raised_in.is_relative_to(pathlib.Path(__file__).resolve().parents[1])

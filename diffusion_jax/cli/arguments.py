@@ -23,7 +23,8 @@ EPILOG = """examples:
   python launch.py --config=configs/mnist.py                        train
   python launch.py --config=configs/cifar10.py:tiny --config.train.num_steps=20
   python launch.py sample --workdir=runs/mnist --class=7 --n=16 --steps=50 --guidance_scale=3
-  python launch.py --resume=runs/mnist --config.train.num_steps=4000  train on
+  python launch.py --resume=runs/mnist --config.train.num_steps=4000 \\
+      --config.lr_schedule.decay_steps=4000                         train on
 
 Any value of a config can be changed on the command line: --config.section.key=value.
 `python launch.py COMMAND --help` lists the flags of a command."""
@@ -39,6 +40,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     unknown = [item for item in rest if not item.startswith("--config.")]
+    if unknown and rest[0].startswith("--config.") and "=" not in rest[0]:
+        parser.error(f"write {rest[0]}={unknown[0]}, with an equals sign")
     if unknown:
         parser.error(f"{unknown[0]!r} is not a flag of {arguments.command}; see --help")
     arguments.overrides = rest
@@ -81,7 +84,7 @@ def _split_overrides(path: str, overrides: Sequence[str]) -> tuple[list[str], di
         key, equals, text = override.removeprefix("--config.").partition("=")
         if not equals:
             raise ValueError(f"{override} should be --config.section.key=value")
-        if _has(config, key):
+        if _has(config, key) and text != "None":  # which config_flags takes for a word
             there.append(override)
         else:
             missing[key] = text

@@ -1,6 +1,7 @@
 """One run from its folder to its last checkpoint: open everything, train, close everything,
 test."""
 
+import collections
 import contextlib
 import pathlib
 from typing import NamedTuple
@@ -13,12 +14,12 @@ from diffusion_jax.build import Experiment
 from diffusion_jax.build.evaluation import build_evaluate
 from diffusion_jax.build.hooks import HookOptions, Watched, bind_hooks, build_hooks
 from diffusion_jax.data.batches import Batches
-from diffusion_jax.data.sources import class_names
 from diffusion_jax.sharding import replicated
 from diffusion_jax.train import loop
 from diffusion_jax.train.checkpoint import (
     Checkpoints,
     open_checkpoints,
+    resolve_checkpoint,
     saved_steps,
     set_aside_later,
     state_bytes,
@@ -27,7 +28,7 @@ from diffusion_jax.train.ema import has_ema, reset_ema
 from diffusion_jax.train.hooks.checkpoint import make_rescue
 from diffusion_jax.train.hooks.overview import overview
 from diffusion_jax.train.hooks.validation import Scores, scores_from
-from diffusion_jax.train.signals import handle_signals, signal_hook
+from diffusion_jax.train.signals import handle_signals
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import jit_train_step
 from diffusion_jax.train.warm_start import warm_start
@@ -45,6 +46,7 @@ class Opened(NamedTuple):
 
     train: Batches
     validation: Batches | None
+    test: Batches | None
     class_names: tuple[str, ...]
 
 
@@ -63,15 +65,20 @@ def train_run(
     deleted. Everything that can be wrong with config, data and folder is found before the first
     step is compiled.
     """
-    abstract = experiment.abstract_state()
+    run_folder.check(workdir, config)
+    abstract = experiment.check()
+    if experiment.training.ckpt_path is not None:
+        resolve_checkpoint(experiment.training.ckpt_path)
     data = open_data(experiment)
-    run_folder.claim(workdir, config)
     options = bind_hooks(experiment.sections)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(run_folder.claim(workdir, config))
         checkpoints = _open_checkpoints(workdir, from_step, options, state_bytes(abstract))
         stack.callback(checkpoints.close)
         state, scores = start(experiment, abstract, checkpoints)
-        writer = open_writer(workdir, resume_step=int(state.step))
+        first_step = int(state.step)
+        _check_learning_rate(experiment, first_step)
+        writer = open_writer(workdir, resume_step=first_step)
         stack.callback(writer.close)
         announce(experiment, state, data, workdir, writer)
         watched = Watched(
@@ -87,21 +94,30 @@ def train_run(
             frozen=jax.device_put(experiment.frozen, replicated(experiment.mesh)),
             validation_batches=data.validation,
             class_names=data.class_names,
+            signals=collections.deque(),
         )
-        hooks = build_hooks(experiment, options, watched)
-        received = stack.enter_context(handle_signals())
-        hooks.insert(0, signal_hook(received, hooks[-1].end))
         step_fn = jit_train_step(experiment.train_step, abstract, donate=donate)
-        state, stop = loop.train(
-            state,
-            lambda state, batch: step_fn(state, experiment.to_devices(batch), watched.frozen),
-            data.train.iterate(int(state.step)),
-            hooks,
-            num_steps=experiment.training.num_steps,
-            rescue=make_rescue(checkpoints, watched.metadata, scores),
-        )
+        with handle_signals() as received:
+            state, stop = loop.train(
+                state,
+                lambda state, batch: step_fn(state, experiment.to_devices(batch), watched.frozen),
+                data.train.iterate(first_step),
+                build_hooks(experiment, options, watched._replace(signals=received)),
+                num_steps=experiment.training.num_steps,
+                rescue=make_rescue(checkpoints, watched.metadata, scores, first_step=first_step),
+            )
         checkpoints.wait()
-        return finish(experiment, state, stop, watched, test=test)
+        return finish(experiment, state, stop, watched, data, test=test)
+
+
+def _check_learning_rate(experiment: Experiment, first_step: int) -> None:
+    last_step = experiment.training.num_steps - 1
+    if first_step <= last_step and experiment.lr_at(first_step) == experiment.lr_at(last_step) == 0:
+        raise ValueError(
+            f"config.lr_schedule gives a learning rate of 0 from step {first_step} to the last, "
+            f"{last_step + 1}: nothing would be learned; make the schedule longer, for example "
+            f"--config.lr_schedule.decay_steps={last_step + 1}"
+        )
 
 
 def _open_checkpoints(
@@ -118,18 +134,21 @@ def open_data(experiment: Experiment) -> Opened:
     classes."""
     data, training = experiment.data, experiment.training
     source = data.source("train")
-    names = class_names(source)
+    names = data.class_names(source)
     for name, embedder in experiment.network.embedders.items():
         if embedder.num_classes is not None and len(names) > embedder.num_classes:
             raise ValueError(
                 f"config.conditioning.embedders.{name}.num_classes = {embedder.num_classes} is too "
                 f"few: the data set {data.name!r} has {len(names)} classes"
             )
-    validation = None
-    if data.splits["validation"] is not None:
-        validation = data.eval_batches(data.source("validation"), batch_size=training.batch_size)
     train = data.train_batches(source, batch_size=training.batch_size, seed=experiment.seed)
-    return Opened(train, validation, names)
+    validation, test = (
+        None
+        if data.splits[role] is None
+        else data.eval_batches(data.source(role), batch_size=training.batch_size)
+        for role in ("validation", "test")
+    )
+    return Opened(train, validation, test, names)
 
 
 def start(
@@ -187,6 +206,7 @@ def finish(
     state: TrainState,
     stop: loop.Stop | None,
     watched: Watched,
+    data: Opened,
     *,
     test: bool,
 ) -> int:
@@ -199,21 +219,19 @@ def finish(
         if stop.reason in SIGNALS:
             print(f"saved; the same command, or --resume={watched.workdir}, goes on from here")
             return EXIT_SIGNAL
-    if test and experiment.data.splits["test"] is not None:
-        _test(experiment, state, watched)
+    if test and data.test is not None:
+        _test(experiment, state, watched, data.test)
     if jax.process_index() == 0:
         print(f"step {step} is saved in {watched.checkpoints.directory}")
         print(f"draw images: python launch.py sample --workdir={watched.workdir}")
     return 0
 
 
-def _test(experiment: Experiment, state: TrainState, watched: Watched) -> None:
-    batches = experiment.data.eval_batches(
-        experiment.data.source("test"), batch_size=experiment.training.batch_size
-    )
+def _test(experiment: Experiment, state: TrainState, watched: Watched, batches: Batches) -> None:
     found = build_evaluate(experiment, watched.frozen, batches, prefix="test")(state)
     watched.writer.write_scalars(int(state.step), found)
     losses = ", ".join(
         f"{name} {value:.4f}" for name, value in sorted(found.items()) if "simple" in name
     )
-    print(f"test split, {batches.num_examples} images: {losses}")
+    if jax.process_index() == 0:
+        print(f"test split, {batches.num_examples} images: {losses}")

@@ -88,6 +88,11 @@ def elementwise_loss(prediction: Sample, target: Sample, loss_type: str) -> Arra
     huber is d^2 / 2 where |d| <= 1 and |d| - 1 / 2 elsewhere. Raises ValueError for other names.
     """
     check_choice("loss_type", loss_type, tuple(_ERRORS))
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"the network's output has the shape {prediction.shape}; it should be that of the "
+            f"target, {target.shape}"
+        )
     return _ERRORS[loss_type](target.astype(jnp.float32) - prediction.astype(jnp.float32))
 
 

@@ -102,10 +102,34 @@ def concat_image(*, input_key: str, channels: int, ucg_rate: float = 0.0) -> Emb
     return Embedder(Identity(), input_key, ucg_rate, channels=channels)
 
 
+class LowResolution(nn.Module):
+    """Average blocks of factor x factor pixels, interpolate back: [b h w c] -> the same shape."""
+
+    factor: int
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        blocks = (self.factor, self.factor)
+        small = nn.avg_pool(image, blocks, strides=blocks)
+        return jax.image.resize(small, image.shape, "cubic")
+
+
+def low_resolution(
+    *, factor: int, channels: int, ucg_rate: float = 0.0, input_key: str = "image"
+) -> Embedder:
+    """Join a copy of the image at 1 / factor of its resolution to the network's input: upscaling.
+
+    The input is the image itself, float [b h w channels] in [-1, 1], in training and in sampling.
+    Source: Saharia et al. 2021 (SR3), section 2; latent-diffusion, section 4.4.
+    """
+    return Embedder(LowResolution(factor), input_key, ucg_rate, channels=channels)
+
+
 EMBEDDERS = {
     "class_label": class_label,
     "class_embedding": class_embedding,
     "concat_image": concat_image,
+    "low_resolution": low_resolution,
 }
 
 

@@ -99,9 +99,7 @@ def _react(
     wants_save, stop = bool(answer[0]), int(answer[1])
     if stop:
         return Stop(signal.Signals(stop).name)
-    if wants_save:
-        save(event, None)
-    return None
+    return save(event, None) if wants_save else None
 
 
 def _maximum_over_processes(values: np.ndarray) -> jax.Array:

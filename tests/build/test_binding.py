@@ -86,6 +86,8 @@ def test_options_drops_the_name_only():
 
 
 def test_check_type_takes_ints_for_floats_but_not_flags():
-    assert check_type(1, float, "config.x") == 1
+    value = check_type(1, float, "config.x")
+    assert value == 1.0 and isinstance(value, float)
+    assert isinstance(check_type(1, int | None, "config.x"), int)
     with pytest.raises(ConfigError, match="should be float"):
         check_type(True, float, "config.x")

@@ -41,6 +41,8 @@ def test_several_inputs_come_by_name():
     [
         (LABELLED, [3], None, "class 3 is out of range; this model has the classes 0 to 2"),
         (LABELLED, ["-1"], None, "class -1 is out of range"),
+        (LABELLED, [1.7], None, "class 1.7 should be a whole number or a name"),
+        (LABELLED, [True], None, "class True should be a whole number or a name"),
         (LABELLED, ["wolf"], None, "class 'wolf' is unknown; choose from cat, dog, fox"),
         (LABELLED, None, 3, "this model is conditional: give one label for each image"),
         (LABELLED, [0, 1], 3, "n = 3 does not fit 2 conditions"),

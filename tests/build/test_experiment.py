@@ -70,6 +70,27 @@ def test_scale_lr_multiplies_by_the_batch_size():
     np.testing.assert_allclose(scaled.lr_at(5), 8 * plain.lr_at(5), rtol=1e-6)
 
 
+def test_scale_lr_also_scales_the_default():
+    config = load_config("configs/mnist.py:tiny", ["--config.train.scale_lr=True"])
+    with config.unlocked():
+        del config.optimizer.learning_rate
+    scaled = experiment(config, devices=jax.devices()[:1])
+    np.testing.assert_allclose(
+        scaled.lr_at(2) / scaled.lr_at(4), build().lr_at(2) / build().lr_at(4)
+    )
+    np.testing.assert_allclose(scaled.lr_at(4) / 1e-4, 8 * build().lr_at(4) / 2e-3, rtol=1e-5)
+
+
+def test_initialisation_shares_no_key_with_training():
+    built = build()
+    root = jax.random.key(built.seed)
+    steps = jax.vmap(jax.random.fold_in, (None, 0))(root, np.arange(64, dtype=np.uint32))
+    used = {tuple(row) for row in np.asarray(jax.random.key_data(steps))}
+    first = jax.random.key_data(built._init_key())
+    children = jax.random.key_data(jax.random.split(built._init_key(), 4))
+    assert not used & {tuple(row) for row in np.asarray([first, *children])}
+
+
 def test_class_dropout_never_reaches_evaluation():
     # With every label dropped in training, evaluation still tells labels apart.
     built = build("--config.conditioning.embedders.label.ucg_rate=1.0")

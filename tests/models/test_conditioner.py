@@ -12,6 +12,7 @@ from diffusion_jax.models.conditioner import (
     concat_image,
     embed,
     init_embedders,
+    low_resolution,
 )
 
 LABELS = {"label": jnp.arange(6, dtype=jnp.int32) % 3}
@@ -80,6 +81,15 @@ def test_dropped_images_are_zero():
     some = np.asarray(embed(embedders, {}, batch, keys(0, 6))["concat"]).reshape(6, -1)
     assert {0.0, 1.0} == set(np.unique(some)) and np.all(some == some[:, :1])
     assert not np.any(embed(embedders, {}, batch, unconditional=True)["concat"])
+
+
+def test_low_resolution_keeps_block_means_of_smooth_images_and_nothing_finer():
+    embedders = {"low": low_resolution(factor=4, channels=1)}
+    ramp = jnp.broadcast_to(jnp.linspace(-1, 1, 16)[None, :, None, None], (2, 16, 16, 1))
+    checker = (jnp.indices((16, 16)).sum(0) % 2 * 2.0 - 1.0)[None, :, :, None]
+    low = embed(embedders, {}, {"image": ramp})["concat"]
+    np.testing.assert_allclose(low[:, 4:12], ramp[:, 4:12], atol=0.05)
+    np.testing.assert_allclose(embed(embedders, {}, {"image": checker})["concat"], 0.0, atol=1e-6)
 
 
 def test_missing_input_names_the_embedder_and_what_there_is():
