@@ -13,6 +13,9 @@ import numpy as np
 from einops import repeat
 from jaxtyping import Array, Float, Num
 
+from diffusion_jax.models.convolution import convolve
+from diffusion_jax.models.norm import group_norm
+
 REMAT_POLICIES = (
     "nothing_saveable",
     "everything_saveable",
@@ -58,6 +61,7 @@ def conv(
         padding=[(size // 2, size // 2) for size in kernel_size],
         kernel_init=nn.initializers.zeros if zero else uniform,
         bias_init=nn.initializers.zeros if zero else uniform,
+        conv_general_dilated=convolve,
         dtype=dtype,
         param_dtype=param_dtype,
         name=name,
@@ -85,42 +89,6 @@ def dense(
         param_dtype=param_dtype,
         name=name,
     )
-
-
-def group_norm(
-    x: Float[Array, "b *hw c"],
-    scale: Float[Array, "c"],
-    bias: Float[Array, "c"],
-    *,
-    num_groups: int,
-    epsilon: float,
-) -> Float[Array, "b *hw c"]:
-    """Normalise over positions and channel groups: scale (x - mean) / sqrt(variance + eps) + bias.
-
-    Computed and returned in float32. Source: Wu & He 2018, "Group Normalization", equation 1-6.
-    """
-    axes = tuple(range(1, x.ndim - 1))
-    channels = x.shape[-1]
-    x = x.astype(jnp.float32)
-    # Sums per channel in one pass, about one of its pixels: about 0, E[x^2] - E[x]^2 would lose
-    # every digit of the variance where the mean is large. The pivot cancels in the result.
-    pivot = jax.lax.stop_gradient(x[(slice(None),) + (slice(0, 1),) * len(axes)])
-    shifted = x - pivot
-    first = jnp.mean(shifted, axes)
-    second = jnp.mean(jnp.square(shifted), axes)
-    channel_variance = second - jnp.square(first)
-    channel_mean = first + pivot.reshape(first.shape)
-    grouped = (x.shape[0], num_groups, channels // num_groups)
-    mean = jnp.mean(channel_mean.reshape(grouped), -1, keepdims=True)
-    spread = jnp.square(channel_mean.reshape(grouped) - mean)
-    variance = jnp.mean(channel_variance.reshape(grouped) + spread, -1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + epsilon)
-    per_channel = (x.shape[0],) + (1,) * len(axes) + (channels,)
-    mean = jnp.broadcast_to(mean, grouped).reshape(per_channel)
-    gain = jnp.broadcast_to(inverse, grouped).reshape(per_channel) * scale.reshape(
-        (1,) * (x.ndim - 1) + (channels,)
-    )
-    return (x - mean) * gain + bias.reshape((1,) * (x.ndim - 1) + (channels,))
 
 
 class GroupNorm(nn.Module):
@@ -151,19 +119,17 @@ class GroupNorm(nn.Module):
             )
         gamma = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
         beta = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
-        h = group_norm(
-            x,
-            gamma.astype(jnp.float32),
-            beta.astype(jnp.float32),
-            num_groups=self.num_groups,
-            epsilon=self.epsilon,
-        )
-        per_channel = (x.shape[0],) + (1,) * (x.ndim - 2) + (channels,)
+        per_sample = (x.shape[0], channels)
+        gain = jnp.broadcast_to(gamma.astype(jnp.float32), per_sample)
+        bias = jnp.broadcast_to(beta.astype(jnp.float32), per_sample)
         if scale is not None:
-            h = h * (1.0 + scale.astype(jnp.float32).reshape(per_channel))
+            gain, bias = (a * (1.0 + scale.astype(jnp.float32)) for a in (gain, bias))
         if shift is not None:
-            h = h + shift.astype(jnp.float32).reshape(per_channel)
-        return (nn.silu(h) if self.silu else h).astype(self.dtype)
+            bias = bias + shift.astype(jnp.float32)
+        h = group_norm(
+            x, gain, bias, num_groups=self.num_groups, epsilon=self.epsilon, silu=self.silu
+        )
+        return h.astype(self.dtype)
 
 
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models.layers import average_pool, group_norm, upsample_nearest
+from diffusion_jax.models.layers import average_pool, upsample_nearest
+from diffusion_jax.models.norm import group_norm
 from diffusion_jax.models.resblock import ResBlock
 
 X = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
@@ -23,9 +24,11 @@ def drawn(module):
 
 def formula(params, x, emb, scale_shift, resample):
     def norm(name, h):
-        return group_norm(
-            h, params[name]["scale"], params[name]["bias"], num_groups=2, epsilon=1e-5
+        gain, bias = (
+            jnp.broadcast_to(params[name][leaf], (h.shape[0], h.shape[-1]))
+            for leaf in ("scale", "bias")
         )
+        return group_norm(h, gain, bias, num_groups=2, epsilon=1e-5)
 
     def convolve(name, h):
         numbers = ("NHWC", "HWIO", "NHWC")
