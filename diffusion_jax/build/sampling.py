@@ -51,16 +51,7 @@ def build_sample_fn(
     options = bind(factory, sampler, "config.sampler", given=_GIVEN)
     default_steps = options.pop("num_steps")
     factory(schedule, default_steps, parameterization=parameterization, **options)
-    guide = row(GUIDERS, guider, "config.guidance")
-    # Without a guider the conditional prediction is followed: a scale of 1.
-    guider_options = {"scale": 1.0} | bind(guide, guider, "config.guidance", given=_GIVEN)
-    default_scale = float(guider_options["scale"])
-    can_guide = any(embedder.ucg_rate > 0.0 for embedder in network.embedders.values())
-    if default_scale != 1.0 and not can_guide:
-        raise ConfigError(
-            f"config.guidance.scale = {default_scale} needs an embedder with ucg_rate > 0: without "
-            "dropped conditions in training there is no unconditional prediction to guide away from"
-        )
+    default_scale = _default_scale(guider, network)
 
     @functools.partial(
         jax.jit,
@@ -87,11 +78,7 @@ def build_sample_fn(
         inpaint: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> samplers.Samples:
         scale = default_scale if guidance_scale is None else guidance_scale
-        if not math.isfinite(scale) or (scale != 1.0 and not can_guide):
-            reason = (
-                "finite" if can_guide else "1: this model was trained without dropped conditions"
-            )
-            raise ValueError(f"guidance_scale = {scale} should be {reason}")
+        _check_scale(scale, network)
         inputs, keys, inpaint = _place((dict(inputs), keys, inpaint), mesh)
         return run(
             params,
@@ -106,6 +93,28 @@ def build_sample_fn(
         )
 
     return sample_fn, default_steps
+
+
+def _default_scale(guider: Mapping[str, Any], network: Network) -> float:
+    guide = row(GUIDERS, guider, "config.guidance")
+    # Without a guider the conditional prediction is followed: a scale of 1.
+    scale = ({"scale": 1.0} | bind(guide, guider, "config.guidance", given=_GIVEN))["scale"]
+    if scale != 1.0 and not _can_guide(network):
+        raise ConfigError(
+            f"config.guidance.scale = {scale} needs an embedder with ucg_rate > 0: without "
+            "dropped conditions in training there is no unconditional prediction to guide away from"
+        )
+    return float(scale)
+
+
+def _check_scale(scale: float, network: Network) -> None:
+    if not math.isfinite(scale) or (scale != 1.0 and not _can_guide(network)):
+        wanted = "finite" if _can_guide(network) else "1: no condition was dropped in training"
+        raise ValueError(f"guidance_scale = {scale} should be {wanted}")
+
+
+def _can_guide(network: Network) -> bool:
+    return any(embedder.ucg_rate > 0.0 for embedder in network.embedders.values())
 
 
 def _predict(network: Network, params: PyTree, inputs: Batch, scale: Array | None) -> Predict:
