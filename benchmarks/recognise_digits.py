@@ -13,11 +13,10 @@ import argparse
 import pathlib
 
 import numpy as np
-from PIL import Image
 from sklearn.svm import SVC
 
 from diffusion_jax.pipeline import Pipeline
-from diffusion_jax.train.grids import image_grid
+from diffusion_jax.train.grids import image_grid, save_png
 
 PER_CLASS = 10
 CLASSES = 10
@@ -49,7 +48,7 @@ def main() -> None:
 
     grid = pathlib.Path(arguments.workdir) / "samples" / f"digits_seed{arguments.seed}.png"
     grid.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image_grid(samples, columns=PER_CLASS)[..., 0]).save(grid)
+    save_png(grid, image_grid(samples, columns=PER_CLASS))
     near, unseen = nearest(x, train_x), nearest(test_x, train_x)
     print(f"nearest training image: samples {near:.2f}, unseen real digits {unseen:.2f}")
     print(f"the classifier reads {100 * accuracy:.1f} % of unseen real digits")

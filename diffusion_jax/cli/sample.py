@@ -5,11 +5,10 @@ import datetime
 import pathlib
 
 import numpy as np
-from PIL import Image
 
 from diffusion_jax.build.conditions import Conditions
 from diffusion_jax.pipeline import Pipeline
-from diffusion_jax.train.grids import image_grid
+from diffusion_jax.train.grids import image_grid, save_png
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,9 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write_images(
-    folder: pathlib.Path, images: np.ndarray, *, columns: int | None = None
-) -> pathlib.Path:
+def write_images(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
     """Write uint8 images [b h w c] as 00000.png, ... and grid.png into a new or empty folder ->
     the grid's path."""
     if folder.exists() and any(folder.iterdir()):
@@ -40,14 +37,8 @@ def write_images(
     folder.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
         save_png(folder / f"{index:05d}.png", image)
-    columns = columns or int(np.ceil(np.sqrt(len(images))))
+    columns = int(np.ceil(np.sqrt(len(images))))
     return save_png(folder / "grid.png", image_grid(images, columns=columns))
-
-
-def save_png(path: pathlib.Path, image: np.ndarray) -> pathlib.Path:
-    """Write one uint8 image [h w c], c 1 or 3."""
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
-    return path
 
 
 def _conditions(pipe: Pipeline, label: str | None, n: int) -> tuple[Conditions, int | None]:

@@ -1,7 +1,6 @@
 """One run from its folder to its last checkpoint: open everything, train, close everything,
 test."""
 
-import collections
 import contextlib
 import pathlib
 from typing import NamedTuple
@@ -81,28 +80,28 @@ def train_run(
         writer = open_writer(workdir, resume_step=first_step)
         stack.callback(writer.close)
         announce(experiment, state, data, workdir, writer)
-        watched = Watched(
-            workdir=workdir,
-            writer=writer,
-            checkpoints=checkpoints,
-            metadata={
-                "config": run_folder.to_plain(config),
-                "revision": run_folder.git_revision(),
-                "seed": experiment.seed,
-            },
-            scores=scores,
-            frozen=jax.device_put(experiment.frozen, replicated(experiment.mesh)),
-            validation_batches=data.validation,
-            class_names=data.class_names,
-            signals=collections.deque(),
-        )
-        step_fn = jit_train_step(experiment.train_step, abstract, donate=donate)
         with handle_signals() as received:
+            watched = Watched(
+                workdir=workdir,
+                writer=writer,
+                checkpoints=checkpoints,
+                metadata={
+                    "config": run_folder.to_plain(config),
+                    "revision": run_folder.git_revision(),
+                    "seed": experiment.seed,
+                },
+                scores=scores,
+                frozen=jax.device_put(experiment.frozen, replicated(experiment.mesh)),
+                validation_batches=data.validation,
+                class_names=data.class_names,
+                signals=received,
+            )
+            step_fn = jit_train_step(experiment.train_step, abstract, donate=donate)
             state, stop = loop.train(
                 state,
                 lambda state, batch: step_fn(state, experiment.to_devices(batch), watched.frozen),
                 data.train.iterate(first_step),
-                build_hooks(experiment, options, watched._replace(signals=received)),
+                build_hooks(experiment, options, watched),
                 num_steps=experiment.training.num_steps,
                 rescue=make_rescue(checkpoints, watched.metadata, scores, first_step=first_step),
             )

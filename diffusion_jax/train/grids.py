@@ -1,5 +1,6 @@
 """Pictures for people: pixels from arrays in [-1, 1], grids of images, captions as tiles."""
 
+import pathlib
 import textwrap
 from collections.abc import Sequence
 
@@ -47,6 +48,12 @@ def image_grid(images: np.ndarray, *, columns: int = 4, padding: int = 2) -> np.
         top, left = padding + i // columns * cell_h, padding + i % columns * cell_w
         grid[top : top + h, left : left + w] = image
     return grid
+
+
+def save_png(path: pathlib.Path, image: np.ndarray) -> pathlib.Path:
+    """Write one uint8 image [h w c], c 1 or 3, and return its path."""
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
+    return path
 
 
 def caption_tiles(captions: Sequence[str], *, size: tuple[int, int] = (128, 128)) -> np.ndarray:

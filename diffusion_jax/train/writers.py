@@ -24,9 +24,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image
 
-from diffusion_jax.train.grids import image_grid
+from diffusion_jax.train.grids import image_grid, save_png
 
 MAX_QUEUED = 64
 
@@ -147,7 +146,7 @@ def image_writer(directory: str | os.PathLike) -> Writer:
             path = pathlib.Path(directory) / f"{name}_gs-{step:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             grid = image_grid(np.asarray(batch))
-            Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(path)
+            save_png(path, grid)
 
     return Writer(write_images=write_images)
 
