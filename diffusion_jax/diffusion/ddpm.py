@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion_jax.diffusion.driver import BeforeStep, Sampler, Samples, noise_like, sample
+from diffusion_jax.diffusion import driver
+from diffusion_jax.diffusion.driver import (
+    AddNoise,
+    BeforeStep,
+    Sampler,
+    Samples,
+    noise_like,
+    sample,
+)
 from diffusion_jax.diffusion.schedule import Schedule, check_choice
 from diffusion_jax.types import Keys, Predict, Timesteps
 
@@ -299,7 +307,10 @@ def ancestral(
         )
         return x, memory, x_start
 
-    return Sampler(lambda x: (), step, coefficients)
+    def add_noise(x_start, now: AncestralStep, noise):
+        return q_sample(schedule, x_start, jnp.full(x_start.shape[:1], now.index), noise)
+
+    return Sampler(lambda x: (), step, coefficients, add_noise=add_noise)
 
 
 def p_sample_loop(
@@ -329,7 +340,6 @@ def p_sample_loop(
     """
     if (mask is None) != (x0 is None):
         raise ValueError("inpainting needs mask and x0; only one of them was given")
-    before = None if mask is None or x0 is None else inpaint(schedule, x0, mask)
     total = schedule.num_timesteps
     sampler = ancestral(
         schedule,
@@ -339,30 +349,27 @@ def p_sample_loop(
         variance=variance,
         temperature=temperature,
     )
+    before = None
+    if mask is not None and x0 is not None:
+        before = driver.inpaint(sampler.add_noise, x0, mask)
     return sample(sampler, predict, x_T, keys, log_every=log_every_t, before_step=before)
+
+
+def diffuse(schedule: Schedule) -> AddNoise:
+    """Make the add_noise of a sampler whose coefficients have `t`: q_sample at its timestep."""
+
+    def add_noise(x_start: Array, coefficients: Any, noise: Array) -> Array:
+        return q_sample(schedule, x_start, jnp.full(x_start.shape[:1], coefficients.t), noise)
+
+    return add_noise
 
 
 def inpaint(schedule: Schedule, x0: Sample, mask: Float[Array, "*mask"]) -> BeforeStep:
     """Keep an image: x_t = mask q_sample(x0, t) + (1 - mask) x_t before each step.
 
-    x0 [b ...] in [-1, 1]; mask like x0 or with axes of length 1, 1 where x0 is kept. After the last
-    step the kept part is the network's reconstruction of x0; put x0 back where it must be exact.
-    For samplers whose coefficients have `t`. (Upstream's DDIM does so too; its DDPM loop mixes
-    after the step, with the noise of the step before.)
-    Raises ValueError for a mask whose shape does not fit.
+    For samplers whose coefficients have `t`; driver.inpaint is for all, and says the rest.
     """
-    fits = len(mask.shape) == len(x0.shape) and all(
-        m in (1, n) for m, n in zip(mask.shape, x0.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"mask has the shape {mask.shape}; it should be {x0.shape} or 1 in places")
-
-    def before_step(x: Array, coefficients: Any, keys: Keys) -> Array:
-        t = jnp.full(x.shape[:1], coefficients.t)
-        kept = q_sample(schedule, x0, t, noise_like(keys, x0.shape[1:]))
-        return mask * kept + (1.0 - mask) * x
-
-    return before_step
+    return driver.inpaint(diffuse(schedule), x0, mask)
 
 
 def _per_step(temperature: Any, num_steps: int) -> Array:

@@ -9,7 +9,17 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion import ddpm
 from diffusion_jax.diffusion.ddpm import inpaint
-from diffusion_jax.diffusion.driver import Sampler, Samples, initial_noise, noise_like, sample
+from diffusion_jax.diffusion.driver import (
+    Sampler,
+    Samples,
+    img2img,
+    initial_noise,
+    noise_like,
+    sample,
+    segment,
+    start_from_image,
+    start_from_noise,
+)
 from diffusion_jax.diffusion.schedule import (
     Schedule,
     at_or_clean,
@@ -23,10 +33,15 @@ __all__ = [
     "Sampler",
     "Samples",
     "ddim",
+    "ddim_inversion",
     "ddpm_ancestral",
+    "img2img",
     "initial_noise",
     "inpaint",
     "sample",
+    "segment",
+    "start_from_image",
+    "start_from_noise",
     "visited_timesteps",
 ]
 
@@ -118,7 +133,53 @@ def ddim(
             x = x + temperature * now.sigma * noise_like(keys, x.shape[1:])
         return x, memory, x_start
 
-    return Sampler(lambda x: (), step, _ddim_steps(schedule, visited, previous, eta))
+    steps = _ddim_steps(schedule, visited, previous, eta)
+    return Sampler(lambda x: (), step, steps, add_noise=ddpm.diffuse(schedule))
+
+
+class DDIMInversionStep(NamedTuple):
+    """One step up: x = signal x_0 + sigma eps, from the level of signal_now and sigma_now."""
+
+    t: Array
+    signal_now: Array
+    sigma_now: Array
+    signal: Array
+    sigma: Array
+
+
+def ddim_inversion(
+    schedule: Schedule,
+    num_steps: int,
+    *,
+    discretize: Discretize = "uniform",
+    parameterization: Literal["eps", "x0", "v"] = "eps",
+) -> Sampler:
+    """Make the way back, data to noise: x_next = sqrt(abar_next) x_0 + sqrt(1 - abar_next) eps.
+
+    `sample` with x_T = the clean data returns x_T, from which `ddim` with the same num_steps and
+    discretize leads back to the data, but for an error of the first order in the step. The network
+    is told the timestep where a step ends, as on the way down (upstream's `encode` tells it the
+    number of the step); what it predicts is turned into eps at that timestep. Where ddim ends at
+    timestep 0, this begins there.
+
+    Raises ValueError for num_steps outside [1, T] and unknown names.
+    Source: Song et al. 2021 (DDIM), section 4.3, equation 14.
+    """
+    check_choice("parameterization", parameterization, ("eps", "x0", "v"))
+    visited, previous = visited_timesteps(schedule.num_timesteps, num_steps, discretize)
+
+    def step(predict, x, memory, now: DDIMInversionStep, keys):
+        t = jnp.full(x.shape[:1], now.t)
+        noise = ddpm.predict_noise(schedule, predict(x, t), x, t, parameterization)
+        x_start = (x - now.sigma_now * noise) / now.signal_now
+        return now.signal * x_start + now.sigma * noise, memory, x_start
+
+    def add_noise(x_start, now: DDIMInversionStep, noise):
+        return now.signal_now * x_start + now.sigma_now * noise
+
+    levels = (*at_or_clean(schedule, previous), *at_or_clean(schedule, visited))
+    steps = DDIMInversionStep(jnp.asarray(visited), *levels)
+    return Sampler(lambda x: (), step, steps, add_noise=add_noise)
 
 
 def _ddim_steps(
