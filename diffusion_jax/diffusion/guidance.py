@@ -1,14 +1,18 @@
 """How conditional and unconditional predictions combine into the one that a sampler follows."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.types import Conditioning, Predict
 
-# (x [b ...], t [b], conditioning) -> model output
+# (x [b ...], level [b], conditioning) -> model output; the level is a timestep t or a sigma
 Apply = Callable[[Array, Array, Conditioning], Array]
+
+ScaleSchedule = Literal["constant", "linear", "cosine"]
 
 
 def identity(apply: Apply, conditioning: Conditioning) -> Predict:
@@ -21,6 +25,12 @@ def cfg(
     conditioning: Conditioning,
     unconditional: Conditioning,
     scale: float | Float[Array, ""] | Float[Array, "b"],
+    *,
+    interval: tuple[float, float] | None = None,
+    scale_schedule: ScaleSchedule = "constant",
+    rescale: float = 0.0,
+    dynamic_percentile: float | None = None,
+    norm_limit: float | None = None,
 ) -> Predict:
     """Guide without a classifier: out = u + scale (c - u), one call with twice the batch.
 
@@ -28,10 +38,124 @@ def cfg(
       batch is [unconditional, conditional].
     scale: a number, or one for each sample; it may be traced. 1 is the conditional prediction
       (cheaper by `identity`), 0 the unconditional one.
+    interval: (low, high) levels, as predict gets them (t, or sigma), in which the scale acts, both
+      ends included; outside the scale is 1 (Kynkaanniemi et al. 2024), at the same cost.
+    scale_schedule: how the scale grows from 1 at the interval's high end to `scale` at its low end:
+      linear or cosine (half a period) in the level; constant is `scale` in all of it.
+    rescale: how far the output is brought back to the standard deviation of c, which large scales
+      inflate: 0 not at all, 1 fully (Lin et al. 2024, equations 15 and 16, phi); 0.7 there.
+    dynamic_percentile: dynamic_threshold of the output, which must be a prediction of x_0.
+    norm_limit: norm_threshold of the output, which must be a prediction of x_0.
 
-    Raises ValueError when the two conditionings differ in their names or shapes.
+    Raises ValueError when the two conditionings differ in their names or shapes, and for options
+    out of range: low above high, a schedule without a finite interval, rescale outside [0, 1],
+    dynamic_percentile outside (0, 1], norm_limit that is not positive.
     Source: Ho and Salimans 2022, equation 6, with scale = 1 + w.
     """
+    _check_interval(interval, scale_schedule)
+    if not 0.0 <= rescale <= 1.0:
+        raise ValueError(f"rescale = {rescale!r} should lie in [0, 1]")
+    if dynamic_percentile is not None and not 0.0 < dynamic_percentile <= 1.0:
+        raise ValueError(f"dynamic_percentile = {dynamic_percentile!r} should lie in (0, 1]")
+    check_norm_threshold("norm_limit", norm_limit)
+    both = _double(conditioning, unconditional)
+
+    def predict(x: Array, t: Array) -> Array:
+        out = apply(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
+        out_u, out_c = jnp.split(out.astype(jnp.promote_types(out.dtype, jnp.float32)), 2)
+        factor = _factor(jnp.asarray(scale, out_u.dtype), t, interval, scale_schedule)
+        if factor.ndim:
+            factor = factor.reshape(-1, *(1,) * (out_u.ndim - 1))
+        guided = out_u + factor * (out_c - out_u)
+        if rescale > 0.0:
+            guided = rescale_std(guided, out_c, rescale)
+        if dynamic_percentile is not None:
+            guided = dynamic_threshold(guided, dynamic_percentile)
+        if norm_limit is not None:
+            guided = norm_threshold(guided, norm_limit)
+        return guided
+
+    return predict
+
+
+def rescale_std(
+    guided: Float[Array, "b *shape"], conditional: Float[Array, "b *shape"], phi: float
+) -> Float[Array, "b *shape"]:
+    """Rescale by phi std(conditional) / std(guided) + 1 - phi, each sample by its own.
+
+    Source: Lin et al. 2024, Common Diffusion Noise Schedules and Sample Steps are Flawed, equations
+    15 and 16.
+    """
+    axes = tuple(range(1, guided.ndim))
+    # A fresh network may predict zero everywhere: 0 stays 0.
+    std = jnp.maximum(guided.std(axes, keepdims=True), jnp.finfo(guided.dtype).tiny)
+    ratio = conditional.std(axes, keepdims=True) / std
+    return guided * (phi * ratio + 1.0 - phi)
+
+
+def dynamic_threshold(
+    x_start: Float[Array, "b *shape"], percentile: float
+) -> Float[Array, "b *shape"]:
+    """Clip x_0 to [-s, s] and divide by s, with s that quantile of |x_0| but at least 1.
+
+    Each sample has its own s; percentile in (0, 1], 0.995 in Imagen. For pixels in [-1, 1].
+    Source: Saharia et al. 2022 (Imagen), section 2.3.
+    """
+    axes = tuple(range(1, x_start.ndim))
+    s = jnp.quantile(jnp.abs(x_start), percentile, axis=axes, keepdims=True)
+    s = jnp.maximum(s, 1.0)
+    return jnp.clip(x_start, -s, s) / s
+
+
+def norm_threshold(x_start: Float[Array, "b *shape"], limit: float) -> Float[Array, "b *shape"]:
+    """Scale x_0 by limit / max(rms, limit), each sample by its own root mean square; for latents.
+
+    Source: stablediffusion, norm_thresholding.
+    """
+    axes = tuple(range(1, x_start.ndim))
+    rms = jnp.sqrt(jnp.mean(x_start**2, axes, keepdims=True))
+    return x_start * (limit / jnp.maximum(rms, limit))
+
+
+def check_norm_threshold(argument: str, limit: float | None) -> None:
+    """Raise ValueError for a limit that is not positive; None is no threshold."""
+    if limit is not None and not limit > 0.0:
+        raise ValueError(f"{argument} = {limit!r} should be positive, or None for no threshold")
+
+
+def _check_interval(interval: tuple[float, float] | None, scale_schedule: str) -> None:
+    check_choice("scale_schedule", scale_schedule, tuple(_GROWTH))
+    if interval is not None and not interval[0] <= interval[1]:
+        raise ValueError(f"interval = {interval!r} should be (low, high) with low <= high")
+    if scale_schedule != "constant":
+        if interval is None or not 0.0 < interval[1] - interval[0] < float("inf"):
+            raise ValueError(
+                f"scale_schedule = {scale_schedule!r} needs an interval of finite levels to grow "
+                f"in, low < high; interval is {interval!r}"
+            )
+
+
+# progress through the interval, 0 at its high end -> how much of the guidance acts
+_GROWTH: dict[str, Callable[[Array], Array]] = {
+    "constant": jnp.ones_like,
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: 0.5 * (1.0 - jnp.cos(jnp.pi * progress)),
+}
+
+
+def _factor(
+    scale: Array, level: Array, interval: tuple[float, float] | None, scale_schedule: str
+) -> Array:
+    if interval is None:
+        return scale
+    low, high = interval
+    level = level.astype(jnp.float32)
+    inside = (level >= low) & (level <= high)
+    growth = _GROWTH[scale_schedule](jnp.clip((high - level) / (high - low), 0.0, 1.0))
+    return jnp.where(inside, 1.0 + (scale - 1.0) * growth, 1.0)
+
+
+def _double(conditioning: Conditioning, unconditional: Conditioning) -> dict[str, Array]:
     if conditioning.keys() != unconditional.keys():
         raise ValueError(
             f"unconditional has {sorted(unconditional)}; it should have the conditioning's "
@@ -43,16 +167,6 @@ def cfg(
                 f"unconditional[{name!r}] has the shape {unconditional[name].shape}; it should be "
                 f"the conditioning's {value.shape}"
             )
-    both = {
+    return {
         name: jnp.concatenate([unconditional[name], value]) for name, value in conditioning.items()
     }
-
-    def predict(x: Array, t: Array) -> Array:
-        out = apply(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
-        out_u, out_c = jnp.split(out.astype(jnp.promote_types(out.dtype, jnp.float32)), 2)
-        factor = jnp.asarray(scale, out_u.dtype)
-        if factor.ndim:
-            factor = factor.reshape(-1, *(1,) * (out_u.ndim - 1))
-        return out_u + factor * (out_c - out_u)
-
-    return predict

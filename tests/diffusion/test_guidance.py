@@ -77,3 +77,103 @@ def test_conditionings_must_agree():
     short = NULL | {"crossattn": jnp.zeros((2, 4, 3))}
     with pytest.raises(ValueError, match=r"unconditional\['crossattn'\] has the shape \(2, 4, 3\)"):
         guidance.cfg(apply, COND, short, 2.0)
+
+
+@pytest.mark.parametrize("levels", ["timesteps", "sigmas"])
+def test_the_interval_guides_only_inside(levels):
+    """Both ends belong to it; the level is whatever predict gets."""
+    t = jnp.array([2, 3, 7, 8]) if levels == "timesteps" else jnp.array([0.2, 0.3, 0.7, 0.8])
+    interval = (3.0, 7.0) if levels == "timesteps" else (0.3, 0.7)
+    x = jnp.ones((4, 3, 1))
+    cond, null = {"vector": jnp.full((4, 1), 2.0)}, {"vector": jnp.full((4, 1), -1.0)}
+    network = lambda x, t, c: x + c["vector"][:, :, None]
+    got = guidance.cfg(network, cond, null, 5.0, interval=interval)(x, t)[:, 0, 0]
+    np.testing.assert_allclose(got, [3.0, 15.0, 15.0, 3.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scale_schedule", "want"),
+    [
+        ("constant", [1, 5, 5, 5, 5, 1]),
+        ("linear", [1, 1, 2, 3, 5, 1]),
+        ("cosine", [1, 1, 3 - 2 * np.cos(np.pi / 4), 3, 5, 1]),
+    ],
+)
+def test_the_scale_grows_through_the_interval(scale_schedule, want):
+    """With u = 0 and c = 1 the output is the scale itself."""
+    level = jnp.array([9.0, 8.0, 6.5, 5.0, 2.0, 1.9])
+    cond, null = {"vector": jnp.ones((6, 1))}, {"vector": jnp.zeros((6, 1))}
+    options = {"interval": (2.0, 8.0), "scale_schedule": scale_schedule}
+
+    @jax.jit
+    def run(scale):
+        network = lambda x, t, c: c["vector"]
+        return guidance.cfg(network, cond, null, scale, **options)(jnp.ones((6, 1)), level)
+
+    np.testing.assert_allclose(run(jnp.float32(5.0))[:, 0], want, rtol=1e-5)
+    # One scale for each sample, too.
+    np.testing.assert_allclose(run(jnp.full(6, 5.0))[:, 0], want, rtol=1e-5)
+    np.testing.assert_allclose(run(jnp.full(6, 1.0))[:, 0], 1.0, rtol=1e-6)
+
+
+def test_rescaled_guidance_has_the_deviation_of_the_conditional():
+    rng = np.random.default_rng(0)
+    noise = {name: jnp.asarray(rng.normal(size=(2, 3, 4, 1)), jnp.float32) for name in "uc"}
+    network = lambda x, t, c: c["concat"]
+    cond, null = {"concat": noise["c"]}, {"concat": noise["u"]}
+
+    def guide(**options):
+        return np.asarray(guidance.cfg(network, cond, null, 8.0, **options)(X, T))
+
+    plain, full, half = guide(), guide(rescale=1.0), guide(rescale=0.5)
+    for i in range(2):
+        std = np.std(np.asarray(noise["c"])[i])
+        assert plain[i].std() > 3 * std
+        np.testing.assert_allclose(full[i].std(), std, rtol=1e-5)
+        # The direction stays.
+        np.testing.assert_allclose(full[i] / std, plain[i] / plain[i].std(), rtol=1e-4)
+    np.testing.assert_allclose(half, 0.5 * (plain + full), rtol=1e-5)
+    np.testing.assert_array_equal(guidance.rescale_std(0 * X, 0 * X, 0.7), 0 * X)
+
+
+def test_dynamic_thresholding_clips_at_the_percentile():
+    """Sample 0 reaches to 11 and is divided; sample 1 lies within [-1, 1] and stays."""
+    x = jnp.stack([jnp.linspace(-11.0, 9.0, 101), jnp.linspace(-1.0, 0.9, 101)])
+    got = np.asarray(guidance.dynamic_threshold(x, 0.9))
+    s = np.quantile(np.abs(np.asarray(x[0])), 0.9)
+    assert 8.0 < s < 10.0
+    np.testing.assert_allclose(got[0], np.clip(np.asarray(x[0]) / s, -1, 1), rtol=1e-5)
+    np.testing.assert_array_equal(got[1], x[1])
+    network = lambda x, t, c: x * c["vector"]
+    both = {"vector": jnp.ones((2, 1))}
+    guided = guidance.cfg(network, both, both, 3.0, dynamic_percentile=0.9)(x, T)
+    np.testing.assert_allclose(guided, got, rtol=1e-5)
+
+
+def test_norm_thresholding_bounds_the_root_mean_square():
+    x = jnp.stack([jnp.full((3, 4), 10.0), jnp.full((3, 4), -0.2)])
+    got = guidance.norm_threshold(x, 0.5)
+    np.testing.assert_allclose(got, [np.full((3, 4), 0.5), np.full((3, 4), -0.2)], rtol=1e-6)
+    network = lambda x, t, c: x * c["vector"][:, :, None]
+    both = {"vector": jnp.ones((2, 1))}
+    guided = guidance.cfg(network, both, both, 3.0, norm_limit=0.5)(x, T)
+    np.testing.assert_allclose(guided, got, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"interval": (3.0, 2.0)}, r"interval = \(3.0, 2.0\) should be \(low, high\)"),
+        ({"scale_schedule": "linear"}, "'linear' needs an interval of finite levels"),
+        (
+            {"scale_schedule": "cosine", "interval": (0.0, float("inf"))},
+            "'cosine' needs an interval of finite levels",
+        ),
+        ({"rescale": 1.5}, r"rescale = 1.5 should lie in \[0, 1\]"),
+        ({"dynamic_percentile": 0.0}, r"dynamic_percentile = 0.0 should lie in \(0, 1\]"),
+        ({"norm_limit": 0.0}, "norm_limit = 0.0 should be positive"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        guidance.cfg(apply, COND, NULL, 2.0, **options)
