@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion.ddpm import get_v
+from diffusion_jax.diffusion.driver import noise_like
 from diffusion_jax.diffusion.schedule import Schedule, check_choice
-from diffusion_jax.types import PerSample, Timesteps
+from diffusion_jax.diffusion.weighting import Weighting
+from diffusion_jax.types import Keys, PerSample, Timesteps
 
 Sample = Float[Array, "b *shape"]
 
@@ -72,6 +74,45 @@ def ddpm_loss(
     if learn_logvar and logvar is not None:
         metrics |= {"loss_gamma": loss_gamma, "logvar": logvar.mean()}
     return loss, metrics
+
+
+def denoiser_loss(
+    denoised: Sample,
+    x_start: Sample,
+    sigma: PerSample,
+    weighting: Weighting,
+    *,
+    loss_type: Literal["l2", "l1", "huber"] = "l2",
+    weight: PerSample | None = None,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Compute the loss of a denoiser: mean of w(sigma) l, with l the error of D(x, sigma) on x_0.
+
+    l is averaged over all axes but the first, in float32. The weighting says what is compared, the
+    network's eps, v or F, see weighting.py; this holds for l2 (l1 is weighted as upstream does it,
+    by the same w).
+    weight: of each sample in every mean (0 for padding); None is equal weights.
+
+    Returns: the loss, and metrics: loss, and loss_x0, the mean of l without w.
+
+    Raises ValueError for an unknown loss_type and shapes that differ.
+    Source: Karras et al. 2022, equation 2; sgm, StandardDiffusionLoss.
+    """
+    errors = elementwise_loss(denoised, x_start, loss_type)
+    per_sample = errors.reshape(errors.shape[0], -1).mean(axis=1)
+    loss = weighted_mean(weighting(sigma) * per_sample, weight)
+    return loss, {"loss": loss, "loss_x0": weighted_mean(per_sample, weight)}
+
+
+def offset_noise(noise: Sample, keys: Keys, level: float) -> Float[Array, "b *shape"]:
+    """Shift whole channels of the noise: noise + level N(0, 1) of shape [b 1 ... 1 c].
+
+    Sample i takes its shift from keys[i]. With the frames of a video folded into the batch, each
+    frame has its own; [b t h w c] shares one among all of them.
+    Source: sgm, StandardDiffusionLoss, offset_noise_level; Guttenberg 2023. (Upstream's own code
+    stops on an attribute that it never set, for every level above 0.)
+    """
+    shape = (1,) * (noise.ndim - 2) + noise.shape[-1:]
+    return noise + level * noise_like(keys, shape)
 
 
 def training_target(

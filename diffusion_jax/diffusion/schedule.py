@@ -13,6 +13,8 @@ from jaxtyping import Array, Float
 
 PARAMETERIZATIONS = ("eps", "x0", "v")
 MIN_VARIANCE = 1e-20  # where upstream clips a variance before its logarithm
+# Stands for abar_T = 0 where it is divided by: sigma_T = sqrt(1 / abar - 1) is then 4096 (rounded).
+ZERO_SNR_ABAR = 2.0**-24
 
 
 class Schedule(NamedTuple):
@@ -52,6 +54,7 @@ def make_schedule(
     given_betas: Sequence[float] | np.ndarray | None = None,
     v_posterior: float = 0.0,
     parameterization: str = "eps",
+    rescale_zero_snr: bool = False,
 ) -> Schedule:
     """Compute a Schedule: abar_t = prod(1 - beta_s) and what follows from it.
 
@@ -60,12 +63,21 @@ def make_schedule(
     v_posterior: variance of p(x_{t-1} | x_t) between the posterior's (0, "fixed small") and beta_t
       (1, "fixed large").
     parameterization: what the network predicts, eps | x0 | v; only `lvlb_weights` depend on it.
+    rescale_zero_snr: let abar_T be 0, so that x_T is noise alone (see rescale_zero_terminal_snr).
+      sqrt_recip_alphas_cumprod and sqrt_recipm1_alphas_cumprod would be infinite at T; there they
+      are those of abar = ZERO_SNR_ABAR: 4096, with which eps of a predicted x_0 is x_T to 1 / 4096.
 
     Raises ValueError for an unknown name, betas outside (0, 1), v_posterior outside [0, 1], fewer
-    than one timestep, and for coefficients that float32 cannot hold.
+    than one timestep, coefficients that float32 cannot hold, and for rescale_zero_snr with eps,
+    from which no x_0 follows at abar = 0.
     Source: Ho et al. 2020, equations 4, 7 and 12; latent-diffusion, DDPM.register_schedule.
     """
     check_choice("parameterization", parameterization, PARAMETERIZATIONS)
+    if rescale_zero_snr and parameterization == "eps":
+        raise ValueError(
+            "rescale_zero_snr = True with parameterization = 'eps': the noise says nothing of x_0 "
+            "where abar = 0; choose v or x0"
+        )
     if not 0.0 <= v_posterior <= 1.0:
         raise ValueError(f"v_posterior = {v_posterior!r} should lie in [0, 1]")
     if given_betas is None:
@@ -78,6 +90,8 @@ def make_schedule(
         )
     else:
         betas = _check_betas("given_betas", np.asarray(given_betas, np.float64))
+    if rescale_zero_snr:
+        betas = rescale_zero_terminal_snr(betas)
     return _float32(_coefficients(betas, v_posterior, parameterization))
 
 
@@ -111,6 +125,20 @@ def make_beta_schedule(
         raise ValueError(f"cosine_s = {cosine_s!r} should be finite and not negative")
     betas = BETA_SCHEDULES[name](num_timesteps, linear_start, linear_end, cosine_s)
     return _check_betas(f"betas of {name!r} with num_timesteps = {num_timesteps}", betas)
+
+
+def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+    """Stretch sqrt(abar) linearly so that it ends at 0 and starts where it did: betas float64 [T].
+
+    The last beta is 1, so that x_T holds no signal. Raises ValueError for fewer than two betas.
+    Source: Lin et al. 2024, Common Diffusion Noise Schedules and Sample Steps are Flawed,
+    algorithm 1.
+    """
+    if betas.size < 2:
+        raise ValueError(f"a schedule of {betas.size} timestep cannot start clean and end in noise")
+    signal = np.sqrt(np.cumprod(1.0 - betas))
+    signal = (signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))
+    return 1.0 - (signal / np.append(1.0, signal[:-1])) ** 2
 
 
 def respace(schedule: Schedule, timesteps: np.ndarray) -> Schedule:
@@ -222,6 +250,7 @@ def _coefficients(
     alphas = 1.0 - betas
     abar = np.cumprod(alphas)
     abar_prev = np.append(1.0, abar[:-1])
+    divisor = np.where(betas < 1.0, abar, ZERO_SNR_ABAR)
     # 0 / 0 and overflow are found by name when the result is checked.
     with np.errstate(all="ignore"):
         variance, coef1, coef2 = _posterior(
@@ -234,8 +263,8 @@ def _coefficients(
             "sqrt_alphas_cumprod": np.sqrt(abar),
             "sqrt_one_minus_alphas_cumprod": np.sqrt(1.0 - abar),
             "log_one_minus_alphas_cumprod": np.log1p(-abar),
-            "sqrt_recip_alphas_cumprod": np.sqrt(1.0 / abar),
-            "sqrt_recipm1_alphas_cumprod": np.sqrt(1.0 / abar - 1.0),
+            "sqrt_recip_alphas_cumprod": np.sqrt(1.0 / divisor),
+            "sqrt_recipm1_alphas_cumprod": np.sqrt(1.0 / divisor - 1.0),
             "posterior_variance": variance,
             "posterior_log_variance_clipped": np.log(np.maximum(variance, MIN_VARIANCE)),
             "posterior_mean_coef1": coef1,

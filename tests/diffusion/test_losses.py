@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion import ddpm, losses
+from diffusion_jax.diffusion import ddpm, losses, weighting
+from diffusion_jax.diffusion.preconditioning import SCALINGS, denoiser, output_from_start
 from diffusion_jax.diffusion.schedule import make_beta_schedule, make_schedule
 
 T = 40
@@ -148,6 +149,85 @@ def test_half_precision_outputs_are_compared_in_float32():
     difference = np.asarray(output, np.float64) - np.asarray(noise, np.float64)
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, np.square(difference).mean(), rtol=1e-5)
+
+
+def network(x, t, conditioning):
+    del conditioning
+    return jnp.sin(x + 0.1 * t.astype(jnp.float32)[:, None, None, None])
+
+
+@pytest.mark.parametrize(
+    ("parameterization", "name"), [("eps", "eps"), ("v", "v"), ("x0", "unit"), ("v", "min_snr")]
+)
+def test_the_denoiser_loss_is_the_ddpm_loss_of_the_same_network(parameterization, name):
+    """A discrete denoiser at sigma_t = sqrt(1 / abar - 1) against ddpm_loss at t, same noise."""
+    schedule = make_schedule("linear", T, linear_end=0.2)
+    x_start, noise, _, t = batch()
+    x_t = ddpm.q_sample(schedule, x_start, t, noise)
+    expected, _ = losses.ddpm_loss(
+        schedule,
+        network(x_t, t, {}),
+        x_start,
+        x_t,
+        t,
+        noise,
+        parameterization=parameterization,
+        min_snr_gamma=5.0 if name == "min_snr" else None,
+    )
+    sigmas = schedule.sqrt_recipm1_alphas_cumprod
+    sigma = sigmas[t]
+    denoise = denoiser(network, SCALINGS[parameterization](), sigmas)
+    denoised = denoise(x_start + sigma[:, None, None, None] * noise, sigma, {})
+    loss, _ = losses.denoiser_loss(denoised, x_start, sigma, weighting.WEIGHTINGS[name]())
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+def test_the_edm_loss_is_the_error_of_f():
+    """Karras et al., equation 8: with lambda = 1 / c_out^2, the loss is |F - F_target|^2."""
+    x_start, noise, _, _ = batch()
+    sigma = jnp.array([0.02, 0.3, 0.5, 2.0, 70.0])
+    x = x_start + sigma[:, None, None, None] * noise
+    scaling = SCALINGS["edm"](sigma_data=0.7)
+    seen = {}
+
+    def spy(x, c_noise, conditioning):
+        seen["F"] = network(x, c_noise, conditioning)
+        return seen["F"]
+
+    denoised = denoiser(spy, scaling)(x, sigma, {})
+    loss, metrics = losses.denoiser_loss(denoised, x_start, sigma, weighting.edm(sigma_data=0.7))
+    target = output_from_start(scaling, x_start, x, sigma)
+    np.testing.assert_allclose(loss, jnp.mean((seen["F"] - target) ** 2), rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss_x0"], jnp.mean((denoised - x_start) ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("loss_type", "error"), [("l2", np.square), ("l1", np.abs)])
+def test_denoiser_loss_weighs_samples_and_leaves_padding_out(loss_type, error):
+    x_start, _, denoised, _ = batch()
+    sigma = jnp.array([0.1, 0.5, 1.0, 3.0, 20.0])
+    weight = jnp.array([1.0, 0.0, 1.0, 1.0, 0.0])
+    loss, metrics = losses.denoiser_loss(
+        denoised, x_start, sigma, weighting.eps(), loss_type=loss_type, weight=weight
+    )
+    errors = error(np.asarray(denoised, np.float64) - np.asarray(x_start)).mean(axis=(1, 2, 3))
+    kept = np.array([0, 2, 3])
+    expected = (np.asarray(sigma, np.float64) ** -2 * errors)[kept].mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss_x0"], errors[kept].mean(), rtol=1e-5)
+    assert set(metrics) == {"loss", "loss_x0"} and metrics["loss"] is loss
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (2, 8, 8, 3)])
+def test_offset_noise_shifts_whole_channels(shape):
+    keys = lambda: jax.random.split(jax.random.key(0), 400)
+    noise = jnp.zeros((400, *shape))
+    shift = np.asarray(losses.offset_noise(noise, keys(), 0.1)).reshape(400, -1, 3)
+    np.testing.assert_array_equal(shift, np.broadcast_to(shift[:, :1], shift.shape))
+    first = shift[:, 0]
+    assert len(np.unique(first)) == 1200
+    assert abs(first.std() - 0.1) < 5 * 0.1 / np.sqrt(2 * 1200)
+    two = losses.offset_noise(noise[3:5] + 1.0, keys()[3:5], 0.1)
+    np.testing.assert_allclose(np.asarray(two).reshape(2, -1, 3), 1.0 + shift[3:5], rtol=1e-6)
 
 
 def test_wrong_names_list_the_choices():

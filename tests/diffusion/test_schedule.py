@@ -11,6 +11,7 @@ from diffusion_jax.diffusion.schedule import (
     Schedule,
     make_beta_schedule,
     make_schedule,
+    rescale_zero_terminal_snr,
     respace,
 )
 
@@ -206,6 +207,14 @@ def test_a_single_timestep_is_finite(parameterization, v_posterior):
         ({"name": "cosine", "cosine_s": -0.1}, "cosine_s = -0.1 .*not negative"),
         ({"v_posterior": 1.5}, r"v_posterior = 1.5 .*\[0, 1\]"),
         ({"v_posterior": float("nan")}, r"v_posterior = nan .*\[0, 1\]"),
+        (
+            {"rescale_zero_snr": True},
+            "rescale_zero_snr = True with parameterization = 'eps'.*v or x0",
+        ),
+        (
+            {"rescale_zero_snr": True, "parameterization": "v", "num_timesteps": 1},
+            "a schedule of 1 timestep",
+        ),
         ({"given_betas": []}, r"given_betas has the shape \(0,\)"),
         ({"given_betas": np.ones((2, 2)) / 2}, r"given_betas has the shape \(2, 2\)"),
         ({"given_betas": [0.1, -0.1]}, r"given_betas: entry 1 is -0.1; .*\(0, 1\)"),
@@ -221,6 +230,65 @@ def test_a_single_timestep_is_finite(parameterization, v_posterior):
 def test_bad_values_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         make_schedule(**options)
+
+
+@pytest.mark.parametrize("parameterization", ["v", "x0"])
+@pytest.mark.parametrize("name", ["linear", "cosine", "sqrt_linear"])
+def test_zero_terminal_snr(name, parameterization):
+    """sqrt(abar) is the old one moved down to end at 0 and scaled to start where it did."""
+    schedule = make_schedule(
+        name, 300, v_posterior=0.3, parameterization=parameterization, rescale_zero_snr=True
+    )
+    for field, values in zip(Schedule._fields, schedule, strict=True):
+        assert np.all(np.isfinite(values)), field
+    old = np.sqrt(np.cumprod(1 - make_beta_schedule(name, 300)))
+    np.testing.assert_allclose(
+        schedule.sqrt_alphas_cumprod,
+        (old - old[-1]) * old[0] / (old[0] - old[-1]),
+        rtol=1e-5,
+        atol=1e-7,
+    )
+    assert schedule.sqrt_alphas_cumprod[-1] == 0.0 and schedule.betas[-1] == 1.0
+    np.testing.assert_allclose(schedule.sqrt_alphas_cumprod[0], old[0], rtol=1e-6)
+    # What would be infinite belongs to abar = 2^-24.
+    np.testing.assert_allclose(schedule.sqrt_recip_alphas_cumprod[-1], 4096.0)
+    np.testing.assert_allclose(schedule.sqrt_recipm1_alphas_cumprod[-1], 4096.0, rtol=1e-6)
+
+
+def test_given_betas_are_rescaled_too():
+    betas = rescale_zero_terminal_snr(np.array([0.1, 0.2, 0.3]))
+    schedule = make_schedule(
+        given_betas=[0.1, 0.2, 0.3], parameterization="v", rescale_zero_snr=True
+    )
+    np.testing.assert_allclose(schedule.betas, betas, rtol=1e-6)
+    assert betas[0] == pytest.approx(0.1) and betas[-1] == 1.0
+
+
+@pytest.mark.parametrize("parameterization", ["v", "x0"])
+def test_at_zero_snr_x_is_noise_and_its_conversions_hold(parameterization):
+    schedule = make_schedule("linear", 50, parameterization=parameterization, rescale_zero_snr=True)
+    x_start, noise = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    t = jnp.full(3, 49)
+    x_t = ddpm.q_sample(schedule, x_start, t, noise)
+    np.testing.assert_array_equal(x_t, noise)
+    output = {"v": ddpm.get_v(schedule, x_start, noise, t), "x0": x_start}[parameterization]
+    got = ddpm.predict_start(schedule, output, x_t, t, parameterization)
+    np.testing.assert_allclose(got, x_start, rtol=1e-6)
+    got = ddpm.predict_noise(schedule, output, x_t, t, parameterization)
+    np.testing.assert_allclose(got, noise, atol=4 / 4096)
+    # The first ancestral step knows nothing of x_T: its mean is that of q(x_{T-1} | x_0).
+    mean, variance, _ = ddpm.q_posterior(schedule, x_start, x_t, t)
+    before, variance_before, _ = ddpm.q_mean_variance(schedule, x_start, t - 1)
+    np.testing.assert_allclose(mean, before, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(variance, variance_before, rtol=1e-5)
+
+
+def test_a_respaced_zero_snr_schedule_still_ends_in_noise():
+    schedule = make_schedule("linear", 50, parameterization="v", rescale_zero_snr=True)
+    few = respace(schedule, np.array([9, 29, 49]))
+    assert few.betas[-1] == 1.0 and few.alphas_cumprod[-1] == 0.0
+    for field, values in zip(Schedule._fields, few, strict=True):
+        assert np.all(np.isfinite(values)), field
 
 
 def test_swapping_the_schedule_does_not_retrace():

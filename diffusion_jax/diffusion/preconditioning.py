@@ -1,0 +1,211 @@
+"""From a network to the denoiser D(x, sigma), and between all that a network may predict.
+
+Coordinates are variance-exploding: x = x_0 + sigma eps, whatever the network was trained with. A
+variance-preserving x_t of a Schedule is x sqrt(abar), with sigma = sqrt(1 / abar - 1). sigma is
+float [b], positive; x is [b ...] of any rank; results are float32 at least.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.diffusion.ddpm import expand
+from diffusion_jax.diffusion.guidance import Apply
+from diffusion_jax.types import Conditioning, PerSample
+
+Sample = Float[Array, "b *shape"]
+
+
+class Preconditioning(NamedTuple):
+    """D(x, sigma) = c_skip x + c_out F(c_in x, c_noise): the four numbers of a sample, each [b].
+
+    Source: Karras et al. 2022 (EDM), equation 7.
+    """
+
+    c_skip: Array
+    c_out: Array
+    c_in: Array
+    c_noise: Array
+
+
+# sigma [b] -> Preconditioning
+Scaling: TypeAlias = Callable[[Array], Preconditioning]
+
+
+def eps() -> Scaling:
+    """F predicts the noise: D = x - sigma F, c_in = 1 / sqrt(sigma^2 + 1), c_noise = sigma.
+
+    Source: sgm, EpsScaling; Karras et al. 2022, table 1 (VP).
+    """
+    return lambda sigma: Preconditioning(jnp.ones_like(sigma), -sigma, _unit_in(sigma), sigma)
+
+
+def v() -> Scaling:
+    """F predicts v = (eps - sigma x_0) / sqrt(sigma^2 + 1): D = c_in^2 x - sigma c_in F.
+
+    c_in = 1 / sqrt(sigma^2 + 1), c_noise = sigma. Source: sgm, VScaling; Salimans and Ho 2022.
+    """
+
+    def scaling(sigma: Array) -> Preconditioning:
+        c_in = _unit_in(sigma)
+        return Preconditioning(c_in**2, -sigma * c_in, c_in, sigma)
+
+    return scaling
+
+
+def x0() -> Scaling:
+    """F predicts the data: D = F, c_in = 1 / sqrt(sigma^2 + 1), c_noise = sigma."""
+    return lambda sigma: Preconditioning(
+        jnp.zeros_like(sigma), jnp.ones_like(sigma), _unit_in(sigma), sigma
+    )
+
+
+def edm(*, sigma_data: float = 0.5) -> Scaling:
+    """Keep input and target of F at variance 1 for data of standard deviation sigma_data.
+
+    With s^2 = sigma^2 + sigma_data^2: c_skip = sigma_data^2 / s^2, c_out = sigma sigma_data / s,
+    c_in = 1 / s, c_noise = ln(sigma) / 4. Raises ValueError for a sigma_data that is not positive.
+    Source: Karras et al. 2022, table 1 (ours); sgm, EDMScaling.
+    """
+    if not sigma_data > 0.0:
+        raise ValueError(f"sigma_data = {sigma_data!r} should be positive")
+
+    def scaling(sigma: Array) -> Preconditioning:
+        c_in = 1.0 / jnp.sqrt(sigma**2 + sigma_data**2)
+        return Preconditioning(
+            (sigma_data * c_in) ** 2, sigma * sigma_data * c_in, c_in, _quarter_log(sigma)
+        )
+
+    return scaling
+
+
+def v_edm() -> Scaling:
+    """Scale as `v` does, with EDM's c_noise = ln(sigma) / 4 (sgm, VScalingWithEDMcNoise; SVD)."""
+    scaling = v()
+    return lambda sigma: scaling(sigma)._replace(c_noise=_quarter_log(sigma))
+
+
+# name -> factory; the options of a config are the factory's keywords
+SCALINGS: dict[str, Callable[..., Scaling]] = {
+    "eps": eps,
+    "v": v,
+    "x0": x0,
+    "edm": edm,
+    "v_edm": v_edm,
+}
+
+
+def denoiser(
+    apply: Apply,
+    scaling: Scaling,
+    sigmas: Float[Array, "N"] | None = None,
+    *,
+    quantize_c_noise: bool = True,
+) -> Apply:
+    """Make D(x, sigma) = c_skip x + c_out F(c_in x, c_noise) of a network F.
+
+    apply: (x [b ...], c_noise [b], conditioning) -> F like x; c_noise is float32, or the int32
+      index of a table.
+    sigmas: float32 [N], strictly ascending, makes the discrete denoiser: sigma becomes the nearest
+      entry, the scalings follow from that, and with quantize_c_noise the network is given the index
+      of the entry nearest to c_noise. As upstream, c_noise is looked up in the table of sigmas also
+      where it is ln(sigma) / 4. None is the continuous denoiser.
+
+    Returns: denoise(x, sigma [b], conditioning) -> x_0, float32 at least. It raises ValueError for
+    a network whose output is not shaped like x.
+    Source: Karras et al. 2022, equation 7; sgm, Denoiser and DiscreteDenoiser.
+    """
+
+    def denoise(x: Array, sigma: Array, conditioning: Conditioning) -> Array:
+        sigma = _float32(sigma)
+        if sigmas is not None:
+            sigma = sigmas[nearest(sigma, sigmas)]
+        c_skip, c_out, c_in, c_noise = scaling(sigma)
+        if sigmas is not None and quantize_c_noise:
+            c_noise = nearest(c_noise, sigmas)
+        output = apply(expand(c_in, x) * x, c_noise, conditioning)
+        if output.shape != x.shape:
+            raise ValueError(
+                f"the network's output has the shape {output.shape}; it should be that of x, "
+                f"{x.shape}"
+            )
+        return expand(c_skip, x) * x + expand(c_out, x) * output
+
+    return denoise
+
+
+def nearest(values: PerSample, table: Float[Array, "N"]) -> Int[Array, "b"]:
+    """Find argmin_i |value - table_i| of a strictly ascending table, the first of two: int32 [b].
+
+    Only the two neighbours are compared, so that a value far outside, whose float32 differences are
+    all equal, still finds the end that is nearer.
+    """
+    # Counting the smaller entries is one fused pass; a binary search would be a loop of ten steps.
+    above = jnp.searchsorted(table, values, method="compare_all").astype(jnp.int32)
+    above = jnp.minimum(jnp.maximum(above, 1), table.shape[0] - 1)
+    below = jnp.maximum(above - 1, 0)
+    return jnp.where(values - table[below] <= table[above] - values, below, above)
+
+
+def start_from_output(scaling: Scaling, output: Sample, x: Sample, sigma: PerSample) -> Array:
+    """Compute x_0 = c_skip x + c_out F from the network output F of a scaling."""
+    c = scaling(_float32(sigma))
+    return expand(c.c_skip, x) * x + expand(c.c_out, x) * output
+
+
+def output_from_start(scaling: Scaling, x_start: Sample, x: Sample, sigma: PerSample) -> Array:
+    """Solve for F = (x_0 - c_skip x) / c_out, which is what a network of a scaling should predict.
+
+    Source: Karras et al. 2022, equation 8.
+    """
+    c = scaling(_float32(sigma))
+    return (x_start - expand(c.c_skip, x) * x) / expand(c.c_out, x)
+
+
+def start_from_noise(noise: Sample, x: Sample, sigma: PerSample) -> Array:
+    """Compute x_0 = x - sigma eps."""
+    return start_from_output(eps(), noise, x, sigma)
+
+
+def noise_from_start(x_start: Sample, x: Sample, sigma: PerSample) -> Array:
+    """Solve for eps = (x - x_0) / sigma, also the dx/dsigma of the probability flow."""
+    return output_from_start(eps(), x_start, x, sigma)
+
+
+def start_from_v(velocity: Sample, x: Sample, sigma: PerSample) -> Array:
+    """Compute x_0 = (x / sqrt(sigma^2 + 1) - sigma v) / sqrt(sigma^2 + 1)."""
+    return start_from_output(v(), velocity, x, sigma)
+
+
+def v_from_start(x_start: Sample, x: Sample, sigma: PerSample) -> Array:
+    """Solve for v = (eps - sigma x_0) / sqrt(sigma^2 + 1), the v of the variance-preserving x_t."""
+    return output_from_start(v(), x_start, x, sigma)
+
+
+def start_from_score(score: Sample, x: Sample, sigma: PerSample) -> Array:
+    """Compute x_0 = x + sigma^2 grad_x log p(x; sigma), Tweedie's formula (Karras 2022, eq. 3)."""
+    return start_from_output(_score, score, x, sigma)
+
+
+def score_from_start(x_start: Sample, x: Sample, sigma: PerSample) -> Array:
+    """Solve for grad_x log p(x; sigma) = (x_0 - x) / sigma^2 = -eps / sigma."""
+    return output_from_start(_score, x_start, x, sigma)
+
+
+def _score(sigma: Array) -> Preconditioning:
+    one = jnp.ones_like(sigma)
+    return Preconditioning(one, sigma**2, one, sigma)
+
+
+def _unit_in(sigma: Array) -> Array:
+    return 1.0 / jnp.sqrt(sigma**2 + 1.0)
+
+
+def _quarter_log(sigma: Array) -> Array:
+    return 0.25 * jnp.log(sigma)
+
+
+def _float32(values: Array) -> Array:
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
