@@ -1,0 +1,283 @@
+"""Folders that diffusers loads: the weights, and the config.json that it builds each network from.
+
+Tokenizers are not written: they are files of text that belong to no parameter tree, so a whole
+pipeline is loaded with from_pretrained(folder, tokenizer=...).
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.convert.exporting import export_params, save_weights
+from diffusion_jax.convert.layouts import DIFFUSERS, WEIGHTS_OF_FOLDER, slots_of
+from diffusion_jax.models.unet_options import per_level
+
+# The oldest version that the configs are for.
+VERSION = "0.36.0"
+Config = dict[str, Any]
+
+
+def unet_config(
+    unet: Any, in_channels: int, *, sample_size: int, text_time: bool = True, time_dim: int = 256
+) -> Config:
+    """Translate the fields of our UNet into the config of diffusers' UNet2DConditionModel.
+
+    unet: the module. sample_size: side of the latent. text_time: for num_classes = "sequential",
+    whether y is what SDXL's is, a pooled text and numbers embedded in time_dim channels each;
+    else y enters as it is (unCLIP; export it with the name map "unet_diffusers_class").
+    Raises ValueError for a field that diffusers has no counterpart of.
+    """
+    _check_unet(unet)
+    levels = range(len(unet.channel_mult))
+    widths = [unet.model_channels * mult for mult in unet.channel_mult]
+    attends = [2**level in unet.attention_resolutions for level in levels]
+    alone = unet.disable_self_attentions
+    per_head = unet.num_head_channels
+    heads = [width // per_head for width in widths] if per_head != -1 else unet.num_heads
+    down = ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends]
+    up = ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)]
+    dims = unet.context_dim
+    blocks = per_level(unet, "num_res_blocks")
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": VERSION,
+        "sample_size": sample_size,
+        "in_channels": in_channels,
+        "out_channels": unet.out_channels,
+        "block_out_channels": widths,
+        "layers_per_block": blocks[0] if len(set(blocks)) == 1 else list(blocks),
+        "down_block_types": down,
+        "up_block_types": up,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "cross_attention_dim": dims if isinstance(dims, int) else dims[0],
+        # A misnomer of diffusers: these are numbers of heads.
+        "attention_head_dim": heads,
+        "transformer_layers_per_block": list(per_level(unet, "transformer_depth")),
+        "use_linear_projection": unet.use_linear_in_transformer,
+        "only_cross_attention": list(alone) if alone else False,
+        "mid_block_only_cross_attention": unet.disable_middle_self_attn,
+        "resnet_time_scale_shift": "scale_shift" if unet.use_scale_shift_norm else "default",
+        "norm_num_groups": unet.num_groups,
+        "norm_eps": 1e-5,
+        "act_fn": "silu",
+        "dropout": unet.dropout,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "downsample_padding": 1,
+        "center_input_sample": False,
+        **_classes(unet, text_time, time_dim),
+    }
+
+
+def _classes(unet: Any, text_time: bool, time_dim: int) -> Config:
+    kind = unet.num_classes
+    if kind is None:
+        return {}
+    if isinstance(kind, int):
+        return {"num_class_embeds": kind}
+    if kind == "timestep":
+        return {"class_embed_type": "timestep"}
+    if kind == "continuous":
+        return {
+            "class_embed_type": "simple_projection",
+            "projection_class_embeddings_input_dim": 1,
+        }
+    width = {"projection_class_embeddings_input_dim": unet.adm_in_channels}
+    if not text_time:
+        return {"class_embed_type": "projection", **width}
+    return {"addition_embed_type": "text_time", "addition_time_embed_dim": time_dim, **width}
+
+
+def _check_unet(unet: Any) -> None:
+    per_head, dims = unet.num_head_channels, unet.context_dim
+    widths = [unet.model_channels * mult for mult in unet.channel_mult]
+    bad = {
+        "use_spatial_transformer": not unet.use_spatial_transformer,
+        "context_dim": dims is None or (not isinstance(dims, int) and len(set(dims)) > 1),
+        "resblock_updown": unet.resblock_updown,
+        "conv_resample": not unet.conv_resample,
+        "patch_size": unet.patch_size != 1,
+        "n_embed": unet.n_embed is not None,
+        "num_attention_blocks": unet.num_attention_blocks is not None,
+        "num_heads_upsample": unet.num_heads_upsample not in (-1, unet.num_heads),
+        "num_head_channels": per_head != -1 and any(width % per_head for width in widths),
+        "disable_middle_transformer": unet.disable_middle_transformer,
+    }
+    for name, is_bad in bad.items():
+        if is_bad:
+            raise ValueError(
+                f"{name} = {getattr(unet, name)!r} has no counterpart in diffusers' "
+                "UNet2DConditionModel; export this network in the layout of latent-diffusion"
+            )
+
+
+def vae_config(vae: Any, *, scale_factor: float) -> Config:
+    """Translate the fields of our Autoencoder into the config of diffusers' AutoencoderKL.
+
+    Raises ValueError for a field that diffusers has no counterpart of.
+    """
+    bad = {
+        "double_z": not vae.double_z,
+        "embed_dim": vae.embed_dim != vae.z_channels,
+        "resamp_with_conv": not vae.resamp_with_conv,
+        "tanh_out": vae.tanh_out,
+        "give_pre_end": vae.give_pre_end,
+    }
+    for name, is_bad in bad.items():
+        if is_bad:
+            raise ValueError(
+                f"{name} = {getattr(vae, name)!r} has no counterpart in diffusers' AutoencoderKL; "
+                "export this network in the layout of latent-diffusion"
+            )
+    levels = range(len(vae.ch_mult))
+    attends = [vae.resolution // 2**level in vae.attn_resolutions for level in levels]
+    down = ["AttnDownEncoderBlock2D" if attend else "DownEncoderBlock2D" for attend in attends]
+    up = ["AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attends)]
+    return {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": VERSION,
+        "in_channels": vae.in_channels,
+        "out_channels": vae.out_ch,
+        "block_out_channels": [vae.ch * mult for mult in vae.ch_mult],
+        "layers_per_block": vae.num_res_blocks,
+        "down_block_types": down,
+        "up_block_types": up,
+        "latent_channels": vae.z_channels,
+        "norm_num_groups": vae.num_groups,
+        "sample_size": vae.resolution,
+        "scaling_factor": scale_factor,
+        "act_fn": "silu",
+        "use_quant_conv": vae.use_quant_conv,
+        "use_post_quant_conv": vae.use_quant_conv,
+        "mid_block_add_attention": vae.attn_type != "none",
+    }
+
+
+def text_config(
+    params: Any, *, num_heads: int, hidden_act: str, eps: float = 1e-5, eos_token_id: int = 2
+) -> Config:
+    """Describe a CLIP text encoder for transformers: what its parameters show, and what they don't.
+
+    params: its tree, or shapes. hidden_act: "quick_gelu" (OpenAI) or "gelu" (OpenCLIP).
+    eos_token_id: 2 pools at the largest token, as all released configs of diffusers do.
+    """
+    vocabulary, width = params["embeddings"]["token_embedding"]["embedding"].shape
+    layers = params["encoder"]
+    stacked = layers["layers"] if "layers" in layers else None
+    first = layers["layers_0"] if stacked is None else stacked
+    depth = len(layers) if stacked is None else first["mlp"]["fc1"]["bias"].shape[0]
+    projects = "text_projection" in params
+    return {
+        "architectures": ["CLIPTextModelWithProjection" if projects else "CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": first["mlp"]["fc1"]["bias"].shape[-1],
+        "num_hidden_layers": depth,
+        "num_attention_heads": num_heads,
+        "max_position_embeddings": params["embeddings"]["position_embedding"]["embedding"].shape[0],
+        "hidden_act": hidden_act,
+        "layer_norm_eps": eps,
+        "projection_dim": params["text_projection"]["kernel"].shape[-1] if projects else width,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": eos_token_id,
+    }
+
+
+def scheduler_config(
+    *,
+    beta_start: float,
+    beta_end: float,
+    schedule: str = "linear",
+    prediction_type: str = "epsilon",
+    num_timesteps: int = 1000,
+) -> Config:
+    """Describe a noise schedule as the config of diffusers' DDIMScheduler.
+
+    schedule: a name of ours whose betas diffusers knows: "linear" (diffusers' "scaled_linear"),
+    "sqrt_linear" (its "linear") or "squaredcos_cap_v2". prediction_type: "epsilon" or
+    "v_prediction". Raises ValueError for another schedule.
+    """
+    names = {"linear": "scaled_linear", "sqrt_linear": "linear"}
+    names["squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    if schedule not in names:
+        raise ValueError(
+            f"schedule {schedule!r} is unknown to diffusers; it has {', '.join(names)}"
+        )
+    return {
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": VERSION,
+        "beta_start": beta_start,
+        "beta_end": beta_end,
+        "beta_schedule": names[schedule],
+        "num_train_timesteps": num_timesteps,
+        "prediction_type": prediction_type,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+
+
+def save_diffusers(
+    folder: str | os.PathLike,
+    components: Mapping[str, Any],
+    configs: Mapping[str, Config],
+    *,
+    dtype: Any = None,
+) -> None:
+    """Write a folder that diffusers loads: weights and config.json of every component.
+
+    components: as in layouts.export_checkpoint, slots of layouts.DIFFUSERS. configs: by component
+    ("network", "first_stage", "text", ...), and "scheduler" if there is one. With a network comes a
+    model_index.json of a Stable Diffusion pipeline.
+    Raises FileExistsError when the folder exists, ValueError when a component has no config.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; choose another name or remove it")
+    slots = slots_of(DIFFUSERS, components)
+    absent = [name for name in slots if name not in configs]
+    if absent:
+        raise ValueError(f"component {absent[0]!r} has no config; there are {list(configs)}")
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        for name, (slot, tree) in slots.items():
+            named = slot.name_map
+            if name == "network" and "class_embed_type" in configs[name]:
+                named = f"{named}_class"
+            path = unfinished / slot.place / WEIGHTS_OF_FOLDER[slot.place]
+            save_weights(path, [export_params(tree, named, dtype=dtype)])
+            _write_json(unfinished / slot.place / "config.json", configs[name])
+        if "scheduler" in configs:
+            path = unfinished / "scheduler" / "scheduler_config.json"
+            _write_json(path, configs["scheduler"])
+        if "network" in slots:
+            _write_json(unfinished / "model_index.json", _model_index(slots, configs))
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _model_index(slots: Mapping[str, Any], configs: Mapping[str, Config]) -> Config:
+    xl = "text_2" in slots
+    index: Config = {
+        "_class_name": "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline",
+        "_diffusers_version": VERSION,
+    }
+    for name, (slot, _) in slots.items():
+        if "architectures" in configs[name]:
+            index[slot.place] = ["transformers", configs[name]["architectures"][0]]
+        else:
+            index[slot.place] = ["diffusers", configs[name]["_class_name"]]
+    if "scheduler" in configs:
+        index["scheduler"] = ["diffusers", configs["scheduler"]["_class_name"]]
+    return index
+
+
+def _write_json(path: Path, content: Config) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

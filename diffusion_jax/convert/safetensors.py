@@ -1,0 +1,173 @@
+"""The safetensors format: 8 bytes of header length, a JSON header, and the bytes of the tensors.
+
+Read and written here, not by the package of that name: its writer wants every tensor of a file in
+memory at once, which for SDXL is 10 GB on the host, and its NumPy side has no bfloat16.
+Source: https://github.com/huggingface/safetensors, "Format".
+"""
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "F8_E4M3": jnp.float8_e4m3fn,
+    "F8_E5M2": jnp.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
+# The official reader refuses longer headers too.
+MAX_HEADER = 100_000_000
+LENGTH_BYTES = 8
+_BLOCK = 2**24
+
+
+class LazyTensor(NamedTuple):
+    """A tensor of a file that `load` reads: shape and dtype are known before."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    load: Callable[[], np.ndarray]
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, LazyTensor]:
+    """Read the header of a file: {name: tensor}, whose numbers `load` reads from the disk.
+
+    Raises ValueError, naming the file, when it is cut off or its header does not fit its content.
+    """
+    path = Path(path)
+    header, start = _read_header(path)
+    header.pop("__metadata__", None)
+    size = path.stat().st_size - start
+    tensors = {}
+    for name, entry in header.items():
+        shape, dtype, begin, end = _check_entry(path, name, entry)
+        if end > size:
+            raise ValueError(
+                f"{path} is cut off: it has {size + start} bytes and {name} ends at byte "
+                f"{end + start}; download or copy it again"
+            )
+        tensors[name] = LazyTensor(shape, dtype, _reader(path, start + begin, shape, dtype))
+    return tensors
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Read the free text entries of a file's header."""
+    header, _ = _read_header(Path(path))
+    return header["__metadata__"] if "__metadata__" in header else {}
+
+
+def read_array(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Read one array of little-endian numbers that starts at a byte of a file."""
+    count = int(np.prod(shape, dtype=np.int64))
+    raw = np.fromfile(path, np.uint8, count * dtype.itemsize, offset=offset)
+    if raw.size != count * dtype.itemsize:
+        raise ValueError(f"{path} became shorter while it was read")
+    return raw.view(dtype).reshape(shape)
+
+
+def _reader(
+    path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype
+) -> Callable[[], np.ndarray]:
+    return lambda: read_array(path, offset, shape, dtype)
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if length > MAX_HEADER:
+            raise ValueError(f"{path} is no safetensors file: its header would be {length} bytes")
+        if LENGTH_BYTES + length > size:
+            raise ValueError(
+                f"{path} is cut off: it has {size} bytes, fewer than its header needs; "
+                "download or copy it again"
+            )
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is no safetensors file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is no safetensors file: its header is not a JSON object")
+    return header, LENGTH_BYTES + length
+
+
+def _check_entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype, int, int]:
+    try:
+        shape, code = tuple(entry["shape"]), entry["dtype"]
+        begin, end = entry["data_offsets"]
+        sane = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} has a header that does not describe {name}: {entry}") from error
+    if code not in DTYPES:
+        raise ValueError(f"{path} stores {name} as {code}; known are {', '.join(DTYPES)}")
+    dtype = np.dtype(DTYPES[code])
+    if not sane or end - begin != int(np.prod(shape, dtype=object)) * dtype.itemsize:
+        raise ValueError(
+            f"{path} has a damaged header: {name} is {code} {shape} in bytes {begin} to {end}"
+        )
+    return shape, dtype, begin, end
+
+
+def write_safetensors(
+    file: io.BufferedIOBase,
+    described: Mapping[str, tuple[Sequence[int], Any]],
+    tensors: Iterator[tuple[str, np.ndarray]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a file tensor by tensor, holding one at a time.
+
+    described: {name: (shape, dtype)} of all; tensors: the same names in the same order, with their
+    numbers. Raises ValueError when a tensor is not what was described.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, (shape, dtype) in described.items():
+        dtype = np.dtype(dtype)
+        end = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        entry = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        header[name] = entry
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # The first tensor starts at a multiple of 8.
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+    written = 0
+    for (name, (shape, dtype)), (given, array) in zip(described.items(), tensors, strict=True):
+        if (given, tuple(array.shape), array.dtype) != (name, tuple(shape), np.dtype(dtype)):
+            raise ValueError(
+                f"{name} {tuple(shape)} {np.dtype(dtype)} was announced and "
+                f"{given} {array.shape} {array.dtype} came"
+            )
+        written += _write_array(file, array)
+    if written != offset:
+        raise ValueError(f"{offset} bytes were announced and {written} were written")
+
+
+def _write_array(file: io.BufferedIOBase, array: np.ndarray) -> int:
+    """Write an array in C order, a slab at a time: a transposed view is never copied whole."""
+    if array.ndim == 0 or array.flags.c_contiguous:
+        return file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    rows = max(1, _BLOCK // max(1, array[0].nbytes))
+    return sum(
+        file.write(np.ascontiguousarray(array[i : i + rows]).reshape(-1).view(np.uint8).data)
+        for i in range(0, len(array), rows)
+    )

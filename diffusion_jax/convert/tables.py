@@ -1,0 +1,113 @@
+"""How the names of our parameters become those of released files: regular expressions, in order.
+
+A name starts as our path with dots, its leaf as PyTorch calls it: "out_0.scale" is "out_0.weight".
+DOTTED and VAE_DOTTED then give the names of latent-diffusion (UNet, VAE) and of transformers
+(CLIP); the other tables translate those further.
+"""
+
+from typing import TypeAlias
+
+Renames: TypeAlias = tuple[tuple[str, str], ...]
+
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+
+# input_blocks_1_0 is input_blocks.1.0, to_out_0 is to_out.0.
+DOTTED: Renames = ((r"_(\d+)", r".\1"),)
+
+# down_0_block_1 is down.0.block.1, but mid_block_1 is mid.block_1.
+VAE_DOTTED: Renames = (
+    (r"\bmid_(block|attn)_(\d+)", r"mid.\1@\2"),
+    (r"\b(down|up)_(\d+)_(block|attn|downsample|upsample)", r"\1.\2.\3"),
+    (r"_(\d+)", r".\1"),
+    ("@", "_"),
+    # The codebook of a VQ model.
+    (r"^(quantize|regularization)\.weight$", r"\1.embedding.weight"),
+)
+
+RES_BLOCK: Renames = (
+    (r"\.in_layers\.0\.", ".norm1."),
+    (r"\.in_layers\.2\.", ".conv1."),
+    (r"\.emb_layers\.1\.", ".time_emb_proj."),
+    (r"\.out_layers\.0\.", ".norm2."),
+    (r"\.out_layers\.3\.", ".conv2."),
+    (r"\.skip_connection\.", ".conv_shortcut."),
+)
+# What is left of a UNet when the blocks of both ways were renamed (names.py, unet_blocks).
+UNET_DIFFUSERS: Renames = (
+    (r"^input_blocks\.0\.0\.", "conv_in."),
+    (r"^time_embed\.0\.", "time_embedding.linear_1."),
+    (r"^time_embed\.2\.", "time_embedding.linear_2."),
+    (r"^label_emb\.0\.0\.", "add_embedding.linear_1."),
+    (r"^label_emb\.0\.2\.", "add_embedding.linear_2."),
+    (r"^label_emb\.1\.0\.", "class_embedding.linear_1."),
+    (r"^label_emb\.1\.2\.", "class_embedding.linear_2."),
+    (r"^label_emb\.", "class_embedding."),
+    (r"^middle_block\.0\.", "mid_block.resnets.0."),
+    (r"^middle_block\.1\.", "mid_block.attentions.0."),
+    (r"^middle_block\.2\.", "mid_block.resnets.1."),
+    (r"^out\.0\.", "conv_norm_out."),
+    (r"^out\.2\.", "conv_out."),
+    *RES_BLOCK,
+)
+# The vector of unCLIP enters elsewhere than that of SDXL.
+UNET_ALIASES: Renames = ((r"^add_embedding\.", "class_embedding."),)
+
+# The levels of the decoder count from the other end (names.py, vae_levels).
+VAE_DIFFUSERS: Renames = (
+    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
+    (r"\.down\.(\d+)\.block\.", r".down_blocks.\1.resnets."),
+    (r"\.down\.(\d+)\.attn\.", r".down_blocks.\1.attentions."),
+    (r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"\.norm_out\.", ".conv_norm_out."),
+    (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"(\.attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
+    (r"(\.attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+)
+# What diffusers called them before its version 0.12, and sd-vae-ft-mse still does.
+VAE_ALIASES: Renames = (
+    (r"\.to_q\.", ".query."),
+    (r"\.to_k\.", ".key."),
+    (r"\.to_v\.", ".value."),
+    (r"\.to_out\.0\.", ".proj_attn."),
+)
+
+# transformers: all but the projections are inside of the text or vision model.
+TEXT_HF: Renames = ((r"^(?!text_projection\.)", "text_model."),)
+VISION_HF: Renames = ((r"^(?!visual_projection\.)", "vision_model."),)
+# What transformers 5 writes for a model without a projection.
+TEXT_ALIASES: Renames = ((r"^text_model\.", ""),)
+VISION_ALIASES: Renames = ((r"^vision_model\.", ""),)
+
+_OPEN_LAYERS: Renames = (
+    (r"^encoder\.layers\.(\d+)\.", r"transformer.resblocks.\1."),
+    (r"\.layer_norm([12])\.", r".ln_\1."),
+    (r"\.self_attn\.[qkv]_proj\.(weight|bias)$", r".attn.in_proj_\1"),
+    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+    (r"^embeddings\.position_embedding\.weight$", "positional_embedding"),
+)
+TEXT_OPEN: Renames = (
+    *_OPEN_LAYERS,
+    (r"^embeddings\.token_embedding\.", "token_embedding."),
+    (r"^final_layer_norm\.", "ln_final."),
+    (r"^text_projection\.weight$", "text_projection"),
+)
+VISION_OPEN: Renames = (
+    *_OPEN_LAYERS,
+    (r"^embeddings\.class_embedding$", "class_embedding"),
+    (r"^embeddings\.patch_embedding\.", "conv1."),
+    (r"^pre_layrnorm\.", "ln_pre."),
+    (r"^post_layernorm\.", "ln_post."),
+    (r"^visual_projection\.weight$", "proj"),
+)
+
+# Buffers at the root of whole checkpoints: schedules, scale, counters; computed, never learned.
+BUFFERS = (
+    r"betas$|alphas_cumprod(_prev)?$|sqrt_(one_minus_)?alphas_cumprod$|log_one_minus_alphas_cumprod$",
+    r"sqrt_recip(m1)?_alphas_cumprod$|posterior_(variance|log_variance_clipped|mean_coef[12])$",
+    r"lvlb_weights$|logvar$|scale_factor$|cond_ids$|denoiser\.|model_ema\.",
+)
