@@ -1,0 +1,178 @@
+"""Folders for diffusers: what its configs say, and what it cannot be told."""
+
+import json
+
+import pytest
+
+from diffusion_jax.convert import diffusers_folder
+from diffusion_jax.convert.diffusers_folder import (
+    save_diffusers,
+    scheduler_config,
+    text_config,
+    unet_config,
+    vae_config,
+)
+from diffusion_jax.convert.layouts import import_checkpoint
+from diffusion_jax.models.autoencoder import Autoencoder
+from diffusion_jax.models.unet import UNet
+
+SDXL = {
+    "out_channels": 4,
+    "model_channels": 320,
+    "channel_mult": (1, 2, 4),
+    "num_res_blocks": 2,
+    "attention_resolutions": (4, 2),
+    "transformer_depth": (1, 2, 10),
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": True,
+    "num_head_channels": 64,
+    "context_dim": 2048,
+    "num_classes": "sequential",
+    "adm_in_channels": 2816,
+}
+
+
+def test_sdxl_is_described_as_it_is_released():
+    """stabilityai/stable-diffusion-xl-base-1.0, unet/config.json."""
+    config = unet_config(UNet(**SDXL), 4, sample_size=128)
+    expected = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "attention_head_dim": [5, 10, 20],
+        "block_out_channels": [320, 640, 1280],
+        "cross_attention_dim": 2048,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 2,
+        "only_cross_attention": False,
+        "projection_class_embeddings_input_dim": 2816,
+        "transformer_layers_per_block": [1, 2, 10],
+        "use_linear_projection": True,
+        "sample_size": 128,
+        "in_channels": 4,
+    }
+    assert {name: config[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"num_classes": 1000}, {"num_class_embeds": 1000}),
+        ({"num_classes": "timestep"}, {"class_embed_type": "timestep"}),
+        ({"num_classes": "continuous"}, {"class_embed_type": "simple_projection"}),
+        ({"num_classes": None}, {}),
+        ({"num_res_blocks": (1, 2, 2)}, {"layers_per_block": [1, 2, 2]}),
+        ({"context_dim": (64, 64)}, {"cross_attention_dim": 64}),
+        ({"num_head_channels": -1, "num_heads": 8}, {"attention_head_dim": 8}),
+        ({"disable_self_attentions": (True,) * 3}, {"only_cross_attention": [True] * 3}),
+    ],
+)
+def test_fields_of_unets(fields, expected):
+    config = unet_config(UNet(**SDXL | fields), 4, sample_size=8)
+    assert {name: config[name] for name in expected} == expected
+    if "num_classes" in fields:
+        assert "addition_embed_type" not in config
+
+
+def test_a_vector_that_is_not_sdxls_is_a_class_embedding():
+    config = unet_config(UNet(**SDXL), 4, sample_size=8, text_time=False)
+    assert config["class_embed_type"] == "projection" and "addition_embed_type" not in config
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_spatial_transformer": False},
+        {"context_dim": None},
+        {"context_dim": (64, 32)},
+        {"resblock_updown": True},
+        {"conv_resample": False},
+        {"patch_size": 2},
+        {"n_embed": 5},
+        {"num_attention_blocks": (1, 1, 1)},
+        {"num_heads_upsample": 3},
+        {"num_head_channels": 48},
+        {"disable_middle_transformer": True},
+    ],
+)
+def test_unets_that_diffusers_cannot_be_told_of(fields):
+    (name,) = fields
+    with pytest.raises(ValueError, match=f"^{name} = .* has no counterpart"):
+        unet_config(UNet(**SDXL | fields), 4, sample_size=8)
+
+
+def test_fields_of_autoencoders():
+    config = vae_config(Autoencoder(attn_resolutions=(32,)), scale_factor=0.18215)
+    assert config["block_out_channels"] == [128, 256, 512, 512]
+    assert config["down_block_types"] == ["DownEncoderBlock2D"] * 3 + ["AttnDownEncoderBlock2D"]
+    assert config["up_block_types"] == ["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 3
+    assert (config["latent_channels"], config["layers_per_block"]) == (4, 2)
+    assert config["scaling_factor"] == 0.18215 and config["use_quant_conv"]
+    for fields in ({"double_z": False}, {"embed_dim": 3}, {"tanh_out": True}):
+        (name,) = fields
+        with pytest.raises(ValueError, match=f"^{name} = .* has no counterpart"):
+            vae_config(Autoencoder(**fields), scale_factor=1.0)
+
+
+def test_schedules():
+    config = scheduler_config(beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction")
+    assert config["beta_schedule"] == "scaled_linear"
+    assert config["prediction_type"] == "v_prediction"
+    other = scheduler_config(beta_start=1e-4, beta_end=2e-2, schedule="sqrt_linear")
+    assert other["beta_schedule"] == "linear"
+    with pytest.raises(
+        ValueError, match="schedule 'cosine' is unknown to diffusers; it has linear"
+    ):
+        scheduler_config(beta_start=0.1, beta_end=0.2, schedule="cosine")
+
+
+def test_text_towers_are_read_off_their_parameters(text):
+    config = text_config(text, num_heads=2, hidden_act="gelu")
+    expected = {
+        "architectures": ["CLIPTextModelWithProjection"],
+        "vocab_size": 11,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 5,
+        "projection_dim": 8,
+    }
+    assert {name: config[name] for name in expected} == expected
+    bare = {name: child for name, child in text.items() if name != "text_projection"}
+    assert text_config(bare, num_heads=2, hidden_act="gelu")["architectures"] == ["CLIPTextModel"]
+
+
+def test_a_folder_survives(unet, vae, text, draw, same, tmp_path):
+    shapes = {
+        "network": unet(),
+        "first_stage": vae(),
+        "conditioner": {"text": text, "text_2": text},
+    }
+    params = draw(shapes)
+    configs = {name: {"_class_name": f"A{name}"} for name in ("network", "first_stage")}
+    configs |= {"text": {"architectures": ["T"]}, "text_2": {"architectures": ["T"]}}
+    configs["scheduler"] = scheduler_config(beta_start=0.1, beta_end=0.2)
+    folder = tmp_path / "out"
+    save_diffusers(folder, params, configs)
+    assert same(import_checkpoint(shapes, folder), params)
+    assert json.loads((folder / "model_index.json").read_text()) == {
+        "_class_name": "StableDiffusionXLPipeline",
+        "_diffusers_version": diffusers_folder.VERSION,
+        "unet": ["diffusers", "Anetwork"],
+        "vae": ["diffusers", "Afirst_stage"],
+        "text_encoder": ["transformers", "T"],
+        "text_encoder_2": ["transformers", "T"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
+    assert json.loads((folder / "vae/config.json").read_text()) == {"_class_name": "Afirst_stage"}
+    with pytest.raises(FileExistsError, match="out exists"):
+        save_diffusers(folder, params, configs)
+
+
+def test_folders_are_whole_or_not_there(unet, draw, tmp_path):
+    params = {"network": draw(unet())}
+    with pytest.raises(ValueError, match="component 'network' has no config; there are"):
+        save_diffusers(tmp_path / "out", params, {})
+    with pytest.raises(TypeError):
+        save_diffusers(tmp_path / "out", params, {"network": {"x": {1, 2}}})
+    assert not list(tmp_path.iterdir())
