@@ -1,7 +1,6 @@
 """Batches as a pure function of (seed, step): shuffled for training, in order for evaluation."""
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,24 +9,42 @@ import numpy as np
 from absl import flags
 
 from diffusion_jax.data import transforms
+from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
+from diffusion_jax.data.order import (
+    AUGMENT,
+    CAPTION,
+    Order,
+    evaluation_order,
+    training_order,
+    uniform,
+)
 from diffusion_jax.data.records import Record, Records, find_keys, make_reader
 
-# Streams of the counter-based generator: what a (seed, number) pair is drawn for.
-_ORDER, _AUGMENT = 0, 1
+_MIDDLE = np.array([[0.5, 0.5]])
 
 
 class Batches(NamedTuple):
     """A way to iterate from any step, and the sizes that a progress display needs.
 
     iterate(start_step) yields this process's rows of global batch start_step, start_step + 1, ...
-    as a dict of numpy arrays: "image" float32 [b, h, w, c] in [-1, 1], "index" int64 [b], when the
-    data has them "label" int32 [b] and "caption" str [b], and from eval_batches "weight" float32
-    [b].
+    as a dict of numpy arrays:
+        "image": float32 [b, h, w, c] in [-1, 1].
+        "original_size": int32 [b, 2], (height, width) of the stored image, upright.
+        "crop_top_left": int32 [b, 2], (top, left) of the window in the resized image; of a mirrored
+            image, in the mirrored one.
+        "target_size": int32 [b, 2], (h, w) of the batch's images.
+        "index": int64 [b], record numbers.
+        "label": int32 [b] and "caption": str [b], when the data have them.
+        "weight": float32 [b], from eval_batches.
+    shapes: every (h, w) that occurs: one, or with buckets one per bucket.
+
+    The sizes are the micro-conditioning of SDXL (Podell et al. 2023, section 2.2).
     """
 
     iterate: Callable[[int], Iterator[dict[str, np.ndarray]]]
     num_examples: int
     steps_per_epoch: int
+    shapes: tuple[tuple[int, int], ...]
 
 
 def make_batches(
@@ -43,6 +60,9 @@ def make_batches(
     random_flip: bool = False,
     pad: int = 0,
     resize: str = "bicubic",
+    buckets: bool = False,
+    bucket_divisor: int = 64,
+    max_aspect: float = 2.0,
     cache: bool = False,
     max_corrupt: int = 10,
     image_key: str | None = None,
@@ -56,25 +76,24 @@ def make_batches(
 ) -> Batches:
     """Batches for training: global batch k is a function of (seed, k) and of nothing else.
 
-    The stream of records is one shuffled epoch after the other, cut into batches without regard to
-    where an epoch ends, so every record is seen equally often. Of n processes, process p gets the
-    p-th of n equal blocks of rows of each batch.
+    The stream of records (of each bucket) is one shuffled epoch after the other, cut into batches
+    without regard to where an epoch ends, so every record is seen equally often: training_order.
 
     Args:
-        source: what open_source returns, or any sequence of dicts with an image.
-        batch_size: records per global batch.
-        image_size, channels, crop, resize, pad: see transforms.make_fit.
+        source: what open_source returns, or any sequence of dicts with an image. Of several
+            captions each batch draws one.
+        batch_size: records per global batch; of n processes, each gets one of n blocks of rows.
+        image_size, channels, crop, resize, pad: see transforms.fit.
         seed: of order and augmentations, 0 <= seed < 2**64.
         shuffle: a new order every epoch; else the order of the source.
-        repeat: without end; else one epoch, without its last incomplete batch.
+        repeat: without end; else one epoch, without its last incomplete batch (of each bucket).
         random_flip: mirror each image left to right with probability 1/2.
+        buckets, bucket_divisor, max_aspect: images of similar proportions go together, in shapes
+            of the area of image_size that fill a batch: buckets.fill_buckets, bucket_shapes.
         cache: keep what comes before the random part as uint8 in memory after its first use.
         max_corrupt: unreadable records to replace by their successors, before it is an error.
         image_key, label_key, caption_key: see records.find_keys.
-        num_threads: threads that assemble batches ahead of time; 0 assembles on demand.
-        num_workers: processes that decode; they take seconds to start.
-        prefetch: batches to keep ready.
-        process_index, process_count: this process and how many there are.
+        num_threads, num_workers, prefetch: threads (0: none) or processes that keep batches ready.
 
     Raises:
         ValueError: empty source, fewer records than a batch, a batch that does not divide by the
@@ -82,24 +101,19 @@ def make_batches(
     """
     local = _local_rows(len(source), batch_size, process_index, process_count)
     _check_training(len(source), batch_size, seed, num_workers, cache=cache)
-    size, fit = transforms.make_fit(
-        image_size, channels=channels, crop=crop, resize=resize, pad=pad
-    )
+    size = transforms.check_size(image_size)
+    fit = transforms.make_fit(channels=channels, crop=crop, resize=resize, pad=pad)
     keys = find_keys(source, image_key=image_key, label_key=label_key, caption_key=caption_key)
     read = make_reader(source, fit, keys, cache=cache, max_corrupt=max_corrupt)
-
-    def batch(step: int) -> dict[str, np.ndarray]:
-        ids = _record_ids(seed, step * batch_size + local, len(source), shuffle=shuffle)
-        flips, tops, lefts = _uniform(seed, step, (batch_size, 3))[local].T
-        records = [_read_or_next(read, int(i), len(source)) for i in ids]
-        windows = (tops, lefts) if crop == "random" else None
-        mirror = flips < 0.5 if random_flip else None
-        return {"image": _assemble(records, size, windows, mirror), **_columns(records)}
-
-    per_epoch = len(source) // batch_size
+    rule = BucketRule(bucket_divisor, max_aspect, pad) if buckets else None
+    shapes, members = sort_into_buckets(source, keys.image, size, rule, at_least=batch_size)
+    plan = training_order(members, batch_size=batch_size, seed=seed, shuffle=shuffle)
+    rows = _Rows(plan, shapes, local, batch_size, len(source), read)
+    make = functools.partial(_training_batch, rows, seed, crop == "random", random_flip)
     # A range far beyond any run rather than .repeat(), which would start the step numbers again.
-    steps = grain.MapDataset.range(2**60 if repeat else per_epoch).map(batch)
-    return Batches(_prefetched(steps, num_threads, num_workers, prefetch), len(source), per_epoch)
+    steps = grain.MapDataset.range(2**60 if repeat else plan.steps_per_epoch).map(make)
+    iterate = _prefetched(steps, num_threads, num_workers, prefetch)
+    return Batches(iterate, len(source), plan.steps_per_epoch, shapes)
 
 
 def eval_batches(
@@ -111,6 +125,9 @@ def eval_batches(
     crop: str = "center",
     pad: int = 0,
     resize: str = "bicubic",
+    buckets: bool = False,
+    bucket_divisor: int = 64,
+    max_aspect: float = 2.0,
     cache: bool = False,
     max_corrupt: int = 10,
     image_key: str | None = None,
@@ -125,7 +142,8 @@ def eval_batches(
 
     Arguments as in make_batches. "weight" is 1 for records and 0 for padding, whose "index" is -1;
     an unreadable image (up to max_corrupt) is black with weight 0. So the mean over the data set is
-    sum(weight * value) / sum(weight).
+    sum(weight * value) / sum(weight). Of several captions it is the first. With buckets, one bucket
+    comes after the other and the last batch of each is padded.
 
     Raises:
         ValueError: as make_batches, but a batch may be larger than the data set.
@@ -133,27 +151,69 @@ def eval_batches(
     local = _local_rows(len(source), batch_size, process_index, process_count)
     if crop == "random":
         raise ValueError("crop='random' is for training, choose center or stretch for evaluation")
-    size, fit = transforms.make_fit(
-        image_size, channels=channels, crop=crop, resize=resize, pad=pad
-    )
+    size = transforms.check_size(image_size)
+    fit = transforms.make_fit(channels=channels, crop=crop, resize=resize, pad=pad)
     keys = find_keys(source, image_key=image_key, label_key=label_key, caption_key=caption_key)
     read = make_reader(source, fit, keys, cache=cache, max_corrupt=max_corrupt)
+    rule = BucketRule(bucket_divisor, max_aspect, pad) if buckets else None
+    shapes, members = sort_into_buckets(source, keys.image, size, rule)
+    plan = evaluation_order(members, batch_size=batch_size)
+    rows = _Rows(plan, shapes, local, batch_size, len(source), read)
+    steps = grain.MapDataset.range(plan.steps_per_epoch).map(
+        functools.partial(_evaluation_batch, rows, channels)
+    )
+    iterate = _prefetched(steps, num_threads, 0, prefetch)
+    return Batches(iterate, len(source), plan.steps_per_epoch, shapes)
+
+
+class _Rows(NamedTuple):
+    """What a batch is made from: which records, in which shape, and how to read one."""
+
+    plan: Order
+    shapes: tuple[tuple[int, int], ...]
+    local: np.ndarray
+    batch_size: int
+    num_examples: int
+    read: Callable[[int, tuple[int, int]], Record]
+
+
+def _training_batch(
+    rows: _Rows, seed: int, random_crop: bool, random_flip: bool, step: int
+) -> dict[str, np.ndarray]:
+    bucket, ids = rows.plan.at(step)
+    size = rows.shapes[bucket]
+    records = [_read_or_next(rows.read, int(i), size, rows.num_examples) for i in ids[rows.local]]
+    draws = uniform(seed, AUGMENT, step, (rows.batch_size, 3))[rows.local]
+    mirror = draws[:, 0] < 0.5 if random_flip else np.zeros(len(records), bool)
+    geometry, windows = _geometry(records, size, draws[:, 1:] if random_crop else _MIDDLE, mirror)
+    images: list[Any] = [record.image for record in records]  # all readable here
+    if random_crop:
+        spans = zip(images, windows.tolist(), strict=True)
+        images = [image[y : y + size[0], x : x + size[1]] for image, (y, x) in spans]
+    pixels = np.stack(images)
+    if random_flip:
+        pixels[mirror] = pixels[mirror, :, ::-1]
+    picks = np.zeros(len(records))
+    if any(record.captions is not None and len(record.captions) > 1 for record in records):
+        picks = uniform(seed, CAPTION, step, (rows.batch_size,))[rows.local]
+    return {"image": transforms.to_float(pixels), **geometry, **_columns(records, picks)}
+
+
+def _evaluation_batch(rows: _Rows, channels: int, step: int) -> dict[str, np.ndarray]:
+    bucket, ids = rows.plan.at(step)
+    size = rows.shapes[bucket]
+    local = ids[rows.local]
+    real = local >= 0
+    # Padding is another copy of a record of this batch, whose first row always is one.
+    records = [rows.read(int(i), size) for i in np.where(real, local, ids[0])]
+    readable = np.array([record.image is not None for record in records])
     black = np.zeros((*size, channels), np.uint8)
-
-    def batch(step: int) -> dict[str, np.ndarray]:
-        positions = step * batch_size + local
-        real = positions < len(source)
-        records = [read(int(i)) for i in np.where(real, positions, 0)]
-        readable = np.array([record.image is not None for record in records])
-        pixels = np.stack([black if record.image is None else record.image for record in records])
-        columns = _columns(records)
-        columns["index"] = np.where(real, columns["index"], -1)
-        weight = (real & readable).astype(np.float32)
-        return {"image": transforms.to_float(pixels), **columns, "weight": weight}
-
-    num_steps = math.ceil(len(source) / batch_size)
-    steps = grain.MapDataset.range(num_steps).map(batch)
-    return Batches(_prefetched(steps, num_threads, 0, prefetch), len(source), num_steps)
+    pixels = np.stack([black if record.image is None else record.image for record in records])
+    geometry, _ = _geometry(records, size, _MIDDLE, np.zeros(len(records), bool))
+    columns = _columns(records, np.zeros(len(records)))
+    columns["index"] = np.where(real, columns["index"], -1)
+    weight = (real & readable).astype(np.float32)
+    return {"image": transforms.to_float(pixels), **geometry, **columns, "weight": weight}
 
 
 def _local_rows(
@@ -189,75 +249,51 @@ def _check_training(
         )
 
 
-def _record_ids(
-    seed: int, positions: np.ndarray, num_examples: int, *, shuffle: bool
-) -> np.ndarray:
-    """Which record stands at each position of the endless stream of epochs; int64, like
-    positions."""
-    epochs, offsets = np.divmod(positions, num_examples)
-    if not shuffle:
-        return offsets
-    ids = np.empty_like(offsets)
-    for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        ids[chosen] = _epoch_order(seed, int(epoch), num_examples)[offsets[chosen]]
-    return ids
-
-
-@functools.lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    # Sorting raw counter-based bits, not Generator.permutation, whose algorithm numpy may change
-    # between versions: a resumed run must see the same order.
-    return np.argsort(_random_bits(seed, _ORDER, epoch, num_examples), kind="stable")
-
-
-def _uniform(seed: int, step: int, shape: tuple[int, int]) -> np.ndarray:
-    """float64 in [0, 1), a function of (seed, step, place in the global batch)."""
-    bits = _random_bits(seed, _AUGMENT, step, math.prod(shape)).reshape(shape)
-    return (bits >> np.uint64(11)) * 2.0**-53
-
-
-def _random_bits(seed: int, stream: int, number: int, size: int) -> np.ndarray:
-    key = np.array([seed, stream], np.uint64)
-    counter = np.array([0, 0, 0, number], np.uint64)
-    return np.random.Philox(key=key, counter=counter).random_raw(size)
-
-
-def _read_or_next(read: Callable[[int], Record], record_id: int, num_examples: int) -> Record:
+def _read_or_next(
+    read: Callable[[int, tuple[int, int]], Record],
+    record_id: int,
+    size: tuple[int, int],
+    num_examples: int,
+) -> Record:
     """The record, or for an unreadable one its first readable successor: no state, so resume stays
     exact."""
     for offset in range(num_examples):
-        record = read((record_id + offset) % num_examples)
+        record = read((record_id + offset) % num_examples, size)
         if record.image is not None:
             return record
     raise ValueError(f"none of the {num_examples} records has a readable image")
 
 
-def _assemble(
-    records: list[Record],
-    size: tuple[int, int],
-    windows: tuple[np.ndarray, np.ndarray] | None,
-    mirror: np.ndarray | None,
-) -> np.ndarray:
-    """The random part: cut windows [b], [b] in [0, 1) out, flip where mirror [b], scale."""
-    images: list[Any] = [record.image for record in records]  # all readable here
-    if windows is not None:
-        offsets = zip(images, *windows, strict=True)
-        images = [transforms.cut(image, size, top, left) for image, top, left in offsets]
-    pixels = np.stack(images)
-    if mirror is not None:
-        pixels[mirror] = pixels[mirror, :, ::-1]
-    return transforms.to_float(pixels)
+def _geometry(
+    records: list[Record], size: tuple[int, int], places: np.ndarray, mirror: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The size micro-conditioning of a batch, and the (top, left) [b, 2] to cut its windows at.
+
+    A mirrored image counts as mirrored before it was cut, so that its left is that of what is seen.
+    """
+    resized = np.array([record.resized_size for record in records])
+    windows = transforms.corners(resized, size, places)
+    seen = windows.astype(np.int32)
+    seen[mirror, 1] = (resized[:, 1] - size[1] - windows[:, 1])[mirror]
+    geometry = {
+        "original_size": np.array([record.original_size for record in records], np.int32),
+        "crop_top_left": seen,
+        "target_size": np.tile(np.array(size, np.int32), (len(records), 1)),
+    }
+    return geometry, windows
 
 
-def _columns(records: list[Record]) -> dict[str, np.ndarray]:
+def _columns(records: list[Record], picks: np.ndarray) -> dict[str, np.ndarray]:
+    """The other columns; picks [b] in [0, 1) choose among the captions of each record."""
     columns: dict[str, np.ndarray] = {
         "index": np.array([record.index for record in records], np.int64)
     }
     if records[0].label is not None:
         columns["label"] = np.array([record.label for record in records], np.int32)
-    if records[0].caption is not None:
-        columns["caption"] = np.array([record.caption for record in records])
+    if records[0].captions is not None:
+        captions: list[Any] = [record.captions for record in records]
+        pairs = zip(captions, picks, strict=True)
+        columns["caption"] = np.array([texts[int(pick * len(texts))] for texts, pick in pairs])
     return columns
 
 

@@ -1,4 +1,4 @@
-"""TFDS builder: a user's folder of images, with classes from folders or captions from a file."""
+"""TFDS builder: a user's folder of images, with classes from folders or captions from files."""
 
 import dataclasses
 import hashlib
@@ -18,6 +18,7 @@ SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
 METADATA = "metadata.jsonl"
+CAPTIONS = ("auto", "none", "txt", "metadata")
 # Folder name -> split.
 SPLITS = {
     "train": "train",
@@ -36,7 +37,7 @@ class Item(NamedTuple):
     path: Path
     name: str
     label: str | None
-    caption: str | None
+    captions: tuple[str, ...] | None
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -46,6 +47,8 @@ class ImageFolderConfig(tfds.core.BuilderConfig):
     folder: str
     classes: tuple[str, ...]
     has_captions: bool
+    several_captions: bool
+    caption: str
     max_corrupt: int
 
 
@@ -72,7 +75,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         if config.classes:
             features["label"] = tfds.features.ClassLabel(names=list(config.classes))
         if config.has_captions:
-            features["caption"] = tfds.features.Text()
+            text = tfds.features.Text()
+            features["caption"] = tfds.features.Sequence(text) if config.several_captions else text
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"Images of the folder {config.folder}.",
@@ -82,7 +86,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         del dl_manager
-        return {split: self._examples(items) for split, items in scan(self._folder).items()}
+        splits = scan(self._folder, caption=self._options.caption)
+        return {split: self._examples(items) for split, items in splits.items()}
 
     @property
     def _folder(self) -> Path:
@@ -100,8 +105,9 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
             example = {"image": encoded, "file_name": item.name}
             if item.label is not None:
                 example["label"] = item.label
-            if item.caption is not None:
-                example["caption"] = item.caption
+            if item.captions is not None:
+                several = self._options.several_captions
+                example["caption"] = list(item.captions) if several else item.captions[0]
             readable += 1
             yield item.name, example
         if not readable:
@@ -127,42 +133,56 @@ def builder(
     data_dir: str | os.PathLike[str],
     *,
     folder: str | os.PathLike[str],
+    caption: str = "auto",
     max_corrupt: int = 10,
 ) -> ImageFolder:
     """A builder for a folder of images; any change of the folder makes it prepare again.
 
-    The folder holds images; or one sub-folder per class; or a file metadata.jsonl with one object
-    {"file_name": ..., "caption" or "text": ..., "label": ...} per line. Any of these may stand
-    inside sub-folders train, validation (val, valid) and test; without them all is "train".
+    The folder holds images; or one sub-folder per class; or images and captions. Any of these may
+    stand inside sub-folders train, validation (val, valid) and test; without them all is "train".
 
     Args:
         data_dir: where TFDS data sets are prepared.
         folder: the user's folder.
+        caption: where captions come from.
+            "metadata": a file metadata.jsonl with one object {"file_name": ..., "caption" or
+            "text": a text or a list of texts, "label": ...} per line.
+            "txt": beside each image a text file of its name, one caption per line; sub-folders then
+            have no meaning.
+            "none": nowhere, what such files there are is ignored.
+            "auto": metadata.jsonl, which need not have captions, if there is one.
         max_corrupt: unreadable images to leave out with a warning, before it is an error.
 
     Raises:
-        FileNotFoundError: no such folder, or metadata.jsonl names a file that is not there.
-        ValueError: no images, images beside class folders, or a bad line in metadata.jsonl.
+        FileNotFoundError: no such folder, an image without its text file, no metadata.jsonl, or it
+            names a file that is not there.
+        ValueError: no images, images beside class folders, a bad line in metadata.jsonl, or another
+            value of caption.
     """
     root = Path(folder).expanduser().resolve()
-    splits = scan(root)
+    splits = scan(root, caption=caption)
     items = [item for part in splits.values() for item in part]
+    captions = [item.captions for item in items if item.captions is not None]
     config = ImageFolderConfig(
         name=f"{re.sub(r'[^A-Za-z0-9]+', '_', root.name)[:40]}-{_fingerprint(items, max_corrupt)}",
         folder=str(root),
         classes=_classes(items),
-        has_captions=items[0].caption is not None,
+        has_captions=bool(captions),
+        several_captions=any(len(texts) != 1 for texts in captions),
+        caption=caption,
         max_corrupt=max_corrupt,
     )
     return ImageFolder(data_dir=data_dir, config=config)
 
 
-def scan(root: Path) -> dict[str, list[Item]]:
+def scan(root: Path, *, caption: str = "auto") -> dict[str, list[Item]]:
     """The images of a folder by split, without opening them.
 
     Raises:
         FileNotFoundError, ValueError: as `builder`.
     """
+    if caption not in CAPTIONS:
+        raise ValueError(f"caption={caption!r} is unknown, choose one of {', '.join(CAPTIONS)}")
     if not root.is_dir():
         raise FileNotFoundError(f"folder={str(root)!r} is not a folder")
     names = {path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."}
@@ -170,20 +190,35 @@ def scan(root: Path) -> dict[str, list[Item]]:
         parts = {SPLITS[name]: root / name for name in sorted(names)}
     else:
         parts = {"train": root}
-    splits = {split: _scan_part(root, part) for split, part in parts.items()}
-    for field in ("label", "caption"):
-        missing = [i for part in splits.values() for i in part if getattr(i, field) is None]
-        if missing and len(missing) < sum(map(len, splits.values())):
-            raise ValueError(
-                f"{missing[0].path} has no {field}, but other images of {root} have one; "
-                f"give each a {field} or none"
-            )
+    splits = {split: _scan_part(root, part, caption) for split, part in parts.items()}
+    _check_all_or_none(root, [item for part in splits.values() for item in part])
     return splits
 
 
-def _scan_part(root: Path, part: Path) -> list[Item]:
-    if (part / METADATA).exists():
-        return _read_metadata(root, part)
+def _check_all_or_none(root: Path, items: list[Item]) -> None:
+    for field, name in (("label", "label"), ("captions", "caption")):
+        missing = [item for item in items if getattr(item, field) is None]
+        if missing and len(missing) < len(items):
+            raise ValueError(
+                f"{missing[0].path} has no {name}, but other images of {root} have one; "
+                f"give each a {name} or none"
+            )
+
+
+def _scan_part(root: Path, part: Path, caption: str) -> list[Item]:
+    if caption == "metadata" and not (part / METADATA).exists():
+        raise FileNotFoundError(
+            f"caption='metadata' needs the file {part / METADATA}, with one line "
+            '{"file_name": "a.png", "caption": "a red fox"} per image'
+        )
+    if caption in ("auto", "metadata") and (part / METADATA).exists():
+        items = _read_metadata(root, part)
+        if caption == "metadata" and items[0].captions is None:
+            raise ValueError(
+                f'{part / METADATA} gives {items[0].name} no "caption" and no "text"; '
+                "add one to every line, or leave caption='auto'"
+            )
+        return items
     paths = sorted(
         path
         for path in part.rglob("*")
@@ -192,6 +227,12 @@ def _scan_part(root: Path, part: Path) -> list[Item]:
     )
     if not paths:
         raise ValueError(f"{part} holds no images, which end in {', '.join(SUFFIXES)}")
+    if caption == "txt":
+        texts = _read_captions(paths)
+        return [
+            Item(path, path.relative_to(root).as_posix(), None, captions)
+            for path, captions in zip(paths, texts, strict=True)
+        ]
     loose = [path for path in paths if path.parent == part]
     if loose and len(loose) < len(paths):
         raise ValueError(
@@ -207,6 +248,25 @@ def _scan_part(root: Path, part: Path) -> list[Item]:
         )
         for path in paths
     ]
+
+
+def _read_captions(paths: list[Path]) -> list[tuple[str, ...]]:
+    files = [path.with_suffix(".txt") for path in paths]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"caption='txt' needs a text file beside each image (it may be empty), but "
+            f"{len(missing)} of {len(files)} are not there, such as {missing[0]}"
+        )
+    return [_lines(file) for file in files]
+
+
+def _lines(file: Path) -> tuple[str, ...]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error})") from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip()) or ("",)
 
 
 def _read_metadata(root: Path, part: Path) -> list[Item]:
@@ -233,14 +293,24 @@ def _read_line(root: Path, part: Path, where: str, line: str) -> Item:
     path = part / fields["file_name"]
     if not path.is_file():
         raise FileNotFoundError(f"{where} names {fields['file_name']!r}, which is not in {part}")
-    caption = fields["caption"] if "caption" in fields else fields.get("text")
     label = fields.get("label")
     return Item(
         path,
         path.relative_to(root).as_posix(),
         None if label is None else str(label),
-        None if caption is None else str(caption),
+        _captions(fields["caption"] if "caption" in fields else fields.get("text"), where),
     )
+
+
+def _captions(value: Any, where: str) -> tuple[str, ...] | None:
+    """One caption or a list of them; a number may be a caption too."""
+    if value is None or value == []:
+        return None
+    texts = value if isinstance(value, list) else [value]
+    wrong = [text for text in texts if not isinstance(text, (str, int, float))]
+    if wrong:
+        raise ValueError(f"{where}: a caption must be a text or a list of texts, got {wrong[0]!r}")
+    return tuple(str(text) for text in texts)
 
 
 def _classes(items: list[Item]) -> tuple[str, ...]:
@@ -255,6 +325,8 @@ def _fingerprint(items: list[Item], max_corrupt: int) -> str:
     digest = hashlib.sha256(str(max_corrupt).encode())
     for item in items:
         status = item.path.stat()
-        facts = [item.name, item.label, item.caption, status.st_size, status.st_mtime_ns]
+        texts = item.captions
+        caption = texts[0] if texts is not None and len(texts) == 1 else texts
+        facts = [item.name, item.label, caption, status.st_size, status.st_mtime_ns]
         digest.update(json.dumps(facts).encode())
     return digest.hexdigest()[:12]

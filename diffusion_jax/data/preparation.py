@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder, registered
+from tensorflow_datasets.core.utils import tqdm_utils
 
 # Seconds to wait for the host of a data set before saying that it cannot be reached.
 _CONNECT_TIMEOUT = 5
@@ -23,15 +24,18 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep TFDS from announcing a download of unknown size where nothing is downloaded."""
+    """Keep TFDS from announcing a download of unknown size where nothing is downloaded, and from
+    drawing three progress bars per split; `prepare` logs the one line that matters."""
     tfds_log = logging.getLogger("absl")
-    level = tfds_log.level
+    level, bars = tfds_log.level, tqdm_utils._active
     tfds_log.setLevel(logging.ERROR)
+    tqdm_utils.display_progress_bar(False)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         tfds_log.setLevel(level)
+        tqdm_utils.display_progress_bar(bars)
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:

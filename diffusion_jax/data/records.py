@@ -1,4 +1,4 @@
-"""One record of a source: find its image, label and caption, decode it, remember it, count the
+"""One record of a source: find its image, label and captions, decode it, remember it, count the
 unreadable."""
 
 import logging
@@ -8,9 +8,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from tensorflow_datasets.core import features as tfds_features
 
-from diffusion_jax.data.transforms import CorruptImageError
+from diffusion_jax.data.transforms import CorruptImageError, Fitted
 
-_USUAL_NAMES = {"image": ("image",), "label": ("label",), "caption": ("caption", "text")}
+_USUAL_NAMES = {
+    "image": ("image",),
+    "label": ("label",),
+    "caption": ("caption", "text", "captions"),
+}
 _FEATURES = {
     "image": tfds_features.Image,
     "label": tfds_features.ClassLabel,
@@ -31,12 +35,18 @@ class Records(Protocol):
 
 
 class Record(NamedTuple):
-    """A decoded record; image is None when it is unreadable, label and caption when the source has
-    none."""
+    """A decoded record; image is None when it is unreadable, label and captions when the source has
+    none.
+
+    original_size, resized_size: (height, width) as in transforms.Fitted; of an unreadable image the
+    asked size.
+    """
 
     image: np.ndarray | None
+    original_size: tuple[int, int]
+    resized_size: tuple[int, int]
     label: int | None
-    caption: str | None
+    captions: tuple[str, ...] | None
     index: int
 
 
@@ -57,8 +67,9 @@ def find_keys(
 ) -> Keys:
     """Names of the image, label and caption features of a source.
 
-    A name that is given must exist. Otherwise it is the usual name ("image"; "label"; "caption" or
-    "text"), or the only image or class label at the top level; labels and captions are optional.
+    A name that is given must exist. Otherwise it is the usual name ("image"; "label"; "caption",
+    "text" or "captions"), or the only image or class label at the top level; labels and captions
+    are optional. A caption feature holds one text or a sequence of texts.
 
     Raises:
         ValueError: no such feature, or several images to choose from; names the argument and the
@@ -93,19 +104,21 @@ def _choose(features: Mapping[str, Any], kind: str, given: str | None) -> str | 
 def _is_kind(kind: str, name: str, feature: Any) -> bool:
     """Whether a feature of TFDS, or by its name a value in a plain dict, is of a kind."""
     if isinstance(feature, tfds_features.FeatureConnector):
+        if kind == "caption" and isinstance(feature, tfds_features.Sequence):
+            feature = feature.feature
         return isinstance(feature, _FEATURES[kind])
     return name in _USUAL_NAMES[kind]
 
 
 def make_reader(
     source: Records,
-    fit: Callable[[Any], np.ndarray],
+    fit: Callable[[Any, tuple[int, int]], Fitted],
     keys: Keys,
     *,
     cache: bool,
     max_corrupt: int,
-) -> Callable[[int], Record]:
-    """A function record number -> Record, safe to call from several threads.
+) -> Callable[[int, tuple[int, int]], Record]:
+    """A function (record number, (height, width)) -> Record, safe to call from several threads.
 
     With cache=True a record is decoded once and kept. An unreadable image gives image=None and a
     warning; when more than max_corrupt different ones have been met it is an error.
@@ -113,26 +126,41 @@ def make_reader(
     Raises:
         ValueError: while reading, one unreadable image too many; names the record.
     """
-    kept: dict[int, Record] = {}
+    kept: dict[tuple[int, tuple[int, int]], Record] = {}
     corrupt: set[int] = set()
 
-    def read(index: int) -> Record:
-        if index in kept:
-            return kept[index]
+    def read(index: int, size: tuple[int, int]) -> Record:
+        if (index, size) in kept:
+            return kept[index, size]
         fields = source[index]
         try:
-            image = fit(fields[keys.image])
+            image, original_size, resized_size = fit(fields[keys.image], size)
         except CorruptImageError as error:
-            image = None
+            image, original_size, resized_size = None, size, size
             _count_corrupt(corrupt, index, _name(fields, index), error, max_corrupt)
         label = None if keys.label is None else int(fields[keys.label])
-        caption = None if keys.caption is None else _text(fields[keys.caption])
-        record = Record(image, label, caption, index)
+        texts = None if keys.caption is None else captions_of(fields[keys.caption])
+        record = Record(image, original_size, resized_size, label, texts, index)
         if cache:
-            kept[index] = record
+            kept[index, size] = record
         return record
 
     return read
+
+
+def captions_of(value: Any) -> tuple[str, ...]:
+    """The captions of a record, at least one: of one text, or of a sequence of texts.
+
+    A sequence of dicts, which TFDS turns into a dict of sequences, counts by its "text" (as in
+    coco_captions). No texts at all are one empty caption, as for an image without a description.
+    """
+    if isinstance(value, Mapping) and "text" in value:
+        value = value["text"]
+    if isinstance(value, (bytes, str)):
+        return (_text(value),)
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        raise TypeError(f"a caption must be a text or a sequence of texts, got {value!r:.80}")
+    return tuple(_text(text) for text in value) or ("",)
 
 
 def _count_corrupt(

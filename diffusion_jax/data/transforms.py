@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -34,8 +35,24 @@ _DECODE_ERRORS = (
 )
 
 
+# EXIF orientations that lay a picture on its side.
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+
+
 class CorruptImageError(ValueError):
     """An image that cannot be decoded; the caller knows which record it was and says so."""
+
+
+class Fitted(NamedTuple):
+    """An image after the deterministic part, and what size micro-conditioning needs to know.
+
+    pixels: uint8 [h, w, c]. original_size: (height, width) as it is stored, but upright.
+    resized_size: (height, width) that a window is cut, or was cut, out of.
+    """
+
+    pixels: np.ndarray
+    original_size: tuple[int, int]
+    resized_size: tuple[int, int]
 
 
 def decode(image: bytes | np.ndarray | Image.Image, channels: int) -> np.ndarray:
@@ -73,6 +90,26 @@ def decode(image: bytes | np.ndarray | Image.Image, channels: int) -> np.ndarray
     return pixels.reshape(pixels.shape[0], pixels.shape[1], channels)
 
 
+def size_of(image: bytes | np.ndarray) -> tuple[int, int]:
+    """(height, width) that `decode` will return, from the header alone.
+
+    Raises:
+        CorruptImageError: the bytes have no readable header of an image.
+    """
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    try:
+        picture = Image.open(io.BytesIO(image))
+        # Not picture.getexif(), which decodes a whole PNG to find an orientation at its end.
+        orientation = Image.Image.getexif(picture).get(_ORIENTATION)
+    except _DECODE_ERRORS as error:
+        raise CorruptImageError(
+            f"not a readable image ({type(error).__name__}: {error})"
+        ) from error
+    width, height = picture.size
+    return (width, height) if orientation in _TURNED else (height, width)
+
+
 def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype == np.uint16:
         array = _to_8_bits(array)
@@ -107,7 +144,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 def fit(
     pixels: np.ndarray, *, image_size: tuple[int, int], crop: str, resize: str, pad: int
-) -> np.ndarray:
+) -> Fitted:
     """Pad, then bring an image to a size: the deterministic part, which may be cached.
 
     Args:
@@ -120,8 +157,9 @@ def fit(
             strokes sharp).
 
     Returns:
-        uint8 [height, width, c]; with crop="random" at least that large.
+        Fitted with pixels [height, width, c]; with crop="random" at least that large.
     """
+    original_size = pixels.shape[:2]
     if pad:
         pixels = np.pad(pixels, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
     height, width = image_size
@@ -136,14 +174,27 @@ def fit(
         picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         picture = picture.resize((new_width, new_height), RESIZE_FILTERS[resize])
         pixels = np.asarray(picture).reshape(new_height, new_width, pixels.shape[-1])
-    return cut(pixels, image_size, 0.5, 0.5) if crop == "center" else pixels
+    if crop == "center":
+        pixels = cut(pixels, image_size, 0.5, 0.5)
+    return Fitted(pixels, original_size, (new_height, new_width))
+
+
+def corners(
+    resized_sizes: np.ndarray, image_size: tuple[int, int], places: np.ndarray
+) -> np.ndarray:
+    """(top, left) of windows of image_size: int [b, 2].
+
+    Args:
+        resized_sizes: int [b, 2], (height, width) of what they are cut out of.
+        places: float [b, 2] or [1, 2] in [0, 1), which of the possible offsets; 0.5 is the middle.
+    """
+    return (places * (resized_sizes - np.array([image_size]) + 1)).astype(np.int64)
 
 
 def cut(pixels: np.ndarray, image_size: tuple[int, int], top: float, left: float) -> np.ndarray:
     """Cut a window out of [h, w, c]; top and left in [0, 1) choose among the possible offsets."""
     height, width = image_size
-    y = int(top * (pixels.shape[0] - height + 1))
-    x = int(left * (pixels.shape[1] - width + 1))
+    ((y, x),) = corners(np.array([pixels.shape[:2]]), image_size, np.array([[top, left]]))
     return pixels[y : y + height, x : x + width]
 
 
@@ -155,13 +206,27 @@ def to_float(images: np.ndarray) -> np.ndarray:
     return scaled
 
 
+def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of an option that is one number for squares, or such a pair.
+
+    Raises:
+        ValueError: neither, or not positive.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or any(not isinstance(side, int) or side < 1 for side in size):
+        raise ValueError(
+            f"image_size={image_size!r} must be a positive number of pixels "
+            "or a pair (height, width)"
+        )
+    return size
+
+
 def make_fit(
-    image_size: int | tuple[int, int], *, channels: int, crop: str, resize: str, pad: int
-) -> tuple[tuple[int, int], Callable[[bytes | np.ndarray], np.ndarray]]:
-    """Check the options once and bind them: ((height, width), encoded image -> uint8 array).
+    *, channels: int, crop: str, resize: str, pad: int
+) -> Callable[[bytes | np.ndarray, tuple[int, int]], Fitted]:
+    """Check the options once and bind them: (encoded image, (height, width)) -> Fitted.
 
     Args:
-        image_size: pixels, one number for squares or (height, width).
         channels: 1 (grayscale) or 3 (RGB).
         crop: "center", "random" or "stretch".
         resize: a name of RESIZE_FILTERS; all but "nearest" are antialiased when they shrink.
@@ -170,12 +235,6 @@ def make_fit(
     Raises:
         ValueError: an option outside its choices, naming the argument, the value and the choices.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or any(not isinstance(side, int) or side < 1 for side in size):
-        raise ValueError(
-            f"image_size={image_size!r} must be a positive number of pixels "
-            "or a pair (height, width)"
-        )
     if channels not in MODES:
         raise ValueError(f"channels={channels!r} is not supported, choose 1 (grayscale) or 3 (RGB)")
     if crop not in CROPS:
@@ -185,7 +244,8 @@ def make_fit(
     if pad < 0:
         raise ValueError(f"pad={pad} must be 0 or a positive number of pixels")
 
-    def fit_encoded(image: bytes | np.ndarray) -> np.ndarray:
-        return fit(decode(image, channels), image_size=size, crop=crop, resize=resize, pad=pad)
+    def fit_encoded(image: bytes | np.ndarray, image_size: tuple[int, int]) -> Fitted:
+        pixels = decode(image, channels)
+        return fit(pixels, image_size=image_size, crop=crop, resize=resize, pad=pad)
 
-    return size, fit_encoded
+    return fit_encoded

@@ -11,6 +11,7 @@ import pytest
 from diffusion_jax.data.batches import eval_batches, make_batches
 
 SIZE = 23
+SIZES = ("original_size", "crop_top_left", "target_size")
 
 
 def records(n=SIZE, size=6, text=True):
@@ -42,6 +43,7 @@ def test_contents_and_types():
         "label": ((4,), "i"),
         "caption": ((4,), "U"),
         "index": ((4,), "i"),
+        **dict.fromkeys(SIZES, ((4, 2), "i")),
     }
     assert batch["image"].dtype == np.float32
     assert batch["label"].dtype == np.int32
@@ -55,7 +57,7 @@ def test_contents_and_types():
 
 def test_no_labels_and_no_captions():
     source = [{"image": record["image"]} for record in records()]
-    assert set(take(make_batches(source, **options()), 1)[0]) == {"image", "index"}
+    assert set(take(make_batches(source, **options()), 1)[0]) == {"image", "index", *SIZES}
 
 
 @pytest.mark.parametrize("cache", [False, True])
@@ -159,9 +161,15 @@ import itertools
 import numpy as np
 from diffusion_jax.data.batches import make_batches
 
-source = [{"image": np.full((4, 4, 3), i, np.uint8), "caption": f"picture {i}"} for i in range(23)]
+source = [
+    {"image": np.full((4, 4 + 4 * (i % 2), 3), i, np.uint8), "caption": f"picture {i}"}
+    for i in range(23)
+]
 for num_workers in (0, 1):
-    batches = make_batches(source, batch_size=4, image_size=4, seed=3, num_workers=num_workers)
+    batches = make_batches(
+        source, batch_size=4, image_size=4, buckets=True, bucket_divisor=2, seed=3,
+        num_workers=num_workers,
+    )
     for batch in itertools.islice(batches.iterate(2), 3):
         print(num_workers, batch["index"].tolist(), batch["caption"].tolist(), batch["image"].sum())
 """
@@ -199,7 +207,7 @@ def test_corrupt_record_is_replaced_by_its_successor():
 
 
 def test_too_many_corrupt_records_stop_with_the_record():
-    batches = make_batches(broken(2, 5), **options(shuffle=False, max_corrupt=1))
+    batches = make_batches(broken(2, 5), **options(shuffle=False, max_corrupt=1, num_threads=0))
     with pytest.raises(ValueError, match=r"record 5 .*max_corrupt=1"):
         take(batches, 2)
 
@@ -262,3 +270,168 @@ def test_evaluation_gives_corrupt_records_no_weight():
     batch = next(eval_batches(broken(1), batch_size=4, image_size=6).iterate(0))
     assert batch["weight"].tolist() == [1, 0, 1, 1]
     assert batch["index"].tolist() == [0, 1, 2, 3]
+
+
+def coordinates(*sizes):
+    """Images whose red is the row and whose green is the column of each pixel."""
+    return [
+        {"image": np.stack([*np.indices(size), np.full(size, i)], -1).astype(np.uint8)}
+        for i, size in enumerate(sizes)
+    ]
+
+
+def first_pixels(batch):
+    return np.rint((batch["image"][:, 0, 0] + 1) * 127.5).astype(int)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_size_conditioning_tells_the_window_that_is_seen(cache):
+    """6 pixels are the shorter side, so nothing is resized and the first pixel is (top, left); a
+    mirrored picture is cut at the left of its own, width - 1 - (old column of its first pixel)."""
+    sizes = [(6, 11), (9, 6), (6, 6), (6, 30)]
+    changes = {"crop": "random", "random_flip": True, "cache": cache}
+    mirrored = 0
+    for batch in take(make_batches(coordinates(*sizes), **options(**changes)), 40):
+        original = np.array([sizes[i] for i in batch["index"]])
+        np.testing.assert_array_equal(batch["original_size"], original)
+        np.testing.assert_array_equal(batch["target_size"], [[6, 6]] * 4)
+        tops, columns, _ = first_pixels(batch).T
+        is_mirrored = batch["image"][:, 0, 0, 1] > batch["image"][:, 0, 1, 1]
+        lefts = np.where(is_mirrored, original[:, 1] - 1 - columns, columns)
+        np.testing.assert_array_equal(batch["crop_top_left"], np.stack([tops, lefts], 1))
+        mirrored += is_mirrored.sum()
+        assert {batch[key].dtype for key in SIZES} == {np.dtype(np.int32)}
+    assert 40 < mirrored < 120
+
+
+def test_size_conditioning_of_resized_images():
+    """Enlarged twice by repetition of pixels, so the first pixel is half of (top, left)."""
+    source = coordinates((3, 8), (13, 3), (3, 3))
+    batches = eval_batches(source, batch_size=4, image_size=6, resize="nearest")
+    batch = next(batches.iterate(0))
+    assert batch["original_size"].tolist()[:3] == [[3, 8], [13, 3], [3, 3]]
+    assert batch["crop_top_left"].tolist()[:3] == [[0, 5], [10, 0], [0, 0]]
+    np.testing.assert_array_equal(first_pixels(batch)[:3, :2] * 2, [[0, 4], [10, 0], [0, 0]])
+    stretched = eval_batches(source, batch_size=3, image_size=6, crop="stretch", pad=1)
+    assert stretched.shapes == ((6, 6),)
+    batch = next(stretched.iterate(0))
+    assert batch["original_size"].tolist() == [[3, 8], [13, 3], [3, 3]]
+    assert not batch["crop_top_left"].any()
+
+
+# (height, width) of 40 images, mostly of three aspect ratios; one is wider than any shape.
+PHOTOS = [(8, 8)] * 11 + [(6, 9)] * 9 + [(18, 12)] * 10 + [(7, 8)] * 5 + [(1, 1)] * 4 + [(2, 20)]
+BUCKETED = {"image_size": 8, "buckets": True, "bucket_divisor": 2, "max_aspect": 3.0}
+
+
+def test_a_batch_of_a_bucket_has_its_shape():
+    batches = make_batches(coordinates(*PHOTOS), **options(**BUCKETED))
+    assert batches.shapes == ((6, 10), (8, 8), (10, 6))
+    assert batches.num_examples == 40
+    assert batches.steps_per_epoch == 10 // 4 + 20 // 4 + 10 // 4
+    times = np.zeros(40, int)
+    for batch in take(batches, 90):  # 9 epochs of 40 / 4 batches
+        shape = batch["image"].shape[1:3]
+        assert shape in batches.shapes
+        np.testing.assert_array_equal(batch["target_size"], [shape] * 4)
+        original = [PHOTOS[i] for i in batch["index"]]
+        assert batch["original_size"].tolist() == [list(size) for size in original]
+        wide = {"(6, 10)": {(6, 9), (2, 20)}, "(10, 6)": {(18, 12)}}
+        assert set(original) <= wide.get(str(shape), {(8, 8), (7, 8), (1, 1)})
+        times += np.bincount(batch["index"], minlength=40)
+    assert set(times) <= {8, 9, 10}
+    assert times.sum() == 360
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_buckets_resume_and_share(process_count):
+    changes = {"crop": "random", "random_flip": True, **BUCKETED}
+    expected = take(make_batches(coordinates(*PHOTOS), **options(**changes)), 25)
+    assert len({batch["image"].shape for batch in expected}) == 3
+    for start in (0, 11, 24):
+        parts = [
+            take(
+                make_batches(
+                    coordinates(*PHOTOS),
+                    cache=True,
+                    process_index=p,
+                    process_count=process_count,
+                    **options(**changes),
+                ),
+                25 - start,
+                start=start,
+            )
+            for p in range(process_count)
+        ]
+        for whole, *shares in zip(expected[start:], *parts, strict=True):
+            joined = {key: np.concatenate([share[key] for share in shares]) for key in whole}
+            assert_equal(whole, joined)
+
+
+def test_corrupt_record_in_a_bucket_is_replaced_in_its_shape():
+    source = coordinates(*PHOTOS)
+    source[10] = {"image": b"no image"}  # counts as one of image_size
+    batches = make_batches(source, **options(cache=True, **BUCKETED))
+    found = take(batches, 30)
+    assert {batch["image"].shape[1:3] for batch in found} == set(batches.shapes)
+    in_square = [10 + 1 in b["index"] for b in found if b["image"].shape[1:3] == (8, 8)]
+    assert any(in_square)  # record 11 is wide, and stands in for record 10
+    assert not any(10 in batch["index"] for batch in found)
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_evaluation_in_buckets_sees_every_record_once(process_count):
+    seen, shapes = [], []
+    for p in range(process_count):
+        batches = eval_batches(
+            coordinates(*PHOTOS),
+            batch_size=8,
+            process_index=p,
+            process_count=process_count,
+            **BUCKETED,
+        )
+        found = list(batches.iterate(0))
+        assert len(found) == batches.steps_per_epoch == 2 + 3 + 2
+        for batch in found:
+            np.testing.assert_array_equal(batch["weight"] == 0, batch["index"] == -1)
+            seen += batch["index"][batch["weight"] == 1].tolist()
+        shapes.append([batch["image"].shape[1:3] for batch in found])
+    assert sorted(seen) == list(range(40))
+    assert shapes[0] == shapes[-1]
+    assert set(shapes[0]) == set(batches.shapes)
+
+
+def test_bad_bucket_options():
+    for changes, sentence in [
+        ({"bucket_divisor": 3}, r"image_size=\(8, 8\) must be a multiple of bucket_divisor=3"),
+        ({"max_aspect": 0.9}, "max_aspect=0.9 must be at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            make_batches(coordinates(*PHOTOS), **options(**{**BUCKETED, **changes}))
+
+
+def test_one_of_several_captions_is_drawn():
+    source = [
+        {"image": np.zeros((6, 6, 3), np.uint8), "caption": [f"{i}{c}" for c in "abc"][: 1 + i % 3]}
+        for i in range(6)
+    ]
+    batches = make_batches(source, **options(batch_size=6))
+    found = take(batches, 100)
+    drawn = {text for batch in found for text in batch["caption"]}
+    assert drawn == {text for record in source for text in record["caption"]}
+    count = sum("2b" in batch["caption"] for batch in found)
+    assert 15 < count < 55  # a third of 100
+    for batch, again in zip(found[50:], take(batches, 50, start=50), strict=True):
+        assert_equal(batch, again)
+    halves = [
+        take(make_batches(source, process_index=p, process_count=2, **options(batch_size=6)), 9)
+        for p in (0, 1)
+    ]
+    for batch, *parts in zip(found, *halves, strict=False):
+        joined = np.concatenate([part["caption"] for part in parts])
+        np.testing.assert_array_equal(joined, batch["caption"])
+    # One draw per record and step, no matter how the images are augmented.
+    flipped = take(make_batches(source, **options(batch_size=6, random_flip=True)), 1)[0]
+    np.testing.assert_array_equal(flipped["caption"], found[0]["caption"])
+    evaluated = next(eval_batches(source, batch_size=6, image_size=6).iterate(0))
+    assert evaluated["caption"].tolist() == [f"{i}a" for i in range(6)]

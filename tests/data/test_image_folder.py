@@ -55,7 +55,7 @@ def test_flat_folder_has_neither_labels_nor_captions(tmp_path):
     source = open_folder(tmp_path)
     assert num_classes(source) == 0
     batch = next(make_batches(source, batch_size=3, image_size=4).iterate(0))
-    assert set(batch) == {"image", "index"}
+    assert not {"label", "caption"} & set(batch)
 
 
 def test_captions_and_labels_from_metadata(tmp_path):
@@ -192,3 +192,107 @@ def test_images_beside_class_folders(tmp_path):
     write(tmp_path / "photos/b.png")
     with pytest.raises(ValueError, match=r"such as b.png, beside folders"):
         scan(tmp_path / "photos")
+
+
+def captioned(tmp_path, texts):
+    for name, text in texts.items():
+        write(tmp_path / "photos" / f"{name}.png", 1)
+        if text is not None:
+            (tmp_path / "photos" / f"{name}.txt").write_text(text, encoding="utf-8")
+
+
+def test_captions_from_text_files(tmp_path):
+    captioned(tmp_path, {"a": "a red fox\n", "0001/b": "\ufeffein Füchslein", "0002/c": ""})
+    source = open_folder(tmp_path, caption="txt")
+    assert sorted(captions(source)) == ["", "a red fox", "ein Füchslein"]
+    assert class_names(source) == ()  # sub-folders are no classes then
+    with pytest.raises(ValueError, match=r"such as a.png, beside folders"):
+        open_folder(tmp_path)
+
+
+def test_several_captions_per_image(tmp_path):
+    captioned(tmp_path, {"a": "a fox\n\n  a red animal \n", "b": "a tree", "c": ""})
+    source = open_folder(tmp_path, caption="txt")
+    choices = [{"a fox", "a red animal"}, {"a tree"}, {""}]
+    batches = make_batches(source, batch_size=3, image_size=4).iterate(0)
+    seen = [frozenset(next(batches)["caption"]) for _ in range(20)]
+    assert set(seen) == {frozenset({text, "a tree", ""}) for text in choices[0]}
+
+
+def test_several_captions_from_metadata(tmp_path):
+    for name in "ab":
+        write(tmp_path / "photos" / f"{name}.png", 1)
+    (tmp_path / "photos/metadata.jsonl").write_text(
+        '{"file_name": "a.png", "text": ["x", "y"]}\n{"file_name": "b.png", "text": "z"}\n'
+    )
+    source = open_folder(tmp_path, caption="metadata")
+    found = sorted(tuple(text.decode() for text in source[i]["caption"]) for i in (0, 1))
+    assert found == [("x", "y"), ("z",)]
+
+
+def test_caption_none_ignores_the_files(tmp_path):
+    captioned(tmp_path, {"cats/a": "a cat", "dogs/b": "a dog"})
+    (tmp_path / "photos/metadata.jsonl").write_text('{"file_name": "cats/a.png", "caption": "x"}')
+    assert captions(open_folder(tmp_path)) == ["x"]
+    source = open_folder(tmp_path, caption="none")
+    assert class_names(source) == ("cats", "dogs")
+    with pytest.raises(ValueError, match="has no captions"):
+        captions(source)
+
+
+def test_changed_caption_prepares_again(tmp_path):
+    captioned(tmp_path, {"a": "a fox"})
+    assert captions(open_folder(tmp_path, caption="txt")) == ["a fox"]
+    captioned(tmp_path, {"a": "a wolf"})
+    assert captions(open_folder(tmp_path, caption="txt")) == ["a wolf"]
+
+
+def test_missing_and_bad_captions(tmp_path):
+    captioned(tmp_path, {"a": "x", "b": None, "c": None})
+    with pytest.raises(FileNotFoundError, match=r"beside each image .* 2 of 3 .* such as .*b\.txt"):
+        open_folder(tmp_path, caption="txt")
+    with pytest.raises(FileNotFoundError, match=r"caption='metadata' needs the file .*jsonl"):
+        open_folder(tmp_path, caption="metadata")
+    with pytest.raises(ValueError, match="caption='text' is unknown, choose one of auto, none"):
+        open_folder(tmp_path, caption="text")
+    metadata = tmp_path / "photos/metadata.jsonl"
+    metadata.write_text('{"file_name": "a.png", "label": "x"}')
+    with pytest.raises(ValueError, match='gives a.png no "caption" and no "text"'):
+        open_folder(tmp_path, caption="metadata")
+    metadata.write_text('{"file_name": "a.png", "caption": {"en": "x"}}')
+    with pytest.raises(ValueError, match=r"jsonl:1: a caption must be a text .* got \{'en': 'x'\}"):
+        open_folder(tmp_path, caption="metadata")
+    for name in "abc":
+        (tmp_path / f"photos/{name}.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text"):
+        open_folder(tmp_path, caption="txt")
+
+
+def test_bad_images_in_buckets(tmp_path):
+    """Every layout, one pixel, a strip and a damaged header go through buckets as well."""
+    folder = tmp_path / "photos"
+    write(folder / "gray.png", 200)
+    write(folder / "rgba.png", (0, 0, 0, 0), "RGBA", size=(8, 4))
+    write(folder / "one.png", 7, size=(1, 1))
+    write(folder / "deep.png", 65535, "I;16", size=(4, 9))
+    write(folder / "strip.jpg", 90, size=(40, 1))
+    (folder / "bad.png").write_bytes(b"no image")
+    source = open_folder(tmp_path)
+    changes = {"image_size": 8, "buckets": True, "bucket_divisor": 4, "max_aspect": 4.0}
+    batches = eval_batches(source, batch_size=2, **changes)
+    found = {
+        bytes(source[int(i)]["file_name"]).decode(): (image.shape, tuple(size))
+        for batch in batches.iterate(0)
+        for i, image, size in zip(
+            batch["index"], batch["image"], batch["original_size"], strict=True
+        )
+        if i >= 0
+    }
+    assert found == {
+        "gray.png": ((8, 8, 3), (4, 5)),
+        "rgba.png": ((4, 16, 3), (4, 8)),
+        "one.png": ((8, 8, 3), (1, 1)),
+        "deep.png": ((16, 4, 3), (9, 4)),
+        "strip.jpg": ((4, 16, 3), (1, 40)),
+    }
+    assert len(make_batches(source, batch_size=5, **changes).shapes) == 1

@@ -1,10 +1,12 @@
 """Several processes may prepare one data set at the same time."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tensorflow_datasets.core.utils import tqdm_utils
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.sources import open_source
@@ -66,3 +68,16 @@ def test_data_directory_that_cannot_be_written(tmp_path, photos):
     blocked.write_text("not a folder")
     with pytest.raises(OSError, match=r"data_dir: .* could not be prepared in .*file"):
         open_source("image_folder", "train", data_dir=blocked, folder=photos)
+
+
+def test_preparing_says_one_line_and_draws_no_bars(tmp_path, photos, capfd, caplog):
+    """Asked for the bars again afterwards, as TFDS's own data sets may need them."""
+    with caplog.at_level(logging.INFO):
+        open_source("image_folder", "train", data_dir=tmp_path / "tfds", folder=photos)
+    (line,) = [record.message for record in caplog.records if record.name.startswith("diffusion")]
+    assert line.startswith("preparing image_folder/photos-")
+    out, err = capfd.readouterr()
+    assert "Generating" not in out + err
+    assert "\r" not in out + err
+    list(tqdm_utils.tqdm(range(3)))
+    assert "3/3" in capfd.readouterr().err

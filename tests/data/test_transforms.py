@@ -97,7 +97,8 @@ def test_damaged_bytes(keep):
 
 def make(image_size, **changes):
     defaults = {"channels": 3, "crop": "center", "resize": "bicubic", "pad": 0}
-    return transforms.make_fit(image_size, **{**defaults, **changes})[1]
+    fit = transforms.make_fit(**{**defaults, **changes})
+    return lambda image: fit(image, transforms.check_size(image_size)).pixels
 
 
 @pytest.mark.parametrize("old", [(1, 1), (8, 8), (3, 9), (9, 3), (17, 16)])

@@ -1,0 +1,155 @@
+"""Buckets of one aspect ratio each: their shapes, and which image belongs where.
+
+SDXL (Podell et al. 2023, section 2.3) and NovelAI train on batches of images of nearly the same
+proportions, so that little is cropped.
+"""
+
+import logging
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.data import transforms
+from diffusion_jax.data.records import Records
+
+# Headers are read by this many threads, since a network disk answers slowly but many at once.
+_READERS = 16
+_CHUNK = 64
+_SECONDS_BETWEEN_LINES = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+class BucketRule(NamedTuple):
+    """Options of bucket_shapes, and the padding that transforms.fit adds before it resizes."""
+
+    divisor: int
+    max_aspect: float
+    pad: int
+
+
+def bucket_shapes(
+    image_size: tuple[int, int], *, divisor: int = 64, max_aspect: float = 2.0
+) -> tuple[tuple[int, int], ...]:
+    """Shapes of about the area a of image_size: for each short side s the pair (s, floor(a / s)).
+
+    Sides are multiples of the divisor, and each pair stands upright and on its side. For 1024 px
+    and a divisor of 64 these are shapes of SDXL's table (appendix I), which lists smaller areas as
+    well; fewer shapes mean fewer programs to compile. Source: NovelAI, aspect ratio bucketing.
+
+    Args:
+        image_size: (height, width), multiples of the divisor; always one of the shapes.
+        divisor: what the network needs, such as 8 (autoencoder) times 8 (three halvings).
+        max_aspect: the longer side divided by the shorter is at most this.
+
+    Returns:
+        (height, width) pairs, the widest first.
+
+    Raises:
+        ValueError: image_size is no multiple of the divisor, or an option is out of range.
+    """
+    if divisor < 1:
+        raise ValueError(f"bucket_divisor={divisor} must be at least 1")
+    if not 1 <= max_aspect < math.inf:
+        raise ValueError(f"max_aspect={max_aspect} must be at least 1, which is square")
+    if any(side % divisor for side in image_size):
+        raise ValueError(
+            f"image_size={image_size} must be a multiple of bucket_divisor={divisor}, "
+            "so that it is one of the shapes"
+        )
+    area = image_size[0] * image_size[1]
+    shapes = {image_size}
+    for short in range(divisor, math.isqrt(area) + 1, divisor):
+        long = area // short // divisor * divisor
+        if long <= short * max_aspect:
+            shapes |= {(short, long), (long, short)}
+    return tuple(sorted(shapes, key=lambda shape: (shape[0] / shape[1], shape)))
+
+
+def fill_buckets(
+    sizes: np.ndarray, shapes: tuple[tuple[int, int], ...], *, at_least: int = 1
+) -> tuple[tuple[tuple[int, int], ...], tuple[np.ndarray, ...]]:
+    """Put every image into the bucket of the nearest log(height / width).
+
+    Shapes without images are left out. Then the shape with the fewest images, while they are
+    fewer than at_least, is left out too and its images go to their next nearest.
+
+    Args:
+        sizes: int [n, 2], (height, width) of the images, n >= 1.
+        shapes: as bucket_shapes returns them, the widest first.
+
+    Returns:
+        (shapes that are left, for each of them the numbers of its images int64 [n_i]).
+    """
+    ratios = np.log(sizes[:, 0] / sizes[:, 1])
+    while True:
+        centers = np.log([height / width for height, width in shapes])
+        nearest = np.searchsorted((centers[1:] + centers[:-1]) / 2, ratios)
+        counts = np.bincount(nearest, minlength=len(shapes))
+        fewest = int(np.argmin(counts))
+        if counts[fewest] >= max(at_least, 1) or len(shapes) == 1:
+            members = tuple(np.flatnonzero(nearest == i) for i in range(len(shapes)))
+            return shapes, members
+        shapes = shapes[:fewest] + shapes[fewest + 1 :]
+
+
+def image_sizes(source: Records, image_key: str) -> np.ndarray:
+    """(height, width) of every image as it is shown, read from the headers: int32 [n, 2].
+
+    Nothing is decoded. An image whose header is damaged gets (0, 0). Says now and then through
+    logging how far it is.
+    """
+    sizes = np.zeros((len(source), 2), np.int32)
+    start = said = time.monotonic()
+
+    def read(chunk: range) -> range:
+        for index in chunk:
+            sizes[index] = _size_or_zero(source[index][image_key])
+        return chunk
+
+    chunks = [
+        range(first, min(first + _CHUNK, len(source))) for first in range(0, len(source), _CHUNK)
+    ]
+    with ThreadPoolExecutor(_READERS) as pool:
+        for chunk in pool.map(read, chunks):
+            if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                _log.info("read the sizes of %d of %d images", chunk.stop, len(source))
+    _log.info("read the sizes of %d images in %.1f s", len(source), time.monotonic() - start)
+    return sizes
+
+
+def sort_into_buckets(
+    source: Records,
+    image_key: str,
+    image_size: tuple[int, int],
+    rule: BucketRule | None,
+    *,
+    at_least: int = 1,
+) -> tuple[tuple[tuple[int, int], ...], tuple[np.ndarray, ...]]:
+    """The shapes that a source needs, and for each of them its record numbers int64 [n_i].
+
+    Without a rule that is image_size for all. Else see bucket_shapes and fill_buckets, also for
+    the errors; a record without a readable header counts as one of image_size.
+    """
+    if rule is None:
+        return (image_size,), (np.arange(len(source)),)
+    shapes = bucket_shapes(image_size, divisor=rule.divisor, max_aspect=rule.max_aspect)
+    sizes = image_sizes(source, image_key)
+    sizes = np.where(sizes == 0, np.array([image_size], np.int32), sizes + 2 * rule.pad)
+    shapes, members = fill_buckets(sizes, shapes, at_least=at_least)
+    _log.info(
+        "buckets (height x width: images): %s",
+        ", ".join(f"{h}x{w}: {len(m)}" for (h, w), m in zip(shapes, members, strict=True)),
+    )
+    return shapes, members
+
+
+def _size_or_zero(image: Any) -> tuple[int, int]:
+    try:
+        return transforms.size_of(image)
+    except transforms.CorruptImageError:
+        return 0, 0
