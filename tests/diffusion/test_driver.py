@@ -132,3 +132,70 @@ def test_the_loop_is_one_scan_and_its_memory_is_the_logged_steps():
 
 def test_number_of_steps_is_static():
     assert noise_sampler(17).num_steps == 17
+
+
+def test_a_segment_draws_the_noise_of_the_whole():
+    keys, x_T = keys_of(3), jnp.ones((3, 4))
+    run = lambda sampler, x: driver.sample(sampler, lambda x, t: x, x, keys).x
+    whole = noise_sampler(7)
+    middle = driver.segment(driver.segment(whole, 1, 7), 1, 4)
+    assert (middle.num_steps, middle.first_step) == (3, 2)
+    np.testing.assert_array_equal(middle.coefficients, [2, 3, 4])
+    x = run(driver.segment(whole, 0, 2), x_T)
+    x = run(driver.segment(whole, 5, 7), run(middle, x))
+    np.testing.assert_allclose(x, run(whole, x_T), atol=1e-6)
+
+
+@pytest.mark.parametrize(("first", "last"), [(-1, 2), (2, 2), (3, 1), (0, 6)])
+def test_a_segment_has_steps_of_the_sampler(first, last):
+    with pytest.raises(ValueError, match=rf"the steps \[{first}, {last}\) should be at least one"):
+        driver.segment(noise_sampler(5), first, last)
+
+
+@given(num_steps=st.integers(1, 200), strength=st.floats(0.001, 1.0))
+def test_strength_keeps_the_levels_that_sgm_keeps(num_steps, strength):
+    """Img2ImgDiscretizationWrapper on levels n ... 0; where it keeps 0 alone, one step is taken."""
+    ascending = np.arange(num_steps + 1)
+    kept = ascending[: max(int(strength * len(ascending)), 1)]
+    sampler = counting_sampler(1)._replace(coefficients=np.arange(num_steps))
+    part = driver.img2img(sampler, strength)
+    assert part.num_steps == max(len(kept) - 1, 1)
+    assert part.first_step + part.num_steps == num_steps
+
+
+def test_full_strength_takes_every_step():
+    assert driver.steps_of_strength(50, 1.0) == 50
+    assert driver.steps_of_strength(50, 0.5) == 24
+    for strength in (0.0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"strength = {strength} should lie in \(0, 1\]"):
+            driver.steps_of_strength(50, strength)
+
+
+def test_a_sampler_says_how_it_starts_and_noises():
+    sampler = counting_sampler(4)._replace(
+        start=lambda noise, i: noise * (10.0 + i),
+        add_noise=lambda x, i, noise: x + i * noise,
+    )
+    part = driver.segment(sampler, 3, 4)
+    x, noise = jnp.ones((1, 2)), jnp.full((1, 2), 0.5)
+    np.testing.assert_array_equal(driver.start_from_noise(part, noise), 6.5)
+    np.testing.assert_array_equal(driver.start_from_image(part, x, noise), 2.5)
+    np.testing.assert_array_equal(driver.start_from_noise(counting_sampler(4), noise), noise)
+    with pytest.raises(ValueError, match="sampler.add_noise is not set"):
+        driver.start_from_image(counting_sampler(4), x, noise)
+
+
+def test_inpainting_mixes_the_image_at_the_level_of_each_step():
+    """Each step adds 1; where the mask is 1, x is the image plus the number of the step before."""
+    add_noise = lambda x, i, noise: x + i + 0.0 * noise
+    mask = jnp.array([[1.0, 0.0, 0.25]])
+    before = driver.inpaint(add_noise, jnp.full((2, 3), 100.0), mask)
+    x = driver.sample(
+        counting_sampler(3), lambda x, t: x, jnp.zeros((2, 3)), keys_of(2), before_step=before
+    ).x
+    quarter = 0.0
+    for i in range(3):
+        quarter = 0.25 * (100 + i) + 0.75 * quarter + 1
+    np.testing.assert_allclose(x, [[103.0, 3.0, quarter]] * 2, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"mask has the shape \(3,\); it should be \(2, 3\)"):
+        driver.inpaint(add_noise, jnp.ones((2, 3)), jnp.ones(3))

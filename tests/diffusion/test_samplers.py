@@ -338,3 +338,64 @@ def test_a_mask_that_does_not_fit_is_refused():
     schedule = make_schedule("linear", 10)
     with pytest.raises(ValueError, match=r"mask has the shape \(2, 3, 4, 1\); it should be"):
         samplers.inpaint(schedule, jnp.ones((2, 4, 4, 1)), jnp.ones((2, 3, 4, 1)))
+
+
+@pytest.mark.parametrize("discretize", NAMES)
+def test_inversion_tells_the_network_where_its_steps_end(discretize):
+    """The same timesteps as the way down, mirrored, and levels that join."""
+    schedule = make_schedule("linear", 50, linear_end=0.1)
+    up = samplers.ddim_inversion(schedule, 7, discretize=discretize).coefficients
+    down = samplers.ddim(schedule, 7, discretize=discretize).coefficients
+    np.testing.assert_array_equal(up.t, down.t[::-1])
+    np.testing.assert_array_equal(up.signal_now, down.signal_prev[::-1])
+    np.testing.assert_array_equal(up.signal_now[1:], up.signal[:-1])
+    np.testing.assert_allclose(up.sigma, schedule.sqrt_one_minus_alphas_cumprod[up.t])
+
+
+@pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
+def test_inversion_leads_to_the_noise_of_the_ode_and_back(parameterization):
+    """With order one: its error, and that of the way back, halve with twice the steps."""
+    total, ramp = 2048, {"linear_start": 5e-5, "linear_end": 1e-2}
+    schedule = make_schedule("linear", total, **ramp)
+    abar = np.cumprod(1 - make_beta_schedule("linear", total, **ramp))
+    x0 = jnp.linspace(-1.5, 2.5, 7)
+    predictor = partial(exact, parameterization=parameterization)
+    errors = []
+    for count in (32, 64, 128):
+        options = {"num_steps": count, "parameterization": parameterization}
+        up = partial(samplers.ddim_inversion, discretize="trailing", **options)
+        down = partial(samplers.ddim, discretize="trailing", **options)
+        x_T = draw(up, schedule, predictor, x0, keys_of(7)).x
+        back = draw(down, schedule, predictor, x_T, keys_of(7)).x
+        mean, std = marginal(abar[-1])
+        want = mean + std * (np.asarray(x0) - MEAN) / STD
+        errors.append([np.abs(x_T - want).max(), np.abs(back - x0).max()])
+    slopes = np.diff(np.log2(np.array(errors)), axis=0)
+    assert np.all((slopes < -0.75) & (slopes > -1.3)), (slopes, errors)
+    assert max(errors[-1]) < 0.1
+
+
+@pytest.mark.parametrize("make", [samplers.ddim, samplers.ddpm_ancestral])
+def test_discrete_samplers_noise_images_by_the_schedule(make):
+    """x_T is unit noise; the last half begins at q(x_t | x_0) of its first timestep."""
+    schedule = make_schedule("linear", 100, linear_end=0.1)
+    part = samplers.segment(make(schedule, 10, discretize="leading"), 5, 10)
+    assert part.coefficients.t.tolist() == [40, 30, 20, 10, 0]
+    image, noise = jnp.full((2, 3), 0.8), samplers.initial_noise(keys_of(2), (3,))
+    got = samplers.start_from_image(part, image, noise)
+    want = ddpm.q_sample(schedule, image, jnp.array([40, 40]), noise)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_array_equal(samplers.start_from_noise(part, noise), noise)
+
+
+@pytest.mark.parametrize("eta", [None, 0.0, 0.8])
+def test_two_segments_of_discrete_samplers_are_one_run(eta):
+    schedule = make_schedule("linear", 20, linear_end=0.3)
+    make = samplers.ddpm_ancestral if eta is None else partial(samplers.ddim, eta=eta)
+    x_T, keys = samplers.initial_noise(keys_of(3), (4,)), keys_of(3)
+    whole = draw(partial(make, num_steps=10), schedule, exact, x_T, keys).x
+    x = x_T
+    for ends in ((0, 4), (4, 10)):
+        part = lambda schedule, ends=ends: samplers.segment(make(schedule, 10), *ends)
+        x = draw(part, schedule, exact, x, keys).x
+    np.testing.assert_allclose(x, whole, atol=1e-6)
