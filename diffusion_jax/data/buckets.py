@@ -4,6 +4,7 @@ SDXL (Podell et al. 2023, section 2.3) and NovelAI train on batches of images of
 proportions, so that little is cropped.
 """
 
+import itertools
 import logging
 import math
 import time
@@ -13,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.data import transforms
+from diffusion_jax.data.progress import log_progress
 from diffusion_jax.data.records import Records
 
 # Headers are read by this many threads, since a network disk answers slowly but many at once.
 _READERS = 16
 _CHUNK = 64
-_SECONDS_BETWEEN_LINES = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -99,11 +100,11 @@ def fill_buckets(
 def image_sizes(source: Records, image_key: str) -> np.ndarray:
     """(height, width) of every image as it is shown, read from the headers: int32 [n, 2].
 
-    Nothing is decoded. An image whose header is damaged gets (0, 0). Says now and then through
-    logging how far it is.
+    Nothing is decoded. An image whose header is damaged gets (0, 0). Says through logging how far
+    it is and how long it took.
     """
     sizes = np.zeros((len(source), 2), np.int32)
-    start = said = time.monotonic()
+    start = time.monotonic()
 
     def read(chunk: range) -> range:
         for index in chunk:
@@ -114,10 +115,9 @@ def image_sizes(source: Records, image_key: str) -> np.ndarray:
         range(first, min(first + _CHUNK, len(source))) for first in range(0, len(source), _CHUNK)
     ]
     with ThreadPoolExecutor(_READERS) as pool:
-        for chunk in pool.map(read, chunks):
-            if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
-                said = time.monotonic()
-                _log.info("read the sizes of %d of %d images", chunk.stop, len(source))
+        numbers = itertools.chain.from_iterable(pool.map(read, chunks))
+        for _ in log_progress(numbers, len(source), "reading the sizes of images"):
+            pass
     _log.info("read the sizes of %d images in %.1f s", len(source), time.monotonic() - start)
     return sizes
 

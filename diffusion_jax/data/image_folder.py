@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 
 from diffusion_jax.data import transforms
+from diffusion_jax.data.progress import log_progress
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
@@ -95,7 +96,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
     def _examples(self, items: list[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
         readable = 0
-        for item in items:
+        for item in log_progress(items, len(items), f"preparing {self._folder}"):
             encoded = item.path.read_bytes()
             try:
                 transforms.decode(encoded, 3)

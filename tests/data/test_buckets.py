@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from diffusion_jax.data import buckets
+from diffusion_jax.data import buckets, progress
 from diffusion_jax.data.buckets import bucket_shapes, fill_buckets, image_sizes
 
 # (height, width) pairs of appendix I of the SDXL paper, the largest area of each height.
@@ -109,11 +109,11 @@ def test_sizes_come_from_headers(monkeypatch, caplog):
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     monkeypatch.setattr(buckets, "_CHUNK", 3)
-    monkeypatch.setattr(buckets, "_SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     with caplog.at_level(logging.INFO):
         sizes = image_sizes([{"picture": image} for image in images], "picture")
     assert sizes.dtype == np.int32
     expected = [(3, 5), (5, 3), (3, 5), (5, 3), (1, 1), (7, 2), (4, 9), (0, 0), (0, 0), (60, 50)]
     assert [tuple(size) for size in sizes.tolist()] == expected
-    assert "read the sizes of 6 of 10 images" in caplog.messages
+    assert "reading the sizes of images: 6 of 10" in caplog.messages
     assert caplog.messages[-1].startswith("read the sizes of 10 images in ")
