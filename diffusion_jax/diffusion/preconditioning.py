@@ -39,7 +39,7 @@ def eps() -> Scaling:
 
     Source: sgm, EpsScaling; Karras et al. 2022, table 1 (VP).
     """
-    return lambda sigma: Preconditioning(jnp.ones_like(sigma), -sigma, _unit_in(sigma), sigma)
+    return lambda sigma: Preconditioning(jnp.ones_like(sigma), -sigma, _inverse_root(sigma), sigma)
 
 
 def v() -> Scaling:
@@ -49,7 +49,7 @@ def v() -> Scaling:
     """
 
     def scaling(sigma: Array) -> Preconditioning:
-        c_in = _unit_in(sigma)
+        c_in = _inverse_root(sigma)
         return Preconditioning(c_in**2, -sigma * c_in, c_in, sigma)
 
     return scaling
@@ -58,7 +58,7 @@ def v() -> Scaling:
 def x0() -> Scaling:
     """F predicts the data: D = F, c_in = 1 / sqrt(sigma^2 + 1), c_noise = sigma."""
     return lambda sigma: Preconditioning(
-        jnp.zeros_like(sigma), jnp.ones_like(sigma), _unit_in(sigma), sigma
+        jnp.zeros_like(sigma), jnp.ones_like(sigma), _inverse_root(sigma), sigma
     )
 
 
@@ -73,7 +73,7 @@ def edm(*, sigma_data: float = 0.5) -> Scaling:
         raise ValueError(f"sigma_data = {sigma_data!r} should be positive")
 
     def scaling(sigma: Array) -> Preconditioning:
-        c_in = 1.0 / jnp.sqrt(sigma**2 + sigma_data**2)
+        c_in = _inverse_root(sigma, sigma_data)
         return Preconditioning(
             (sigma_data * c_in) ** 2, sigma * sigma_data * c_in, c_in, _quarter_log(sigma)
         )
@@ -199,8 +199,9 @@ def _score(sigma: Array) -> Preconditioning:
     return Preconditioning(one, sigma**2, one, sigma)
 
 
-def _unit_in(sigma: Array) -> Array:
-    return 1.0 / jnp.sqrt(sigma**2 + 1.0)
+def _inverse_root(sigma: Array, sigma_data: float = 1.0) -> Array:
+    """Compute 1 / sqrt(sigma^2 + sigma_data^2), also where the square would overflow."""
+    return 1.0 / jnp.hypot(sigma, jnp.asarray(sigma_data, sigma.dtype))
 
 
 def _quarter_log(sigma: Array) -> Array:

@@ -47,6 +47,14 @@ def test_coefficients(name):
         np.testing.assert_allclose(value, np.broadcast_to(expected, 7), rtol=2e-6, err_msg=field)
 
 
+@pytest.mark.parametrize("name", ["v", "edm"])
+def test_the_largest_levels_do_not_overflow(name):
+    """Upstream's "sqrt" schedule reaches sigma = 5.6e21, whose square float32 cannot hold."""
+    c = SCALINGS[name]()(jnp.asarray([5.6e21], jnp.float32))
+    np.testing.assert_allclose(c.c_in, 1 / 5.6e21, rtol=1e-6)
+    np.testing.assert_allclose(c.c_out, {"v": -1.0, "edm": 0.5}[name], rtol=1e-6)
+
+
 @pytest.mark.parametrize("sigma_data", [0.5, 1.3])
 def test_edm_keeps_the_input_and_the_target_at_unit_variance(sigma_data):
     c = SCALINGS["edm"](sigma_data=sigma_data)(jnp.asarray(SIGMAS, jnp.float32))
