@@ -42,7 +42,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
             "model": config.model.to_dict(),
             "image_shape": built.network.image_shape,
             "schedule": config.schedule.to_dict(),
-            "parameterization": built.parameterization,
+            "parameterization": built.noise.parameterization,
             "optimizer": config.optimizer.to_dict(),
             "guidance_scale": GUIDANCE_SCALE,
             "num_steps": NUM_STEPS,
@@ -59,13 +59,14 @@ def train(built: Experiment, state: Any, size: int) -> tuple[float, Callable[[in
         **{name: np.asarray(v) for name, v in built.network.example_inputs(size).items()},
     }
     batch = built.to_devices(host)
-    lowered = jit_train_step(built.train_step, state).lower(state, batch, built.frozen)
+    frozen = built.random_frozen()
+    lowered = jit_train_step(built.train_step, state).lower(state, batch, frozen)
     step = lowered.compile()
     held = [state]
 
     def run(steps: int) -> None:
         for _ in range(steps):
-            held[0], _ = step(held[0], batch, built.frozen)
+            held[0], _ = step(held[0], batch, frozen)
         jax.block_until_ready(held[0])
 
     return lowered.cost_analysis()["flops"], run
@@ -74,13 +75,14 @@ def train(built: Experiment, state: Any, size: int) -> tuple[float, Callable[[in
 def sample(built: Experiment, state: Any, size: int) -> tuple[float, Callable[[int], None]]:
     """Make run(batches), which draws `size` images as often as it is told."""
     inputs = {name: np.asarray(v) for name, v in built.network.example_inputs(size).items()}
+    frozen = built.random_frozen()
 
     def run(batches: int) -> None:
         for number in range(batches):
             keys = jax.random.split(jax.random.key(number), size)
             samples = built.sample_fn(
                 state.params,
-                built.frozen,
+                frozen,
                 inputs,
                 keys,
                 num_steps=NUM_STEPS,

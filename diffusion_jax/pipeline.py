@@ -3,14 +3,19 @@ images."""
 
 import os
 import pathlib
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 
 from diffusion_jax.build import Experiment, experiment
-from diffusion_jax.build.conditions import Conditions, encode_conditions
+from diffusion_jax.build.conditions import Conditions, encode_conditions, encode_negative
 from diffusion_jax.build.experiment import MAX_SEED
+from diffusion_jax.build.sampling import check_steps
+from diffusion_jax.build.weights import load_released, make_frozen, run_frozen
+from diffusion_jax.config_files import load_config
 from diffusion_jax.run_folder import load_saved_config
 from diffusion_jax.train.checkpoint import load_params
 from diffusion_jax.train.grids import to_pixels
@@ -18,7 +23,7 @@ from diffusion_jax.types import PyTree
 
 
 class Pipeline(NamedTuple):
-    """A model ready to sample. Make one with from_workdir; call it for images.
+    """A model ready to sample. Make one with from_workdir or from_checkpoint; call it for images.
 
     >>> pipe = Pipeline.from_workdir("runs/mnist")
     >>> images = pipe([7, 7, 3], num_steps=50, guidance_scale=3.0, seed=0)  # uint8 [3, 28, 28, 1]
@@ -43,60 +48,121 @@ class Pipeline(NamedTuple):
         params = load_params(
             workdir / "checkpoints", built.abstract_state().params, step=step, ema=ema
         )
-        return cls(built, params, built.frozen)
+        return cls(built, params, run_frozen(built, workdir))
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike,
+        config: str | ml_collections.ConfigDict,
+        *,
+        overrides: Sequence[str] = (),
+        ema: bool = False,
+    ) -> "Pipeline":
+        """Load released weights: a .safetensors or .ckpt file, or a folder of diffusers.
+
+        config: the path of a config file, with its variant if any ("configs/sdxl.py"), and
+        overrides for it ("--config.sampler.num_steps=30"), or a ConfigDict. A frozen network whose
+        config names a weights file is read from that. ema takes the averages that training files
+        (.ckpt) keep of the network.
+        Raises FileNotFoundError for a missing file, ValueError when the file is damaged or does not
+        fit the config; the message says what it is, or what is missing or left over.
+        """
+        if not isinstance(config, ml_collections.ConfigDict):
+            config = load_config(config, overrides)
+        elif overrides:
+            raise ValueError(f"overrides = {overrides!r} are for the path of a config file")
+        built = experiment(config)
+        abstract = built.abstract_state().params
+        loaded = load_released(built, abstract, path, ema=ema)
+        unknown = [name for name in loaded.not_loaded if name.startswith("conditioner/")]
+        if unknown:
+            raise ValueError(f"{path} cannot hold {', '.join(unknown)}, which the config trains")
+        return cls(built, loaded.params, make_frozen(built, path))
 
     def __call__(
         self,
         conditions: Conditions = None,
         *,
         n: int | None = None,
+        negative: Conditions = None,
         num_steps: int | None = None,
         guidance_scale: float | None = None,
         seed: int = 0,
         batch_size: int = 64,
+        height: int | None = None,
+        width: int | None = None,
         image: np.ndarray | None = None,
+        strength: float | None = None,
         mask: np.ndarray | None = None,
+        latents: np.ndarray | None = None,
+        denoising_start: float = 0.0,
+        denoising_end: float = 1.0,
+        output: Literal["pixels", "latents"] = "pixels",
     ) -> np.ndarray:
         """Draw images: uint8 [B, H, W, C].
 
-        conditions: one class number or name for each image, or a dict of arrays by input; None for
-        an unconditional
-            model. n: number of images for one condition or none.
+        conditions: one prompt, class number or name for each image, or a dict by input; None for an
+            unconditional model. n: number of images for one condition or none.
+        negative: what guidance leads away from, a prompt or a dict by input; None is the condition
+            that training dropped.
         num_steps, guidance_scale: the config's when None; a scale of 1 is no guidance.
         seed: image i depends on (seed, i) only, whatever B and batch_size are.
         batch_size: images per device call; memory grows with it.
-        image, mask: inpainting; uint8 [B, H, W, C] or [H, W, C], and [.., H, W, 1] with 1 where
-        the image is kept.
-        Raises ValueError for a class out of range or shapes that do not fit, before anything is
-        compiled.
+        height, width: pixels, the config's when None.
+        image: uint8 [B, H, W, C] or [H, W, C]. With strength in (0, 1] it is where sampling begins:
+            the image under noise, and that share of the steps. With mask [.., H, W, 1] it is kept
+            where the mask is 1 (inpainting). Both may be given.
+        denoising_start, denoising_end: run only this share of the steps; what a first model leaves
+            at denoising_end with output="latents" is what a refiner takes as `latents` at the same
+            denoising_start.
+        output: "latents" gives float32 x [B, h, w, c] as the network works on it.
+        Raises ValueError for bad input, naming the value and what would be right, before anything
+        is compiled.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size} should be at least 1")
-        if not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"seed = {seed} should be between 0 and {MAX_SEED}")
-        inputs, count = encode_conditions(self.experiment.network, conditions, n, self._class_names)
-        inpaint = _inpainting(image, mask, count, self.experiment.network.image_shape)
-        size = self.experiment.round_up(min(batch_size, count))
+        network = self.experiment.network
+        _check_numbers(batch_size, seed, output)
+        total = self.experiment.sampling_steps if num_steps is None else num_steps
+        check_steps(total, "num_steps")
+        size = self._size(height, width)
+        shape = (*size, self.experiment.data.image_shape[-1])
+        inputs, count = encode_conditions(network, conditions, n, self._class_names, size)
+        arrays: dict[str, Any] = {
+            "image": _image(image, count, shape),
+            "mask": _mask(mask, count, shape, image),
+        }
+        arrays["latents"] = _latents(latents, count, network.shape_of(size))
+        arrays = {name: value for name, value in arrays.items() if value is not None}
+        arrays["inputs"] = inputs
+        if (encoded := encode_negative(network, negative, count)) is not None:
+            arrays["negative"] = encoded
+        if strength is None and image is not None and mask is None:
+            raise ValueError("an image needs strength, how much of it is redrawn, or a mask")
+        if strength is not None and image is None:
+            raise ValueError(f"strength = {strength} needs an image to begin with")
+        steps = _steps(total, denoising_start, denoising_end, strength, latents)
+        rows_at_once = self.experiment.round_up(min(batch_size, count))
         root = jax.random.key(seed)
-        images = []
-        for start in range(0, count, size):
-            rows = np.minimum(np.arange(start, start + size), count - 1)
+        drawn = []
+        for start in range(0, count, rows_at_once):
+            rows = np.minimum(np.arange(start, start + rows_at_once), count - 1)
+            chosen = jax.tree.map(lambda value, rows=rows: value[rows], arrays)
             samples = self.experiment.sample_fn(
                 self.params,
                 self.frozen,
-                {key: value[rows] for key, value in inputs.items()},
+                chosen.pop("inputs"),
                 jax.vmap(jax.random.fold_in, (None, 0))(root, rows),
-                num_steps=num_steps,
+                num_steps=total,
                 guidance_scale=guidance_scale,
-                inpaint=None if inpaint is None else tuple(part[rows] for part in inpaint),
+                strength=strength,
+                steps=steps,
+                size=size,
+                decode=output == "pixels",
+                **chosen,
             )
-            images.append(to_pixels(jax.device_get(samples.x))[: count - start])
-        drawn = np.concatenate(images)
-        if image is None or mask is None:
-            return drawn
-        # The sampler sees what is kept through noise; the pixels themselves come from the image.
-        kept = np.asarray(mask, np.float32)
-        return np.rint(kept * image + (1.0 - kept) * drawn).astype(np.uint8)
+            x = jax.device_get(samples.x)
+            drawn.append((to_pixels(x) if output == "pixels" else x)[: count - start])
+        return _with_kept(np.concatenate(drawn), image, mask, output)
 
     def num_classes(self) -> int:
         """Tell how many classes the model knows; ValueError when they are not its condition."""
@@ -108,27 +174,113 @@ class Pipeline(NamedTuple):
     def _class_names(self) -> tuple[str, ...]:
         return self.experiment.data.class_names(self.experiment.data.source("train"))
 
-
-def _inpainting(
-    image: np.ndarray | None, mask: np.ndarray | None, count: int, shape: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    if image is None and mask is None:
-        return None
-    if image is None or mask is None:
-        raise ValueError("inpainting needs both image and mask")
-    image, mask = np.asarray(image), np.asarray(mask, np.float32)
-    if image.dtype != np.uint8:
-        raise ValueError(f"image has dtype {image.dtype}; inpainting takes uint8 pixels")
-    height, width, channels = shape
-    for name, array, wanted in (
-        ("image", image, (height, width, channels)),
-        ("mask", mask, (height, width, 1)),
-    ):
-        if array.shape not in (wanted, (count, *wanted)):
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        default = self.experiment.data.image_shape[:2]
+        size = (
+            default[0] if height is None else height,
+            default[1] if width is None else width,
+        )
+        factor = self.experiment.network.size_multiple()
+        if min(size) < factor or size[0] % factor or size[1] % factor:
             raise ValueError(
-                f"{name} has shape {array.shape}; it should be {wanted} or {(count, *wanted)}"
+                f"height = {size[0]}, width = {size[1]} should be multiples of {factor} pixels"
             )
-    x_start = image.astype(np.float32) / 127.5 - 1.0
-    return np.broadcast_to(x_start, (count, *shape)), np.broadcast_to(
-        mask, (count, height, width, 1)
-    )
+        return size
+
+
+def _check_numbers(batch_size: int, seed: int, output: str) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size} should be at least 1")
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed = {seed} should be between 0 and {MAX_SEED}")
+    if output not in ("pixels", "latents"):
+        raise ValueError(f"output = {output!r} is unknown; choose pixels or latents")
+
+
+def _steps(
+    total: int,
+    start: float,
+    end: float,
+    strength: float | None,
+    latents: np.ndarray | None,
+) -> tuple[int, int] | None:
+    """Turn shares of the run into its steps (first, last); None is all of them, or by strength."""
+    if not 0.0 <= start < end <= 1.0:
+        raise ValueError(
+            f"denoising_start = {start}, denoising_end = {end} should be two numbers from 0 to 1 "
+            "in this order"
+        )
+    if (start, end) == (0.0, 1.0):
+        if latents is not None:
+            raise ValueError("latents need denoising_start, the share of the steps that made them")
+        return None
+    if strength is not None:
+        raise ValueError(
+            f"strength = {strength} cannot be joined with denoising_start = {start} and "
+            f"denoising_end = {end}"
+        )
+    steps = (round(start * total), round(end * total))
+    if steps[0] == steps[1]:
+        raise ValueError(
+            f"denoising_start = {start}, denoising_end = {end} leave none of {total} steps"
+        )
+    if (latents is None) != (start == 0.0):
+        raise ValueError(f"denoising_start = {start} needs latents, and latents need it")
+    return steps
+
+
+def _image(image: np.ndarray | None, count: int, shape: tuple[int, int, int]) -> np.ndarray | None:
+    if image is None:
+        return None
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        raise ValueError(f"image has dtype {image.dtype}; it should be uint8 pixels")
+    _check_shape("image", image, shape, count)
+    return np.broadcast_to(image.astype(np.float32) / 127.5 - 1.0, (count, *shape))
+
+
+def _mask(
+    mask: np.ndarray | None,
+    count: int,
+    shape: tuple[int, int, int],
+    image: np.ndarray | None,
+) -> np.ndarray | None:
+    if mask is None:
+        return None
+    if image is None:
+        raise ValueError("inpainting needs both image and mask")
+    mask = np.asarray(mask, np.float32)
+    _check_shape("mask", mask, (*shape[:2], 1), count)
+    if mask.min() < 0.0 or mask.max() > 1.0:
+        raise ValueError(
+            f"mask has values from {mask.min()} to {mask.max()}; they should lie in [0, 1]"
+        )
+    return np.broadcast_to(mask, (count, *shape[:2], 1))
+
+
+def _latents(
+    latents: np.ndarray | None, count: int, shape: tuple[int, int, int]
+) -> np.ndarray | None:
+    if latents is None:
+        return None
+    latents = np.asarray(latents, np.float32)
+    if latents.shape != (count, *shape):
+        raise ValueError(f"latents have shape {latents.shape}; it should be {(count, *shape)}")
+    return latents
+
+
+def _check_shape(name: str, array: np.ndarray, wanted: tuple[int, ...], count: int) -> None:
+    if array.shape not in (wanted, (count, *wanted)):
+        raise ValueError(
+            f"{name} has shape {array.shape}; it should be {wanted} or {(count, *wanted)}"
+        )
+
+
+def _with_kept(
+    drawn: np.ndarray, image: np.ndarray | None, mask: np.ndarray | None, output: str
+) -> np.ndarray:
+    """Put kept pixels back: the sampler sees them through noise, and a decoder changes them."""
+    if image is None or mask is None or output != "pixels":
+        return drawn
+    kept = np.asarray(mask, np.float32)
+    return np.rint(kept * image + (1.0 - kept) * drawn).astype(np.uint8)

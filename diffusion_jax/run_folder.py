@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import fcntl
-import importlib.util
 import itertools
 import pathlib
 import pprint
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
+
+from diffusion_jax.config_files import load_config_file
 
 SAVED_CONFIG = "configs/config.py"
 LOCK = ".lock"
@@ -132,20 +133,6 @@ def load_saved_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is not the folder of a run: {path} does not exist")
     return load_config_file(path)
-
-
-def load_config_file(path: pathlib.Path, variant: str | None = None) -> ml_collections.ConfigDict:
-    """Run a config file's get_config(variant), as `--config=path:variant` does."""
-    if not path.is_file():
-        raise FileNotFoundError(f"the config file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # a file that exists has a loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    try:
-        return module.get_config(variant) if variant is not None else module.get_config()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def differences(ours: ml_collections.ConfigDict, theirs: ml_collections.ConfigDict) -> list[str]:

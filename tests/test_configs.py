@@ -18,10 +18,8 @@ VARIANTS = [f"{path}{variant}" for path in CONFIGS for variant in ("", ":tiny")]
 def test_every_config_builds_and_its_step_traces(path):
     built = experiment(load_config(path, ["--config.train.batch_size=8"]))
     state = built.abstract_state()
-    height, width, channels = built.network.image_shape
-    inputs = jax.eval_shape(lambda: built.network.example_inputs(8))
-    image = jax.ShapeDtypeStruct((8, height, width, channels), "float32")
-    new, metrics = jax.eval_shape(built.train_step, state, {"image": image, **inputs}, built.frozen)
+    batch, frozen = built.abstract_batch(), built.abstract_frozen()
+    new, metrics = jax.eval_shape(built.train_step, state, batch, frozen)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state
     )

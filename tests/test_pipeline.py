@@ -17,7 +17,7 @@ def pipe():
     keys = iter(jax.random.split(jax.random.key(7), 1000))
     # Zero-initialised outputs would hide everything.
     params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(next(keys), p.shape), params)
-    return Pipeline(built, params, built.frozen)
+    return Pipeline(built, params, built.random_frozen())
 
 
 def test_images_are_pixels(pipe):
@@ -69,10 +69,11 @@ def test_one_condition_can_be_repeated(pipe):
         (dict(conditions=[1], num_steps=0), "num_steps = 0"),
         (dict(conditions=[1], num_steps=1001), "num_steps = 1001"),
         (dict(conditions=[1], batch_size=0), "batch_size = 0 should be at least 1"),
-        (dict(conditions=[1], image=np.zeros((28, 28, 1), np.uint8)), "needs both image and mask"),
+        (dict(conditions=[1], image=np.zeros((28, 28, 1), np.uint8)), "an image needs strength"),
+        (dict(conditions=[1], mask=np.zeros((28, 28, 1))), "needs both image and mask"),
         (
             dict(conditions=[1], image=np.zeros((28, 28, 1)), mask=np.zeros((28, 28, 1))),
-            "float64; inpainting takes uint8",
+            "float64; it should be uint8",
         ),
         (
             dict(conditions=[1], image=np.zeros((8, 8, 1), np.uint8), mask=np.zeros((28, 28, 1))),

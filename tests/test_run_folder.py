@@ -4,6 +4,7 @@ import ml_collections
 import pytest
 
 from diffusion_jax import run_folder
+from diffusion_jax.config_files import load_config_file
 
 
 def config(**changes):
@@ -31,7 +32,7 @@ def test_saved_config_is_the_config(workdir):
     original = config()
     original.train.twice = original.train.get_ref("num_steps") * 2
     path = run_folder.save_config(workdir, original)
-    loaded = run_folder.load_config_file(path)
+    loaded = load_config_file(path)
     assert loaded.to_dict() == original.to_dict()
     assert loaded.model.channel_mult == (1, 2) and loaded.train.twice == 20
 
@@ -91,7 +92,7 @@ def test_missing_run_is_named(workdir):
     with pytest.raises(FileNotFoundError, match="is not the folder of a run"):
         run_folder.load_saved_config(workdir)
     with pytest.raises(FileNotFoundError, match="config file .* does not exist"):
-        run_folder.load_config_file(workdir / "x.py")
+        load_config_file(workdir / "x.py")
 
 
 def test_git_revision_is_one_word():

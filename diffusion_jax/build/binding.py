@@ -8,11 +8,15 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
 # An int where a float is asked for is fine (PEP 484), as it is for every Python function.
 _NUMERIC_TOWER = BeartypeConf(is_pep484_tower=True)
+
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
 class ConfigError(ValueError):
@@ -33,6 +37,14 @@ def row(table: Mapping[str, Any], section: Mapping[str, Any], path: str) -> Any:
     if "name" not in section:
         raise ConfigError(f"{path}.name is missing; choose from {', '.join(sorted(table))}")
     return pick(table, section["name"], f"{path}.name")
+
+
+def with_dtypes(section: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Replace the names of dtypes in a section by the dtypes; ConfigError for an unknown one."""
+    return {
+        key: pick(DTYPES, value, f"{path}.{key}") if key in ("dtype", "param_dtype") else value
+        for key, value in section.items()
+    }
 
 
 def check_range(

@@ -17,25 +17,22 @@ from diffusion_jax.build.binding import (
     check_range,
     check_type,
     known_sections,
-    row,
-    value_of,
 )
 from diffusion_jax.build.data import Data, build_data
 from diffusion_jax.build.network import Network, build_network
+from diffusion_jax.build.noise import Noise, build_noise
+from diffusion_jax.build.objective import build_objective
 from diffusion_jax.build.optimizer import build_optimizer
 from diffusion_jax.build.sampling import SampleFn, build_sample_fn
-from diffusion_jax.diffusion.losses import ddpm_loss
-from diffusion_jax.diffusion.schedule import BETA_SCHEDULES, Schedule, make_schedule
-from diffusion_jax.sharding import Rule, fsdp, make_mesh, shard_batch
-from diffusion_jax.train.diffusion_step import diffusion_loss
+from diffusion_jax.sharding import Rule, fsdp, make_mesh, replicated, shard_batch
 from diffusion_jax.train.state import TrainState, abstract_state, init_sharded, init_state
 from diffusion_jax.train.step import make_eval_step, make_train_step
 from diffusion_jax.types import PyTree
 
 # Every section of a config; build/hooks.py binds `hooks` and `checkpoint`.
 SECTIONS = (
-    "checkpoint conditioning data guidance hooks loss lr_schedule mesh model optimizer sampler "
-    "schedule seed train"
+    "checkpoint conditioning data denoiser discretization first_stage guidance hooks loss "
+    "lr_schedule mesh model optimizer sampler schedule seed sigma_sampling train weighting"
 ).split()
 REQUIRED = ("model", "data", "train")
 # What a config that leaves a section out means.
@@ -52,30 +49,20 @@ DEFAULT_SECTIONS: dict[str, Any] = {
 }
 MAX_SEED = 2**32 - 1  # jax.random.key drops what is above
 SHARDED = r"^(params|opt_state)/"
+SHARDED_FROZEN = r"^(conditioner|first_stage)/"
 # No training step has this number, so the keys of initialisation are those of no step.
 INIT_STREAM = np.uint32(2**32 - 2)
-LOSSES = {"ddpm": ddpm_loss}
-# What diffusion_loss hands to a loss; everything else of its signature is an option.
-LOSS_INPUTS = (
-    "schedule",
-    "model_output",
-    "x_start",
-    "x_t",
-    "t",
-    "noise",
-    "logvar",
-    "weight",
-    "parameterization",
-)
 
 
 class Training(NamedTuple):
     """The `train` section. batch_size is global; accumulate splits it into micro-batches.
 
     scale_lr multiplies the learning rate by the batch size. ckpt_path starts from the weights of
-    another run (a folder or one of its checkpoints), raw or, with ckpt_ema, averaged, minus
-    ignore_keys (regular expressions from the start of a parameter's path); load_only_unet takes
-    the network alone.
+    another run (a folder or one of its checkpoints) or of a released file (.safetensors, .ckpt, a
+    folder of diffusers), raw or, with ckpt_ema, averaged, minus ignore_keys (regular expressions
+    from the start of a parameter's path, or name in a released file); load_only_unet takes the
+    network alone. keep_dims: take that many input channels of the first convolution from a released
+    file and start the others at 0.
     """
 
     num_steps: int
@@ -86,13 +73,14 @@ class Training(NamedTuple):
     ckpt_ema: bool = False
     ignore_keys: tuple[str, ...] = ()
     load_only_unet: bool = False
+    keep_dims: int | None = None
 
 
 class Experiment(NamedTuple):
     """What a config describes. Functions are pure and not jitted, except sample_fn.
 
-    init: key -> TrainState. frozen: what training reads and never changes ({"schedule": Schedule,
-    "logvar": [t]}). train_step: (state, batch, frozen) -> (state, metrics). eval_step: see
+    init: key -> TrainState. constants: the schedule, logvar [t], sigmas, what of these training
+    reads. train_step: (state, batch, frozen) -> (state, metrics). eval_step: see
     train.step.make_eval_step.
     """
 
@@ -103,11 +91,11 @@ class Experiment(NamedTuple):
     training: Training
     network: Network
     data: Data
-    parameterization: str
+    noise: Noise
     tx: optax.GradientTransformation
     lr_at: Callable
     init: Callable[[Array], TrainState]
-    frozen: PyTree
+    constants: dict[str, Any]
     train_step: Callable
     eval_step: Callable
     sample_fn: SampleFn
@@ -115,6 +103,7 @@ class Experiment(NamedTuple):
 
     def to_devices(self, batch: Mapping[str, Any]) -> dict[str, Array]:
         """Put what the step reads of a host batch on the mesh, split over its batch axes."""
+        batch = self.network.with_inputs(batch)
         inputs = [embedder.input_key for embedder in self.network.embedders.values()]
         wanted = dict.fromkeys(["image", *inputs, "weight"])
         return shard_batch(self.mesh, {key: batch[key] for key in wanted if key in batch})
@@ -127,6 +116,28 @@ class Experiment(NamedTuple):
         """Make the initial TrainState, each leaf on its devices."""
         return init_sharded(self.init, self.mesh, self.rules, self._init_key())
 
+    def frozen_constants(self) -> dict[str, Any]:
+        """Put the constants on every device of the mesh."""
+        return jax.device_put(self.constants, replicated(self.mesh))
+
+    def abstract_frozen(self) -> PyTree:
+        """Shapes, dtypes and shardings of what training reads and never changes: the constants and
+        the weights of frozen networks, "conditioner" and "first_stage"; nothing is computed."""
+        return abstract_state(self._init_frozen, self.mesh, self._frozen_rules(), self._init_key())
+
+    def random_frozen(self) -> PyTree:
+        """Make the constants, and random weights for frozen networks: for dry runs."""
+        return init_sharded(self._init_frozen, self.mesh, self._frozen_rules(), self._init_key())
+
+    def _init_frozen(self, key: Array) -> PyTree:
+        return self.constants | self.network.init_frozen(key)
+
+    def _frozen_rules(self) -> Sequence[Rule]:
+        has_weights = self.network.first_stage is not None or any(
+            not embedder.trainable for embedder in self.network.embedders.values()
+        )
+        return ((SHARDED_FROZEN, fsdp()),) if self.rules and has_weights else ()
+
     def _init_key(self) -> Array:
         return jax.random.fold_in(jax.random.key(self.seed), INIT_STREAM)
 
@@ -135,14 +146,18 @@ class Experiment(NamedTuple):
 
         Raises ValueError for what only shows when shapes meet, before anything is written.
         """
-        state = self.abstract_state()
+        state, frozen = self.abstract_state(), self.abstract_frozen()
+        batch = self.abstract_batch()
+        jax.eval_shape(self.train_step, state, batch, frozen)
+        jax.eval_shape(self.eval_step, state.params, state.mutable, frozen, batch, 0)
+        return state
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of what a training step reads of a batch."""
         size = self.training.batch_size
         inputs = jax.eval_shape(lambda: self.network.example_inputs(size))
-        image = jax.ShapeDtypeStruct((size, *self.network.image_shape), jnp.float32)
-        batch = inputs | {"image": image}
-        jax.eval_shape(self.train_step, state, batch, self.frozen)
-        jax.eval_shape(self.eval_step, state.params, state.mutable, self.frozen, batch, 0)
-        return state
+        image = jax.ShapeDtypeStruct((size, *self.data.image_shape), jnp.float32)
+        return inputs | {"image": image}
 
     def round_up(self, size: int) -> int:
         """Return the next batch size that divides by the devices of the mesh."""
@@ -161,20 +176,21 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     check_range(seed, "config.seed", low=0, high=MAX_SEED)
     training = _training(sections["train"])
     data = build_data(sections["data"])
-    network = build_network(sections["model"], sections["conditioning"], data.image_shape)
-    parameterization, schedule = _schedule(sections["schedule"])
-    loss_options, logvar_init = _loss(sections["loss"])
+    first_stage, denoiser, grid = (
+        sections[name] if name in sections else None
+        for name in ("first_stage", "denoiser", "discretization")
+    )
+    network = build_network(
+        sections["model"], sections["conditioning"], data.image_shape, first_stage
+    )
+    noise = build_noise(sections["schedule"], denoiser, grid)
+    objective = build_objective(network, noise, sections, training.batch_size)
     mesh = _mesh(sections["mesh"], training.batch_size, training.accumulate, devices)
     tx, lr_at = build_optimizer(
         sections["optimizer"], sections["lr_schedule"], training.batch_size, training.scale_lr
     )
-    loss_fn = diffusion_loss(
-        network.apply, network.embed, parameterization=parameterization, **loss_options
-    )
-    logvar = jnp.full((schedule.num_timesteps,), logvar_init, jnp.float32)
-    learned = {"logvar": logvar} if value_of(ddpm_loss, loss_options, "learn_logvar") else {}
     sample_fn, sampling_steps = build_sample_fn(
-        network, sections["sampler"], sections["guidance"], schedule, parameterization, mesh
+        network, noise, sections["sampler"], sections["guidance"], mesh
     )
     return Experiment(
         sections=sections,
@@ -184,13 +200,15 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
         training=training,
         network=network,
         data=data,
-        parameterization=parameterization,
+        noise=noise,
         tx=tx,
         lr_at=lr_at,
-        init=lambda key: init_state(network.init(key) | learned, tx),
-        frozen={"schedule": schedule, "logvar": logvar},
-        train_step=make_train_step(loss_fn, tx, seed=seed, accumulate=training.accumulate),
-        eval_step=make_eval_step(loss_fn, seed=seed),
+        init=lambda key: init_state(network.init(key) | objective.learned, tx),
+        constants=noise.constants() | objective.constants,
+        train_step=make_train_step(
+            objective.loss_fn, tx, seed=seed, accumulate=training.accumulate
+        ),
+        eval_step=make_eval_step(objective.loss_fn, seed=seed),
         sample_fn=sample_fn,
         sampling_steps=sampling_steps,
     )
@@ -201,20 +219,6 @@ def _training(section: Mapping[str, Any]) -> Training:
     for name in ("num_steps", "batch_size", "accumulate"):
         check_range(getattr(training, name), f"config.train.{name}", low=1)
     return training
-
-
-def _schedule(section: Mapping[str, Any]) -> tuple[str, Schedule]:
-    row(BETA_SCHEDULES, section, "config.schedule")
-    keywords = bind(make_schedule, section, "config.schedule", given=("name",))
-    parameterization = value_of(make_schedule, keywords, "parameterization")
-    return parameterization, make_schedule(section["name"], **keywords)
-
-
-def _loss(section: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
-    loss = row(LOSSES, section, "config.loss")
-    section = {"logvar_init": 0.0} | dict(section)
-    logvar_init = check_type(section.pop("logvar_init"), float, "config.loss.logvar_init")
-    return bind(loss, section, "config.loss", given=LOSS_INPUTS), logvar_init
 
 
 def _mesh(

@@ -1,5 +1,6 @@
 """What the image hook shows: inputs, their diffusion, samples and how they came about."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,30 +26,45 @@ def build_log_images(
 ) -> Callable[[TrainState, Mapping[str, Any]], dict[str, Any]]:
     """Make log_images(state, batch) -> {key: images} for the first max_images of a host batch.
 
-    Keys as latent-diffusion's log_images: inputs, conditioning (captions), diffusion_row (q(x_t |
-    x_0) every log_every_t timesteps), samples and denoise_row (predicted x_0 along the way), drawn
-    with the EMA weights.
+    Keys as latent-diffusion's log_images: inputs, reconstructions (of a first stage), conditioning
+    (captions), diffusion_row (q(x_t | x_0) every log_every_t timesteps), samples and denoise_row
+    (predicted x_0 along the way), drawn with the EMA weights.
     """
     network = experiment.network
     inputs_of = [embedder.input_key for embedder in network.embedders.values()]
+
+    @jax.jit
+    def show(frozen: PyTree, images: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
+        latents = network.encode_mode(frozen, images)
+        row = _diffusion_row(frozen["schedule"], latents, keys, log_every_t)
+        if network.first_stage is None:
+            return {"diffusion_row": row}
+        decode = functools.partial(network.decode, frozen)
+        decoded = jnp.moveaxis(jax.lax.map(decode, jnp.moveaxis(row, 1, 0)), 0, 1)
+        return {"reconstructions": decode(latents), "diffusion_row": decoded}
+
     num_steps = experiment.sampling_steps
     # Rows of the same number of pictures, whatever the sampler's number of steps.
     log_every = max(1, num_steps // 5)
 
     def log_images(state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
+        batch = network.with_inputs(batch)
         count = min(max_images, len(batch["image"]))
         inputs = {key: np.asarray(batch[key][:count]) for key in inputs_of}
         params = ema_params(state.opt_state) if has_ema(state.opt_state) else state.params
         samples = experiment.sample_fn(
-            params, frozen, inputs, _keys(experiment.seed, 0, count), log_every=log_every
+            params,
+            frozen,
+            inputs,
+            _keys(experiment.seed, 0, count),
+            log_every=log_every,
+            size=np.shape(batch["image"])[1:3],
         )
         assert samples.x_start_log is not None  # log_every asks for it
         images = jnp.asarray(batch["image"][:count])
         log = {
             "inputs": images,
-            "diffusion_row": _diffusion_row(
-                frozen["schedule"], images, _keys(experiment.seed, 1, count), log_every_t
-            ),
+            **show(frozen, images, _keys(experiment.seed, 1, count)),
             "samples": samples.x,
             "denoise_row": jnp.moveaxis(samples.x_start_log, 0, 1),
         }

@@ -5,6 +5,7 @@ import pathlib
 
 from diffusion_jax.build import experiment
 from diffusion_jax.build.evaluation import build_evaluate
+from diffusion_jax.build.weights import run_frozen
 from diffusion_jax.run_folder import load_saved_config
 from diffusion_jax.train.checkpoint import restore_state
 
@@ -15,7 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
     built = experiment(load_saved_config(workdir))
     source = built.data.source(arguments.split)
     batches = built.data.eval_batches(source, batch_size=built.training.batch_size)
-    evaluate = build_evaluate(built, built.frozen, batches, prefix=arguments.split)
+    evaluate = build_evaluate(built, run_frozen(built, workdir), batches, prefix=arguments.split)
     state, _ = restore_state(workdir / "checkpoints", built.abstract_state(), arguments.step)
     print(
         f"{workdir}, step {int(state.step)}, {batches.num_examples} records of {arguments.split}:"

@@ -3,7 +3,7 @@ test."""
 
 import contextlib
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -12,8 +12,14 @@ from diffusion_jax import run_folder
 from diffusion_jax.build import Experiment
 from diffusion_jax.build.evaluation import build_evaluate
 from diffusion_jax.build.hooks import HookOptions, Watched, bind_hooks, build_hooks
+from diffusion_jax.build.weights import (
+    check_frozen_sources,
+    is_released,
+    load_released,
+    open_part,
+    start_frozen,
+)
 from diffusion_jax.data.batches import Batches
-from diffusion_jax.sharding import replicated
 from diffusion_jax.train import loop
 from diffusion_jax.train.checkpoint import (
     Checkpoints,
@@ -32,6 +38,7 @@ from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import jit_train_step
 from diffusion_jax.train.warm_start import warm_start
 from diffusion_jax.train.writers import Writer, open_writer
+from diffusion_jax.types import PyTree
 
 EXIT_NOT_A_NUMBER = 3  # a metric was NaN or infinite; the message names the last good checkpoint
 EXIT_SIGNAL = (
@@ -66,8 +73,7 @@ def train_run(
     """
     run_folder.check(workdir, config)
     abstract = experiment.check()
-    if experiment.training.ckpt_path is not None:
-        resolve_checkpoint(experiment.training.ckpt_path)
+    check_sources(experiment)
     data = open_data(experiment)
     options = bind_hooks(experiment.sections)
     with contextlib.ExitStack() as stack:
@@ -91,7 +97,7 @@ def train_run(
                     "seed": experiment.seed,
                 },
                 scores=scores,
-                frozen=jax.device_put(experiment.frozen, replicated(experiment.mesh)),
+                frozen=start_frozen(experiment, workdir),
                 validation_batches=data.validation,
                 class_names=data.class_names,
                 signals=received,
@@ -161,23 +167,46 @@ def start(
     state, training = experiment.init_state(), experiment.training
     if training.ckpt_path is None:
         return state, {}
-    warm = warm_start(
-        state.params,
-        training.ckpt_path,
-        ignore_keys=training.ignore_keys,
-        load_only_unet=training.load_only_unet,
-        ema=training.ckpt_ema,
-    )
-    for what, names in (("not loaded", warm.not_loaded), ("not used", warm.unused)):
-        print(
-            f"{training.ckpt_path}: {len(names)} parameters {what}"
-            + "".join(f"\n  {n}" for n in names)
-        )
+    params = load_start(experiment, state.params)
     # The average starts from the loaded weights; upstream leaves it at the random ones it was made
     # with.
     opt_state = state.opt_state
-    opt_state = reset_ema(opt_state, warm.params) if has_ema(opt_state) else opt_state
-    return state._replace(params=warm.params, opt_state=opt_state), {}
+    opt_state = reset_ema(opt_state, params) if has_ema(opt_state) else opt_state
+    return state._replace(params=params, opt_state=opt_state), {}
+
+
+def check_sources(experiment: Experiment) -> None:
+    """Find out now whether the weights are there that the run starts from.
+
+    Raises ValueError or FileNotFoundError, naming the option and the path.
+    """
+    path = experiment.training.ckpt_path
+    if path is not None and is_released(path):
+        open_part(path, "unet")
+    elif path is not None:
+        resolve_checkpoint(path)
+    check_frozen_sources(experiment)
+
+
+def load_start(experiment: Experiment, params: PyTree) -> PyTree:
+    """Take the parameters of train.ckpt_path, a run or a released file; say what was not taken."""
+    training = experiment.training
+    path = training.ckpt_path
+    assert path is not None
+    options: dict[str, Any] = {
+        "ignore_keys": training.ignore_keys,
+        "load_only_unet": training.load_only_unet,
+        "ema": training.ckpt_ema,
+    }
+    if is_released(path):
+        loaded = load_released(experiment, params, path, **options, keep_dims=training.keep_dims)
+        lists = [("not loaded", loaded.not_loaded)]
+    else:
+        loaded = warm_start(params, path, **options)
+        lists = [("not loaded", loaded.not_loaded), ("not used", loaded.unused)]
+    for what, names in lists:
+        print(f"{path}: {len(names)} parameters {what}" + "".join(f"\n  {n}" for n in names))
+    return loaded.params
 
 
 def announce(

@@ -1,13 +1,14 @@
 """From a batch to a Conditioning: embedders, their dropout for classifier-free guidance, merging
 by rank."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
 
@@ -15,129 +16,90 @@ from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
 # GeneralConditioner).
 ENTRY_OF_RANK = {1: "vector", 2: "vector", 3: "crossattn", 4: "concat"}
 FEATURE_AXIS = -1
+# Tokens and a pooled vector are the most that an encoder gives.
+_MAX_OUTPUTS = 2
+
+
+class Text(NamedTuple):
+    """How the host turns the strings of batch[source] into the tokens that an embedder reads.
+
+    pad: what follows the end token, "eos" (OpenAI's CLIP) or "zero" (OpenCLIP). vocabulary: a file
+    instead of the installed one.
+    """
+
+    source: str = "caption"
+    pad: Literal["eos", "zero"] = "eos"
+    max_length: int = 77
+    vocabulary: str | None = None
+
+    @property
+    def tokens_key(self) -> str:
+        """Name of the tokens in a batch; embedders that share it share the tokens."""
+        return f"{self.source}_tokens_{self.pad}{self.max_length}"
 
 
 class Embedder(NamedTuple):
-    """One source of conditioning: batch[input_key] -> module -> an array whose rank says where it
-    enters.
+    """One source of conditioning: batch[input_key] -> module -> arrays whose rank says where they
+    enter.
 
     With probability ucg_rate a training sample loses it: its input becomes null_value, or, when
-    null_value is None, its embedding becomes zero (classifier-free guidance, Ho & Salimans 2022,
-    algorithm 1). Labels have num_classes, images have channels.
+    null_value is None, each of its outputs becomes zero on a draw of its own (classifier-free
+    guidance, Ho & Salimans 2022, algorithm 1; generative-models, GeneralConditioner). Embedders of
+    one ucg_group lose theirs together, in one draw.
+
+    A null_value that is a string is to be replaced by its tokens before use. The input of a sample
+    has `shape` and `dtype`, or is an image of `channels`. Labels have num_classes; `text` says how
+    tokens are made from strings. default: what a user who gives no
+    such condition gets; "size" is the (height, width) of the image that is drawn. Only trainable
+    parameters are trained.
     """
 
     module: nn.Module
     input_key: str
     ucg_rate: float = 0.0
-    null_value: int | None = None
+    null_value: int | str | np.ndarray | None = None
     num_classes: int | None = None
     channels: int | None = None
+    shape: tuple[int, ...] = ()
+    dtype: str = "int32"
+    text: Text | None = None
+    default: tuple[float, ...] | Literal["size"] | None = None
+    trainable: bool = True
+    ucg_group: str | None = None
+    weights: str | None = None
 
     @property
     def embeds_labels_in_network(self) -> bool:
         """Whether integer labels pass through to the network's own label embedding."""
         return self.num_classes is not None and isinstance(self.module, Identity)
 
+    def example(self, size: int, image_shape: tuple[int, int, int]) -> Array:
+        """Zeros of the shape and dtype of the input of `size` samples."""
+        if self.channels is not None:
+            return jnp.zeros((size, *image_shape[:2], self.channels))
+        return jnp.zeros((size, *self.shape), self.dtype)
+
 
 class Identity(nn.Module):
     """Pass the input through: integer labels for the network's own label embedding, images to
-    concatenate."""
+    concatenate, features."""
 
     @nn.compact
     def __call__(self, value: Array) -> Array:
         return value
 
 
-class ClassEmbedder(nn.Module):
-    """Embed class labels: int [b] -> [b d], or [b 1 d] to serve as context.
+def init_embedders(
+    embedders: Mapping[str, Embedder], batch: Batch, key: Array, *, trainable: bool
+) -> PyTree:
+    """Initialise the parameters of the embedders that are trained, or of those that are not.
 
-    Labels are int32 in [0, num_embeddings). Source: latent-diffusion and generative-models,
-    ClassEmbedder.
+    Returns {name: params}; embedders without parameters have no entry.
     """
-
-    num_embeddings: int
-    embed_dim: int
-    add_sequence_dim: bool = False
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, label: Int[Array, "b"]) -> Float[Array, "b *rest"]:
-        normal = nn.initializers.normal(1.0)  # torch.nn.Embedding's default
-        table = nn.Embed(
-            self.num_embeddings,
-            self.embed_dim,
-            embedding_init=normal,
-            param_dtype=self.param_dtype,
-            name="embedding",
-        )
-        embedded = table(label)
-        return embedded[:, None, :] if self.add_sequence_dim else embedded
-
-
-def class_label(*, num_classes: int, ucg_rate: float = 0.0, input_key: str = "label") -> Embedder:
-    """Make integer labels the `vector`: for networks that embed labels themselves (num_classes + 1
-    rows).
-
-    The extra row, number num_classes, is the null class of classifier-free guidance.
-    """
-    return Embedder(Identity(), input_key, ucg_rate, num_classes, num_classes)
-
-
-def class_embedding(
-    *,
-    num_classes: int,
-    embed_dim: int,
-    add_sequence_dim: bool = True,
-    ucg_rate: float = 0.0,
-    input_key: str = "label",
-) -> Embedder:
-    """Make a trained embedding of the label the context [b 1 d] (or a `vector` [b d]); row
-    num_classes is null."""
-    module = ClassEmbedder(num_classes + 1, embed_dim, add_sequence_dim)
-    return Embedder(module, input_key, ucg_rate, num_classes, num_classes)
-
-
-def concat_image(*, input_key: str, channels: int, ucg_rate: float = 0.0) -> Embedder:
-    """Join batch[input_key] [b h w channels] to the network's input; dropped samples see zeros."""
-    return Embedder(Identity(), input_key, ucg_rate, channels=channels)
-
-
-class LowResolution(nn.Module):
-    """Average blocks of factor x factor pixels, interpolate back: [b h w c] -> the same shape."""
-
-    factor: int
-
-    @nn.compact
-    def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        blocks = (self.factor, self.factor)
-        small = nn.avg_pool(image, blocks, strides=blocks)
-        return jax.image.resize(small, image.shape, "cubic")
-
-
-def low_resolution(
-    *, factor: int, channels: int, ucg_rate: float = 0.0, input_key: str = "image"
-) -> Embedder:
-    """Join a copy of the image at 1 / factor of its resolution to the network's input: upscaling.
-
-    The input is the image itself, float [b h w channels] in [-1, 1], in training and in sampling.
-    Source: Saharia et al. 2021 (SR3), section 2; latent-diffusion, section 4.4.
-    """
-    return Embedder(LowResolution(factor), input_key, ucg_rate, channels=channels)
-
-
-EMBEDDERS = {
-    "class_label": class_label,
-    "class_embedding": class_embedding,
-    "concat_image": concat_image,
-    "low_resolution": low_resolution,
-}
-
-
-def init_embedders(embedders: Mapping[str, Embedder], batch: Batch, key: Array) -> PyTree:
-    """Initialise every embedder's parameters: {name: params}; embedders without parameters have no
-    entry."""
     params = {}
     for index, (name, embedder) in enumerate(embedders.items()):
+        if embedder.trainable != trainable:
+            continue
         value = _input(batch, name, embedder)
         variables = embedder.module.init(jax.random.fold_in(key, index), value)
         if "params" in variables:
@@ -152,24 +114,44 @@ def embed(
     keys: Keys | None = None,
     *,
     unconditional: bool = False,
+    kept: Collection[str] = (),
+    force_zero: Collection[str] = (),
 ) -> Conditioning:
-    """Compute the Conditioning of a batch: every embedder's output, joined on the feature axis by
-    its rank.
+    """Compute the Conditioning of a batch: every embedder's outputs, joined on the feature axis by
+    their rank.
 
     keys [b], one per sample, turn on training dropout (each embedder drops a sample with its own
-    ucg_rate); keys=None keeps everything. unconditional=True drops everything: the other half of
-    guidance.
+    ucg_rate); keys=None keeps everything. unconditional=True is the other half of guidance: all
+    that training may drop is dropped, but for the embedders named in `kept`, whose input says what
+    to guide away from (a negative prompt). force_zero: embedders whose outputs are zero.
     Raises ValueError when the batch lacks an input or when outputs that meet in one entry cannot
     be joined.
     Source: generative-models, GeneralConditioner.
     """
     entries: dict[str, list[Array]] = {}
-    for index, (name, embedder) in enumerate(embedders.items()):
+    chances = {} if keys is None or unconditional else _chances(embedders, keys)
+    for name, embedder in embedders.items():
         value = _input(batch, name, embedder)
-        dropped = _dropped(embedder, index, value.shape[0], keys, unconditional)
-        output = _embed_one(embedder, params[name] if name in params else {}, value, dropped)
-        entries.setdefault(ENTRY_OF_RANK[output.ndim], []).append(output)
+        own = params[name] if name in params else {}
+        if unconditional:
+            drop = embedder.ucg_rate > 0.0 and name not in kept
+            outputs = _outputs(
+                embedder, own, _replaced(embedder, value, jnp.full(len(value), drop))
+            )
+            outputs = [_zeroed(out, drop and embedder.null_value is None) for out in outputs]
+        elif name in chances:
+            outputs = _dropped_outputs(embedder, own, value, chances[name])
+        else:
+            outputs = _outputs(embedder, own, value)
+        for output in outputs:
+            output = _zeroed(output, name in force_zero)
+            entries.setdefault(ENTRY_OF_RANK[output.ndim], []).append(output)
     return {entry: _join(entry, outputs) for entry, outputs in entries.items()}
+
+
+def can_guide(embedders: Mapping[str, Embedder]) -> bool:
+    """Whether training drops a condition, so that there is an unconditional prediction."""
+    return any(embedder.ucg_rate > 0.0 for embedder in embedders.values())
 
 
 def _input(batch: Batch, name: str, embedder: Embedder) -> Array:
@@ -181,27 +163,52 @@ def _input(batch: Batch, name: str, embedder: Embedder) -> Array:
     return jnp.asarray(batch[embedder.input_key])
 
 
-def _dropped(
-    embedder: Embedder, index: int, size: int, keys: Keys | None, unconditional: bool
-) -> Bool[Array, "b"] | None:
-    if unconditional:
-        return jnp.ones((size,), bool)
-    if keys is None or embedder.ucg_rate == 0.0:
-        return None
-    own_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-    return jax.vmap(lambda key: jax.random.bernoulli(key, embedder.ucg_rate))(own_keys)
+def _chances(embedders: Mapping[str, Embedder], keys: Keys) -> dict[str, Float[Array, "n b"]]:
+    """Draw a uniform number for each output of each embedder, or one for all of a group."""
+    groups: dict[str, Array] = {}
+    chances = {}
+    for index, (name, embedder) in enumerate(embedders.items()):
+        if embedder.ucg_rate == 0.0:
+            continue
+        own_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        if embedder.ucg_group is None:
+            chances[name] = jax.vmap(lambda key: jax.random.uniform(key, (_MAX_OUTPUTS,)))(
+                own_keys
+            ).T
+        else:
+            if embedder.ucg_group not in groups:
+                groups[embedder.ucg_group] = jax.vmap(jax.random.uniform)(own_keys)
+            shared = groups[embedder.ucg_group]
+            chances[name] = jnp.broadcast_to(shared, (_MAX_OUTPUTS, len(shared)))
+    return chances
 
 
-def _embed_one(
-    embedder: Embedder, params: PyTree, value: Array, dropped: Bool[Array, "b"] | None
-) -> Array:
-    if dropped is not None and embedder.null_value is not None:
-        value = jnp.where(dropped, jnp.asarray(embedder.null_value, value.dtype), value)
-    output = jnp.asarray(embedder.module.apply({"params": params}, value))
-    if dropped is not None and embedder.null_value is None:
-        keep = ~dropped.reshape((-1,) + (1,) * (output.ndim - 1))
-        output = output * keep.astype(output.dtype)
-    return output
+def _dropped_outputs(
+    embedder: Embedder, params: PyTree, value: Array, chances: Float[Array, "n b"]
+) -> list[Array]:
+    dropped = chances < embedder.ucg_rate
+    if embedder.null_value is not None:
+        return _outputs(embedder, params, _replaced(embedder, value, dropped[0]))
+    return [
+        output * (~drop).reshape((-1,) + (1,) * (output.ndim - 1)).astype(output.dtype)
+        for output, drop in zip(_outputs(embedder, params, value), dropped, strict=False)
+    ]
+
+
+def _replaced(embedder: Embedder, value: Array, dropped: Bool[Array, "b"]) -> Array:
+    if embedder.null_value is None:
+        return value
+    null = jnp.broadcast_to(jnp.asarray(embedder.null_value, value.dtype), value.shape)
+    return jnp.where(dropped.reshape((-1,) + (1,) * (value.ndim - 1)), null, value)
+
+
+def _outputs(embedder: Embedder, params: PyTree, value: Array) -> list[Array]:
+    outputs: Any = embedder.module.apply({"params": params}, value)
+    return list(outputs) if isinstance(outputs, tuple) else [outputs]
+
+
+def _zeroed(output: Array, zero: bool) -> Array:
+    return jnp.zeros_like(output) if zero else output
 
 
 def _join(entry: str, outputs: list[Array]) -> Array:
@@ -212,5 +219,12 @@ def _join(entry: str, outputs: list[Array]) -> Array:
             f"{len(outputs)} embedders meet in {entry!r} and one of them gives integer labels, "
             "which cannot be joined to features; use class_embedding with add_sequence_dim=False "
             "instead of class_label"
+        )
+    shapes = [output.shape[:FEATURE_AXIS] for output in outputs]
+    if len(set(shapes)) != 1:
+        raise ValueError(
+            f"{len(outputs)} embedders meet in {entry!r} with the shapes "
+            f"{', '.join(str(output.shape) for output in outputs)}; all but the last axis should "
+            "be equal"
         )
     return jnp.concatenate(outputs, axis=FEATURE_AXIS)

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, Num
 
-from diffusion_jax.types import Conditioning, Image, PyTree, Timesteps
+from diffusion_jax.types import Conditioning, Image, PyTree
 
 # conditioning key -> the entries of a Conditioning that it needs.
 CONDITIONING_KEYS: dict[str, tuple[str, ...]] = {
@@ -72,12 +72,12 @@ def apply_network(
     conditioning_key: str,
     params: PyTree,
     x: Image,
-    t: Timesteps,
+    t: Num[Array, "b"],
     conditioning: Conditioning,
     dropout_key: Key[Array, ""] | None = None,
 ) -> Array:
     """Evaluate a network on x_t [b h w c] at t [b] under its conditioning -> model output [b h w
-    c'], float32.
+    c'], float32. t is a timestep, or any other number that the network knows a noise level by.
 
     A dropout_key means training; without one the network is deterministic.
     """

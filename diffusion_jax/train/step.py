@@ -19,6 +19,7 @@ from diffusion_jax.types import Batch, Keys, PyTree
 Metrics: TypeAlias = dict[str, jax.Array]
 # (params, mutable, frozen, batch, keys [b], *, train: bool) -> (loss, (metrics, mutable)); loss and
 # metrics are means over the samples of the batch, weighted by batch["weight"] where there is one.
+# batch["position"] int32 [b] is the place of each sample in the global batch.
 LossFn: TypeAlias = Callable[..., tuple[Any, tuple[Mapping[str, Any], PyTree]]]
 
 # No training step has this number, so that validation never repeats the noise of training.
@@ -49,6 +50,7 @@ def make_train_step(
     tx = optax.with_extra_args_support(tx)
 
     def train_step(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Metrics]:
+        batch = with_positions(batch)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradients, loss, metrics, mutable = _gradients(
             loss_fn, state, frozen, batch, key, accumulate=accumulate
@@ -56,7 +58,7 @@ def make_train_step(
         metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(gradients)}
 
         def objective(params: PyTree) -> Any:
-            keys = _sample_keys(key, _positions(batch))
+            keys = sample_keys(key, batch["position"])
             return loss_fn(params, state.mutable, frozen, batch, keys, train=True)[0]
 
         # value and obj_fn are for the few optimizers that ask for them (momo, polyak_sgd, sophia)
@@ -84,8 +86,9 @@ def make_eval_step(
     def eval_step(
         params: PyTree, mutable: PyTree, frozen: PyTree, batch: Batch, batch_number: Any
     ) -> Metrics:
+        batch = with_positions(batch)
         stream = jax.random.fold_in(jax.random.key(seed), _EVAL_STREAM)
-        keys = _sample_keys(jax.random.fold_in(stream, batch_number), _positions(batch))
+        keys = sample_keys(jax.random.fold_in(stream, batch_number), batch["position"])
         loss, (metrics, _) = loss_fn(params, mutable, frozen, batch, keys, train=False)
         weight = jnp.sum(batch["weight"]) if "weight" in batch else keys.shape[0]
         return _float32({"loss": loss, **metrics, "weight": weight})
@@ -151,32 +154,32 @@ def _gradients(
 ) -> tuple[PyTree, Any, Mapping[str, Any], PyTree]:
     """Gradient, loss and metrics of the whole batch, and the mutable collections after it."""
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    positions = _positions(batch)
     if accumulate == 1:
         (loss, (metrics, mutable)), gradients = gradient_fn(
             state.params,
             state.mutable,
             frozen,
             batch,
-            _sample_keys(key, positions),
+            sample_keys(key, batch["position"]),
             train=True,
         )
         return gradients, loss, metrics, mutable
 
     def micro_step(carry: Any, micro: Any) -> Any:
         total, mutable = carry
-        share, batch, positions = micro
+        share, batch = micro
+        keys = sample_keys(key, batch["position"])
         (loss, (metrics, new)), gradients = gradient_fn(
-            state.params, mutable, frozen, batch, _sample_keys(key, positions), train=True
+            state.params, mutable, frozen, batch, keys, train=True
         )
         total = jax.tree.map(lambda sum_, g: sum_ + share * g.astype(jnp.float32), total, gradients)
         return (total, strengthen(new, mutable)), _float32({"loss": loss, **metrics})
 
-    micro_batches, micro_positions = _split((dict(batch), positions), accumulate)
+    micro_batches = _split(dict(batch), accumulate)
     shares = _shares(micro_batches, accumulate)
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
     (gradients, mutable), metrics = jax.lax.scan(
-        micro_step, (zeros, state.mutable), (shares, micro_batches, micro_positions)
+        micro_step, (zeros, state.mutable), (shares, micro_batches)
     )
     metrics = {name: jnp.sum(shares * values) for name, values in metrics.items()}
     return strengthen(gradients, state.params), metrics["loss"], metrics, mutable
@@ -201,15 +204,19 @@ def _shares(micro_batches: Mapping[str, jax.Array], parts: int) -> jax.Array:
     return sums / jnp.sum(sums)
 
 
-def _positions(batch: Batch) -> Int[Array, "b"]:
-    """0 .. b - 1, the positions of the samples in the global batch."""
+def with_positions(batch: Batch) -> Batch:
+    """Number the samples of the global batch: adds "position" int32 [b], 0 to b - 1.
+
+    Raises ValueError when the arrays do not share their leading axis.
+    """
     sizes = {name: leaf.shape[0] for name, leaf in batch.items()}
     if len(set(sizes.values())) != 1:
         raise ValueError(f"the arrays of a batch must share their leading axis, got {sizes}")
-    return jnp.arange(next(iter(sizes.values())))
+    return {**batch, "position": jnp.arange(next(iter(sizes.values())), dtype=jnp.int32)}
 
 
-def _sample_keys(key: Key[Array, ""], positions: Int[Array, "b"]) -> Keys:
+def sample_keys(key: Key[Array, ""], positions: Int[Array, "b"]) -> Keys:
+    """Make the keys of samples from that of a step: fold_in(key, position), [b]."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
 
 

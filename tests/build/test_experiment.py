@@ -30,9 +30,9 @@ def host_batch(step):
 def losses(built):
     state = built.init_state()
     step_fn = jit_train_step(built.train_step, built.abstract_state())
-    found = []
+    frozen, found = built.random_frozen(), []
     for step in range(STEPS):
-        state, metrics = step_fn(state, built.to_devices(host_batch(step)), built.frozen)
+        state, metrics = step_fn(state, built.to_devices(host_batch(step)), frozen)
         found.append(float(metrics["loss"]))
     return np.array(found), state
 
@@ -99,5 +99,7 @@ def test_class_dropout_never_reaches_evaluation():
     batch = {key: value for key, value in host_batch(0).items() if key != "caption"}
     other = batch | {"label": (batch["label"] + 1) % 10}
     eval_step = jax.jit(built.eval_step)
-    first, second = (eval_step(params, {}, built.frozen, b, 0)["loss"] for b in (batch, other))
+    first, second = (
+        eval_step(params, {}, built.random_frozen(), b, 0)["loss"] for b in (batch, other)
+    )
     assert float(first) != float(second)

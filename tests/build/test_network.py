@@ -55,7 +55,7 @@ def test_every_entry_changes_the_prediction(key):
 
     @jax.jit
     def predict(batch):
-        return network.apply(params, x, t, network.embed(params, batch))
+        return network.apply(params, x, t, network.embed(params, {"conditioner": {}}, batch))
 
     before = predict(batch)
     assert before.shape == (2, 8, 8, 1) and before.dtype == jnp.float32

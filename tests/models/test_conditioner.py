@@ -1,21 +1,29 @@
 """Embedders: dropout with the stated rate, per sample; merging by rank; the unconditional half of
 guidance."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models.conditioner import (
+from diffusion_jax.models.conditioner import Embedder, embed
+from diffusion_jax.models.conditioner import init_embedders as init_some
+from diffusion_jax.models.embedders import (
     class_embedding,
     class_label,
     concat_image,
-    embed,
-    init_embedders,
+    features,
     low_resolution,
+    numbers,
 )
+from diffusion_jax.models.layers import timestep_embedding
 
 LABELS = {"label": jnp.arange(6, dtype=jnp.int32) % 3}
+
+
+def init_embedders(embedders, batch, key):
+    return init_some(embedders, batch, key, trainable=True)
 
 
 def keys(seed, count):
@@ -62,7 +70,7 @@ def test_two_embedders_drop_independently():
 
 
 def test_class_embedding_is_a_table_lookup_with_a_null_row():
-    embedders = {"label": class_embedding(num_classes=3, embed_dim=5)}
+    embedders = {"label": class_embedding(num_classes=3, embed_dim=5, ucg_rate=0.1)}
     params = init_embedders(embedders, LABELS, jax.random.key(0))
     table = params["label"]["embedding"]["embedding"]
     assert table.shape == (4, 5)
@@ -105,3 +113,82 @@ def test_labels_cannot_be_joined_to_features():
     params = init_embedders(embedders, LABELS, jax.random.key(0))
     with pytest.raises(ValueError, match="2 embedders meet in 'vector'"):
         embed(embedders, params, LABELS)
+
+
+class Two(nn.Module):
+    """Tokens and a pooled vector, like a text encoder."""
+
+    def __call__(self, value):
+        return jnp.ones((len(value), 3, 2)) * value[:, None, None], jnp.ones((len(value), 4))
+
+
+def two(**options):
+    return Embedder(Two(), "words", shape=(), dtype="float32", **options)
+
+
+def test_outputs_of_one_embedder_go_where_their_ranks_say():
+    batch = {"words": jnp.arange(5.0), "sizes": jnp.arange(10.0).reshape(5, 2)}
+    embedders = {"text": two(), "more": two(), "sizes": numbers(input_key="sizes", outdim=6)}
+    conditioning = embed(embedders, {}, batch)
+    assert conditioning["crossattn"].shape == (5, 3, 4)  # features are joined, not tokens
+    assert conditioning["vector"].shape == (5, 4 + 4 + 12)
+    np.testing.assert_array_equal(
+        conditioning["vector"][:, 8:14], timestep_embedding(batch["sizes"][:, 0], 6)
+    )
+
+
+def test_outputs_are_dropped_alone_and_groups_together():
+    count = 2000
+    batch = {"words": jnp.ones(count)}
+    alone = embed({"text": two(ucg_rate=0.5)}, {}, batch, keys(0, count))
+    tokens, pooled = alone["crossattn"][:, 0, 0], alone["vector"][:, 0]
+    assert abs(np.corrcoef(tokens, pooled)[0, 1]) < 0.1
+    group = {name: two(ucg_rate=0.5, ucg_group="text") for name in ("a", "b")}
+    together = embed(group, {}, batch, keys(0, count))
+    found = np.concatenate([together["crossattn"][:, 0], together["vector"]], axis=1)
+    assert np.all(found == found[:, :1]) and 0.4 < found.mean() < 0.6
+
+
+def test_the_unconditional_half_keeps_what_is_never_dropped_and_negative_prompts():
+    batch = {"words": jnp.ones(2), "sizes": jnp.ones((2, 2))}
+    embedders = {"text": two(ucg_rate=0.1), "sizes": numbers(input_key="sizes", outdim=4)}
+    null = embed(embedders, {}, batch, unconditional=True)
+    assert not np.any(null["crossattn"]) and not np.any(null["vector"][:, :4])
+    assert np.any(null["vector"][:, 4:])
+    negative = {**batch, "words": jnp.full(2, 7.0)}
+    kept = embed(embedders, {}, negative, unconditional=True, kept=("text",))
+    assert np.all(kept["crossattn"] == 7.0)
+    zero = embed(embedders, {}, negative, unconditional=True, kept=("text",), force_zero=("text",))
+    assert not np.any(zero["crossattn"])
+
+
+def test_a_null_input_may_be_a_row_of_tokens():
+    null = np.array([1, 2, 2], np.int32)
+    embedder = features(input_key="tokens", shape=(3,), dtype="int32", ucg_rate=1.0)
+    tokens = {"tokens": jnp.zeros((4, 3), jnp.int32)}
+    embedders = {"text": embedder._replace(null_value=null)}
+    for dropped in (
+        embed(embedders, {}, tokens, keys(0, 4)),
+        embed(embedders, {}, tokens, unconditional=True),
+    ):
+        np.testing.assert_array_equal(dropped["vector"], np.tile(null, (4, 1)))
+
+
+def test_frozen_embedders_have_their_own_parameters():
+    embedders = {
+        "a": class_embedding(num_classes=3, embed_dim=2),
+        "b": class_embedding(num_classes=3, embed_dim=2, trainable=False),
+    }
+    key = jax.random.key(0)
+    assert set(init_some(embedders, LABELS, key, trainable=True)) == {"a"}
+    assert set(init_some(embedders, LABELS, jax.random.key(0), trainable=False)) == {"b"}
+
+
+def test_outputs_that_cannot_be_joined_are_told():
+    embedders = {
+        "a": features(input_key="a", shape=(3, 2)),
+        "b": features(input_key="b", shape=(4, 2)),
+    }
+    batch = {"a": jnp.zeros((1, 3, 2)), "b": jnp.zeros((1, 4, 2))}
+    with pytest.raises(ValueError, match=r"meet in 'crossattn'.*\(1, 3, 2\), \(1, 4, 2\)"):
+        embed(embedders, {}, batch)

@@ -21,9 +21,14 @@ def images(count):
     return jax.random.normal(jax.random.key(5), (count, 4, 4, 1))
 
 
-def embed(params, batch, keys):
-    del params
+def embed(params, frozen, batch, keys):
+    del params, frozen
     return {"vector": batch["label"] if keys is None else -batch["label"]}
+
+
+def encode(frozen, batch, keys):
+    del frozen, keys
+    return batch["image"]
 
 
 def apply(params, x, t, conditioning, dropout_key):
@@ -35,7 +40,7 @@ def batch(count):
     return {"image": images(count), "label": jnp.arange(count, dtype=jnp.float32)}
 
 
-LOSS = diffusion_loss(apply, embed, parameterization="v")
+LOSS = diffusion_loss(apply, embed, encode, parameterization="v")
 PARAMS = {"scale": jnp.float32(0.5)}
 
 
@@ -58,7 +63,7 @@ def test_training_and_evaluation_condition_differently():
         seen.append((conditioning["vector"], dropout_key))
         return x
 
-    loss = diffusion_loss(spy, embed, parameterization="eps")
+    loss = diffusion_loss(spy, embed, encode, parameterization="eps")
     loss(PARAMS, {}, FROZEN, data, sample_keys(0, 4), train=True)
     loss(PARAMS, {}, FROZEN, data, sample_keys(0, 4), train=False)
     np.testing.assert_array_equal(seen[0][0], -data["label"])
@@ -76,7 +81,7 @@ def test_a_perfect_network_has_no_loss():
         s = SCHEDULE.sqrt_one_minus_alphas_cumprod[t][:, None, None, None]
         return (a * x - data["image"]) / s
 
-    loss = diffusion_loss(perfect, embed, parameterization="v")
+    loss = diffusion_loss(perfect, embed, encode, parameterization="v")
     assert float(loss(PARAMS, {}, FROZEN, data, sample_keys(1, 8), train=True)[0]) < 1e-6
 
 
@@ -89,7 +94,7 @@ def test_timesteps_are_uniform_and_noise_is_normal():
         return x
 
     zeros = {"image": jnp.zeros((count, 4, 4, 1)), "label": jnp.zeros(count)}
-    diffusion_loss(spy, embed, parameterization="eps")(
+    diffusion_loss(spy, embed, encode, parameterization="eps")(
         PARAMS, {}, FROZEN, zeros, sample_keys(2, count), train=True
     )
     counts = np.bincount(np.asarray(seen["t"]), minlength=T)
@@ -113,7 +118,7 @@ def test_logvar_comes_from_the_parameters_when_it_is_learned(learned):
     logvar = jnp.full(T, 2.0)
     params = PARAMS | ({"logvar": logvar} if learned else {})
     frozen = FROZEN | {"logvar": jnp.zeros(T) if learned else logvar}
-    loss = diffusion_loss(apply, embed, parameterization="v", learn_logvar=learned)
+    loss = diffusion_loss(apply, embed, encode, parameterization="v", learn_logvar=learned)
     (value, _), gradient = jax.value_and_grad(
         lambda p: loss(p, {}, frozen, batch(6), sample_keys(0, 6), train=True), has_aux=True
     )(params)
@@ -122,3 +127,22 @@ def test_logvar_comes_from_the_parameters_when_it_is_learned(learned):
     assert ("logvar" in gradient) == learned
     if learned:
         assert np.any(np.asarray(gradient["logvar"]))
+
+
+def test_it_denoises_what_encode_finds_and_encodes_each_sample_with_its_own_key():
+    seen = []
+
+    def noisy(frozen, batch, keys):
+        assert frozen is FROZEN
+        seen.append(jax.random.key_data(keys))
+        return 2.0 * batch["image"] + jax.vmap(jax.random.normal)(keys)[:, None, None, None]
+
+    def perfect(params, x, t, conditioning, dropout_key):
+        return x
+
+    loss = diffusion_loss(perfect, embed, noisy, parameterization="v")
+    first = loss(PARAMS, {}, FROZEN, batch(4), sample_keys(0, 4), train=True)[0]
+    plain = diffusion_loss(perfect, embed, encode, parameterization="v")
+    second = plain(PARAMS, {}, FROZEN, batch(4), sample_keys(0, 4), train=True)[0]
+    assert abs(float(first) - float(second)) > 0.1
+    assert len(np.unique(seen[0], axis=0)) == 4

@@ -283,3 +283,26 @@ def test_bad_input():
         step(init(), {"image": jnp.zeros((6, 8, 8, 1)), "label": jnp.zeros((3,))}, {})
     with pytest.raises(ValueError, match="0 eval batches"):
         mean_metrics([])
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_samples_know_their_place_in_the_global_batch(accumulate):
+    seen = []
+
+    def spy(params, mutable, frozen, batch, keys, *, train):
+        jax.debug.callback(
+            lambda i, p: seen.append((np.asarray(i), np.asarray(p))),
+            batch["image"][:, 0],
+            batch["position"],
+            ordered=True,
+        )
+        return jnp.sum(params["w"]), ({}, mutable)
+
+    tx = optax.sgd(0.0)
+    state = init_state({"w": jnp.zeros(2)}, tx)
+    run_step = jax.jit(make_train_step(spy, tx, seed=0, accumulate=accumulate))
+    jax.block_until_ready(run_step(state, {"image": jnp.arange(8.0)[:, None]}, {}))
+    jax.effects_barrier()
+    assert len(seen) == accumulate
+    for images, positions in seen:
+        np.testing.assert_array_equal(images, positions)

@@ -1,0 +1,78 @@
+"""The `first_stage` section -> a frozen autoencoder, in whose latents the network works."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from diffusion_jax.build.binding import (
+    ConfigError,
+    bind,
+    check_range,
+    check_type,
+    row,
+    with_dtypes,
+)
+from diffusion_jax.models.autoencoder import Autoencoder
+from diffusion_jax.models.regularizers import diagonal_gaussian, mode, sample
+from diffusion_jax.types import Image, Keys, PyTree
+
+FIRST_STAGES = {"autoencoder_kl": Autoencoder}
+
+
+class FirstStage(NamedTuple):
+    """A frozen autoencoder with a Gaussian posterior; latents are scale_factor times its samples.
+
+    weights: a file, "random" for a dry run, or None for those of the checkpoint that is loaded.
+    """
+
+    module: nn.Module
+    scale_factor: float
+    image_shape: tuple[int, int, int]
+    latent_shape: tuple[int, int, int]
+    factor: int
+    weights: str | None
+
+    def init(self, key: Array) -> PyTree:
+        """Initialise the parameters."""
+        # Any size will do: the parameters are those of convolutions.
+        image = jnp.zeros((1, 2 * self.factor, 2 * self.factor, self.image_shape[-1]))
+        return self.module.init(key, image)["params"]
+
+    def encode(self, params: PyTree, image: Image, keys: Keys | None) -> Array:
+        """Compute latents z = scale_factor * posterior sample (its mode without keys), float32.
+
+        image [b h w c] in [-1, 1] -> [b h/f w/f z]. Source: latent-diffusion,
+        get_first_stage_encoding.
+        """
+        moments = self.module.apply({"params": params}, image, method="encode")
+        posterior = diagonal_gaussian(jnp.asarray(moments, jnp.float32))
+        return self.scale_factor * (mode(posterior) if keys is None else sample(posterior, keys))
+
+    def decode(self, params: PyTree, latents: Array) -> Array:
+        """Decode latents [b h/f w/f z] -> images [b h w c], about [-1, 1], float32."""
+        z = latents / self.scale_factor
+        image = self.module.apply({"params": params}, z, method="decode")
+        return jnp.asarray(image, jnp.float32)
+
+
+def build_first_stage(section: Mapping[str, Any], image_shape: tuple[int, int, int]) -> FirstStage:
+    """Build the first stage of a config for images of a shape; ConfigError for a wrong option."""
+    path = "config.first_stage"
+    section = {"weights": None, "scale_factor": 1.0} | dict(section)
+    weights = check_type(section.pop("weights"), str | None, f"{path}.weights")
+    scale = check_type(section.pop("scale_factor"), float, f"{path}.scale_factor")
+    check_range(scale, f"{path}.scale_factor", low=1e-6)
+    module_class = row(FIRST_STAGES, section, path)
+    module = module_class(**bind(module_class, with_dtypes(section, path), path))
+    factor = 2 ** (len(module.ch_mult) - 1)
+    height, width, _ = image_shape
+    if height % factor or width % factor:
+        raise ConfigError(
+            f"config.data.batches.image_size = {(height, width)} should be a multiple of {factor}, "
+            "the factor by which config.first_stage makes images smaller"
+        )
+    latent_shape = (height // factor, width // factor, module.embed_dim)
+    return FirstStage(module, scale, image_shape, latent_shape, factor, weights)

@@ -1,0 +1,255 @@
+"""Released weights and the frozen networks of a run: where they come from, and where they go."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from diffusion_jax.build.binding import ConfigError
+from diffusion_jax.build.experiment import Experiment
+from diffusion_jax.convert.identify import find_networks
+from diffusion_jax.convert.importing import import_network
+from diffusion_jax.convert.reading import TORCH_SUFFIXES, diffusers_components, open_weights
+from diffusion_jax.models.autoencoder import Autoencoder
+from diffusion_jax.models.conditioner import Embedder
+from diffusion_jax.models.text_embedders import ClipText, OpenClipImage, OpenClipText
+from diffusion_jax.models.unet import UNet
+from diffusion_jax.train.checkpoint import open_checkpoints, restore_state, saved_steps
+from diffusion_jax.types import PyTree
+
+RANDOM = "random"
+FROZEN_FOLDER = "frozen"
+# What convert calls the network of a module.
+KINDS: dict[type[nn.Module], str] = {
+    UNet: "unet",
+    Autoencoder: "vae",
+    ClipText: "clip text",
+    OpenClipText: "clip text",
+    OpenClipImage: "clip vision",
+}
+_FOLDERS = {"clip text": "text_encoder", "clip vision": "image_encoder"}
+
+
+class Loaded(NamedTuple):
+    """Parameters of a run that were read from a file, and the names of those that were not."""
+
+    params: PyTree
+    not_loaded: list[str]
+
+
+def is_released(path: str | os.PathLike) -> bool:
+    """Tell whether a path is a file of released weights, or a folder of diffusers, and not a run
+    of this program."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return bool(diffusers_components(path))
+    return path.suffix in (".safetensors", *TORCH_SUFFIXES) or path.name.endswith(
+        ".safetensors.index.json"
+    )
+
+
+def load_released(
+    experiment: Experiment,
+    params: PyTree,
+    path: str | os.PathLike,
+    *,
+    ema: bool = False,
+    ignore_keys: Sequence[str] = (),
+    load_only_unet: bool = False,
+    keep_dims: int | None = None,
+) -> Loaded:
+    """Read trained parameters out of a released file into the dtypes and shardings of `params`.
+
+    params: {"network": ..., "conditioner": ...}, arrays, or shapes where the file has everything.
+    ema takes the averages of the network; ignore_keys are regular expressions from the start of a
+    name in the file: what matches keeps its initial value, as does the rest with load_only_unet.
+    keep_dims: see convert.import_params.
+    Raises ValueError when the file does not fit; the message lists what is missing or left over.
+    """
+    network = import_network(
+        params["network"],
+        open_part(path, "unet"),
+        "unet",
+        ema=ema,
+        ignore_keys=ignore_keys,
+        allow_missing=ignore_keys,
+        keep_dims=keep_dims,
+    )
+    conditioner = dict(params["conditioner"])
+    not_loaded = ["logvar"] if "logvar" in params else []
+    for name, own in conditioner.items():
+        embedder = experiment.network.embedders[name]
+        if load_only_unet or type(embedder.module) not in KINDS:
+            not_loaded.append(f"conditioner/{name}")
+        else:
+            conditioner[name] = _import_embedder(experiment, name, own, path)
+    return Loaded({**params, "network": network, "conditioner": conditioner}, not_loaded)
+
+
+def check_frozen_sources(experiment: Experiment) -> None:
+    """Find out, before any long work, whether every frozen network has weights.
+
+    Raises ConfigError when nothing says where they are, FileNotFoundError when a file is missing.
+    """
+    source = _checkpoint_source(experiment)
+    for path, weights in _frozen_networks(experiment):
+        if weights is None and source is None:
+            raise ConfigError(
+                f"{path}.weights is not set: name a file with its weights, '{RANDOM}' for a dry "
+                "run, or set config.train.ckpt_path to a released checkpoint that holds them"
+            )
+        if weights not in (None, RANDOM) and not pathlib.Path(weights).expanduser().exists():
+            raise FileNotFoundError(f"{path}.weights = {weights!r} does not exist")
+
+
+def make_frozen(experiment: Experiment, source: str | os.PathLike | None = None) -> PyTree:
+    """Make what training reads and never changes, on its devices: constants and frozen networks.
+
+    A network's own `weights` file comes first, then source, a released checkpoint (default: the
+    config's train.ckpt_path), then random weights where the config asks for them.
+    Raises ConfigError when a network has no weights, ValueError when a file does not fit.
+    """
+    if source is None:
+        check_frozen_sources(experiment)
+        source = _checkpoint_source(experiment)
+    abstract, network = experiment.abstract_frozen(), experiment.network
+    random = experiment.random_frozen() if _needs_random(experiment, source) else None
+    frozen = experiment.frozen_constants()
+    conditioner = {}
+    for name, own in abstract["conditioner"].items():
+        embedder = network.embedders[name]
+        path = _own_file(embedder.weights)
+        if path is not None:
+            kind = _kind(embedder.module, f"config.conditioning.embedders.{name}.weights")
+            conditioner[name] = import_network(own, open_part(path, kind), kind)
+        elif source is not None:
+            conditioner[name] = _import_embedder(experiment, name, own, source)
+        else:
+            assert random is not None
+            conditioner[name] = random["conditioner"][name]
+    frozen["conditioner"] = conditioner
+    frozen["first_stage"] = _first_stage(experiment, abstract["first_stage"], source, random)
+    return frozen
+
+
+def run_frozen(experiment: Experiment, workdir: pathlib.Path) -> PyTree:
+    """Read the frozen networks that a run saved at its start, beside the constants of its config.
+
+    Raises FileNotFoundError when the run has frozen networks and did not save them.
+    """
+    abstract = experiment.abstract_frozen()
+    weights = _weights_of(abstract)
+    frozen = experiment.frozen_constants()
+    if not jax.tree.leaves(weights):
+        return frozen | weights
+    return frozen | restore_state(workdir / FROZEN_FOLDER, weights)[0]
+
+
+def start_frozen(experiment: Experiment, workdir: pathlib.Path) -> PyTree:
+    """Make the frozen networks of a run and save them once, or read what an earlier start saved."""
+    if saved_steps(workdir / FROZEN_FOLDER):
+        return run_frozen(experiment, workdir)
+    frozen = make_frozen(experiment)
+    weights = _weights_of(frozen)
+    if jax.tree.leaves(weights):
+        checkpoints = open_checkpoints(workdir / FROZEN_FOLDER, keep_last=1)
+        checkpoints.save(0, weights, {"what": "weights of the frozen networks"})
+        checkpoints.close()
+    return frozen
+
+
+def open_part(path: str | os.PathLike, kind: str, number: int = 0) -> Any:
+    """Open the file, or the part of a diffusers folder, that holds the number-th network of a
+    kind."""
+    path = pathlib.Path(path).expanduser()
+    parts = diffusers_components(path) if path.is_dir() else []
+    if not parts:
+        return open_weights(path)
+    wanted = _FOLDERS[kind] if kind in _FOLDERS else kind
+    fits = [part for part in parts if part == wanted or part.startswith(f"{wanted}_")]
+    if number >= len(fits):
+        raise ValueError(
+            f"{path} has {len(fits)} parts named {wanted}, and number {number + 1} is needed; it "
+            f"has {', '.join(parts)}"
+        )
+    return open_weights(path, fits[number])
+
+
+def _import_embedder(
+    experiment: Experiment, name: str, own: PyTree, path: str | os.PathLike
+) -> PyTree:
+    """Read the encoder of an embedder out of a whole checkpoint: the n-th of its kind is the file's
+    n-th."""
+    embedders = experiment.network.embedders
+    where = f"config.conditioning.embedders.{name}"
+    kind = _kind(embedders[name].module, where)
+    same = [n for n, e in embedders.items() if type(e.module) in KINDS and _is(e, kind)]
+    number = same.index(name)
+    weights = open_part(path, kind, number)
+    prefixes = sorted(n.prefix for n in find_networks(weights.tensors) if n.kind == kind)
+    if pathlib.Path(path).expanduser().is_dir():
+        return import_network(own, weights, kind)
+    if number >= len(prefixes):
+        raise ValueError(
+            f"{path} holds {len(prefixes)} networks of the kind {kind!r}, and {where} needs number "
+            f"{number + 1}; set {where}.weights to a file that has it"
+        )
+    return import_network(own, weights, kind, prefix=prefixes[number])
+
+
+def _first_stage(
+    experiment: Experiment, abstract: PyTree, source: str | os.PathLike | None, random: Any
+) -> PyTree:
+    stage = experiment.network.first_stage
+    if stage is None:
+        return {}
+    path = _own_file(stage.weights)
+    path = source if path is None else path
+    if path is None:
+        return random["first_stage"]
+    return import_network(abstract, open_part(path, "vae"), "vae")
+
+
+def _kind(module: nn.Module, where: str) -> str:
+    if type(module) not in KINDS:
+        raise ConfigError(
+            f"{where}: weights of {type(module).__name__} cannot be read from a released file"
+        )
+    return KINDS[type(module)]
+
+
+def _is(embedder: Embedder, kind: str) -> bool:
+    return KINDS[type(embedder.module)] == kind
+
+
+def _own_file(weights: str | None) -> str | None:
+    return None if weights == RANDOM else weights
+
+
+def _frozen_networks(experiment: Experiment) -> list[tuple[str, str | None]]:
+    """List (path in the config, weights) of every frozen network that has parameters."""
+    network = experiment.network
+    has_weights = jax.eval_shape(network.init_frozen, jax.random.key(0))["conditioner"]
+    found = [
+        (f"config.conditioning.embedders.{name}", network.embedders[name].weights)
+        for name in has_weights
+    ]
+    if network.first_stage is not None:
+        found.append(("config.first_stage", network.first_stage.weights))
+    return found
+
+
+def _needs_random(experiment: Experiment, source: str | os.PathLike | None) -> bool:
+    return source is None and any(weights == RANDOM for _, weights in _frozen_networks(experiment))
+
+
+def _checkpoint_source(experiment: Experiment) -> str | None:
+    path = experiment.training.ckpt_path
+    return path if path is not None and is_released(path) else None
+
+
+def _weights_of(frozen: PyTree) -> PyTree:
+    return {name: frozen[name] for name in ("conditioner", "first_stage")}
