@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from diffusion_jax.diffusion import ddpm
@@ -62,7 +63,8 @@ def plms(
       guidance.norm_threshold (Stable Diffusion 2's dynamic_threshold); None leaves x_0 alone.
 
     Raises ValueError for eta other than 0, num_steps outside [1, T], norm_limit that is not
-    positive and unknown names.
+    positive, unknown names, and (unless the schedule is traced) where the first timestep visited
+    has abar = 0: x_0 does not follow from eps there.
     Source: Liu et al. 2022 (PNDM), section 3.3; latent-diffusion, PLMSSampler.
     """
     if eta != 0.0:
@@ -71,6 +73,7 @@ def plms(
     check_norm_threshold("norm_limit", norm_limit)
     visited, previous = visited_timesteps(schedule.num_timesteps, num_steps, discretize)
     visited, previous = visited[::-1], previous[::-1]
+    _check_signal(schedule, int(visited[0]))
     ahead = np.append(visited[1:], visited[-1])
     steps = PLMSStep(jnp.asarray(visited), jnp.asarray(ahead), *at_or_clean(schedule, previous))
 
@@ -105,3 +108,12 @@ def plms(
         return x, (jnp.minimum(known + 1, 3), noises), x_start
 
     return Sampler(init, step, steps, add_noise=ddpm.diffuse(schedule))
+
+
+def _check_signal(schedule: Schedule, t: int) -> None:
+    signal = schedule.sqrt_alphas_cumprod
+    if not isinstance(signal, Tracer) and float(signal[t]) == 0.0:
+        raise ValueError(
+            f"abar is 0 at timestep {t}, the first of plms, which goes from eps to x_0; take "
+            "another discretize (uniform, leading), or ddim"
+        )

@@ -118,6 +118,13 @@ def test_norm_limit_bounds_the_predicted_image():
     assert 0.3 < held.x_start_log.min() and held.x_start_log.max() < 0.50001
 
 
+def test_predictions_in_half_precision_run_in_float32():
+    schedule = make_schedule("linear", 10)
+    half = lambda x, t: (0.1 * x).astype(jnp.bfloat16)
+    samples = driver.sample(plms(schedule, 4), half, jnp.ones((2, 3), jnp.bfloat16), keys_of(2))
+    assert samples.x.dtype == jnp.float32
+
+
 def test_inpainting_and_images_use_the_schedule():
     schedule = make_schedule("linear", 100, linear_end=0.1)
     part = driver.img2img(plms(schedule, 10), 0.5)
@@ -136,3 +143,7 @@ def test_wrong_options_are_refused():
         plms(schedule, 11)
     with pytest.raises(ValueError, match="norm_limit = -1.0 should be positive"):
         plms(schedule, 5, norm_limit=-1.0)
+    zero_snr = make_schedule("linear", 10, parameterization="v", rescale_zero_snr=True)
+    plms(zero_snr, 5, parameterization="v", discretize="leading")
+    with pytest.raises(ValueError, match="abar is 0 at timestep 9, the first of plms"):
+        plms(zero_snr, 5, parameterization="v", discretize="trailing")

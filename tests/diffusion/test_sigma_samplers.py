@@ -206,6 +206,15 @@ def test_dpmpp_2m_restarts_with_a_first_order_step():
     np.testing.assert_allclose(got, x, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_predictions_in_half_precision_run_in_float32(name):
+    half = lambda x, sigma: bent(x, sigma).astype(jnp.bfloat16)
+    x = jnp.ones((2, 3), jnp.bfloat16)
+    samples = driver.sample(ALL[name](grid(3)), half, x, keys_of(2), log_every=1)
+    assert samples.x.dtype == samples.x_start_log.dtype == jnp.float32
+    assert np.all(np.isfinite(samples.x))
+
+
 def test_sde_without_noise_is_dpmpp_2m():
     sigmas, x = grid(8), jnp.linspace(-9.0, 9.0, 5)
     want = run(ss.dpmpp_2m(sigmas), bent, x, keys_of(5)).x

@@ -1,0 +1,193 @@
+"""Whole runs of our samplers against diffusers' schedulers, with one fake network and one noise."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.diffusion import driver, samplers
+from diffusion_jax.diffusion import sigma_samplers as ss
+from diffusion_jax.diffusion.plms import plms
+from diffusion_jax.diffusion.schedule import make_schedule
+
+pytestmark = pytest.mark.parity
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+START, END = 0.00085, 0.012
+OPTIONS = {"beta_schedule": "scaled_linear", "beta_start": START, "beta_end": END}
+SHAPE = (3, 4, 2, 1)
+
+
+def network(x, level, xp):
+    """Predict some noise from x of unit variance; no step of a sampler is exact for it."""
+    return 0.6 * xp.tanh(x) + 0.1 * xp.sin(3.0 * x + level)
+
+
+def denoiser(x, sigma):
+    sigma = sigma[:, None, None, None]
+    return x - sigma * network(x / jnp.sqrt(sigma**2 + 1), 0.2 * jnp.log(sigma), jnp)
+
+
+def keys_of(count):
+    return jax.random.split(jax.random.key(0), count)
+
+
+def step_noise(i):
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys_of(SHAPE[0]), i)
+    return np.array(driver.noise_like(keys, SHAPE[1:]))
+
+
+def compare(sampler, predict, x, want):
+    run = jax.jit(lambda x, keys: driver.sample(sampler, predict, x, keys))
+    got = run(jnp.asarray(x), keys_of(SHAPE[0]))
+    np.testing.assert_allclose(got.x, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+
+
+class Theirs:
+    """Run a scheduler of diffusers in x = x_0 + sigma eps, with the noise of our driver."""
+
+    def __init__(self, name, num_steps, monkeypatch, spacing="linspace", **options):
+        cls = getattr(diffusers, name)
+        self.scheduler = cls(timestep_spacing=spacing, **OPTIONS, **options)
+        self.scheduler.set_timesteps(num_steps)
+        self.step = 0
+        module = __import__(cls.__module__, fromlist=["randn_tensor"])
+        if hasattr(module, "randn_tensor"):
+            draw = lambda *args, **kwargs: torch.tensor(step_noise(self.step))
+            monkeypatch.setattr(module, "randn_tensor", draw)
+        evaluated = self.scheduler.sigmas.double().numpy()
+        self.evaluations = evaluated[:-1]
+        self.sigmas = np.append(-np.unique(-evaluated[:-1]), 0.0)
+        assert len(self.sigmas) == num_steps + 1
+
+    def run(self, x, in_vp=False, **options):
+        x = torch.tensor(x)
+        if in_vp:
+            x = x / np.sqrt(1 + self.sigmas[0] ** 2)
+        for i, t in enumerate(self.scheduler.timesteps):
+            sigma = float(self.evaluations[i])
+            self.step = int(np.searchsorted(-self.sigmas, -sigma))
+            inputs = x if in_vp else self.scheduler.scale_model_input(x, t)
+            output = network(inputs, 0.2 * np.log(sigma), torch)
+            x = self.scheduler.step(output, t, x, **options).prev_sample
+        return x.numpy()
+
+
+def x_T(sigma):
+    noise = np.array(driver.initial_noise(keys_of(SHAPE[0]), SHAPE[1:]))
+    return (noise * np.sqrt(1 + sigma**2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("karras", [False, True])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (ss.euler, "EulerDiscreteScheduler"),
+        (ss.heun, "HeunDiscreteScheduler"),
+        (ss.lms, "LMSDiscreteScheduler"),
+    ],
+)
+def test_deterministic_samplers(make, name, karras, monkeypatch):
+    theirs = Theirs(name, 12, monkeypatch, use_karras_sigmas=karras)
+    x = x_T(theirs.sigmas[0])
+    want = theirs.run(x)
+    compare(make(theirs.sigmas), denoiser, x, want)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_lms_of_lower_orders(order, monkeypatch):
+    theirs = Theirs("LMSDiscreteScheduler", 12, monkeypatch)
+    x = x_T(theirs.sigmas[0])
+    want = theirs.run(x, order=order)
+    compare(ss.lms(theirs.sigmas, order=order), denoiser, x, want)
+
+
+def test_euler_with_churn(monkeypatch):
+    """diffusers predicts before it churns, from the x and the level without the new noise: both
+    agree for a network that always predicts the same image."""
+    options = {"s_churn": 3.0, "s_tmin": 0.5, "s_tmax": 9.0, "s_noise": 1.01}
+    theirs = Theirs("EulerDiscreteScheduler", 12, monkeypatch, prediction_type="sample")
+    x = x_T(theirs.sigmas[0])
+    out, image = torch.tensor(x), torch.full(SHAPE, 0.3)
+    for i, t in enumerate(theirs.scheduler.timesteps[:-2]):
+        theirs.step = i
+        theirs.scheduler.scale_model_input(out, t)
+        out = theirs.scheduler.step(image, t, out, **options).prev_sample
+    sampler = ss.euler(theirs.sigmas, **options)
+    assert 3 <= int((sampler.coefficients.churn > 0).sum()) < 11
+    part = driver.segment(sampler, 0, 10)
+    compare(part, lambda x, sigma: 0.0 * x + 0.3, x, out.numpy())
+
+
+def test_euler_ancestral(monkeypatch):
+    theirs = Theirs("EulerAncestralDiscreteScheduler", 12, monkeypatch)
+    x = x_T(theirs.sigmas[0])
+    want = theirs.run(x)
+    compare(ss.euler_ancestral(theirs.sigmas), denoiser, x, want)
+
+
+@pytest.mark.parametrize("karras", [False, True])
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (ss.dpmpp_2m, {"algorithm_type": "dpmsolver++"}),
+        (ss.dpmpp_2m_sde, {"algorithm_type": "sde-dpmsolver++"}),
+        (
+            partial(ss.dpmpp_2m_sde, solver_type="heun"),
+            {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"},
+        ),
+        (
+            partial(ss.dpmpp_2m_sde, solver_type="heun", eta=0.0),
+            {"algorithm_type": "dpmsolver++", "solver_type": "heun"},
+        ),
+    ],
+)
+def test_dpm_solver_pp_of_order_two(make, options, karras, monkeypatch):
+    options = {"solver_order": 2, "use_karras_sigmas": karras, **options}
+    theirs = Theirs("DPMSolverMultistepScheduler", 12, monkeypatch, **options)
+    x = x_T(theirs.sigmas[0])
+    want = theirs.run(x, in_vp=True)
+    compare(make(theirs.sigmas), denoiser, x, want)
+
+
+def discrete(x, t, xp):
+    return network(x, 0.004 * t, xp)
+
+
+def predict(x, t):
+    return discrete(x, t[:, None, None, None], jnp)
+
+
+@pytest.mark.parametrize("num_steps", [10, 50])
+def test_plms(num_steps):
+    """diffusers lists the second timestep twice, for the evaluation ahead."""
+    theirs = diffusers.PNDMScheduler(
+        skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, **OPTIONS
+    )
+    theirs.set_timesteps(num_steps)
+    assert len(theirs.timesteps) == num_steps + 1
+    x = x_T(0.0)
+    out = torch.tensor(x)
+    for t in theirs.timesteps:
+        out = theirs.step(discrete(out, float(t), torch), int(t), out).prev_sample
+    schedule = make_schedule("linear", linear_start=START, linear_end=END)
+    compare(plms(schedule, num_steps), predict, x, out.numpy())
+
+
+@pytest.mark.parametrize("num_steps", [10, 50])
+def test_ddim_inversion(num_steps):
+    theirs = diffusers.DDIMInverseScheduler(
+        set_alpha_to_one=False, steps_offset=1, clip_sample=False, **OPTIONS
+    )
+    theirs.set_timesteps(num_steps)
+    schedule = make_schedule("linear", linear_start=START, linear_end=END)
+    sampler = samplers.ddim_inversion(schedule, num_steps)
+    np.testing.assert_array_equal(sampler.coefficients.t, theirs.timesteps)
+    x = x_T(0.0)
+    out = torch.tensor(x)
+    for t in theirs.timesteps:
+        out = theirs.step(discrete(out, float(t), torch), int(t), out).prev_sample
+    compare(sampler, predict, x, out.numpy())
