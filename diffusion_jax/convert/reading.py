@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusion_jax.convert.safetensors import LazyTensor, read_safetensors
-from diffusion_jax.convert.torch_pickle import read_torch
+from diffusion_jax.convert.torch_pickle import LEGACY_MAGIC, read_torch
 
 
 class Weights(NamedTuple):
@@ -23,7 +23,6 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 INDEX = re.compile(r"\.safetensors\.index(\.\w+)?\.json$")
 # The folders of a diffusers pipeline that hold weights.
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
-_LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 def open_weights(
@@ -119,13 +118,8 @@ def _sniff(path: Path) -> str:
     text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise ValueError(f"{path} is a web page, not weights: the download went wrong")
-    if start.startswith(b"PK\x03\x04"):
+    if start.startswith(b"PK\x03\x04") or LEGACY_MAGIC in start[:32]:
         return "torch"
-    if _LEGACY_MAGIC in start[:32]:
-        raise ValueError(
-            f"{path} is in the format of PyTorch before 1.6; load it there once and save it again, "
-            "best as .safetensors"
-        )
     if len(start) > 8 and start[8:9] == b"{":
         return "safetensors"
     if start.startswith(b"\x80"):

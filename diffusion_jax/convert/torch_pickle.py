@@ -1,14 +1,15 @@
 """Checkpoints that torch.save wrote, read without torch and without running what they hold.
 
-Such a file is a ZIP of a pickle and the raw bytes of every storage. A pickle is a program: it may
-name any function and call it. Here only three kinds of names resolve: the few from which tensors
-are made; those of libraries that trainers leave behind (INERT), which become objects that do
-nothing; every other name is refused.
+Such a file is a ZIP of a pickle and the raw bytes of every storage (before PyTorch 1.6: pickles and
+bytes one after the other). A pickle is a program: it may name any function and call it. Here only
+three kinds of names resolve: the few from which tensors are made; those of libraries that trainers
+leave behind (INERT), which become objects that do nothing; every other name is refused.
 """
 
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +54,18 @@ INERT_NAMES = {
     + ("slice", "str", "tuple", "type"),
 }
 OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 _LOCAL_HEADER = 30
+# What the standard machine raises for a stream of nonsense, besides ValueError.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    TypeError,
+)
 
 
 class Inert:
@@ -85,9 +97,11 @@ class Inert:
 
 
 class _Storage(NamedTuple):
+    """Numbers in a file that start at byte places[member], or at -1 if they are compressed."""
+
     path: Path
     member: str
-    offset: int
+    places: Mapping[str, int]
     dtype: np.dtype
     size: int
 
@@ -100,9 +114,10 @@ def read_torch(path: str | Path) -> dict[str, LazyTensor]:
     names something that is refused.
     """
     path = Path(path)
+    with path.open("rb") as file:
+        old = LEGACY_MAGIC in file.read(32)
     try:
-        with zipfile.ZipFile(path) as archive:
-            content = _unpickle(path, archive)
+        content = _read_old(path) if old else _read_archive(path)
     except zipfile.BadZipFile as error:
         raise ValueError(
             f"{path} is cut off or damaged ({error}); download or copy it again"
@@ -122,40 +137,86 @@ def read_torch(path: str | Path) -> dict[str, LazyTensor]:
     return tensors
 
 
-def _unpickle(path: Path, archive: zipfile.ZipFile) -> Any:
-    names = archive.namelist()
-    pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
-    if len(pickles) != 1:
-        raise ValueError(f"{path} is a ZIP file, but no PyTorch checkpoint: it has no data.pkl")
-    root = pickles[0].removesuffix("data.pkl")
-    if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
-        raise ValueError(f"{path} holds big-endian numbers; save it again on a common machine")
-    with archive.open(pickles[0]) as file:
-        reader = _Unpickler(file, path, archive, root)
-        try:
-            return reader.load()
-        except ValueError as error:
-            if str(path) in str(error):
-                raise
-            raise ValueError(f"{path} has a damaged pickle: {error}") from error
-        except (
-            pickle.UnpicklingError,
-            EOFError,
-            AttributeError,
-            IndexError,
-            KeyError,
-            TypeError,
-            UnicodeDecodeError,
-        ) as error:
-            raise ValueError(f"{path} has a damaged pickle: {error}") from error
+def _read_archive(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1:
+            raise ValueError(f"{path} is a ZIP file, but no PyTorch checkpoint: it has no data.pkl")
+        root = pickles[0].removesuffix("data.pkl")
+        if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+            raise ValueError(f"{path} holds big-endian numbers; save it again on a common machine")
+
+        def locate(key: str, dtype: np.dtype, size: int) -> _Storage:
+            info = archive.getinfo(f"{root}data/{key}")
+            if info.file_size != size * dtype.itemsize:
+                raise ValueError(
+                    f"{path} is damaged: {info.filename} has {info.file_size} bytes for {size} "
+                    f"{dtype}"
+                )
+            stored = info.compress_type == zipfile.ZIP_STORED
+            places = {info.filename: _data_offset(path, info) if stored else -1}
+            return _Storage(path, info.filename, places, dtype, size)
+
+        with archive.open(pickles[0]) as file:
+            return _unpickle(file, path, locate)
+
+
+def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        header = file.read(_LOCAL_HEADER)
+    lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    offset = info.header_offset + _LOCAL_HEADER + lengths
+    if header[:4] != b"PK\x03\x04" or offset + info.file_size > path.stat().st_size:
+        raise ValueError(f"{path} is cut off or damaged at {info.filename}")
+    return offset
+
+
+def _read_old(path: Path) -> Any:
+    """Read the format before 1.6: magic, version, machine, content, keys, then the storages."""
+    places: dict[str, int] = {}
+    kinds: dict[str, tuple[np.dtype, int]] = {}
+
+    def locate(key: str, dtype: np.dtype, size: int) -> _Storage:
+        if kinds.setdefault(key, (dtype, size)) != (dtype, size):
+            raise ValueError(f"{path} is damaged: it says two things of the storage {key}")
+        return _Storage(path, key, places, dtype, size)
+
+    with path.open("rb") as file:
+        _, version, machine, content, keys = (_unpickle(file, path, locate) for _ in range(5))
+        if version != 1001 or not isinstance(machine, dict) or not machine.get("little_endian"):
+            raise ValueError(f"{path} is of a version or machine that is not known: {version}")
+        offset = file.tell()
+        for key in keys:
+            dtype, size = kinds[key] if key in kinds else (None, -1)
+            file.seek(offset)
+            if dtype is None or int.from_bytes(file.read(8), "little") != size:
+                raise ValueError(f"{path} is cut off or damaged at the storage {key}")
+            places[key] = offset + 8
+            offset = places[key] + size * dtype.itemsize
+    if offset > path.stat().st_size or set(places) != set(kinds):
+        raise ValueError(f"{path} is cut off: not all of its numbers are there; copy it again")
+    return content
+
+
+def _unpickle(file: Any, path: Path, locate: Callable[..., _Storage]) -> Any:
+    try:
+        return _Unpickler(file, path, locate).load()
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} has a damaged pickle: {error}") from error
+    except _DAMAGE as error:
+        raise ValueError(f"{path} has a damaged pickle: {error}") from error
 
 
 class _Unpickler(pickle.Unpickler):
     """The standard machine; what it may look up is decided here."""
 
-    def __init__(self, file: Any, path: Path, archive: zipfile.ZipFile, root: str) -> None:
+    def __init__(self, file: Any, path: Path, locate: Callable[..., _Storage]) -> None:
         super().__init__(file, encoding="utf-8")
-        self.path, self.archive, self.root = path, archive, root
+        self.path, self.locate = path, locate
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch._utils" and name == "_rebuild_tensor_v2":
@@ -166,6 +227,11 @@ class _Unpickler(pickle.Unpickler):
             return np.dtype(STORAGES[name])
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
+        if module in ("torch._utils", "torch._tensor"):
+            raise ValueError(
+                f"{self.path} stores a tensor by {module}.{name}, which is not read here; save it "
+                "again as .safetensors where PyTorch is"
+            )
         root = OLD_NAMES[module] if module in OLD_NAMES else module
         if root.partition(".")[0] in INERT or name in INERT_NAMES.get(root, ()):
             return type("Inert", (Inert,), {})
@@ -176,29 +242,11 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, size = pid
-        if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise ValueError(f"{self.path} stores tensors in an unknown way ({kind}, {dtype})")
-        member = f"{self.root}data/{key}"
-        info = self.archive.getinfo(member)
-        if info.file_size != size * dtype.itemsize:
-            raise ValueError(
-                f"{self.path} is damaged: {member} has {info.file_size} bytes for {size} {dtype}"
-            )
-        offset = -1
-        if info.compress_type == zipfile.ZIP_STORED:
-            offset = self._data_offset(info)
-        return _Storage(self.path, member, offset, dtype, size)
-
-    def _data_offset(self, info: zipfile.ZipInfo) -> int:
-        with self.path.open("rb") as file:
-            file.seek(info.header_offset)
-            header = file.read(_LOCAL_HEADER)
-        lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        offset = info.header_offset + _LOCAL_HEADER + lengths
-        if header[:4] != b"PK\x03\x04" or offset + info.file_size > self.path.stat().st_size:
-            raise ValueError(f"{self.path} is cut off or damaged at {info.filename}")
-        return offset
+        kind, dtype, key, _, size, *view = pid
+        known = kind == "storage" and isinstance(dtype, np.dtype) and isinstance(key, str)
+        if not known or not isinstance(size, int) or size < 0 or view not in ([], [None]):
+            raise ValueError(f"{self.path} stores tensors in an unknown way: {pid}")
+        return self.locate(key, dtype, size)
 
     def tensor(
         self, storage: _Storage, offset: int, shape: Any, strides: Any, *_: Any
@@ -226,9 +274,9 @@ class _Unpickler(pickle.Unpickler):
 def _load(
     storage: _Storage, offset: int, count: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> np.ndarray:
-    size = storage.dtype.itemsize
-    if storage.offset >= 0:
-        flat = read_array(storage.path, storage.offset + offset * size, (count,), storage.dtype)
+    size, place = storage.dtype.itemsize, storage.places[storage.member]
+    if place >= 0:
+        flat = read_array(storage.path, place + offset * size, (count,), storage.dtype)
     else:
         with zipfile.ZipFile(storage.path) as archive:
             raw = np.frombuffer(archive.read(storage.member), storage.dtype)

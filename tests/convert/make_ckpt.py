@@ -1,8 +1,9 @@
-"""Write data/lightning.ckpt, which needs torch: what an old Lightning run leaves, a few kB.
+"""Write data/lightning.ckpt and data/old.pth, which needs torch: a few kB.
 
     .venv-parity/bin/python tests/convert/make_ckpt.py
 
-Beside the weights it holds objects of Lightning, argparse and NumPy, as such files do.
+One is what a run of Lightning leaves: beside the weights it holds objects of Lightning, argparse
+and NumPy. The other has the same weights in the format of PyTorch before 1.6.
 """
 
 import argparse
@@ -52,7 +53,9 @@ def main() -> None:
         "lr_schedulers": [{"last": np.float64(0.25), "seen": {1, 2}}],
         "hyper_parameters": argparse.Namespace(rate=1e-4),
     }
-    torch.save(content, Path(__file__).parent / "data/lightning.ckpt")
+    folder = Path(__file__).parent / "data"
+    torch.save(content, folder / "lightning.ckpt")
+    torch.save(weights, folder / "old.pth", _use_new_zipfile_serialization=False)
 
 
 if __name__ == "__main__":

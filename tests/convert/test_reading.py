@@ -114,7 +114,6 @@ BAD = {
     "is named .safetensors but is a .ckpt file inside; rename it": ("x.safetensors", b"PK\x03\x04"),
     "is named .pt but is a .safetensors file inside": ("x.pt", bytes(8) + b"{}"),
     "ends in '.npz'; weights end in .safetensors, .ckpt": ("x.npz", b"PK\x03\x04"),
-    "the format of PyTorch before 1.6": ("x.pth", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."),
     "is a bare pickle, which may run code": ("x.ckpt", b"\x80\x02}q\x00."),
     "is neither safetensors nor a file by torch.save: b'Entry not found'": (
         "x.safetensors",

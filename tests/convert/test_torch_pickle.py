@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import pytest
 from diffusion_jax.convert.torch_pickle import Inert, read_torch
 
 CKPT = Path(__file__).parent / "data/lightning.ckpt"
+OLD = Path(__file__).parent / "data/old.pth"
 
 
-def test_a_real_checkpoint_gives_its_tensors():
-    tensors = {name.removeprefix("model."): t for name, t in read_torch(CKPT).items()}
+@pytest.mark.parametrize("path", [CKPT, OLD])
+def test_real_checkpoints_give_their_tensors(path):
+    tensors = {name.removeprefix("model."): t for name, t in read_torch(path).items()}
     full = np.arange(24, dtype=np.float32).reshape(4, 6) / 8
     expected = {
         "full": full,
@@ -181,10 +184,29 @@ def test_archives_of_other_things_are_told(tmp_path):
         read_torch(path)
 
 
-@pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
-def test_cut_off_archives_are_told(kept, tmp_path):
-    content = CKPT.read_bytes()
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9, 0.999])
+@pytest.mark.parametrize("whole", [CKPT, OLD])
+def test_cut_off_files_are_told(whole, kept, tmp_path):
+    content = whole.read_bytes()
     path = tmp_path / "x.ckpt"
     path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(ValueError, match="is cut off or damaged"):
+    with pytest.raises(ValueError, match=r"x.ckpt (is cut off|has a damaged pickle)"):
+        read_torch(path)
+
+
+def test_old_files_that_lie_are_told(tmp_path):
+    content, path = OLD.read_bytes(), tmp_path / "x.pth"
+    swapped = re.sub(rb"(little_endianq.)\x88", b"\\1\x89", content)
+    # The length before the numbers of a storage: 24 float32.
+    longer = content.replace((24).to_bytes(8, "little"), (25).to_bytes(8, "little"))
+    for changed, message in ((swapped, "version or machine"), (longer, "damaged at the storage")):
+        assert changed != content
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=message):
+            read_torch(path)
+
+
+def test_tensors_of_other_kinds_are_not_left_out_in_silence(tmp_path):
+    path = archive(tmp_path / "x.pt", b"\x80\x02ctorch._utils\n_rebuild_tensor_v3\n.")
+    with pytest.raises(ValueError, match="by torch._utils._rebuild_tensor_v3, which is not read"):
         read_torch(path)
