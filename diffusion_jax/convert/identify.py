@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from diffusion_jax.convert.names import NAME_MAPS
+from diffusion_jax.convert.reading import Weights
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -93,6 +94,20 @@ def find_network(names: Iterable[str], kind: str, path: object = "the file") -> 
         raise ValueError(f"{path} holds several networks of kind {kind}: give prefix, of {places}")
     held = ", ".join(f"a {n.kind} under {n.prefix!r}" if n.prefix else f"a {n.kind}" for n in found)
     raise ValueError(f"{path} holds no {kind}, but {held or 'no network that is known here'}")
+
+
+def describe(weights: Weights) -> list[str]:
+    """Say what a file or folder holds: a line for each network, with its prefix and, of a UNet, its
+    family."""
+    shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    lines = []
+    for found in find_networks(shapes):
+        under = {k: v for k, v in shapes.items() if k.startswith(found.prefix)}
+        what = unet_family(under).words if found.kind == "unet" else found.kind
+        place = f" under {found.prefix!r}" if found.prefix else ""
+        lines.append(f"{what}{place}, in the names of {found.name_map}")
+    averages = sum(name.startswith("model_ema.") for name in shapes)
+    return [*lines, f"{averages} averages (EMA)"] if averages else lines
 
 
 def unet_family(shapes: Shapes) -> Family:

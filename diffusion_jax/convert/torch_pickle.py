@@ -63,6 +63,7 @@ _DAMAGE = (
     EOFError,
     IndexError,
     KeyError,
+    MemoryError,
     OverflowError,
     TypeError,
 )
@@ -94,6 +95,12 @@ class Inert:
 
     def add(self, value: Any) -> None:
         pass
+
+
+class _Kind(NamedTuple):
+    """What a pickle sees of a dtype: a tuple, for the state of a dtype itself can be set."""
+
+    dtype: np.dtype
 
 
 class _Storage(NamedTuple):
@@ -212,7 +219,11 @@ def _unpickle(file: Any, path: Path, locate: Callable[..., _Storage]) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """The standard machine; what it may look up is decided here."""
+    """The standard machine; what it may look up is decided here.
+
+    A pickle may also set the state of what it has looked up: it gets new functions and classes
+    each time, and tuples.
+    """
 
     def __init__(self, file: Any, path: Path, locate: Callable[..., _Storage]) -> None:
         super().__init__(file, encoding="utf-8")
@@ -220,11 +231,11 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch._utils" and name == "_rebuild_tensor_v2":
-            return self.tensor
+            return lambda *arguments: self.tensor(*arguments)
         if module == "torch._utils" and name == "_rebuild_parameter":
             return lambda data, *_: data
         if module == "torch" and name in STORAGES:
-            return np.dtype(STORAGES[name])
+            return _Kind(np.dtype(STORAGES[name]))
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module in ("torch._utils", "torch._tensor"):
@@ -242,11 +253,11 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, size, *view = pid
-        known = kind == "storage" and isinstance(dtype, np.dtype) and isinstance(key, str)
+        what, kind, key, _, size, *view = pid
+        known = what == "storage" and isinstance(kind, _Kind) and isinstance(key, str)
         if not known or not isinstance(size, int) or size < 0 or view not in ([], [None]):
             raise ValueError(f"{self.path} stores tensors in an unknown way: {pid}")
-        return self.locate(key, dtype, size)
+        return self.locate(key, kind.dtype, size)
 
     def tensor(
         self, storage: _Storage, offset: int, shape: Any, strides: Any, *_: Any

@@ -1,14 +1,20 @@
 """What files are, by their names and shapes alone."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from diffusion_jax.convert.identify import (
     checkpoint_layout,
+    describe,
     find_network,
     find_networks,
     unet_family,
 )
 from diffusion_jax.convert.names import file_tensors
+from diffusion_jax.convert.reading import Weights
+from diffusion_jax.convert.safetensors import LazyTensor
 
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
 VAE = "first_stage_model.decoder.mid.block_1.norm1.weight"
@@ -96,6 +102,24 @@ def test_what_is_not_there_is_told():
     with pytest.raises(ValueError, match="several networks of kind clip text: give prefix, of"):
         find_network(two, "clip text")
     assert len(find_networks(two)) == 2
+
+
+def test_a_file_is_described():
+    shapes = {
+        UNET: (320, 9, 3, 3),
+        "model.diffusion_model.input_blocks.1.1.a.attn2.to_k.weight": (320, 768),
+        VAE: (512,),
+        "model_ema.decay": (),
+    }
+    tensors = {
+        name: LazyTensor(shape, np.dtype(np.float32), dict) for name, shape in shapes.items()
+    }
+    assert describe(Weights(Path("x"), tensors)) == [
+        "a Stable Diffusion 1 inpainting UNet under 'model.diffusion_model.', "
+        "in the names of unet_ldm",
+        "vae under 'first_stage_model.', in the names of vae_ldm",
+        "1 averages (EMA)",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.convert.torch_pickle import Inert, read_torch
+from diffusion_jax.convert.torch_pickle import Inert, _Unpickler, read_torch
 
 CKPT = Path(__file__).parent / "data/lightning.ckpt"
 OLD = Path(__file__).parent / "data/old.pth"
@@ -106,6 +106,25 @@ def test_names_of_known_libraries_do_nothing(lines, tmp_path):
     with pytest.raises(ValueError, match="holds no tensors by name.*(Inert|type)"):
         read_torch(path)
     assert not harm.exists()
+
+
+@pytest.mark.parametrize(
+    "looked_up",
+    [b"ctorch\nFloatStorage\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nload\n"],
+)
+def test_the_state_of_what_is_looked_up_cannot_be_set(looked_up, tmp_path):
+    """The opcode b gives an object a state: None or attributes here."""
+
+    def seen():
+        dtype = str(np.dtype(np.float32).__reduce__())
+        return dict(vars(Inert)), dict(vars(_Unpickler.tensor)), dtype
+
+    before = seen()
+    for state in (b"(I3\nS'<'\nNNNI4\nI4\nI16\nt", b"N}S'__call__'\nI1\ns\x86"):
+        path = archive(tmp_path / "x.ckpt", b"\x80\x02" + looked_up + state + b"b.")
+        with pytest.raises(ValueError, match="damaged pickle|holds no tensors"):
+            read_torch(path)
+    assert seen() == before
 
 
 def test_inert_objects_take_everything():
