@@ -122,25 +122,40 @@ class Pipeline(NamedTuple):
         """
         network = self.experiment.network
         _check_numbers(batch_size, seed, output)
+        _check_image_use(image, mask, strength)
         total = self.experiment.sampling_steps if num_steps is None else num_steps
         check_steps(total, "num_steps")
         size = self._size(height, width)
         shape = (*size, self.experiment.data.image_shape[-1])
         inputs, count = encode_conditions(network, conditions, n, self._class_names, size)
-        arrays: dict[str, Any] = {
+        arrays = {
+            "inputs": inputs,
+            "negative": encode_negative(network, negative, count),
             "image": _image(image, count, shape),
-            "mask": _mask(mask, count, shape, image),
+            "mask": _mask(mask, count, shape),
+            "latents": _latents(latents, count, network.shape_of(size)),
         }
-        arrays["latents"] = _latents(latents, count, network.shape_of(size))
-        arrays = {name: value for name, value in arrays.items() if value is not None}
-        arrays["inputs"] = inputs
-        if (encoded := encode_negative(network, negative, count)) is not None:
-            arrays["negative"] = encoded
-        if strength is None and image is not None and mask is None:
-            raise ValueError("an image needs strength, how much of it is redrawn, or a mask")
-        if strength is not None and image is None:
-            raise ValueError(f"strength = {strength} needs an image to begin with")
         steps = _steps(total, denoising_start, denoising_end, strength, latents)
+        drawn = self._draw(
+            {name: value for name, value in arrays.items() if value is not None},
+            count,
+            seed,
+            batch_size,
+            num_steps=total,
+            guidance_scale=guidance_scale,
+            strength=strength,
+            steps=steps,
+            size=size,
+            decode=output == "pixels",
+        )
+        if output == "latents":
+            return drawn
+        return _with_kept(to_pixels(drawn), image, mask)
+
+    def _draw(
+        self, arrays: dict[str, Any], count: int, seed: int, batch_size: int, **options: Any
+    ) -> np.ndarray:
+        """Sample `count` images in calls of one size, the last one padded -> float32 x."""
         rows_at_once = self.experiment.round_up(min(batch_size, count))
         root = jax.random.key(seed)
         drawn = []
@@ -150,19 +165,12 @@ class Pipeline(NamedTuple):
             samples = self.experiment.sample_fn(
                 self.params,
                 self.frozen,
-                chosen.pop("inputs"),
-                jax.vmap(jax.random.fold_in, (None, 0))(root, rows),
-                num_steps=total,
-                guidance_scale=guidance_scale,
-                strength=strength,
-                steps=steps,
-                size=size,
-                decode=output == "pixels",
+                keys=jax.vmap(jax.random.fold_in, (None, 0))(root, rows),
                 **chosen,
+                **options,
             )
-            x = jax.device_get(samples.x)
-            drawn.append((to_pixels(x) if output == "pixels" else x)[: count - start])
-        return _with_kept(np.concatenate(drawn), image, mask, output)
+            drawn.append(jax.device_get(samples.x)[: count - start])
+        return np.concatenate(drawn)
 
     def num_classes(self) -> int:
         """Tell how many classes the model knows; ValueError when they are not its condition."""
@@ -195,6 +203,17 @@ def _check_numbers(batch_size: int, seed: int, output: str) -> None:
         raise ValueError(f"seed = {seed} should be between 0 and {MAX_SEED}")
     if output not in ("pixels", "latents"):
         raise ValueError(f"output = {output!r} is unknown; choose pixels or latents")
+
+
+def _check_image_use(
+    image: np.ndarray | None, mask: np.ndarray | None, strength: float | None
+) -> None:
+    if mask is not None and image is None:
+        raise ValueError("inpainting needs both image and mask")
+    if strength is None and image is not None and mask is None:
+        raise ValueError("an image needs strength, how much of it is redrawn, or a mask")
+    if strength is not None and image is None:
+        raise ValueError(f"strength = {strength} needs an image to begin with")
 
 
 def _steps(
@@ -239,16 +258,9 @@ def _image(image: np.ndarray | None, count: int, shape: tuple[int, int, int]) ->
     return np.broadcast_to(image.astype(np.float32) / 127.5 - 1.0, (count, *shape))
 
 
-def _mask(
-    mask: np.ndarray | None,
-    count: int,
-    shape: tuple[int, int, int],
-    image: np.ndarray | None,
-) -> np.ndarray | None:
+def _mask(mask: np.ndarray | None, count: int, shape: tuple[int, int, int]) -> np.ndarray | None:
     if mask is None:
         return None
-    if image is None:
-        raise ValueError("inpainting needs both image and mask")
     mask = np.asarray(mask, np.float32)
     _check_shape("mask", mask, (*shape[:2], 1), count)
     if mask.min() < 0.0 or mask.max() > 1.0:
@@ -276,11 +288,9 @@ def _check_shape(name: str, array: np.ndarray, wanted: tuple[int, ...], count: i
         )
 
 
-def _with_kept(
-    drawn: np.ndarray, image: np.ndarray | None, mask: np.ndarray | None, output: str
-) -> np.ndarray:
+def _with_kept(drawn: np.ndarray, image: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
     """Put kept pixels back: the sampler sees them through noise, and a decoder changes them."""
-    if image is None or mask is None or output != "pixels":
+    if image is None or mask is None:
         return drawn
     kept = np.asarray(mask, np.float32)
     return np.rint(kept * image + (1.0 - kept) * drawn).astype(np.uint8)

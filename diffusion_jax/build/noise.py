@@ -13,6 +13,7 @@ from diffusion_jax.build.binding import (
     bind,
     check_type,
     known_sections,
+    options,
     row,
     value_of,
 )
@@ -26,6 +27,13 @@ from diffusion_jax.diffusion.schedule import BETA_SCHEDULES, Schedule, make_sche
 from diffusion_jax.types import PyTree
 
 DENOISERS = ("discrete", "continuous")
+NATURAL_WEIGHTINGS: dict[str, dict[str, Any]] = {
+    "eps": {"name": "eps"},
+    "v": {"name": "v"},
+    "v_edm": {"name": "v"},
+    "x0": {"name": "unit"},
+    "edm": {"name": "edm"},
+}
 # What a config that leaves the section out means: a network trained on the schedule's timesteps.
 DEFAULT_DENOISER = {"name": "discrete"}
 
@@ -36,7 +44,8 @@ class Noise(NamedTuple):
     on_timesteps: whether the network predicts the schedule's parameterization at its timesteps, as
     DDPM, DDIM and PLMS need. sigmas: the table of a discrete denoiser, float32 ascending, made by
     `levels`; both None when it is continuous. grid: number of steps -> noise levels of sampling,
-    float64 descending to 0.
+    float64 descending to 0. natural_weighting: the section of a weighting with which the loss on
+    x_0 is the plain error of what the network predicts.
     """
 
     schedule: Schedule
@@ -47,6 +56,7 @@ class Noise(NamedTuple):
     quantize_c_noise: bool
     on_timesteps: bool
     grid: Callable[[int], np.ndarray]
+    natural_weighting: Mapping[str, Any]
 
     def constants(self) -> dict[str, Any]:
         """Give the arrays that training and sampling read: the schedule, and the table if any."""
@@ -95,6 +105,7 @@ def build_noise(
         and "discretization" not in section
         and scaling_section == {"name": parameterization},
         _grid(grid_section, kind, schedule),
+        NATURAL_WEIGHTINGS[scaling_section["name"]] | options(scaling_section),
     )
 
 

@@ -95,7 +95,7 @@ def _denoiser_loss(
     options = bind(denoiser_loss_fn, sections["loss"], "config.loss", given=DENOISER_INPUTS)
     default_sampling = {"name": "lognormal" if noise.levels is None else "discrete"}
     sampling = sections["sigma_sampling"] if "sigma_sampling" in sections else default_sampling
-    weighting = sections["weighting"] if "weighting" in sections else {"name": "unit"}
+    weighting = sections["weighting"] if "weighting" in sections else noise.natural_weighting
     return denoiser_loss_fn(
         network.apply,
         network.embed,

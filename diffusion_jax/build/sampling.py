@@ -15,7 +15,7 @@ from jaxtyping import Array
 from diffusion_jax.build.binding import ConfigError, bind, check_range, check_type, row
 from diffusion_jax.build.network import Network
 from diffusion_jax.build.noise import Noise
-from diffusion_jax.diffusion import driver, guidance, plms, samplers, sigma_samplers
+from diffusion_jax.diffusion import driver, frame_guidance, guidance, plms, samplers, sigma_samplers
 from diffusion_jax.diffusion.schedule import Schedule
 from diffusion_jax.models.conditioner import can_guide
 from diffusion_jax.sharding import batch_sharding, replicated
@@ -37,7 +37,15 @@ LEVEL_SAMPLERS = {
     "lms": sigma_samplers.lms,
 }
 SAMPLERS = TIMESTEP_SAMPLERS | LEVEL_SAMPLERS
-GUIDERS = {"none": guidance.identity, "cfg": guidance.cfg}
+GUIDERS = {
+    "none": guidance.identity,
+    "cfg": guidance.cfg,
+    # A scale for each frame of a video.
+    "linear": frame_guidance.linear,
+    "triangle": frame_guidance.triangle,
+    "trapezoid": frame_guidance.trapezoid,
+    "spatiotemporal": frame_guidance.spatiotemporal,
+}
 # Options of a guider that work on predicted images, which timestep samplers do not hand to it.
 ON_IMAGES = ("dynamic_percentile", "norm_limit")
 # The build supplies these; a config that sets one is told so.
@@ -74,8 +82,8 @@ def build_sample_fn(
 ) -> tuple[SampleFn, int]:
     """Assemble the sample_fn of a config, and its default number of steps.
 
-    sample_fn(params, frozen, inputs, keys, *, num_steps, guidance_scale, negative, log_every,
-    image, strength, mask, latents, steps, size, decode) -> Samples, x float32 [b h w c].
+    sample_fn(params, frozen, inputs, keys, *, num_steps, guidance_scale, strength, log_every,
+    steps, size, decode, negative, image, mask, latents) -> Samples, x float32 [b h w c].
 
     inputs holds what the embedders read ({"label": int32 [b]}), keys one key an image: image i is
     a function of keys[i] and inputs[i]. num_steps and guidance_scale default to the config's; a
@@ -90,6 +98,54 @@ def build_sample_fn(
     """
     plan, default_steps = _plan(network, noise, sampler, guider)
     default_scale = _default_scale(guider, network)
+    run = _jit_run(plan, mesh)
+
+    def sample_fn(
+        params: PyTree,
+        frozen: PyTree,
+        inputs: Mapping[str, np.ndarray | Array],
+        keys: Keys,
+        *,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        strength: float | None = None,
+        log_every: int | None = None,
+        steps: tuple[int, int] | None = None,
+        size: tuple[int, int] | None = None,
+        decode: bool = True,
+        negative: Mapping[str, np.ndarray | Array] | None = None,
+        image: np.ndarray | Array | None = None,
+        mask: np.ndarray | Array | None = None,
+        latents: np.ndarray | Array | None = None,
+    ) -> driver.Samples:
+        scale = default_scale if guidance_scale is None else guidance_scale
+        _check_scale(scale, network)
+        total = default_steps if num_steps is None else num_steps
+        if strength is not None:
+            steps = (total - driver.steps_of_strength(total, strength), total)
+        optional = {"negative": negative, "image": image, "mask": mask, "latents": latents}
+        given = {name: value for name, value in optional.items() if value is not None}
+        arrays, keys = _place(({"inputs": dict(inputs)} | given, keys), mesh)
+        return run(
+            params,
+            frozen,
+            arrays,
+            keys,
+            jnp.float32(scale),
+            num_steps=total,
+            guided=scale != 1.0,
+            kept=_kept(network, given),
+            log_every=log_every,
+            steps=(0, total) if steps is None else steps,
+            shape=network.shape_of(size),
+            decode=decode,
+        )
+
+    return sample_fn, default_steps
+
+
+def _jit_run(plan: _Plan, mesh: Mesh) -> Callable[..., driver.Samples]:
+    network = plan.network
 
     @functools.partial(
         jax.jit,
@@ -105,49 +161,7 @@ def build_sample_fn(
         found = driver.sample(chosen, predict, x, keys, log_every=log_every, before_step=before)
         return _decoded(network, frozen, found) if decode else found
 
-    def sample_fn(
-        params: PyTree,
-        frozen: PyTree,
-        inputs: Mapping[str, np.ndarray | Array],
-        keys: Keys,
-        *,
-        num_steps: int | None = None,
-        guidance_scale: float | None = None,
-        negative: Mapping[str, np.ndarray | Array] | None = None,
-        log_every: int | None = None,
-        image: np.ndarray | Array | None = None,
-        strength: float | None = None,
-        mask: np.ndarray | Array | None = None,
-        latents: np.ndarray | Array | None = None,
-        steps: tuple[int, int] | None = None,
-        size: tuple[int, int] | None = None,
-        decode: bool = True,
-    ) -> driver.Samples:
-        scale = default_scale if guidance_scale is None else guidance_scale
-        _check_scale(scale, network)
-        total = default_steps if num_steps is None else num_steps
-        if strength is not None:
-            steps = (total - driver.steps_of_strength(total, strength), total)
-        arrays: dict[str, Any] = {"inputs": dict(inputs)}
-        optional = {"negative": negative, "image": image, "mask": mask, "latents": latents}
-        arrays |= {name: value for name, value in optional.items() if value is not None}
-        arrays, keys = _place((arrays, keys), mesh)
-        return run(
-            params,
-            frozen,
-            arrays,
-            keys,
-            jnp.float32(scale),
-            num_steps=total,
-            guided=scale != 1.0,
-            kept=_kept(network, negative),
-            log_every=log_every,
-            steps=(0, total) if steps is None else steps,
-            shape=network.shape_of(size),
-            decode=decode,
-        )
-
-    return sample_fn, default_steps
+    return run
 
 
 def _plan(
@@ -177,10 +191,11 @@ def _plan(
 
 def _guide(guider: Mapping[str, Any], on_timesteps: bool) -> Callable[..., Predict]:
     path = "config.guidance"
-    if row(GUIDERS, guider, path) is guidance.identity:
-        bind(guidance.identity, guider, path, given=_GIVEN)
+    guide = row(GUIDERS, guider, path)
+    if guide is guidance.identity:
+        bind(guide, guider, path, given=_GIVEN)
         return guidance.cfg  # for who asks for a scale all the same
-    options = bind(guidance.cfg, guider, path, given=_GIVEN)
+    options = bind(guide, guider, path, given=_GIVEN)
     del options["scale"]  # that of a call wins
     for name in ON_IMAGES:
         if on_timesteps and name in options:
@@ -188,7 +203,7 @@ def _guide(guider: Mapping[str, Any], on_timesteps: bool) -> Callable[..., Predi
                 f"{path}.{name} = {options[name]!r} works on predicted images; choose "
                 f"config.sampler.name from {', '.join(LEVEL_SAMPLERS)}"
             )
-    return functools.partial(guidance.cfg, **options)
+    return functools.partial(guide, **options)
 
 
 def check_steps(num_steps: Any, path: str) -> None:
@@ -214,13 +229,10 @@ def _check_scale(scale: float, network: Network) -> None:
         raise ValueError(f"guidance_scale = {scale} should be {wanted}")
 
 
-def _kept(network: Network, negative: Mapping[str, Any] | None) -> tuple[str, ...]:
+def _kept(network: Network, given: Mapping[str, Any]) -> tuple[str, ...]:
     """Name the embedders whose input a caller gave for the unconditional half."""
-    return tuple(
-        name
-        for name, embedder in network.embedders.items()
-        if negative is not None and embedder.input_key in negative
-    )
+    negative = given["negative"] if "negative" in given else {}
+    return tuple(name for name, e in network.embedders.items() if e.input_key in negative)
 
 
 def _predict(

@@ -148,11 +148,14 @@ def run_frozen(experiment: Experiment, workdir: pathlib.Path) -> PyTree:
     return frozen | restore_state(workdir / FROZEN_FOLDER, weights)[0]
 
 
-def start_frozen(experiment: Experiment, workdir: pathlib.Path) -> PyTree:
-    """Make the frozen networks of a run and save them once, or read what an earlier start saved."""
+def start_frozen(
+    experiment: Experiment, workdir: pathlib.Path, frozen: PyTree | None = None
+) -> PyTree:
+    """Make the frozen networks of a run, unless they are given, and save them once; or read what an
+    earlier start saved."""
     if saved_steps(workdir / FROZEN_FOLDER):
         return run_frozen(experiment, workdir)
-    frozen = make_frozen(experiment)
+    frozen = make_frozen(experiment) if frozen is None else frozen
     weights = _weights_of(frozen)
     if jax.tree.leaves(weights):
         checkpoints = open_checkpoints(workdir / FROZEN_FOLDER, keep_last=1)

@@ -10,14 +10,18 @@ __all__ = ["load_config", "parse_arguments"]
 
 COMMANDS = {
     "train": "train a model (the default command)",
-    "sample": "draw images from a finished or running run",
+    "sample": "draw images from a run or from released weights",
     "evaluate": "compute the losses of a run on a split of its data",
+    "convert": "weights between runs, .safetensors files and diffusers; configs from YAML",
     "report": "summarise a run: progress, losses, speed, checkpoints",
 }
 EPILOG = """examples:
   python launch.py --config=configs/mnist.py                        train
   python launch.py --config=configs/cifar10.py:tiny --config.train.num_steps=20
   python launch.py sample --workdir=runs/mnist --class=7 --n=16 --steps=50 --guidance_scale=3
+  python launch.py sample --checkpoint=sd_xl_base_1.0.safetensors --config=configs/sdxl.py \\
+      --prompt="a red fox"
+  python launch.py convert --from=runs/sdxl --to=sdxl.safetensors --dtype=float16
   python launch.py --resume=runs/mnist --config.train.num_steps=4000 \\
       --config.lr_schedule.decay_steps=4000                         train on
 
@@ -89,16 +93,45 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", required=True, help="folder of a run")
+    parser.add_argument("--workdir", help="folder of a run")
     parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest)")
+    parser.add_argument("--checkpoint", help="instead: .safetensors, .ckpt or diffusers folder")
+    parser.add_argument("--config", help="with --checkpoint: the config that describes it")
     parser.add_argument("--class", dest="label", help="class number or name, or a list: 7 or 1,2,3")
-    parser.add_argument("--n", type=int, default=16, help="number of images (per class in a list)")
+    parser.add_argument("--prompt", help="text, for models that read text")
+    parser.add_argument("--negative_prompt", help="text to lead away from")
+    parser.add_argument("--n", type=int, help="images of the prompt or of each class, 16 if unset")
     parser.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
     parser.add_argument("--guidance_scale", type=float, help="1 is off (default: the config's)")
+    parser.add_argument("--height", type=int, help="pixels (default: the config's)")
+    parser.add_argument("--width", type=int, help="pixels (default: the config's)")
+    parser.add_argument("--image", help="file to begin with (--strength) or to complete (--mask)")
+    parser.add_argument("--strength", type=float, help="share of the steps that redraws --image")
+    parser.add_argument("--mask", help="file, white where --image is kept")
     parser.add_argument("--seed", type=int, default=0, help="image i depends on (seed, i) only")
     parser.add_argument("--batch_size", type=int, default=64, help="images per device call")
-    parser.add_argument("--raw", action="store_true", help="raw weights instead of the EMA")
+    parser.add_argument("--raw", action="store_true", help="raw weights instead of a run's EMA")
+    parser.add_argument("--ema", action="store_true", help="the averages in a .ckpt file")
     parser.add_argument("--out", help="folder for the images (default: WORKDIR/samples/...)")
+
+
+def _convert_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--from", dest="source", help="run, .safetensors, .ckpt, diffusers folder")
+    parser.add_argument("--config", help="the config that describes --from, if that is no run")
+    parser.add_argument("--to", help="new .safetensors file, folder, or config file")
+    parser.add_argument(
+        "--format", choices=("safetensors", "diffusers", "run"), help="of --to, if its name is open"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the file (default: as is)"
+    )
+    parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest)")
+    parser.add_argument("--raw", action="store_true", help="raw weights of a run, not its EMA")
+    parser.add_argument(
+        "--with_ema", action="store_true", help="raw weights of a run, and its EMA as model_ema.*"
+    )
+    parser.add_argument("--ema", action="store_true", help="the averages in a .ckpt file")
+    parser.add_argument("--from_yaml", help="YAML config of sgm or latent-diffusion")
 
 
 def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
@@ -115,5 +148,6 @@ _FLAGS = {
     "train": _train_flags,
     "sample": _sample_flags,
     "evaluate": _evaluate_flags,
+    "convert": _convert_flags,
     "report": _report_flags,
 }

@@ -1,29 +1,41 @@
-"""`python launch.py sample`: draw images from a run and write a grid and single PNGs."""
+"""`python launch.py sample`: draw images from a run or released weights, as a grid and single
+PNGs."""
 
 import argparse
 import datetime
 import pathlib
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from diffusion_jax.build.conditions import Conditions
+from diffusion_jax.build.conditions import Conditions, required_inputs
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.train.grids import image_grid, save_png
 
+DEFAULT_COUNT = 16
+
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draw arguments.n images for each class asked for; return 0."""
-    pipe = Pipeline.from_workdir(arguments.workdir, step=arguments.step, ema=not arguments.raw)
-    conditions, n = _conditions(pipe, arguments.label, arguments.n)
+    """Draw arguments.n images for each condition asked for; return 0."""
+    folder = pathlib.Path(arguments.out) if arguments.out else _default_folder(arguments)
+    check_empty(folder)
+    pipe = _pipeline(arguments)
+    count = DEFAULT_COUNT if arguments.n is None else arguments.n
+    conditions, n = _conditions(pipe, arguments, count)
     images = pipe(
         conditions,
         n=n,
+        negative=arguments.negative_prompt,
         num_steps=arguments.steps,
         guidance_scale=arguments.guidance_scale,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
+        height=arguments.height,
+        width=arguments.width,
+        strength=arguments.strength,
+        **_pictures(pipe, arguments),
     )
-    folder = pathlib.Path(arguments.out) if arguments.out else _default_folder(arguments.workdir)
     grid = write_images(folder, images)
     print(f"wrote {len(images)} images to {folder} and their grid to {grid}")
     return 0
@@ -32,8 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 def write_images(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
     """Write uint8 images [b h w c] as 00000.png, ... and grid.png into a new or empty folder ->
     the grid's path."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} already holds files; choose an empty folder with --out")
+    check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
         save_png(folder / f"{index:05d}.png", image)
@@ -41,18 +52,66 @@ def write_images(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
     return save_png(folder / "grid.png", image_grid(images, columns=columns))
 
 
-def _conditions(pipe: Pipeline, label: str | None, n: int) -> tuple[Conditions, int | None]:
+def check_empty(folder: pathlib.Path) -> None:
+    """Raise ValueError when there is something in a folder that images would go to."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} already holds files; choose an empty folder with --out")
+
+
+def _pipeline(arguments: argparse.Namespace) -> Pipeline:
+    if bool(arguments.workdir) == bool(arguments.checkpoint):
+        raise ValueError("give --workdir=RUN, or --checkpoint=FILE with --config=configs/x.py")
+    if arguments.workdir:
+        return Pipeline.from_workdir(arguments.workdir, step=arguments.step, ema=not arguments.raw)
+    if not arguments.config:
+        raise ValueError(
+            f"--checkpoint={arguments.checkpoint} needs --config=, the config that describes it"
+        )
+    return Pipeline.from_checkpoint(
+        arguments.checkpoint, arguments.config, overrides=arguments.overrides, ema=arguments.ema
+    )
+
+
+def _conditions(
+    pipe: Pipeline, arguments: argparse.Namespace, count: int
+) -> tuple[Conditions, int | None]:
+    label, prompt = arguments.label, arguments.prompt
+    if label is not None and prompt is not None:
+        raise ValueError(f"give --class={label} or --prompt={prompt!r}, not both")
     if not pipe.experiment.network.embedders:
-        if label is not None:
-            raise ValueError(f"--class={label} does not fit: this model is unconditional")
-        return None, n
+        if label is not None or prompt is not None:
+            given = f"--class={label}" if label is not None else f"--prompt={prompt!r}"
+            raise ValueError(f"{given} does not fit: this model is unconditional")
+        return None, count
+    if "caption" in required_inputs(pipe.experiment.network):
+        if prompt is None:
+            raise ValueError('this model reads text: give --prompt="..."')
+        return prompt, count
+    if prompt is not None:
+        raise ValueError(f"--prompt={prompt!r} does not fit: this model reads no text")
     if label is None:
         # Every class in turn, so that a first look shows them all.
         classes = pipe.num_classes()
-        return [i % classes for i in range(n)], None
-    return [part for part in label.split(",") for _ in range(n)], None
+        return [i % classes for i in range(count)], None
+    return [part for part in label.split(",") for _ in range(count)], None
 
 
-def _default_folder(workdir: str) -> pathlib.Path:
+def _pictures(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Read the files of --image and --mask in the modes that the model works in."""
+    channels = pipe.experiment.data.image_shape[-1]
+    wanted = {"image": "RGB" if channels == 3 else "L", "mask": "L"}
+    pictures = {}
+    for name, mode in wanted.items():
+        path = getattr(arguments, name)
+        if path is not None:
+            if not pathlib.Path(path).is_file():
+                raise FileNotFoundError(f"--{name}={path} does not exist")
+            pixels = np.asarray(Image.open(path).convert(mode))
+            pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+            pictures[name] = pixels if name == "image" else pixels / np.float32(255.0)
+    return pictures
+
+
+def _default_folder(arguments: argparse.Namespace) -> pathlib.Path:
     stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    return pathlib.Path(workdir) / "samples" / stamp
+    return pathlib.Path(arguments.workdir or ".") / "samples" / stamp

@@ -258,8 +258,7 @@ def finish(
 def _test(experiment: Experiment, state: TrainState, watched: Watched, batches: Batches) -> None:
     found = build_evaluate(experiment, watched.frozen, batches, prefix="test")(state)
     watched.writer.write_scalars(int(state.step), found)
-    losses = ", ".join(
-        f"{name} {value:.4f}" for name, value in sorted(found.items()) if "simple" in name
-    )
+    names = [name for name in sorted(found) if "loss_simple" in name or "loss_x0" in name]
+    losses = ", ".join(f"{name} {found[name]:.4f}" for name in names)
     if jax.process_index() == 0:
         print(f"test split, {batches.num_examples} images: {losses}")

@@ -149,7 +149,10 @@ def bits_per_dim(
 
 def _log_variance_of_q(schedule: Schedule) -> Array:
     """Compute log(beta (1 - abar_prev) / (1 - abar)) [T], which v_posterior does not enter."""
-    variance = schedule.posterior_mean_coef2 * schedule.betas / jnp.sqrt(1.0 - schedule.betas)
+    betas = schedule.betas
+    variance = schedule.posterior_mean_coef2 * betas / jnp.sqrt(jnp.where(betas < 1, 1 - betas, 1))
+    # Where abar is 0 (zero terminal SNR) the quotient above is 0 / 0.
+    variance = jnp.where(betas < 1, variance, 1.0 - schedule.alphas_cumprod_prev)
     return jnp.log(jnp.maximum(variance, MIN_VARIANCE))
 
 

@@ -21,10 +21,13 @@ def test_sample_flags():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["smaple"], "'smaple' is not a command; choose from train, sample, evaluate, report"),
+        (
+            ["smaple"],
+            "'smaple' is not a command; choose from train, sample, evaluate, convert, report",
+        ),
         (["--workdir=x", "--batchsize=3"], "'--batchsize=3' is not a flag of train"),
         (["sample", "--workdir=x", "extra"], "'extra' is not a flag of sample"),
-        (["sample"], "--workdir"),
+        (["convert", "--dtype=int8"], "--dtype"),
     ],
 )
 def test_unknown_words_are_named(argv, message, capsys):
