@@ -1,4 +1,4 @@
-"""Write data/lightning.ckpt and data/old.pth, which needs torch: a few kB.
+"""Write data/: lightning.ckpt, old.pth and diffusers_names.xz, which needs torch and diffusers.
 
     .venv-parity/bin/python tests/convert/make_ckpt.py
 
@@ -27,7 +27,53 @@ def lightning_class() -> type:
     return made
 
 
+def diffusers_names() -> None:
+    """Record what diffusers and transformers call the tensors of released networks, and shapes."""
+    import lzma
+
+    import diffusers
+    import transformers
+
+    sd1 = {"cross_attention_dim": 768, "sample_size": 64}
+    sdxl = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "attention_head_dim": [5, 10, 20],
+        "block_out_channels": [320, 640, 1280],
+        "cross_attention_dim": 2048,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "projection_class_embeddings_input_dim": 2816,
+        "transformer_layers_per_block": [1, 2, 10],
+        "use_linear_projection": True,
+    }
+    vae = {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+    }
+    with torch.device("meta"):
+        networks = {
+            "sd1_v1-inference": diffusers.UNet2DConditionModel(**sd1),
+            "sdxl_base": diffusers.UNet2DConditionModel(**sdxl),
+            "vae": diffusers.AutoencoderKL(**vae),
+            "text": transformers.CLIPTextModelWithProjection(
+                transformers.CLIPTextConfig(hidden_size=768, intermediate_size=3072,
+                                            num_attention_heads=12, projection_dim=768)
+            ),
+        }  # fmt: skip
+    lines = []
+    for network, module in networks.items():
+        lines.append(f"# {network}")
+        for name, tensor in module.state_dict().items():
+            lines.append(f"{name} {'x'.join(map(str, tensor.shape))}")
+    packed = lzma.compress("\n".join(lines).encode())
+    (Path(__file__).parent / "data/diffusers_names.xz").write_bytes(packed)
+
+
 def main() -> None:
+    diffusers_names()
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6) / 8
     weights = OrderedDict(
         {

@@ -280,12 +280,13 @@ def test_an_autoencoder_is_no_unet(vae, unet, draw):
 
 
 def large_file(tmp_path):
-    """16 tensors of 1 MiB and one of 8 MiB, as one UNet's out_N."""
+    """16 matrices of 1 MiB, a stack of 8 such, and a matrix as large as the stack."""
     sides = [512] * 16 + [1448]
     tree = {
         f"out_{i}": {"kernel": jax.ShapeDtypeStruct((side, side), jnp.float32)}
         for i, side in enumerate(sides)
     }
+    tree["transformer_blocks"] = {"kernel": jax.ShapeDtypeStruct((8, 512, 512), jnp.float32)}
     params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), tree)
     path = tmp_path / "x.safetensors"
     save_weights(path, [export_params(params, "dotted")])
@@ -317,4 +318,4 @@ def test_export_holds_one_tensor_at_a_time(tmp_path):
     tracemalloc.stop()
     # The half-precision copy, and a slab of it while it is written.
     assert peak < 1.5 * 4 * 1448**2
-    assert len(file_tensors(params, "dotted")) == 17
+    assert len(file_tensors(params, "dotted")) == 25

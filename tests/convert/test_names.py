@@ -1,5 +1,8 @@
 """The names of released files, for whole networks and by examples."""
 
+import lzma
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,26 +25,24 @@ def named(tree, name_map):
     return {tensor.name: tensor for tensor in file_tensors(tree, name_map)}
 
 
-def test_diffusers_names_of_stable_diffusion(released):
-    """Counted from diffusers' config of SDXL: three levels, no attention in the first."""
+def diffusers_names():
+    """What diffusers and transformers call the same: {network: {name: shape}}."""
+    text = lzma.decompress((Path(__file__).parent / "data/diffusers_names.xz").read_bytes())
+    networks = {}
+    for line in text.decode().splitlines():
+        name, last = line.split()
+        if name == "#":
+            current = networks[last] = {}
+        else:
+            current[name] = tuple(int(side) for side in last.split("x"))
+    return networks
+
+
+@pytest.mark.parametrize("name", ["sd1_v1-inference", "sdxl_base"])
+def test_unets_have_the_names_and_shapes_of_diffusers(name, released):
     tree, _ = released
-    shapes = {name: t.shape for name, t in named(tree("sdxl_base"), "unet_diffusers").items()}
-    assert len(shapes) == 1680
-    assert shapes["conv_in.weight"] == (320, 4, 3, 3)
-    assert shapes["add_embedding.linear_1.weight"] == (1280, 2816)
-    assert shapes["down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k.weight"] == (
-        640,
-        2048,
-    )
-    assert shapes["down_blocks.1.downsamplers.0.conv.weight"] == (640, 640, 3, 3)
-    assert shapes["mid_block.attentions.0.transformer_blocks.9.ff.net.0.proj.weight"] == (
-        10240,
-        1280,
-    )
-    assert shapes["up_blocks.0.resnets.2.conv_shortcut.weight"] == (1280, 1920, 1, 1)
-    assert shapes["up_blocks.0.upsamplers.0.conv.bias"] == (1280,)
-    assert shapes["up_blocks.2.resnets.0.time_emb_proj.weight"] == (320, 1280)
-    assert not any(name.startswith(("down_blocks.2.down", "up_blocks.2.up")) for name in shapes)
+    ours = file_tensors(tree(name), "unet_diffusers")
+    assert {tensor.name: tensor.shape for tensor in ours} == diffusers_names()[name]
 
 
 def test_vae_names(vae):
@@ -86,6 +87,17 @@ def test_the_kl_f8_autoencoder_has_the_released_counts():
     assert names["decoder.up.0.block.0.nin_shortcut.weight"] == (128, 256, 1, 1)
     assert names["quant_conv.weight"] == (8, 8, 1, 1)
     assert names["post_quant_conv.weight"] == (4, 4, 1, 1)
+    theirs = {t.name: t.shape for t in file_tensors(tree, "vae_diffusers")}
+    assert theirs == diffusers_names()["vae"]
+
+
+def test_the_text_tower_of_stable_diffusion_has_the_names_of_transformers():
+    from diffusion_jax.models.clip import ClipTextTower
+
+    tower, tokens = ClipTextTower(projection_dim=768), jnp.ones((1, 77), jnp.int32)
+    tree = jax.eval_shape(lambda key: tower.init(key, tokens)["params"], jax.random.key(0))
+    ours = {t.name: t.shape for t in file_tensors(tree, "clip_text_hf")}
+    assert ours == diffusers_names()["text"]
 
 
 def test_clip_names(text, vision):
@@ -139,6 +151,45 @@ def test_scanned_blocks_have_a_tensor_each(unet):
     assert scanned[name].parts == (Part("middle_block_1/transformer_blocks/attn1/to_q/kernel", 1),)
     plain = named(unet(), "unet_ldm")
     assert {n: t.shape for n, t in scanned.items()} == {n: t.shape for n, t in plain.items()}
+
+
+def test_video_networks_need_no_table_of_their_own():
+    """3-D kernels, blenders and frame embeddings of SVD's UNet and decoder."""
+
+    def tree(paths):
+        nested = {}
+        for path, shape in paths.items():
+            *modules, leaf = path.split("/")
+            level = nested
+            for module in modules:
+                level = level.setdefault(module, {})
+            level[leaf] = np.empty(shape)
+        return nested
+
+    unet = {
+        "input_blocks_1_0/time_stack/in_layers_2/kernel": (3, 1, 1, 5, 7),
+        "input_blocks_1_0/time_mixer/mix_factor": (1,),
+        "input_blocks_1_1/time_pos_embed_2/kernel": (5, 7),
+        "input_blocks_1_1/time_stack_0/ff_in/net_0/proj/bias": (7,),
+    }
+    assert {t.name: t.shape for t in file_tensors(tree(unet), "unet_ldm")} == {
+        "input_blocks.1.0.time_stack.in_layers.2.weight": (7, 5, 3, 1, 1),
+        "input_blocks.1.0.time_mixer.mix_factor": (1,),
+        "input_blocks.1.1.time_pos_embed.2.weight": (7, 5),
+        "input_blocks.1.1.time_stack.0.ff_in.net.0.proj.bias": (7,),
+    }
+    decoder = {
+        "decoder/mid_block_1/time_stack/in_layers_2/kernel": (3, 1, 1, 5, 7),
+        "decoder/up_3_block_0/mix_factor": (1,),
+        "decoder/conv_out/time_mix_conv/kernel": (3, 1, 1, 3, 3),
+        "quantize/embedding": (9, 4),
+    }
+    assert {t.name: t.shape for t in file_tensors(tree(decoder), "vae_ldm")} == {
+        "decoder.mid.block_1.time_stack.in_layers.2.weight": (7, 5, 3, 1, 1),
+        "decoder.up.3.block.0.mix_factor": (1,),
+        "decoder.conv_out.time_mix_conv.weight": (3, 3, 3, 1, 1),
+        "quantize.embedding.weight": (9, 4),
+    }
 
 
 def test_networks_without_diffusers_names_are_told(unet):

@@ -57,7 +57,9 @@ def test_shards_are_one(tmp_path):
 
 
 def test_shards_that_are_incomplete_are_told(tmp_path):
-    index = shards(tmp_path)
+    (tmp_path / "inner").mkdir()
+    index = shards(tmp_path / "inner")
+    shards(tmp_path)
     places = json.loads(index.read_text())["weight_map"]
     index.write_text(json.dumps({"weight_map": places | {"d": places["a"]}}))
     with pytest.raises(ValueError, match="00001-of-00002.safetensors holds d, and it does not"):
