@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.data = d(
         dict(
-            source=dict(name="image_folder", folder="set me", captions="txt"),
+            source=dict(name="image_folder", folder="set me", caption="txt"),
             splits=dict(train="train"),
             batches=dict(image_size=1024, channels=3, crop="random", buckets=True),
         )

@@ -17,6 +17,7 @@ from diffusion_jax.build.binding import (
     check_range,
     check_type,
     known_sections,
+    value_of,
 )
 from diffusion_jax.build.data import Data, build_data
 from diffusion_jax.build.network import Network, build_network
@@ -24,6 +25,7 @@ from diffusion_jax.build.noise import Noise, build_noise
 from diffusion_jax.build.objective import build_objective
 from diffusion_jax.build.optimizer import build_optimizer
 from diffusion_jax.build.sampling import SampleFn, build_sample_fn
+from diffusion_jax.data.batches import make_batches
 from diffusion_jax.sharding import Rule, fsdp, make_mesh, replicated, shard_batch
 from diffusion_jax.train.state import TrainState, abstract_state, init_sharded, init_state
 from diffusion_jax.train.step import make_eval_step, make_train_step
@@ -183,6 +185,7 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     network = build_network(
         sections["model"], sections["conditioning"], data.image_shape, first_stage
     )
+    _check_buckets(data, network)
     noise = build_noise(sections["schedule"], denoiser, grid)
     objective = build_objective(network, noise, sections, training.batch_size)
     mesh = _mesh(sections["mesh"], training.batch_size, training.accumulate, devices)
@@ -219,6 +222,16 @@ def _training(section: Mapping[str, Any]) -> Training:
     for name in ("num_steps", "batch_size", "accumulate"):
         check_range(getattr(training, name), f"config.train.{name}", low=1)
     return training
+
+
+def _check_buckets(data: Data, network: Network) -> None:
+    divisor = value_of(make_batches, data.batch_options, "bucket_divisor")
+    multiple = network.size_multiple()
+    if value_of(make_batches, data.batch_options, "buckets") and divisor % multiple:
+        raise ConfigError(
+            f"config.data.batches.bucket_divisor = {divisor} should be a multiple of {multiple}, "
+            "which the network asks of the sides of an image"
+        )
 
 
 def _mesh(

@@ -1,6 +1,7 @@
 """The command line: one parser, one module per command, nothing heavy imported before it is
 needed."""
 
+import logging
 import os
 import pathlib
 import sys
@@ -16,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # own choice wins.
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "diffusion_jax" / "xla"))
+    _show_log()
     try:
         return arguments.run(arguments)
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -23,6 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _show_log() -> None:
+    # What takes long while nothing else is shown (a data set is prepared, headers are read).
+    logger = logging.getLogger("diffusion_jax")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def _is_ours(error: BaseException) -> bool:

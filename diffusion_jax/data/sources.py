@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, file_adapters
 
 from diffusion_jax.data import image_folder, mnist_subset, openmoji, preparation
-from diffusion_jax.data.records import Records, find_keys
+from diffusion_jax.data.records import Records, captions_of, find_keys
 
 # Builders of this package: name -> factory(data_dir, **options). They prepare themselves without a
 # network.
@@ -108,8 +108,7 @@ def captions(
         raise ValueError(
             "the data set has no captions; name the feature with caption_key if it has another name"
         )
-    texts = (source[i][key] for i in range(len(source))[:limit])
-    return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
+    return [captions_of(source[i][key])[0] for i in range(len(source))[:limit]]
 
 
 def describe(source: Records) -> dict[str, Any]:

@@ -1,0 +1,169 @@
+"""SDXL in miniature through the front door: train in latents, resume, sample from text, convert
+both ways, and tell bad input in one sentence, writing nothing."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.cli import main
+from diffusion_jax.train.checkpoint_reading import load_params
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = "configs/sdxl.py:tiny"
+# As little to compile as there can be: no pictures during training, no test split.
+QUICK = ["--no_test", "--config.hooks.images.batch_frequency=100", "--config.checkpoint.every=2"]
+QUICK += ["--config.hooks.images.increase_log_steps=False", "--config.checkpoint.keep_last=9"]
+DRAW = ["--prompt=a red fox", "--n=2", "--steps=2", "--batch_size=2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("latent")
+
+
+def launch(folder, *arguments):
+    environment = os.environ | {
+        "TFDS_DATA_DIR": str(folder / "data"),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=1",
+    }
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def ok(folder, *arguments):
+    done = launch(folder, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    workdir = folder / "run"
+    ok(folder, f"--config={CONFIG}", f"--workdir={workdir}", *QUICK)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def drawn(folder, run):
+    ok(folder, "sample", f"--workdir={run}", *DRAW, f"--out={folder / 'drawn'}")
+    return pixels(folder / "drawn")
+
+
+def pixels(out):
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(out.glob("0*.png"))])
+
+
+def test_images_have_the_size_of_the_data(drawn):
+    assert drawn.shape == (2, 32, 32, 3)
+    assert drawn.std() > 5 and np.abs(drawn[0].astype(int) - drawn[1]).max() > 5
+
+
+def test_frozen_networks_are_saved_once_and_not_with_every_checkpoint(run):
+    names = {path.name for path in run.iterdir()}
+    assert {"frozen", "checkpoints"} <= names
+    sizes = {
+        name: sum(f.stat().st_size for f in (run / name).rglob("*") if f.is_file())
+        for name in ("frozen", "checkpoints/2")
+    }
+    assert sizes["frozen"] > 5e6  # two text encoders with 49,408 tokens each
+    assert set(load_params(run / "checkpoints")) == {"network"}
+
+
+def test_a_continued_run_has_the_same_frozen_networks_and_ends_bit_for_bit(folder, run):
+    half = folder / "half"
+    ok(folder, f"--config={CONFIG}", f"--workdir={half}", *QUICK, "--config.train.num_steps=2")
+    ok(folder, f"--config={CONFIG}", f"--workdir={half}", *QUICK)
+    ours, theirs = (load_params(place / "checkpoints", step=4) for place in (half, run))
+    assert set(ours["network"]) == set(theirs["network"])
+    for name, leaf in ours["network"]["out_2"].items():
+        np.testing.assert_array_equal(leaf, theirs["network"]["out_2"][name])
+
+
+@pytest.mark.parametrize("form", ["single", "diffusers"])
+def test_a_converted_model_draws_the_same_pixels(folder, run, drawn, form):
+    target = folder / ("model.safetensors" if form == "single" else "model")
+    flags = [] if form == "single" else ["--format=diffusers"]
+    ok(folder, "convert", f"--from={run}", f"--to={target}", *flags)
+    out = folder / f"drawn_{form}"
+    sample = ["sample", f"--checkpoint={target}", f"--config={CONFIG}", *DRAW, f"--out={out}"]
+    ok(folder, *sample)
+    np.testing.assert_array_equal(pixels(out), drawn)
+
+
+def test_a_run_starts_from_a_released_file_and_continues_it_exactly(folder, run, drawn):
+    target = folder / "start.safetensors"
+    ok(folder, "convert", f"--from={run}", f"--to={target}")
+    workdir = folder / "converted"
+    ok(folder, "convert", f"--from={target}", f"--config={CONFIG}", f"--to={workdir}",
+       "--format=run")  # fmt: skip
+    ok(folder, "sample", f"--workdir={workdir}", *DRAW, f"--out={folder / 'drawn_run'}")
+    np.testing.assert_array_equal(pixels(folder / "drawn_run"), drawn)
+    tuned = folder / "tuned"
+    output = ok(folder, f"--config={CONFIG}", f"--workdir={tuned}", *QUICK,
+                f"--config.train.ckpt_path={target}", "--config.train.num_steps=1",
+                "--config.optimizer.learning_rate=0.0", "--config.optimizer.weight_decay=0.0",
+                "--config.checkpoint.every=1", "--config.lr_schedule.warmup_steps=0")  # fmt: skip
+    assert "0 parameters not loaded" in output
+    ok(folder, "sample", f"--workdir={tuned}", *DRAW, f"--out={folder / 'drawn_tuned'}")
+    np.testing.assert_array_equal(pixels(folder / "drawn_tuned"), drawn)
+
+
+BAD = [
+    (["--prompt=" + "fox " * 2500], "(10000 characters) has 2500 tokens; this model reads 75"),
+    (["--prompt=x", "--steps=-3"], "num_steps = -3 should be at least 1"),
+    (["--prompt=x", "--guidance_scale=nan"], "guidance_scale = nan should be finite"),
+    (["--prompt=x", "--height=33"], "height = 33, width = 32 should be multiples of 4 pixels"),
+    (["--class=3"], 'this model reads text: give --prompt="..."'),
+    (["--prompt=x", "--image={small}", "--strength=0.5"], "image has shape (8, 8, 3)"),
+    (["--prompt=x", "--image={small}"], "image needs strength"),
+    (["--prompt=x", "--strength=0.5"], "strength = 0.5 needs an image"),
+    (["--prompt=x", "--mask={small}"], "inpainting needs both image and mask"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD)
+def test_bad_requests_are_one_sentence_and_write_nothing(run, folder, capsys, flags, message):
+    small = folder / "small.png"
+    Image.new("RGB", (8, 8)).save(small)
+    out = folder / "nothing"
+    flags = [flag.format(small=small) for flag in flags]
+    assert main(["sample", f"--workdir={run}", *flags, f"--out={out}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_files_that_do_not_fit_are_one_sentence(folder, run, capsys):
+    whole = folder / "fits.safetensors"
+    ok(folder, "convert", f"--from={run}", f"--to={whole}")
+    cut = folder / "cut.safetensors"
+    cut.write_bytes(whole.read_bytes()[:100_000])
+    html = folder / "page.safetensors"
+    html.write_text("<!DOCTYPE html><html>moved</html>")
+    vae = folder / "model" / "vae" / "diffusion_pytorch_model.safetensors"
+    cases = [
+        (cut, CONFIG, "is cut off"),
+        (html, CONFIG, "html"),
+        (whole, "configs/sd21.py:tiny", "the network here is a UNet"),
+        (folder / "missing.safetensors", CONFIG, "there are no weights at"),
+    ]
+    if vae.exists():
+        cases.append((vae, CONFIG, "vae"))
+    for path, config, message in cases:
+        out = folder / "nothing"
+        flags = [f"--checkpoint={path}", f"--config={config}", "--prompt=x", f"--out={out}"]
+        assert main(["sample", *flags]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and message in error.lower() or message in error, error
+        assert not out.exists()
