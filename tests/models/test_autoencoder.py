@@ -1,8 +1,7 @@
 """The first stage against released parameter lists and counts, and its blocks against formulas."""
 
-import lzma
+import importlib.util
 import re
-import zlib
 from pathlib import Path
 
 import flax
@@ -14,7 +13,13 @@ import pytest
 from diffusion_jax.models.autoencoder import LAST_LAYER, Autoencoder
 from diffusion_jax.models.autoencoder_blocks import AttnBlock, HalveSides, ResnetBlock
 
-NAMES = Path(__file__).parents[1] / "fixtures" / "autoencoder_names.txt.xz"
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location(
+    "autoencoder_fixtures", ROOT / "tools/make_autoencoder_fixtures.py"
+)
+fixtures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fixtures)
+
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 TINY = {
     "ch": 8,
@@ -82,18 +87,6 @@ LISTS = {
 }
 
 
-def released_lists():
-    """Names and shapes of released networks: {network: {parameter: shape}}."""
-    networks = {}
-    for line in lzma.decompress(NAMES.read_bytes()).decode().splitlines():
-        name, _, last = line.partition(" ")
-        if name == "#":
-            current = networks[last] = {}
-        else:
-            current[name] = tuple(int(side) for side in last.split("x")) if last else ()
-    return networks
-
-
 def released_name(path, shape):
     """Give the released name and shape of a parameter: down_0_block_1 is down.0.block.1."""
     *modules, leaf = [entry.key for entry in path]
@@ -111,18 +104,8 @@ def abstract_params(module, side=32):
 
 def random_params(module, side=8):
     """Random numbers everywhere, of the size that keeps activations near one."""
-
-    def draw(path, leaf):
-        rng = np.random.RandomState(zlib.crc32(str(path).encode()))
-        drawn = rng.standard_normal(leaf.shape)
-        kind = path[-1].key
-        if kind == "kernel":
-            drawn *= np.prod(leaf.shape[:-1]) ** -0.5
-        else:
-            drawn = 0.3 * drawn + (kind == "scale")
-        return jnp.asarray(drawn, leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract_params(module, side))
+    shapes = jax.tree.map(lambda a: a.shape, abstract_params(module, side))
+    return jax.tree.map(jnp.asarray, fixtures.drawn_tree(shapes))
 
 
 def compiled(function):
@@ -144,7 +127,7 @@ def test_names_shapes_and_counts_are_the_released_ones(name):
         for half, listed in zip(("encoder", "decoder"), LISTS[name], strict=True):
             leaves = jax.tree_util.tree_leaves_with_path(tree[half])
             ours = dict(released_name(path, leaf.shape) for path, leaf in leaves)
-            assert ours == released_lists()[listed]
+            assert ours == fixtures.read_names()[listed]
     if module.use_quant_conv:
         z, d, parts = module.z_channels, module.embed_dim, 2 if module.double_z else 1
         assert tree["quant_conv"]["kernel"].shape == (1, 1, parts * z, parts * d)
@@ -157,9 +140,28 @@ def test_names_shapes_and_counts_are_the_released_ones(name):
     assert leaf.shape == (3, 3, 128, 3)
 
 
+@pytest.mark.parametrize("name", fixtures.RECORDED)
+def test_outputs_are_those_of_diffusers(name):
+    fields, *_ = fixtures.CASES[name]
+    module = Autoencoder(**fields)
+    params = {"params": random_params(module)}
+
+    @compiled
+    def run(params, image):
+        moments = module.apply(params, image, method="encode")
+        z = moments[..., : module.embed_dim]
+        return {"moments": moments, "decoded": module.apply(params, z, method="decode")}
+
+    ours = run(params, jnp.asarray(fixtures.inputs(fields)[0][:1]))
+    with np.load(ROOT / "tests/fixtures/autoencoder_diffusers.npz") as recorded:
+        for key, array in ours.items():
+            theirs = recorded[f"{name}/{key}"]
+            assert np.abs(array - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
 def test_encode_and_decode():
     """Shapes, remat, tanh_out, the mean as latent, and half precision, on one set of numbers."""
-    fields = TINY | {"attn_resolutions": (4,)}
+    fields = TINY | {"attn_type": "none"}
     module = Autoencoder(**fields)
     params = {"params": random_params(module)}
     image = jax.random.normal(jax.random.key(0), (2, 8, 12, 3))

@@ -1,6 +1,6 @@
 """PatchGAN: released names, PyTorch's running statistics, ActNorm's start, sharded batches."""
 
-import lzma
+import importlib.util
 from pathlib import Path
 
 import jax
@@ -11,16 +11,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_jax.models.patchgan import ActNorm, BatchNorm, NLayerDiscriminator
 
-NAMES = Path(__file__).parents[1] / "fixtures" / "autoencoder_names.txt.xz"
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location(
+    "autoencoder_fixtures", ROOT / "tools/make_autoencoder_fixtures.py"
+)
+fixtures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fixtures)
+
 X = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
 
 
 def released():
     """Names and shapes of the released discriminator, but for its counter of batches."""
-    text = lzma.decompress(NAMES.read_bytes()).decode()
-    lines = text.split("# disc_nlayer3\n")[1].split("#")[0].splitlines()
-    pairs = [line.split(" ") for line in lines if "num_batches_tracked" not in line]
-    return {name: tuple(int(side) for side in shape.split("x")) for name, shape in pairs}
+    listed = fixtures.read_names()["disc_nlayer3"]
+    return {name: shape for name, shape in listed.items() if "num_batches_tracked" not in name}
 
 
 def released_names(variables):
