@@ -14,10 +14,13 @@ from typing import Any
 from diffusion_jax.convert.exporting import export_params, save_weights
 from diffusion_jax.convert.layouts import DIFFUSERS, WEIGHTS_OF_FOLDER, slots_of
 from diffusion_jax.models.unet_options import per_level
+from diffusion_jax.types import PyTree
 
 # The oldest version that the configs are for.
 VERSION = "0.36.0"
 Config = dict[str, Any]
+# The last of ViT-H's 24 layers, and the projection, in the names of transformers.
+UNUSED_OF_PENULTIMATE = (r"(text_model\.)?encoder\.layers\.23\.", r"text_projection\.")
 
 
 def unet_config(
@@ -188,6 +191,19 @@ def text_config(
     }
 
 
+def penultimate_text(params: PyTree) -> PyTree:
+    """Leave out what a text encoder of Stable Diffusion 2 never uses: last layer and projection.
+
+    diffusers applies the final norm after the last layer that there is, so its text encoder of
+    Stable Diffusion 2 has 23 of the 24 layers. Read such a folder with import_params' zeros =
+    UNUSED_OF_PENULTIMATE. params: a tree of layers_0, layers_1, ...
+    """
+    layers = params["encoder"]
+    last = f"layers_{len(layers) - 1}"
+    kept = {name: layer for name, layer in layers.items() if name != last}
+    return {k: v for k, v in params.items() if k != "text_projection"} | {"encoder": kept}
+
+
 def scheduler_config(
     *,
     beta_start: float,
@@ -263,11 +279,9 @@ def save_diffusers(
 
 
 def _model_index(slots: Mapping[str, Any], configs: Mapping[str, Config]) -> Config:
-    xl = "text_2" in slots
-    index: Config = {
-        "_class_name": "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline",
-        "_diffusers_version": VERSION,
-    }
+    """Describe the pipeline, which depends on the text encoders; null stands for no such part."""
+    texts = tuple(name for name in ("text", "text_2") if name in slots)
+    index: Config = {"_diffusers_version": VERSION, **_PIPELINES[texts]}
     for name, (slot, _) in slots.items():
         if "architectures" in configs[name]:
             index[slot.place] = ["transformers", configs[name]["architectures"][0]]
@@ -276,6 +290,30 @@ def _model_index(slots: Mapping[str, Any], configs: Mapping[str, Config]) -> Con
     if "scheduler" in configs:
         index["scheduler"] = ["diffusers", configs["scheduler"]["_class_name"]]
     return index
+
+
+_STABLE_DIFFUSION: Config = {
+    "_class_name": "StableDiffusionPipeline",
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+}
+# Text encoders -> pipeline: Stable Diffusion 1 and 2, SDXL base, SDXL refiner.
+_PIPELINES: dict[tuple[str, ...], Config] = {
+    (): _STABLE_DIFFUSION,
+    ("text",): _STABLE_DIFFUSION,
+    ("text", "text_2"): {
+        "_class_name": "StableDiffusionXLPipeline",
+        "force_zeros_for_empty_prompt": True,
+    },
+    ("text_2",): {
+        "_class_name": "StableDiffusionXLImg2ImgPipeline",
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
+        "requires_aesthetics_score": True,
+        "force_zeros_for_empty_prompt": False,
+    },
+}
 
 
 def _write_json(path: Path, content: Config) -> None:

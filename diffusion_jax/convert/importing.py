@@ -39,7 +39,9 @@ class _Options(NamedTuple):
     ignore_keys: Sequence[str]
     allow_missing: Sequence[str]
     allow_unused: Sequence[str]
+    zeros: Sequence[str]
     keep_dims: int | None
+    make_it_fit: bool
 
 
 def import_network(
@@ -80,7 +82,9 @@ def import_params(
     ignore_keys: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
     allow_unused: Sequence[str] = (),
+    zeros: Sequence[str] = (),
     keep_dims: int | None = None,
+    make_it_fit: bool = False,
 ) -> PyTree:
     """Read the parameters of a network from weights whose names start with prefix -> parameters.
 
@@ -90,9 +94,10 @@ def import_params(
     ema: the averages that the file keeps of a UNet ("model_ema.*") instead of the trained weights.
     ignore_keys, allow_missing, allow_unused: regular expressions matched from the start of a name
     in the file, after its prefix: tensors that are not looked at; that may be absent; that may be
-    left over.
+    left over. zeros: those that are zeros where they are absent, parameters that nothing uses.
     keep_dims: the first convolution takes this many input channels from the file, and zeros for
-    the other ones (a network that sees more than the file's did).
+    the other ones (a network that sees more than the file's did). make_it_fit: tensors of other
+    widths are repeated or cut along their first two axes, see cyclic.
     Raises one ValueError that lists what is missing, left over or of another shape, or that says
     that the file holds no averages.
     Source: latent-diffusion, DDPM.init_from_ckpt; Stable Diffusion 2, LatentFinetuneDiffusion.
@@ -100,7 +105,7 @@ def import_params(
     name_map = NAME_MAPS[name_map] if isinstance(name_map, str) else name_map
     wanted = file_tensors(tree, name_map)
     held = _averages(weights, wanted, prefix) if ema else _under(weights.tensors, prefix)
-    options = _Options(ignore_keys, allow_missing, allow_unused, keep_dims)
+    options = _Options(ignore_keys, allow_missing, allow_unused, zeros, keep_dims, make_it_fit)
     sources = _match(wanted, held, name_map, options, weights.path, prefix)
     by_leaf: dict[str, list[tuple[FileTensor, Part, LazyTensor]]] = {}
     for tensor in wanted:
@@ -153,12 +158,15 @@ def _match(
     sources, missing, shapes, used = {}, [], [], set()
     for tensor in wanted:
         name = next((n for n in (tensor.name, *tensor.aliases) if n in held), None)
+        if name is None and _matches(tensor.name, options.zeros):
+            sources[tensor.name] = _zeros(tensor.shape)
+            continue
         if name is None:
             if not _matches(tensor.name, (*options.ignore_keys, *options.allow_missing)):
                 missing.append(f"{prefix}{tensor.name}")
             continue
         used.add(name)
-        fitted = _fit(held[name], tensor, name_map, options.keep_dims)
+        fitted = _fit(held[name], tensor, name_map, options)
         if fitted is None:
             there, here = held[name].shape, tensor.shape
             shapes.append(f"{prefix}{name} {there} (here {here})")
@@ -184,7 +192,7 @@ def _families(wanted: list[FileTensor], held: Mapping[str, LazyTensor], name_map
 
 
 def _fit(
-    held: LazyTensor, tensor: FileTensor, name_map: NameMap, keep_dims: int | None
+    held: LazyTensor, tensor: FileTensor, name_map: NameMap, options: _Options
 ) -> LazyTensor | None:
     """See a file's tensor in the wanted shape; None when it does not fit."""
     shape = tensor.shape
@@ -193,6 +201,9 @@ def _fit(
     if len(shape) > 1 and _core(held.shape) == _core(shape):
         # A dense layer and a 1 x 1 convolution hold the same numbers.
         return LazyTensor(shape, held.dtype, lambda: held.load().reshape(shape))
+    if options.make_it_fit and len(held.shape) == len(shape) and held.shape[2:] == shape[2:]:
+        return LazyTensor(shape, held.dtype, lambda: cyclic(held.load(), shape))
+    keep_dims = options.keep_dims
     if keep_dims is None or tensor.name != name_map.first or len(held.shape) != len(shape):
         return None
     theirs, ours = list(held.shape), list(shape)
@@ -205,6 +216,27 @@ def _fit(
         return array
 
     return LazyTensor(shape, held.dtype, widened)
+
+
+def cyclic(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Make a file's [out in ...] or [out] as large as shape: new[i, j] = old[i % out, j % in] / n.
+
+    n of j is one more than how often its old channel is used: with 4 old channels and 9 new ones 4
+    for the first and 3 for the others. One more is what Stable Diffusion 2 counts; with the true
+    count, sums over repeated inputs would be kept.
+    Source: Stable Diffusion 2, DDPM.init_from_ckpt, make_it_fit.
+    """
+    rows = np.arange(shape[0]) % array.shape[0]
+    if len(shape) == 1:
+        return array[rows]
+    columns = np.arange(shape[1]) % array.shape[1]
+    uses = 1 + np.bincount(columns, minlength=array.shape[1])[columns]
+    uses = uses.reshape(1, -1, *(1,) * (len(shape) - 2))
+    return (array[rows][:, columns] / uses).astype(array.dtype)
+
+
+def _zeros(shape: tuple[int, ...]) -> LazyTensor:
+    return LazyTensor(shape, np.dtype(np.float32), lambda: np.zeros(shape, np.float32))
 
 
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,20 +2,25 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from diffusion_jax.convert import diffusers_folder
 from diffusion_jax.convert.diffusers_folder import (
+    UNUSED_OF_PENULTIMATE,
+    penultimate_text,
     save_diffusers,
     scheduler_config,
     text_config,
     unet_config,
     vae_config,
 )
+from diffusion_jax.convert.importing import import_network
 from diffusion_jax.convert.layouts import import_checkpoint
 from diffusion_jax.models.autoencoder import Autoencoder
 from diffusion_jax.models.unet import UNet
 
+UNET_SHAPED = {f"{side}put_blocks_0_0": {"x": {"bias": np.ones(1)}} for side in ("in", "out")}
 SDXL = {
     "out_channels": 4,
     "model_channels": 320,
@@ -157,6 +162,7 @@ def test_a_folder_survives(unet, vae, text, draw, same, tmp_path):
     assert same(import_checkpoint(shapes, folder), params)
     assert json.loads((folder / "model_index.json").read_text()) == {
         "_class_name": "StableDiffusionXLPipeline",
+        "force_zeros_for_empty_prompt": True,
         "_diffusers_version": diffusers_folder.VERSION,
         "unet": ["diffusers", "Anetwork"],
         "vae": ["diffusers", "Afirst_stage"],
@@ -167,6 +173,38 @@ def test_a_folder_survives(unet, vae, text, draw, same, tmp_path):
     assert json.loads((folder / "vae/config.json").read_text()) == {"_class_name": "Afirst_stage"}
     with pytest.raises(FileExistsError, match="out exists"):
         save_diffusers(folder, params, configs)
+
+
+@pytest.mark.parametrize(
+    ("texts", "pipeline", "absent"),
+    [
+        (["text"], "StableDiffusionPipeline", {"safety_checker", "feature_extractor"}),
+        (["text_2"], "StableDiffusionXLImg2ImgPipeline", {"text_encoder", "tokenizer"}),
+    ],
+)
+def test_pipelines_are_told_by_their_text_encoders(texts, pipeline, absent, text, draw, tmp_path):
+    params = {"network": UNET_SHAPED, "conditioner": {name: draw(text) for name in texts}}
+    configs = {name: {"architectures": ["T"]} for name in ("network", *texts)}
+    save_diffusers(tmp_path / "x", params, configs)
+    index = json.loads((tmp_path / "x/model_index.json").read_text())
+    assert index["_class_name"] == pipeline
+    assert {name for name, value in index.items() if value == [None, None]} == absent
+
+
+def test_the_text_encoder_of_stable_diffusion_2_loses_what_it_never_used(
+    text, draw, same, tmp_path
+):
+    params = draw(text)
+    config = text_config(penultimate_text(params), num_heads=2, hidden_act="gelu")
+    assert (config["num_hidden_layers"], config["architectures"]) == (1, ["CLIPTextModel"])
+    trees = {"conditioner": {"text": penultimate_text(params)}}
+    save_diffusers(tmp_path / "x", trees, {"text": config})
+    unused = [pattern.replace("23", "1") for pattern in UNUSED_OF_PENULTIMATE]
+    read = import_network(text, tmp_path / "x", "clip text", zeros=unused)
+    assert same(penultimate_text(read), penultimate_text(params))
+    assert not read["text_projection"]["kernel"].any()
+    with pytest.raises(ValueError, match="17 missing: text_model.encoder.layers.1"):
+        import_network(text, tmp_path / "x", "clip text")
 
 
 def test_folders_are_whole_or_not_there(unet, draw, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.convert.exporting import Exported, export_params, save_weights
-from diffusion_jax.convert.importing import import_network, import_params
+from diffusion_jax.convert.importing import cyclic, import_network, import_params
 from diffusion_jax.convert.names import file_tensors, leaves_of
 from diffusion_jax.convert.reading import Weights, open_weights
 from diffusion_jax.convert.safetensors import LazyTensor
@@ -211,6 +211,42 @@ def test_more_input_channels_start_at_zero(small, unet):
     for options in ({}, {"keep_dims": 5}):
         with pytest.raises(ValueError, match=r"1 of another shape.*\(32, 4, 3, 3\) \(here"):
             import_network(wide, in_memory(arrays), "unet", **options)
+
+
+def test_unused_parameters_that_are_absent_are_zeros(small):
+    tree, params, arrays = small
+    held = {k: v for k, v in arrays.items() if ".out.2." not in k}
+    read = import_network(tree, in_memory(held), "unet", zeros=[r"out\.[0-9]\."])
+    assert not read["out_2"]["kernel"].any() and not read["out_2"]["bias"].any()
+    np.testing.assert_array_equal(read["out_0"]["scale"], params["out_0"]["scale"])
+
+
+def test_tensors_of_other_widths_are_repeated():
+    """By the loops that Stable Diffusion 2 runs."""
+    old = np.arange(24, dtype=np.float32).reshape(3, 2, 2, 2) + 1
+    for shape in ((7, 5, 2, 2), (2, 1, 2, 2)):
+        uses = np.ones(2)
+        for j in range(shape[1]):
+            uses[j % 2] += 1
+        expected = np.empty(shape, np.float32)
+        for i in range(shape[0]):
+            for j in range(shape[1]):
+                expected[i, j] = old[i % 3, j % 2] / uses[j % 2]
+        np.testing.assert_allclose(cyclic(old, shape), expected, rtol=1e-6)
+    np.testing.assert_array_equal(cyclic(old[:, 0, 0, 0], (5,)), old[[0, 1, 2, 0, 1], 0, 0, 0])
+
+
+def test_narrow_weights_fill_a_wide_network_when_asked_to(small, unet):
+    _, params, arrays = small
+    wide = unet(9, model_channels=64, **SMALL)
+    read = import_network(wide, in_memory(arrays), "unet", make_it_fit=True)
+    kernel = params["input_blocks_0_0"]["kernel"]
+    expected = np.concatenate([kernel[:, :, :1] / 4, kernel[:, :, 1:] / 3], axis=2)
+    for channels in (slice(0, 32), slice(32, 64)):
+        ours = read["input_blocks_0_0"]["kernel"][:, :, :4, channels]
+        np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="of another shape"):
+        import_network(wide, in_memory(arrays), "unet")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.convert.diffusers_folder import (
+    penultimate_text,
     save_diffusers,
     scheduler_config,
     text_config,
@@ -196,6 +197,24 @@ def test_text_encoders_of_transformers_both_ways(projection, tmp_path):
     compare(kind.from_pretrained(tmp_path / "ours/text_encoder").eval())
 
 
+def test_the_penultimate_layer_is_the_last_of_transformers(tmp_path):
+    """What Stable Diffusion 2 reads: the state before the last layer, normed."""
+    torch = package("torch")
+    tower, _, _ = text_parts(True)
+    kind = package("transformers").CLIPTextModel
+    tokens = np.array([[1, 5, 9, 49, 0, 0, 0]], np.int32)
+    draws = iter(range(1000))
+    params = jax.tree.map(
+        lambda leaf: normal(next(draws), *leaf.shape) * 0.2, shapes(tower, jnp.asarray(tokens))
+    )
+    short = penultimate_text(params)
+    config = text_config(short, num_heads=4, hidden_act="quick_gelu")
+    save_diffusers(tmp_path / "ours", {"conditioner": {"text": short}}, {"text": config})
+    theirs = kind.from_pretrained(tmp_path / "ours/text_encoder").eval()
+    expected = theirs(torch.from_numpy(tokens).long()).last_hidden_state
+    close(tower.apply({"params": params}, jnp.asarray(tokens), 1).normed, expected)
+
+
 def test_image_encoders_of_transformers(tmp_path):
     transformers = package("transformers")
     tower = ClipVisionTower(32, 2, 4, 64, projection_dim=12, image_size=8, patch_size=4)
@@ -298,9 +317,7 @@ def test_a_whole_folder_becomes_a_pipeline(tmp_path):
         "scheduler": schedule,
     }
     save_diffusers(tmp_path / "sd", params, configs)
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-        tmp_path / "sd", tokenizer=None, safety_checker=None, feature_extractor=None
-    )
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "sd", tokenizer=None)
     embeds = torch.from_numpy(normal(5, 1, 5, 24))
     images = pipeline(
         prompt_embeds=embeds,
