@@ -45,8 +45,6 @@ def interpolation_matrix(
         source = i * ((size_in - 1) / max(size_out - 1, 1))
     else:
         source = (i + 0.5) * step - 0.5
-    if method == "bilinear":
-        source = np.maximum(source, 0.0)
     first = np.floor(source)
     offsets = np.arange(2) if method == "bilinear" else np.arange(-1, 3)
     distances = np.abs((source - first)[:, None] - offsets)
