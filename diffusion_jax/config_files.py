@@ -14,7 +14,7 @@ from ml_collections import config_flags
 def load_config(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
     """Load configs/x.py[:variant] and apply --config.a.b=value overrides.
 
-    A key that the file has keeps its type. One that it lacks is added, so that every option of a
+    A key that the file has keeps its type, unless that is None. One that it lacks is added, so that every option of a
     bound function can be set; build says whether there is such an option.
     Raises FileNotFoundError for a missing file and ValueError for a value that does not fit.
     """
@@ -46,19 +46,21 @@ def _split_overrides(path: str, overrides: Sequence[str]) -> tuple[list[str], di
         key, equals, text = override.removeprefix("--config.").partition("=")
         if not equals:
             raise ValueError(f"{override} should be --config.section.key=value")
-        if _has(config, key) and text != "None":  # which config_flags takes for a word
+        # config_flags takes the text None for a word, and cannot change a value that is None.
+        if _value(config, key) is not None and text != "None":
             there.append(override)
         else:
             missing[key] = text
     return there, missing
 
 
-def _has(config: Any, key: str) -> bool:
+def _value(config: Any, key: str) -> Any:
+    """Look up a dotted key; None when there is no such key."""
     for part in key.split("."):
         if not isinstance(config, ml_collections.ConfigDict) or part not in config:
-            return False
+            return None
         config = config[part]
-    return True
+    return config
 
 
 def _add(config: ml_collections.ConfigDict, key: str, text: str) -> None:

@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "hooks",
     "checkpoint",
     "sampler",
+    "discretization",
     "guidance",
     "data.source.data_dir",
     "data.source.download",

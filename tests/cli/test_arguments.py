@@ -78,3 +78,9 @@ def test_wrong_overrides_are_named(path, overrides, message):
 def test_missing_config_file_is_named():
     with pytest.raises(FileNotFoundError, match="configs/nothing.py does not exist"):
         load_config("configs/nothing.py", [])
+
+
+def test_a_value_that_is_none_can_be_set():
+    overrides = ["--config.train.ckpt_path=runs/a.safetensors", "--config.train.keep_dims=4"]
+    config = load_config("configs/sdxl.py:tiny", overrides)
+    assert config.train.ckpt_path == "runs/a.safetensors" and config.train.keep_dims == 4
