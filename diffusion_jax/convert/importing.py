@@ -258,13 +258,19 @@ def _read_leaf(by_leaf: Mapping[str, list], path: str, leaf: Any, kept: Sequence
     if path in kept:
         return leaf
     sources, cache = by_leaf[path], {}
+    sharding = getattr(leaf, "sharding", None)
+    # One piece is read for all devices, so nothing is kept for the next one.
+    whole_at_once = sharding is None or sharding.is_fully_replicated
 
     def part(i: int) -> np.ndarray:
         tensor, part, source = sources[i]
-        if i not in cache:
+        if i in cache:
+            whole = cache[i]
+        else:
             cache.clear()
-            cache[i] = source.load()
-        whole = cache[i]
+            whole = source.load()
+            if not whole_at_once:
+                cache[i] = whole
         if len(tensor.parts) > 1:
             size = whole.shape[0] // len(tensor.parts)
             place = tensor.parts.index(part) * size
@@ -281,7 +287,6 @@ def _read_leaf(by_leaf: Mapping[str, list], path: str, leaf: Any, kept: Sequence
             stacked[row] = part(i)[index[1:]]
         return stacked
 
-    sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         return jax.device_put(read(()))
     return jax.make_array_from_callback(leaf.shape, sharding, read)
