@@ -1,5 +1,6 @@
 """Meshes, rules over paths, and batches that become global arrays."""
 
+import dataclasses
 import logging
 import subprocess
 import sys
@@ -14,9 +15,13 @@ from jax.sharding import AxisType, PartitionSpec
 
 from diffusion_jax import sharding
 from diffusion_jax.sharding import (
+    TRANSFORMER_SPLITS,
     batch_sharding,
+    batch_shards,
     fsdp,
     make_mesh,
+    parallel,
+    process_rows,
     replicated,
     shard_batch,
     tree_shardings,
@@ -39,17 +44,19 @@ def specs(mesh, tree, rules):
 
 def test_mesh_sizes_and_axis_types():
     mesh = make_mesh()
-    assert dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
-    assert mesh.axis_types == (AxisType.Auto,) * 3
-    assert dict(make_mesh(fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert dict(make_mesh(data=2, fsdp=-1).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert mesh.axis_names == ("slices", "data", "fsdp", "tensor")
+    assert mesh.devices.shape == (1, 8, 1, 1)
+    assert mesh.axis_types == (AxisType.Auto,) * 4
+    assert make_mesh(fsdp=2, tensor=2).devices.shape == (1, 2, 2, 2)
+    assert make_mesh(data=2, fsdp=-1).devices.shape == (1, 2, 4, 1)
+    assert make_mesh(slices=2, fsdp=2).devices.shape == (2, 2, 2, 1)
     assert make_mesh(data=2, devices=jax.devices()[:2]).devices.size == 2
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"data": 3}, "data=3 fsdp=1 tensor=1 does not fit 8 devices"),
+        ({"data": 3}, "slices=1 data=3 fsdp=1 tensor=1 does not fit 8 devices"),
         ({"fsdp": 3}, "data=-1 fsdp=3 tensor=1 does not fit 8 devices"),
         ({"data": 0}, "mesh axis data=0 must be a positive number"),
         ({"data": -2}, "mesh axis data=-2 must be a positive number"),
@@ -59,6 +66,38 @@ def test_mesh_sizes_and_axis_types():
 def test_bad_mesh(sizes, message):
     with pytest.raises(ValueError, match=message):
         make_mesh(**sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What the choice of a mesh reads of a TPU."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v4"
+    core_on_chip: int = 0
+
+    @property
+    def coords(self):
+        return (self.id % 2, self.id // 2 % 2, 0)
+
+
+def test_slices_are_those_that_the_devices_name():
+    chips = [Chip(i, slice_index=i // 4) for i in (4, 0, 5, 1, 6, 2, 7, 3)]
+    arranged = sharding._arrange(chips, (2, 2, 2, 1))
+    assert [{chip.slice_index for chip in part.flat} for part in arranged] == [{0}, {1}]
+    assert {chip.id for chip in arranged.flat} == set(range(8))
+    with pytest.raises(ValueError, match="slices=1 should be 2, the number of slices that the 8"):
+        sharding._arrange(chips, (1, 4, 2, 1))
+    with pytest.raises(ValueError, match="slices=4 should be 2"):
+        sharding._arrange(chips, (4, 1, 2, 1))
+    # GPUs name the group that is tied by NVLink; a mesh may well cross it
+    gpus = [dataclasses.replace(chip, platform="gpu", device_kind="H100") for chip in chips]
+    assert sharding._arrange(gpus, (1, 4, 2, 1)).shape == (1, 4, 2, 1)
+    whole = make_mesh(slices=2, data=2, fsdp=2)
+    np.testing.assert_array_equal(whole.devices.flat, jax.devices())
 
 
 def test_first_matching_rule_decides_and_the_rest_is_replicated():
@@ -98,7 +137,9 @@ def test_rule_that_matches_nothing():
 
 
 def test_bad_axes():
-    with pytest.raises(ValueError, match="'kernel' names the mesh axis 'model'; choose from data"):
+    with pytest.raises(
+        ValueError, match="'kernel' names the mesh axis 'model'; choose from slices, data"
+    ):
         tree_shardings(make_mesh(), PARAMS, [("kernel", ("model",))])
     with pytest.raises(ValueError, match="uses a mesh axis twice: fsdp, fsdp"):
         tree_shardings(make_mesh(), PARAMS, [("kernel", ("fsdp", "fsdp"))])
@@ -137,12 +178,81 @@ def test_fsdp_splits_the_largest_dividing_dimension(caplog):
         "equal": PartitionSpec(None, "fsdp"),
         "odd": PartitionSpec(None, "fsdp"),
         "small": PartitionSpec(),
-        "none": PartitionSpec(None),
+        "none": PartitionSpec(None, None),
         "scalar": PartitionSpec(),
     }
-    assert ["none: dimension 0" in record.getMessage() for record in caplog.records] == [True]
+    assert [
+        "none: no dimension of shape (9, 15)" in record.getMessage() for record in caplog.records
+    ] == [True]
     everything = specs(make_mesh(), tree, [(".*", fsdp(min_size=1))])
     assert set(everything.values()) == {PartitionSpec()}
+
+
+def heads_of_16(path, width):
+    return width // 16
+
+
+def test_tensor_splits_layers_and_fsdp_the_rest(caplog):
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    leaves = {
+        "attn1": {
+            "to_q": {"kernel": (64, 64)},
+            "to_out_0": {"kernel": (64, 64), "bias": (64,)},
+        },
+        "attn2": {"to_k": {"kernel": (63, 48)}},  # three heads
+        "ff": {
+            "net_0": {"proj": {"kernel": (64, 512), "bias": (512,)}},
+            "net_2": {"kernel": (256, 65)},
+        },
+        "proj_out": {"kernel": (64, 64)},
+        "odd": {"ff": {"net_2": {"kernel": (255, 64)}}},
+    }
+    shapes = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+        leaves,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    rules = [("", parallel(TRANSFORMER_SPLITS, heads_of_16, min_size=1000))]
+    tree = {"block": shapes}
+    with caplog.at_level(logging.WARNING):
+        placed = specs(mesh, tree, rules)["block"]
+    assert placed["attn1"]["to_q"]["kernel"] == PartitionSpec("fsdp", "tensor")
+    assert placed["attn1"]["to_out_0"]["kernel"] == PartitionSpec("tensor", "fsdp")
+    assert placed["attn1"]["to_out_0"]["bias"] == PartitionSpec()
+    assert placed["attn2"]["to_k"]["kernel"] == PartitionSpec(None, "fsdp")
+    assert placed["ff"]["net_0"]["proj"]["kernel"] == PartitionSpec("fsdp", "tensor")
+    assert placed["ff"]["net_0"]["proj"]["bias"] == PartitionSpec("tensor")
+    assert placed["ff"]["net_2"]["kernel"] == PartitionSpec(("tensor", "fsdp"), None)
+    assert placed["proj_out"]["kernel"] == PartitionSpec(None, "fsdp")
+    assert placed["odd"]["ff"]["net_2"]["kernel"] == PartitionSpec(None, "fsdp")
+    messages = sorted(record.getMessage() for record in caplog.records)
+    assert len(messages) == 2
+    assert "to_k/kernel: 3 heads do not divide by the 2 devices of tensor" in messages[0]
+    assert "odd/ff/net_2/kernel: 255 features do not divide" in messages[1]
+    # a mesh without that axis splits nothing over it, and says nothing
+    placed = specs(make_mesh(data=4, fsdp=2), tree, rules)["block"]
+    assert placed["attn1"]["to_q"]["kernel"] == PartitionSpec(None, "fsdp")
+    assert len(caplog.records) == 2
+
+
+def test_the_depth_of_a_stack_is_never_split():
+    mesh = make_mesh(data=1, fsdp=4, tensor=2)
+    rules = [("", parallel(TRANSFORMER_SPLITS, heads_of_16, min_size=1))]
+    stack = {"attn1": {"to_q": {"kernel": jnp.zeros((8, 4, 32))}}, "norm1": jnp.zeros((8, 6))}
+    placed = specs(mesh, {"x": {"transformer_blocks": stack}}, rules)["x"]["transformer_blocks"]
+    assert placed["attn1"]["to_q"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert placed["norm1"] == PartitionSpec(None, None)
+    alone = specs(mesh, {"x": {"transformer_blocks_0": stack}}, rules)["x"]
+    assert alone["transformer_blocks_0"]["norm1"] == PartitionSpec("fsdp", None)
+
+
+def test_factored_moments_of_a_split_kernel_are_not_kernels(caplog):
+    mesh = make_mesh(data=4, tensor=2)
+    rules = [("", parallel(TRANSFORMER_SPLITS, heads_of_16))]
+    rows = {"v_row": {"ff": {"net_2": {"kernel": jnp.zeros((64,))}}}}
+    with caplog.at_level(logging.WARNING):
+        assert specs(mesh, rows, rules)["v_row"]["ff"]["net_2"]["kernel"] == PartitionSpec()
+    assert "v_row/ff/net_2/kernel: shape (64,) is no kernel's" in caplog.text
 
 
 def test_replicated():
@@ -165,7 +275,18 @@ def test_shard_batch():
     np.testing.assert_array_equal(arrays["image"], batch["image"])
     assert arrays["image"].sharding == batch_sharding(mesh)
     assert arrays["image"].addressable_shards[0].data.shape == (2, 2)
+    by_device = {s.device: s.data[0, 0] / 2 for s in arrays["image"].addressable_shards}
+    first_rows = [by_device[device] for device in mesh.devices.flat]
+    np.testing.assert_array_equal(first_rows, [0, 0, 2, 2, 4, 4, 6, 6])
     assert arrays["latent"].dtype == jnp.bfloat16 and arrays["label"].dtype == jnp.int32
+
+
+def test_rows_of_this_process():
+    mesh = make_mesh(slices=2, fsdp=2, tensor=2)
+    assert batch_shards(mesh) == 4
+    np.testing.assert_array_equal(process_rows(mesh, 8), np.arange(8))
+    with pytest.raises(ValueError, match="a batch of 6 does not divide by the 4"):
+        process_rows(mesh, 6)
 
 
 def test_batch_that_does_not_divide():
