@@ -166,14 +166,7 @@ def generator_pass(
     """
     image = batch["image"].astype(jnp.float32)
     weight = batch["weight"] if "weight" in batch else None
-
-    def forward(autoencoder: PyTree) -> Any:
-        out, log, after = reconstruct(
-            networks, autoencoder, mutable["regularizer"], image, keys, train=train
-        )
-        log = {name: _mean(value, weight) for name, value in log.items()}
-        return (out, _weigh(log, loss.regularization_weights)), (log, after)
-
+    forward = _forward(networks, loss, mutable, image, weight, keys, train)
     (out, reg), pull_back, (log, regularizer) = jax.vjp(
         forward, params["autoencoder"], has_aux=True
     )
@@ -242,6 +235,27 @@ def discriminator_pass(
         "logits/fake": mean_logit(fake, weight),
     }
     return value, (metrics, mutable)
+
+
+def _forward(
+    networks: Networks,
+    loss: AutoencoderLoss,
+    mutable: PyTree,
+    image: Array,
+    weight: PerSample | None,
+    keys: Keys,
+    train: bool,
+) -> Callable[[PyTree], Any]:
+    """autoencoder's params -> (reconstruction, weighed regularization), (log, mutable)."""
+
+    def forward(autoencoder: PyTree) -> Any:
+        out, log, after = reconstruct(
+            networks, autoencoder, mutable["regularizer"], image, keys, train=train
+        )
+        log = {name: _mean(value, weight) for name, value in log.items()}
+        return (out, _weigh(log, loss.regularization_weights)), (log, after)
+
+    return forward
 
 
 def _adversary(
