@@ -8,7 +8,7 @@ import jax
 
 from diffusion_jax.build.experiment import Experiment
 from diffusion_jax.data.batches import Batches
-from diffusion_jax.train.ema import ema_params, has_ema
+from diffusion_jax.train.ema import has_ema
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import mean_metrics
 from diffusion_jax.types import PyTree
@@ -41,7 +41,7 @@ def build_evaluate(
     def evaluate(state: TrainState) -> dict[str, Any]:
         scalars = {f"{prefix}/{name}": value for name, value in losses(state.params, state).items()}
         if has_ema(state.opt_state):
-            averaged = losses(ema_params(state.opt_state), state)
+            averaged = losses(experiment.task.averaged(state), state)
             scalars |= {f"{prefix}/{name}_ema": value for name, value in averaged.items()}
         return scalars
 

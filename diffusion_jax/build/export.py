@@ -1,7 +1,6 @@
 """A model of this program -> a file or folder that other programs load."""
 
 import os
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ from diffusion_jax.build.binding import ConfigError, value_of
 from diffusion_jax.build.experiment import Experiment
 from diffusion_jax.build.network import Network
 from diffusion_jax.convert.diffusers_folder import (
+    penultimate_text,
     save_diffusers,
     scheduler_config,
     text_config,
@@ -104,15 +104,22 @@ def export_diffusers(
         "scheduler": _scheduler(experiment),
     }
     if stage is not None:
-        configs["first_stage"] = vae_config(stage.module, scale_factor=stage.scale_factor)
+        configs["first_stage"] = vae_config(
+            stage.module, scale_factor=float(frozen["scale_factor"])
+        )
+    components = _components(texts, params, frozen)
     for text in texts:
         tower = text.embedder.module.tower
+        if text.kind == "open_clip_legacy" and text.embedder.module.layer == "penultimate":
+            # diffusers has no such choice: its SD 2 encoder ends one layer earlier.
+            shortened = penultimate_text(components["conditioner"][text.slot])
+            components["conditioner"][text.slot] = shortened
         configs[text.slot] = text_config(
-            _weights(text.name, params, frozen),
+            components["conditioner"][text.slot],
             num_heads=tower.num_heads,
             hidden_act=tower.activation,
         )
-    save_diffusers(folder, _components(texts, params, frozen), configs, dtype=dtype)
+    save_diffusers(folder, components, configs, dtype=dtype)
 
 
 def _scheduler(experiment: Experiment) -> dict[str, Any]:
@@ -149,7 +156,7 @@ def _layout(texts: list[Text]) -> str:
     return LAYOUT_OF_TEXTS[kinds]
 
 
-def _components(texts: list[Text], params: PyTree, frozen: PyTree) -> Mapping[str, Any]:
+def _components(texts: list[Text], params: PyTree, frozen: PyTree) -> dict[str, Any]:
     components: dict[str, Any] = {"network": params["network"]}
     if frozen["first_stage"]:
         components["first_stage"] = frozen["first_stage"]

@@ -23,13 +23,16 @@ FIRST_STAGES = {"autoencoder_kl": Autoencoder}
 
 
 class FirstStage(NamedTuple):
-    """A frozen autoencoder with a Gaussian posterior; latents are scale_factor times its samples.
+    """A frozen autoencoder with a Gaussian posterior.
 
-    weights: a file, "random" for a dry run, or None for those of the checkpoint that is loaded.
+    The network works on scale_factor times its samples; with scale_by_std the factor is 1 / std of
+    the first batch of a run, and saved with it. weights: a file or the run of a first stage,
+    "random" for a dry run, or None for those of the checkpoint that is loaded.
     """
 
     module: nn.Module
     scale_factor: float
+    scale_by_std: bool
     image_shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
     factor: int
@@ -42,29 +45,40 @@ class FirstStage(NamedTuple):
         return self.module.init(key, image)["params"]
 
     def encode(self, params: PyTree, image: Image, keys: Keys | None) -> Array:
-        """Compute latents z = scale_factor * posterior sample (its mode without keys), float32.
+        """Draw latents from the posterior (without keys: take its mode), not scaled, float32.
 
-        image [b h w c] in [-1, 1] -> [b h/f w/f z]. Source: latent-diffusion,
-        get_first_stage_encoding.
+        image [b h w c] in [-1, 1] -> [b h/f w/f z].
         """
+        return self.draw(self.moments(params, image), keys)
+
+    def moments(self, params: PyTree, image: Image) -> Array:
+        """Encode images [b h w c] into the moments of their posteriors [b h/f w/f 2z], float32."""
         moments = self.module.apply({"params": params}, image, method="encode")
-        posterior = diagonal_gaussian(jnp.asarray(moments, jnp.float32))
-        return self.scale_factor * (mode(posterior) if keys is None else sample(posterior, keys))
+        return jnp.asarray(moments, jnp.float32)
+
+    def draw(self, moments: Array, keys: Keys | None) -> Array:
+        """Draw latents from the posterior that has these moments (without keys: take its mode)."""
+        posterior = diagonal_gaussian(moments)
+        return mode(posterior) if keys is None else sample(posterior, keys)
 
     def decode(self, params: PyTree, latents: Array) -> Array:
-        """Decode latents [b h/f w/f z] -> images [b h w c], about [-1, 1], float32."""
-        z = latents / self.scale_factor
-        image = self.module.apply({"params": params}, z, method="decode")
+        """Decode latents [b h/f w/f z], not scaled -> images [b h w c], about [-1, 1], float32."""
+        image = self.module.apply({"params": params}, latents, method="decode")
         return jnp.asarray(image, jnp.float32)
 
 
 def build_first_stage(section: Mapping[str, Any], image_shape: tuple[int, int, int]) -> FirstStage:
     """Build the first stage of a config for images of a shape; ConfigError for a wrong option."""
     path = "config.first_stage"
-    section = {"weights": None, "scale_factor": 1.0} | dict(section)
+    section = {"weights": None, "scale_factor": 1.0, "scale_by_std": False} | dict(section)
     weights = check_type(section.pop("weights"), str | None, f"{path}.weights")
     scale = check_type(section.pop("scale_factor"), float, f"{path}.scale_factor")
     check_range(scale, f"{path}.scale_factor", low=1e-6)
+    by_std = check_type(section.pop("scale_by_std"), bool, f"{path}.scale_by_std")
+    if by_std and scale != 1.0:
+        raise ConfigError(
+            f"{path}.scale_factor = {scale} should be left out: scale_by_std computes it"
+        )
     module_class = row(FIRST_STAGES, section, path)
     module = module_class(**bind(module_class, with_dtypes(section, path), path))
     factor = 2 ** (len(module.ch_mult) - 1)
@@ -75,4 +89,4 @@ def build_first_stage(section: Mapping[str, Any], image_shape: tuple[int, int, i
             "the factor by which config.first_stage makes images smaller"
         )
     latent_shape = (height // factor, width // factor, module.embed_dim)
-    return FirstStage(module, scale, image_shape, latent_shape, factor, weights)
+    return FirstStage(module, scale, by_std, image_shape, latent_shape, factor, weights)

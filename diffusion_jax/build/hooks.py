@@ -5,10 +5,11 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from diffusion_jax.build.autoencoding import is_first_stage
 from diffusion_jax.build.binding import ConfigError, bind_shared, known_sections, value_of
 from diffusion_jax.build.evaluation import build_evaluate
 from diffusion_jax.build.experiment import Experiment
-from diffusion_jax.build.images import build_log_images
+from diffusion_jax.build.images import build_log_images, build_log_reconstructions
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.train.checkpoint import Checkpoints, open_checkpoints
 from diffusion_jax.train.hooks.checkpoint import checkpoint
@@ -29,10 +30,7 @@ _TARGETS: dict[str, tuple[tuple[Callable, tuple[str, ...]], ...]] = {
     "progress": ((progress, ("num_steps", "batch_size", "stream")),),
     "scalars": ((scalars, ("writer", "lr_at", "batch_size")),),
     "nan_stop": ((nan_stop, ("checkpoints",)),),
-    "images": (
-        (images, ("log_images", "writer", "split", "batch")),
-        (build_log_images, ("experiment", "frozen", "class_names", "max_images")),
-    ),
+    "images": (),  # see _image_targets
     "validation": (
         (validation, ("evaluate", "writer", "scores")),
         (build_evaluate, ("experiment", "frozen", "batches", "prefix")),
@@ -40,6 +38,16 @@ _TARGETS: dict[str, tuple[tuple[Callable, tuple[str, ...]], ...]] = {
     "early_stopping": ((early_stopping, ("scores",)),),
     "profiler": ((profiler, ("directory",)),),
 }
+
+
+def _image_targets(first_stage: bool) -> tuple[tuple[Callable, tuple[str, ...]], ...]:
+    build = build_log_reconstructions if first_stage else build_log_images
+    return (
+        (images, ("log_images", "writer", "split", "batch")),
+        (build, ("experiment", "frozen", "class_names", "max_images")),
+    )
+
+
 ALWAYS = ("progress", "scalars", "nan_stop")
 _CHECKPOINT_TARGETS = (
     (checkpoint, ("checkpoints", "metadata", "scores")),
@@ -81,9 +89,10 @@ def bind_hooks(sections: Mapping[str, Any]) -> HookOptions:
         saving, "config.checkpoint", *_CHECKPOINT_TARGETS
     )
     _check_monitors(sections, asked, manager_options)
+    targets = _TARGETS | {"images": _image_targets(is_first_stage(sections))}
     return HookOptions(
         {
-            name: bind_shared(section, f"config.hooks.{name}", *_TARGETS[name])
+            name: bind_shared(section, f"config.hooks.{name}", *targets[name])
             for name, section in asked.items()
         },
         checkpoint_options,
@@ -146,7 +155,9 @@ def _images(
     experiment: Experiment, watched: Watched, options: dict[str, Any], pictures: dict[str, Any]
 ) -> list[Hook]:
     """Show batches of training and, always the same, the first of validation."""
-    log_images = build_log_images(
+    first_stage = is_first_stage(experiment.sections)
+    build = build_log_reconstructions if first_stage else build_log_images
+    log_images = build(
         experiment,
         watched.frozen,
         class_names=watched.class_names,

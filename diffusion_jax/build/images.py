@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.build.autoencoding import Autoencoding
 from diffusion_jax.build.experiment import Experiment
 from diffusion_jax.diffusion import ddpm
 from diffusion_jax.diffusion.driver import noise_like
+from diffusion_jax.sharding import replicated
+from diffusion_jax.train.autoencoder_images import autoencoder_images
 from diffusion_jax.train.ema import ema_params, has_ema
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.types import PyTree
@@ -33,7 +36,8 @@ def build_log_images(
     network = experiment.network
     inputs_of = [embedder.input_key for embedder in network.embedders.values()]
 
-    @jax.jit
+    # The host of every process reads the pictures: of several, none has all of a split array.
+    @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
     def show(frozen: PyTree, images: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
         latents = network.encode_mode(frozen, images)
         row = _diffusion_row(frozen["schedule"], latents, keys, log_every_t)
@@ -61,16 +65,57 @@ def build_log_images(
             size=np.shape(batch["image"])[1:3],
         )
         assert samples.x_start_log is not None  # log_every asks for it
-        images = jnp.asarray(batch["image"][:count])
+        images = np.asarray(batch["image"][:count])
+        placed = (images, _keys(experiment.seed, 1, count))
         log = {
             "inputs": images,
-            **show(frozen, images, _keys(experiment.seed, 1, count)),
+            **show(frozen, *jax.device_put(placed, replicated(experiment.mesh))),
             "samples": samples.x,
             "denoise_row": jnp.moveaxis(samples.x_start_log, 0, 1),
         }
         log = jax.device_get(log)
         captions = _captions(batch, max_images, class_names)
         return log if captions is None else log | {"conditioning": captions}
+
+    return log_images
+
+
+def build_log_reconstructions(
+    experiment: Experiment,
+    frozen: PyTree,
+    *,
+    max_images: int,
+    samples: bool = True,
+    diff_boost_factor: float = 3.0,
+    class_names: tuple[str, ...] = (),
+) -> Callable[[TrainState, Mapping[str, Any]], dict[str, Any]]:
+    """Make log_images(state, batch) of a first stage: see train.autoencoder_images.
+
+    samples: also decode latents from N(0, 1). diff_boost_factor: of the errors in diff_boost.
+    """
+    del frozen, class_names
+    task = experiment.task
+    assert isinstance(task, Autoencoding)
+
+    # The host of every process reads the pictures: of several, none has all of a split array.
+    @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
+    def show(state: TrainState, image: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
+        averaged = task.averaged(state) if has_ema(state.opt_state) else None
+        return autoencoder_images(
+            task.networks,
+            state.params,
+            state.mutable,
+            image,
+            keys,
+            averaged=averaged,
+            samples=samples,
+            diff_boost_factor=diff_boost_factor,
+        )
+
+    def log_images(state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
+        images = np.asarray(batch["image"][:max_images])
+        placed = (images, _keys(experiment.seed, 0, len(images)))
+        return jax.device_get(show(state, *jax.device_put(placed, replicated(experiment.mesh))))
 
     return log_images
 

@@ -21,7 +21,7 @@ from diffusion_jax.build.binding import (
 from diffusion_jax.build.first_stage import FirstStage, build_first_stage
 from diffusion_jax.build.text import tokenizers_of, with_null_tokens
 from diffusion_jax.data.tokenizer import ClipTokenizer
-from diffusion_jax.models.conditioner import Embedder, embed, init_embedders
+from diffusion_jax.models.conditioner import Embedder, cached_outputs, embed, init_embedders
 from diffusion_jax.models.embedders import EMBEDDERS
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.models.wrapper import (
@@ -68,8 +68,18 @@ class Network(NamedTuple):
         embedder_key, first_stage_key = jax.random.split(key)
         batch = self.example_inputs(1)
         conditioner = init_embedders(self.embedders, batch, embedder_key, trainable=False)
-        first_stage = {} if self.first_stage is None else self.first_stage.init(first_stage_key)
-        return {"conditioner": conditioner, "first_stage": first_stage}
+        stage = self.first_stage
+        if stage is None:
+            return {"conditioner": conditioner, "first_stage": {}}
+        frozen = {"conditioner": conditioner, "first_stage": stage.init(first_stage_key)}
+        return frozen | ({"scale_factor": jnp.float32(1.0)} if stage.scale_by_std else {})
+
+    def constants(self) -> dict[str, Array]:
+        """Give the factor of the latents, where it is known."""
+        stage = self.first_stage
+        if stage is None or stage.scale_by_std:
+            return {}
+        return {"scale_factor": jnp.float32(stage.scale_factor)}
 
     def apply(
         self,
@@ -105,19 +115,27 @@ class Network(NamedTuple):
             unconditional=unconditional,
             kept=kept,
             force_zero=self.force_uc_zero if unconditional else (),
+            null_outputs=frozen["null_outputs"] if "null_outputs" in frozen else {},
         )
 
     def encode(self, frozen: PyTree, batch: Batch, keys: Keys) -> Array:
-        """Find what the network learns to denoise, float32: the images or samples of latents."""
+        """Find what the network learns to denoise, float32: the images, or samples of latents times
+        the scale factor; from the moments of their posteriors if the batch has them. Source:
+        latent-diffusion, get_first_stage_encoding."""
         if self.first_stage is None:
             return batch["image"]
-        return self.first_stage.encode(frozen["first_stage"], batch["image"], keys)
+        if "moments" in batch:
+            latents = self.first_stage.draw(batch["moments"], keys)
+        else:
+            latents = self.first_stage.encode(frozen["first_stage"], batch["image"], keys)
+        return frozen["scale_factor"] * latents
 
     def encode_mode(self, frozen: PyTree, image: Array) -> Array:
         """Find what stands for an image without chance: the image, or the mode of its latents."""
         if self.first_stage is None:
             return image
-        return self.first_stage.encode(frozen["first_stage"], image, None)
+        latents = self.first_stage.encode(frozen["first_stage"], image, None)
+        return frozen["scale_factor"] * latents
 
     def size_multiple(self) -> int:
         """Tell what the sides of an image must be multiples of, in pixels."""
@@ -138,7 +156,7 @@ class Network(NamedTuple):
         """Turn what the network denoised into images [b h w c] in about [-1, 1], float32."""
         if self.first_stage is None:
             return x
-        return self.first_stage.decode(frozen["first_stage"], x)
+        return self.first_stage.decode(frozen["first_stage"], x / frozen["scale_factor"])
 
     def example_inputs(self, size: int) -> dict[str, Array]:
         """Zeros of the shape and dtype of everything that the embedders read from a batch."""
@@ -148,13 +166,17 @@ class Network(NamedTuple):
         }
 
     def with_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Add to a host batch what embedders read and it lacks: tokens of its strings, defaults."""
+        """Add to a host batch what embedders read and it lacks: tokens of its strings, defaults.
+
+        Embedders whose outputs the batch holds read nothing.
+        """
+        read = {e.input_key for n, e in self.embedders.items() if not cached_outputs(batch, n)}
         tokens = {
             key: tokenize([str(text) for text in batch[source]])
             for key, (source, tokenize) in self.tokenize.items()
-            if source in batch and key not in batch
+            if source in batch and key not in batch and key in read
         }
-        count, height, width = np.shape(batch["image"])[:3]
+        count, height, width = _size_of(batch)
         defaults = {
             embedder.input_key: np.tile(
                 np.asarray(
@@ -173,6 +195,13 @@ class Network(NamedTuple):
         params = init_embedders(self.embedders, batch, trained_key, trainable=True)
         params |= init_embedders(self.embedders, batch, frozen_key, trainable=False)
         return embed(self.embedders, params, batch)
+
+
+def _size_of(batch: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Number, height and width of the images that a batch has, or that its moments come from."""
+    if "image" in batch:
+        return np.shape(batch["image"])[:3]
+    return len(batch["moments"]), *batch["target_size"][0].tolist()
 
 
 def build_network(

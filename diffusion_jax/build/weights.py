@@ -1,23 +1,36 @@
 """Released weights and the frozen networks of a run: where they come from, and where they go."""
 
+import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
+from diffusion_jax.build.autoencoding import Autoencoding
 from diffusion_jax.build.binding import ConfigError
+from diffusion_jax.build.diffusion import Diffusion
 from diffusion_jax.build.experiment import Experiment
 from diffusion_jax.convert.identify import find_networks
 from diffusion_jax.convert.importing import import_network
 from diffusion_jax.convert.reading import TORCH_SUFFIXES, diffusers_components, open_weights
 from diffusion_jax.models.autoencoder import Autoencoder
 from diffusion_jax.models.conditioner import Embedder
+from diffusion_jax.models.lpips import find_weights, load_lpips
 from diffusion_jax.models.text_embedders import ClipText, OpenClipImage, OpenClipText
 from diffusion_jax.models.unet import UNet
-from diffusion_jax.train.checkpoint import open_checkpoints, restore_state, saved_steps
+from diffusion_jax.sharding import replicated
+from diffusion_jax.train.checkpoint import (
+    load_params,
+    open_checkpoints,
+    resolve_checkpoint,
+    restore_state,
+    saved_steps,
+)
+from diffusion_jax.train.checksums import path_name
 from diffusion_jax.types import PyTree
 
 RANDOM = "random"
@@ -69,6 +82,16 @@ def load_released(
     keep_dims: see convert.import_params.
     Raises ValueError when the file does not fit; the message lists what is missing or left over.
     """
+    if isinstance(experiment.task, Autoencoding):
+        own = import_network(
+            params["autoencoder"],
+            open_part(path, "vae"),
+            "vae",
+            ignore_keys=ignore_keys,
+            allow_missing=ignore_keys,
+        )
+        rest = sorted(name for name in params if name != "autoencoder")
+        return Loaded({**params, "autoencoder": own}, rest)
     network = import_network(
         params["network"],
         open_part(path, "unet"),
@@ -94,6 +117,13 @@ def check_frozen_sources(experiment: Experiment) -> None:
 
     Raises ConfigError when nothing says where they are, FileNotFoundError when a file is missing.
     """
+    if isinstance(experiment.task, Autoencoding):
+        weights = experiment.task.lpips_weights
+        if weights is None:
+            find_weights(experiment.task.lpips_net)
+        elif weights != RANDOM and not pathlib.Path(weights).expanduser().exists():
+            raise FileNotFoundError(f"config.perceptual.weights = {weights!r} does not exist")
+        return
     source = _checkpoint_source(experiment)
     for path, weights in _frozen_networks(experiment):
         if weights is None and source is None:
@@ -112,6 +142,8 @@ def make_frozen(experiment: Experiment, source: str | os.PathLike | None = None)
     config's train.ckpt_path), then random weights where the config asks for them.
     Raises ConfigError when a network has no weights, ValueError when a file does not fit.
     """
+    if isinstance(experiment.task, Autoencoding):
+        return _first_stage_frozen(experiment, experiment.task)
     if source is None:
         check_frozen_sources(experiment)
         source = _checkpoint_source(experiment)
@@ -131,6 +163,8 @@ def make_frozen(experiment: Experiment, source: str | os.PathLike | None = None)
             assert random is not None
             conditioner[name] = random["conditioner"][name]
     frozen["conditioner"] = conditioner
+    if "scale_factor" not in frozen and network.first_stage is not None:
+        frozen["scale_factor"] = jnp.float32(1.0)  # until start_frozen has seen a batch
     frozen["first_stage"] = _first_stage(experiment, abstract["first_stage"], source, random)
     return frozen
 
@@ -140,28 +174,53 @@ def run_frozen(experiment: Experiment, workdir: pathlib.Path) -> PyTree:
 
     Raises FileNotFoundError when the run has frozen networks and did not save them.
     """
-    abstract = experiment.abstract_frozen()
-    weights = _weights_of(abstract)
     frozen = experiment.frozen_constants()
+    weights = _weights_of(experiment.abstract_frozen(), frozen)
     if not jax.tree.leaves(weights):
         return frozen | weights
     return frozen | restore_state(workdir / FROZEN_FOLDER, weights)[0]
 
 
 def start_frozen(
-    experiment: Experiment, workdir: pathlib.Path, frozen: PyTree | None = None
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    frozen: PyTree | None = None,
+    *,
+    first_batch: Callable[[], Mapping[str, Any]] | None = None,
 ) -> PyTree:
     """Make the frozen networks of a run, unless they are given, and save them once; or read what an
-    earlier start saved."""
+    earlier start saved. first_batch gives the host batch that scale_by_std looks at."""
     if saved_steps(workdir / FROZEN_FOLDER):
         return run_frozen(experiment, workdir)
-    frozen = make_frozen(experiment) if frozen is None else frozen
-    weights = _weights_of(frozen)
+    frozen = dict(make_frozen(experiment) if frozen is None else frozen)
+    if first_batch is not None and isinstance(experiment.task, Diffusion):
+        stage = experiment.task.network.first_stage
+        if stage is not None and stage.scale_by_std:
+            frozen["scale_factor"] = scale_by_std(experiment, frozen, first_batch())
+    weights = _weights_of(frozen, experiment.task.constants)
     if jax.tree.leaves(weights):
         checkpoints = open_checkpoints(workdir / FROZEN_FOLDER, keep_last=1)
         checkpoints.save(0, weights, {"what": "weights of the frozen networks"})
         checkpoints.close()
     return frozen
+
+
+def scale_by_std(
+    experiment: Experiment, frozen: PyTree, host_batch: Mapping[str, Any]
+) -> jax.Array:
+    """Compute 1 / std of the latents of a batch, float32 scalar, so that they have variance 1.
+
+    Source: latent-diffusion, LatentDiffusion.on_train_batch_start.
+    """
+    batch = experiment.to_devices(host_batch)
+    keys = jax.random.split(jax.random.key(experiment.seed), len(next(iter(batch.values()))))
+
+    @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
+    def factor(frozen: PyTree, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
+        frozen = {**frozen, "scale_factor": jnp.float32(1.0)}
+        return 1.0 / jnp.std(experiment.network.encode(frozen, batch, keys), ddof=1)
+
+    return factor(frozen, batch, keys)
 
 
 def open_part(path: str | os.PathLike, kind: str, number: int = 0) -> Any:
@@ -194,13 +253,22 @@ def _import_embedder(
     weights = open_part(path, kind, number)
     prefixes = sorted(n.prefix for n in find_networks(weights.tensors) if n.kind == kind)
     if pathlib.Path(path).expanduser().is_dir():
-        return import_network(own, weights, kind)
+        return import_network(own, weights, kind, zeros=_left_out_by_diffusers(embedders[name]))
     if number >= len(prefixes):
         raise ValueError(
             f"{path} holds {len(prefixes)} networks of the kind {kind!r}, and {where} needs number "
             f"{number + 1}; set {where}.weights to a file that has it"
         )
     return import_network(own, weights, kind, prefix=prefixes[number])
+
+
+def _left_out_by_diffusers(embedder: Embedder) -> tuple[str, ...]:
+    """Name what diffusers does not store of SD 2's text encoder, which never uses it."""
+    module = embedder.module
+    if not (isinstance(module, OpenClipText) and module.legacy and module.layer == "penultimate"):
+        return ()
+    last = module.tower.num_layers - 1
+    return rf"(text_model\.)?encoder\.layers\.{last}\.", r"text_projection\."
 
 
 def _first_stage(
@@ -213,6 +281,9 @@ def _first_stage(
     path = source if path is None else path
     if path is None:
         return random["first_stage"]
+    folder = pathlib.Path(path).expanduser()
+    if folder.is_dir() and not is_released(folder):
+        return _run_weights(folder, abstract)
     return import_network(abstract, open_part(path, "vae"), "vae")
 
 
@@ -254,5 +325,39 @@ def _checkpoint_source(experiment: Experiment) -> str | None:
     return path if path is not None and is_released(path) else None
 
 
-def _weights_of(frozen: PyTree) -> PyTree:
-    return {name: frozen[name] for name in ("conditioner", "first_stage")}
+def _weights_of(frozen: PyTree, constants: Mapping[str, Any]) -> PyTree:
+    return {name: value for name, value in frozen.items() if name not in constants}
+
+
+def _first_stage_frozen(experiment: Experiment, task: Autoencoding) -> PyTree:
+    if task.lpips_weights == RANDOM:
+        return experiment.random_frozen()
+    params = load_lpips(task.lpips_weights, net=task.lpips_net)
+    placed = jax.device_put(params, replicated(experiment.mesh))
+    return experiment.frozen_constants() | {"lpips": placed}
+
+
+def _run_weights(path: pathlib.Path, abstract: PyTree) -> PyTree:
+    """Read the averaged autoencoder of a first stage's run into shapes and shardings."""
+    workdir, step = resolve_checkpoint(path)
+    params = load_params(workdir / "checkpoints", step=step)
+    if "autoencoder" not in params:
+        raise ValueError(f"{path} is a run that trained no first stage: it has {sorted(params)}")
+    own = params["autoencoder"]
+    wanted, found = (
+        {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (abstract, own)
+    )
+    different = [
+        name
+        for name in sorted(wanted.keys() | found.keys())
+        if name not in wanted or name not in found or wanted[name].shape != found[name].shape
+    ]
+    if different:
+        raise ValueError(
+            f"the first stage of {path} is not that of config.first_stage: {len(different)} "
+            f"parameters differ, among them {', '.join(different[:4])}"
+        )
+    return jax.tree.map(
+        lambda leaf, value: jax.device_put(value.astype(leaf.dtype), leaf.sharding), abstract, own
+    )

@@ -28,13 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show_log() -> None:
-    # What takes long while nothing else is shown (a data set is prepared, headers are read).
-    logger = logging.getLogger("diffusion_jax")
-    if not logger.handlers:
+    """Show what the package says while something takes long, and the warnings of all others."""
+    logging.getLogger("diffusion_jax").setLevel(logging.INFO)
+    if not logging.root.handlers:  # else a library would bring its own format
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        logging.root.addHandler(handler)
 
 
 def _is_ours(error: BaseException) -> bool:

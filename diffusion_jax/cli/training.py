@@ -3,6 +3,7 @@ test."""
 
 import contextlib
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import ml_collections
 
 from diffusion_jax import run_folder
 from diffusion_jax.build import Experiment
+from diffusion_jax.build.autoencoding import is_first_stage
 from diffusion_jax.build.evaluation import build_evaluate
 from diffusion_jax.build.hooks import HookOptions, Watched, bind_hooks, build_hooks
 from diffusion_jax.build.weights import (
@@ -19,6 +21,7 @@ from diffusion_jax.build.weights import (
     open_part,
     start_frozen,
 )
+from diffusion_jax.cli.distributed import claim_for_all, say
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.train import loop
 from diffusion_jax.train.checkpoint import (
@@ -77,7 +80,7 @@ def train_run(
     data = open_data(experiment)
     options = bind_hooks(experiment.sections)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(run_folder.claim(workdir, config))
+        stack.enter_context(claim_for_all(workdir, config))
         checkpoints = _open_checkpoints(workdir, from_step, options, state_bytes(abstract))
         stack.callback(checkpoints.close)
         state, scores = start(experiment, abstract, checkpoints)
@@ -97,7 +100,9 @@ def train_run(
                     "seed": experiment.seed,
                 },
                 scores=scores,
-                frozen=start_frozen(experiment, workdir),
+                frozen=start_frozen(
+                    experiment, workdir, first_batch=lambda: next(data.train.iterate(0))
+                ),
                 validation_batches=data.validation,
                 class_names=data.class_names,
                 signals=received,
@@ -140,7 +145,7 @@ def open_data(experiment: Experiment) -> Opened:
     data, training = experiment.data, experiment.training
     source = data.source("train")
     names = data.class_names(source)
-    for name, embedder in experiment.network.embedders.items():
+    for name, embedder in experiment.task.embedders.items():
         if embedder.num_classes is not None and len(names) > embedder.num_classes:
             raise ValueError(
                 f"config.conditioning.embedders.{name}.num_classes = {embedder.num_classes} is too "
@@ -171,7 +176,8 @@ def start(
     # The average starts from the loaded weights; upstream leaves it at the random ones it was made
     # with.
     opt_state = state.opt_state
-    opt_state = reset_ema(opt_state, params) if has_ema(opt_state) else opt_state
+    averaged = experiment.task.averaged_part(params)
+    opt_state = reset_ema(opt_state, averaged) if has_ema(opt_state) else opt_state
     return state._replace(params=params, opt_state=opt_state), {}
 
 
@@ -182,7 +188,7 @@ def check_sources(experiment: Experiment) -> None:
     """
     path = experiment.training.ckpt_path
     if path is not None and is_released(path):
-        open_part(path, "unet")
+        open_part(path, "vae" if is_first_stage(experiment.sections) else "unet")
     elif path is not None:
         resolve_checkpoint(path)
     check_frozen_sources(experiment)
@@ -205,7 +211,7 @@ def load_start(experiment: Experiment, params: PyTree) -> PyTree:
         loaded = warm_start(params, path, **options)
         lists = [("not loaded", loaded.not_loaded), ("not used", loaded.unused)]
     for what, names in lists:
-        print(f"{path}: {len(names)} parameters {what}" + "".join(f"\n  {n}" for n in names))
+        say(f"{path}: {len(names)} parameters {what}" + "".join(f"\n  {n}" for n in names))
     return loaded.params
 
 
@@ -241,24 +247,25 @@ def finish(
     """Say how training ended, test unless told not to, and choose the exit code."""
     step = int(state.step)
     if stop is not None:
-        print(f"stopped at step {step}: {stop.reason}")
+        say(f"stopped at step {step}: {stop.reason}")
         if not stop.save:
             return EXIT_NOT_A_NUMBER
         if stop.reason in SIGNALS:
-            print(f"saved; the same command, or --resume={watched.workdir}, goes on from here")
+            say(f"saved; the same command, or --resume={watched.workdir}, goes on from here")
             return EXIT_SIGNAL
     if test and data.test is not None:
         _test(experiment, state, watched, data.test)
     if jax.process_index() == 0:
         print(f"step {step} is saved in {watched.checkpoints.directory}")
-        print(f"draw images: python launch.py sample --workdir={watched.workdir}")
+        if not is_first_stage(experiment.sections):
+            print(f"draw images: python launch.py sample --workdir={watched.workdir}")
     return 0
 
 
 def _test(experiment: Experiment, state: TrainState, watched: Watched, batches: Batches) -> None:
     found = build_evaluate(experiment, watched.frozen, batches, prefix="test")(state)
     watched.writer.write_scalars(int(state.step), found)
-    names = [name for name in sorted(found) if "loss_simple" in name or "loss_x0" in name]
+    names = [name for name in sorted(found) if re.search("loss_simple|loss_x0|loss/rec", name)]
     losses = ", ".join(f"{name} {found[name]:.4f}" for name in names)
     if jax.process_index() == 0:
         print(f"test split, {batches.num_examples} images: {losses}")
