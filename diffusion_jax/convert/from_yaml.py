@@ -17,8 +17,9 @@ from diffusion_jax.convert.yaml_source import config_source
 
 # In the order of the files in configs/.
 ORDER = (
-    "seed data first_stage conditioning model schedule denoiser discretization loss "
-    "sigma_sampling weighting sampler guidance optimizer lr_schedule train hooks checkpoint"
+    "seed data first_stage conditioning model regularizer discriminator perceptual schedule "
+    "denoiser discretization loss sigma_sampling weighting sampler guidance optimizer "
+    "disc_optimizer lr_schedule train hooks checkpoint"
 ).split()
 # Why a key is left over that no table has, by where it stands.
 _REASONS = {

@@ -104,7 +104,11 @@ def convert_ldm(root: Node) -> tuple[Sections, list[str]]:
 def _first_stage(params: Node) -> Sections | None:
     stage = convert_first_stage(params.child("first_stage_config"))
     scale = params.take("scale_factor", 1.0, NUMBER)
-    return None if stage is None else _before_last(stage, {"scale_factor": scale})
+    by_std = params.take("scale_by_std", False, bool)
+    scaling = {"scale_by_std": True} if by_std and scale == 1.0 else {"scale_factor": scale}
+    if by_std and scale != 1.0:
+        params.note("scale_by_std", f"scale_factor = {scale} is what is used")
+    return None if stage is None else _before_last(stage, scaling)
 
 
 def _before_last(stage: Sections, more: Mapping[str, Any]) -> Sections:
@@ -141,6 +145,12 @@ def _conditioning(
     network = unet.child("params")
     channels = _channels(params, network, stage, is_latent)
     found += _concatenated(network, found, key, channels)
+    if has_own and not found:
+        own = params.child("cond_stage_config")
+        reason = (
+            "a condition that is not embedded: add an embedder named 'features', with its shape"
+        )
+        own.notes.setdefault(own.at("target"), reason)
     found, chosen = choose_dropout(found, is_ldm=True)
     if (
         chosen is None

@@ -1,5 +1,6 @@
 """Sections of a config as the text of a config file, laid out as ruff does."""
 
+import keyword
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,18 +45,20 @@ def _lines(head: str, value: Any, indent: int, tail: str) -> list[str]:
     flat = f"{pad}{head}{_flat(value)}{tail}"
     if len(flat) <= WIDTH or not isinstance(value, Mapping | tuple) or not value:
         return [flat]
-    opening, closing = ("dict(", ")") if isinstance(value, Mapping) else ("(", ")")
+    opening, closing = _brackets(value)
     items = _items(value)
     joined = " " * (indent + INDENT) + ", ".join(f"{key}{_flat(item)}" for key, item in items)
-    if len(joined) <= WIDTH and isinstance(value, Mapping):
+    if len(joined) <= WIDTH and opening == "dict(":
         return [f"{pad}{head}{opening}", joined, f"{pad}{closing}{tail}"]
     # A single argument that is broken itself gets no comma.
-    comma = "," if len(items) > 1 or isinstance(value, tuple) else ""
+    comma = "," if len(items) > 1 or opening != "dict(" else ""
     body = [line for key, item in items for line in _lines(key, item, indent + INDENT, comma)]
     return [f"{pad}{head}{opening}", *body, f"{pad}{closing}{tail}"]
 
 
 def _items(value: Mapping[str, Any] | tuple[Any, ...]) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping) and _brackets(value)[0] == "{":
+        return [(f"{literal(key)}: ", item) for key, item in value.items()]
     if isinstance(value, Mapping):
         return [(f"{key}=", item) for key, item in value.items()]
     return [("", item) for item in value]
@@ -63,8 +66,18 @@ def _items(value: Mapping[str, Any] | tuple[Any, ...]) -> list[tuple[str, Any]]:
 
 def _flat(value: Any) -> str:
     if isinstance(value, Mapping):
-        return f"dict({', '.join(f'{key}={_flat(item)}' for key, item in value.items())})"
+        opening, closing = _brackets(value)
+        inner = ", ".join(f"{key}{_flat(item)}" for key, item in _items(value))
+        return f"{opening}{inner}{closing}"
     return literal(value)
+
+
+def _brackets(value: Any) -> tuple[str, str]:
+    """dict(...) where every key can be a keyword, else braces; parentheses for a tuple."""
+    if isinstance(value, Mapping):
+        is_words = all(key.isidentifier() and not keyword.iskeyword(key) for key in value)
+        return ("dict(", ")") if is_words else ("{", "}")
+    return "(", ")"
 
 
 def literal(value: Any) -> str:

@@ -7,13 +7,6 @@ CompVis/latent-diffusion, Stability-AI/stablediffusion and Stability-AI/generati
 
 from diffusion_jax.convert.yaml_rows import Class, Drop, Key, Only, Table
 
-OF_TRAINING = (
-    "lossconfig loss_config input_key image_key monitor colorize_nlabels ema_decay use_ema "
-    "learn_logvar lr_g_factor batch_resize_range scheduler_config optimizer_config disc_start_iter "
-    "diff_boost_factor trainable_ae_params ae_optimizer_args trainable_disc_params "
-    "disc_optimizer_args additional_decode_keys ckpt_engine"
-).split()
-TRAINING = "training of first stages: see configs/emoji_vae.py when it exists"
 FROZEN = "the first stage is frozen here"
 WHOLE_BATCHES = "a batch is encoded as a whole; train.accumulate makes it smaller"
 NO_DOWNLOAD = "nothing is downloaded: name a file in {section}.weights, or set train.ckpt_path"
@@ -308,7 +301,6 @@ DDPM_OTHER: Table = {
     "reset_num_ema_updates": Drop("not needed: a warm start counts the updates from 0"),
     "cond_stage_forward": Only((), "embedders have one way to be called"),
     "force_null_conditioning": Only((False,), "guidance.name = 'none' draws without a condition"),
-    "scale_by_std": Only((False,), "is not measured: set first_stage.scale_factor to 1 / std(z)"),
     "finetune_keys": Only((), "the first layer's input is what train.keep_dims widens"),
     "keep_finetune_dims": Only((), "train.keep_dims is set by hand"),
     "split_input_params": Only((), "images are not cut into patches"),

@@ -302,6 +302,27 @@ def imagenet_f8() -> dict[str, Any]:
     return whole | {"data": data, "lightning": LIGHTNING}
 
 
+def first_stage(target: str, loss: dict[str, Any], **more: Any) -> dict[str, Any]:
+    model = autoencoder(f"ldm.models.autoencoder.{target}", 4, [1, 2, 4, 4], **more)
+    model["params"]["lossconfig"] = loss
+    return {"model": {"base_learning_rate": 4.5e-6, **model}}
+
+
+def kl_f8() -> dict[str, Any]:
+    options = {"disc_start": 50001, "kl_weight": 1e-6, "disc_weight": 0.5}
+    loss = node("ldm.modules.losses.LPIPSWithDiscriminator", **options)
+    whole = first_stage("AutoencoderKL", loss, monitor="val/rec_loss")
+    data = node("main.DataModuleFromConfig", batch_size=12, wrap=True, validation=node("x.Y"))
+    trainer = {"accumulate_grad_batches": 2, "limit_val_batches": 50, "val_check_interval": 1000}
+    return whole | {"data": data, "lightning": {"trainer": trainer}}
+
+
+def vq_f8() -> dict[str, Any]:
+    options = {"disc_num_layers": 2, "disc_start": 1, "disc_weight": 0.6, "codebook_weight": 1.0}
+    loss = node("taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator", **options)
+    return first_stage("VQModel", loss, n_embed=16384, ddconfig={"double_z": False})
+
+
 EXAMPLES = {
     example.__name__: example
     for example in (
@@ -309,6 +330,7 @@ EXAMPLES = {
         mnist_cond, mnist, imagenet_f8,
     )
 }  # fmt: skip
+ALL = EXAMPLES | {"kl_f8": kl_f8, "vq_f8": vq_f8}
 # Parameters of the originals' networks, counted on their own classes (upstream.md, section 7.5).
 SIZES_OF_RELEASES = {
     "mnist_cond": 2_600_705,
@@ -406,10 +428,10 @@ def other(value: Any) -> Any:
     return [*value, 1] if isinstance(value, list) else f"{value}0,1"
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", ALL)
 def test_no_value_is_overlooked(name):
     """Change each value in turn: the sections, the list or an error has to show it."""
-    tree = EXAMPLES[name]()
+    tree = ALL[name]()
     before = parts(tree)
     for path, value in leaves("", tree):
         if any(path == known or path.startswith(f"{known}.") for known in before[1]):
@@ -421,9 +443,9 @@ def test_no_value_is_overlooked(name):
         assert after != before, path
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_key_that_nobody_knows_is_listed_wherever_it_stands(name):
-    tree = EXAMPLES[name]()
+    tree = ALL[name]()
     before = parts(tree)[1]
     for parent in {path.rpartition(".")[0] for path, _ in leaves("", tree)}:
         typo = f"{parent}.typo_of_mine"
@@ -433,7 +455,7 @@ def test_a_key_that_nobody_knows_is_listed_wherever_it_stands(name):
 
 def test_the_text_is_laid_out_as_ruff_does(tmp_path):
     files = []
-    for name, example in EXAMPLES.items():
+    for name, example in ALL.items():
         files.append(tmp_path / f"{name}_out.py")
         files[-1].write_text(convert(example(), tmp_path, "a_rather_long_name_" * 8).source)
     for command in (["format", "--check"], ["check"]):
@@ -475,7 +497,7 @@ def test_training_of_the_churches_is_ours():
     assert sections["checkpoint"]["monitor"] == "val/loss_simple_ema"
     assert sections["model"]["dtype"] == "bfloat16" and sections["loss"]["loss_type"] == "l1"
     assert sections["guidance"] == {"name": "none"} and "embedders" not in sections["conditioning"]
-    assert "1 / std(z)" in listed(churches())["model.params.scale_by_std"]
+    assert sections["first_stage"]["scale_by_std"] and "scale_factor" not in sections["first_stage"]
 
 
 def test_devices_and_micro_batches_make_the_global_batch():
@@ -519,9 +541,12 @@ model:
   params:
     input_key: jpg
     disc_start_iter: 3
+    lr_g_factor: 2.0
     loss_config:
       target: sgm.modules.autoencoding.losses.GeneralLPIPSWithDiscriminator
-      params: {disc_start: 20001, disc_weight: 0.5}
+      params:
+        {disc_start: 20001, disc_weight: 0.5, learn_logvar: True,
+         regularization_weights: {kl_loss: 2.0}}
     regularizer_config:
       target: sgm.modules.autoencoding.regularizers.DiagonalGaussianRegularizer
     encoder_config:
@@ -538,23 +563,49 @@ data:
 """
 
 
-def test_a_first_stage_converts_as_far_as_there_are_sections(tmp_path):
+def test_the_training_of_a_first_stage_converts_whole(tmp_path):
     path = tmp_path / "vae.yaml"
     path.write_text(AUTOENCODING)
     assert read_yaml(path).values["data"]["params"]["train"]["target"].endswith("Engine.x")
-    config = load_config(str(_written(config_from_yaml(path).source, tmp_path)), [])
-    stage = config.first_stage
-    assert (stage.ch_mult, stage.attn_type, stage.use_quant_conv) == ((1, 2, 4), "none", False)
+    converted = config_from_yaml(path)
+    config = load_config(str(_written(converted.source, tmp_path)), [])
+    assert (config.model.attn_type, config.model.use_quant_conv) == ("none", False)
     assert config.data.batches.image_size == 128 and config.train.batch_size == 8
+    assert config.loss.to_dict() == {
+        "name": "autoencoder", "disc_start": 20001, "disc_weight": 0.5, "learn_logvar": True,
+        "regularization_weights": {"kl_loss": 2.0}, "schedule": "alternate",
+    }  # fmt: skip
     assert config.optimizer.to_dict() == {
-        "name": "adam",
-        "learning_rate": 4.5e-6,
-        "ema_decay": None,
+        "name": "adam", "learning_rate": 9e-6, "ema_decay": None,
+    }  # fmt: skip
+    assert config.disc_optimizer.learning_rate == 4.5e-6
+    listed = [line.partition(": ")[0] for line in converted.unmapped]
+    assert listed == ["model.params.disc_start_iter", "data.target", "data.params.train.target"]
+    shapes = experiment(config, devices=jax.devices()[:1]).abstract_state().params["autoencoder"]
+    counts = {
+        part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes[part]))
+        for part in ("encoder", "decoder")
     }
-    lines = config_from_yaml(path).unmapped
-    wanted = ("target", "params.input_key", "params.disc_start_iter", "params.loss_config")
-    training = [line for line in lines if "training of first stages: see" in line]
-    assert [line.partition(": ")[0] for line in training] == [f"model.{key}" for key in wanted]
+    assert counts == {"encoder": 33_705_864, "decoder": 44_310_787}  # upstream.md, section 8.1
+
+
+def test_latent_diffusions_first_stages_convert(tmp_path):
+    kl, shipped = load(kl_f8(), tmp_path), load_config("configs/vae_kl_f8.py", [])
+    assert (kl.train.batch_size, kl.checkpoint.monitor) == (12 * 2, "val/loss/rec")
+    assert "accumulate" not in kl.train  # the adversary's weight is that of a whole batch
+    build(kl)
+    with shipped.unlocked():
+        del shipped.loss["perceptual_weight"], shipped.discriminator["ndf"]  # our defaults
+        del shipped.discriminator["n_layers"]
+    for section in ("loss", "regularizer", "discriminator", "perceptual"):
+        assert kl[section].to_dict() == shipped[section].to_dict(), section
+    vq = load(vq_f8(), tmp_path)
+    build(vq)
+    assert vq.regularizer.to_dict() == {
+        "name": "vq", "num_codes": 16384, "beta": 0.25, "legacy": True,
+    }  # fmt: skip
+    assert vq.loss.regularization_weights.to_dict() == {"loss/vq": 1.0}
+    assert vq.loss.reduction == "mean" and vq.discriminator.n_layers == 2
 
 
 def _written(source: str, tmp_path):
