@@ -328,6 +328,25 @@ def shard_batch(mesh: Mesh, host_batch: Mapping[str, Any]) -> dict[str, jax.Arra
     return arrays
 
 
+def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """jax.device_put of values that every process has, arrays of keys included.
+
+    With several processes jax.device_put takes numbers, but no keys, and compares them first.
+    """
+
+    def place(leaf: Any) -> jax.Array:
+        own = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+        if sharding.is_fully_addressable or not own:
+            return jax.device_put(leaf, sharding)
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = place(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        rows = np.asarray(leaf)
+        return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+    return jax.tree.map(place, tree)
+
+
 def _part(local: np.ndarray, rows: np.ndarray, batch_size: int, index: Any) -> np.ndarray:
     """What one device holds of the rows of this process."""
     first, last, _ = index[0].indices(batch_size)

@@ -18,7 +18,7 @@ from diffusion_jax.build.noise import Noise
 from diffusion_jax.diffusion import driver, frame_guidance, guidance, plms, samplers, sigma_samplers
 from diffusion_jax.diffusion.schedule import Schedule
 from diffusion_jax.models.conditioner import can_guide
-from diffusion_jax.sharding import batch_sharding, batch_shards, replicated
+from diffusion_jax.sharding import batch_sharding, batch_shards, put, replicated
 from diffusion_jax.types import Batch, Conditioning, Keys, Predict, PyTree
 
 # Samplers that visit timesteps of the schedule, and samplers that visit noise levels.
@@ -296,8 +296,8 @@ def _place(tree: PyTree, mesh: Mesh) -> PyTree:
     device."""
     shards = batch_shards(mesh)
 
-    def put(leaf: Any) -> Array:
+    def place(leaf: Any) -> Array:
         rows = batch_sharding(mesh) if leaf.shape[0] % shards == 0 else replicated(mesh)
-        return jax.device_put(leaf, rows)
+        return put(leaf, rows)
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(place, tree)

@@ -90,6 +90,13 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, help="instead of the config's seed")
     parser.add_argument("--no_test", action="store_true", help="skip the test split at the end")
+    group = parser.add_argument_group(
+        "several processes", "not needed under SLURM, Open MPI and on TPUs; see docs/pods.md"
+    )
+    group.add_argument("--coordinator_address", help="HOST:PORT where process 0 can be reached")
+    group.add_argument("--num_processes", type=int, help="how many there are; 1: this one alone")
+    group.add_argument("--process_id", type=int, help="number of this process, from 0")
+    group.add_argument("--local_device_ids", help="GPUs of this host to use: 0,1 (default: all)")
 
 
 def _sample_flags(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ import ml_collections
 
 from diffusion_jax import run_folder
 from diffusion_jax.build import experiment
+from diffusion_jax.cli import distributed
 from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.cli.training import train_run
 from diffusion_jax.train.checkpoint import resolve_checkpoint
@@ -19,6 +20,7 @@ from diffusion_jax.train.checkpoint import resolve_checkpoint
 
 def run(arguments: argparse.Namespace) -> int:
     """Train until the config's last step, a stop or a signal; return the exit code."""
+    distributed.start(arguments)
     workdir, config, step = _run_folder_and_config(arguments)
     with _debugging(arguments.debug):
         return train_run(
@@ -52,6 +54,8 @@ def _run_folder_and_config(
         workdir = workdir or run_folder.new_run_folder(
             arguments.logdir, arguments.config, name=arguments.name, postfix=arguments.postfix
         )
+        # Its name holds the time, which may differ from process to process.
+        workdir = pathlib.Path(distributed.same_for_all(str(workdir)))
     else:
         raise ValueError(
             "nothing to train: give --config=configs/mnist.py, or --resume=RUN; see --help"

@@ -1,10 +1,12 @@
 """Show what the model makes: often at first, then every so many steps."""
 
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from diffusion_jax.train.grids import caption_tiles, image_grid, to_pixels
 from diffusion_jax.train.loop import Event, Hook
@@ -31,7 +33,8 @@ def images(
     "{split}/{key}", one grid of four columns; image_writer makes images/{split}/{key}_gs-000100.png
     of it. It acts at the multiples of batch_frequency and, with increase_log_steps, at the powers
     of two up to it; log_first_step adds step 1. clamp clips values outside of [-1, 1], else they
-    are scaled to fit. batch: what to show instead of the batch of the step, for validation.
+    are scaled to fit. batch: what to show instead of the batch of the step, for validation. Of
+    several processes, all draw what process 0 has in its part of the batch, and it alone writes.
     Source: latent-diffusion and generative-models, ImageLogger.
     """
     if batch_frequency < 1 or max_images < 1:
@@ -45,7 +48,8 @@ def images(
 
     def act(event: Event) -> None:
         with jax.transfer_guard("allow"):  # sampling is allowed to be careless, it waits anyway
-            shown = log_images(event.state, event.batch if batch is None else batch)
+            own = event.batch if batch is None else batch
+            shown = log_images(event.state, _of_process_0(own, max_images))
         grids = {}
         for key, value in shown.items():
             name = f"{split}/{key}"
@@ -53,6 +57,18 @@ def images(
         writer.write_images(event.step, grids)
 
     return Hook(due, act)
+
+
+def _of_process_0(batch: Any, max_images: int) -> Any:
+    """The first rows that process 0 has, in every process: a program over all devices needs the
+    same inputs everywhere."""
+    if jax.process_count() == 1:
+        return batch
+    first = {name: np.asarray(rows)[:max_images] for name, rows in batch.items()}
+    packed = np.frombuffer(pickle.dumps(first), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(packed))))
+    own = packed if jax.process_index() == 0 else np.zeros(size, np.uint8)
+    return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes())
 
 
 def picture(
