@@ -35,7 +35,7 @@ MISTAKES = [
     ("--config.optimizer.mu_dtyp=x", r"config\.optimizer\.mu_dtyp = 'x' is not an option"),
     ("--config.optimizer.eps='a'", r"config\.optimizer\.eps = 'a' should be"),
     ("--config.optimizer.ema_use_num_updates=3", r"ema_use_num_updates = 3 should be bool"),
-    ("--config.mesh.tensor=8", r"config\.mesh\.tensor = 8 should be 1"),
+    ("--config.mesh.tensor=8", r"config\.mesh\.tensor = 8 splits no layer"),
     ("--config.conditioning.embedders.label.ucg_rate=2.0", r"ucg_rate = 2\.0 should be between 0"),
     ("--config.conditioning.embedders.label.ucg_rate=0.0", r"guidance\.scale = 2\.0 needs an emb"),
     ("--config.hooks.early_stopping.patience=x", r"early_stopping\.patience = 'x' should be int"),

@@ -21,18 +21,26 @@ from diffusion_jax.build.binding import (
 )
 from diffusion_jax.build.data import Data, build_data
 from diffusion_jax.build.diffusion import Diffusion, build_diffusion
+from diffusion_jax.build.latent_options import LatentCacheOptions, bind_latent_cache
 from diffusion_jax.build.layout import first_stage_rules, frozen_rules, state_rules
 from diffusion_jax.build.network import Network
 from diffusion_jax.build.noise import Noise
 from diffusion_jax.build.sampling import SampleFn
-from diffusion_jax.sharding import Rule, batch_shards, make_mesh, replicated, shard_batch
+from diffusion_jax.sharding import (
+    Rule,
+    batch_shards,
+    make_mesh,
+    process_rows,
+    replicated,
+    shard_batch,
+)
 from diffusion_jax.train.state import TrainState, abstract_state, init_sharded
 from diffusion_jax.types import PyTree
 
 # Every section of a config; build/hooks.py binds `hooks` and `checkpoint`.
 SECTIONS = (
     "checkpoint conditioning data denoiser disc_optimizer discretization discriminator first_stage "
-    "guidance hooks loss lr_schedule mesh model optimizer perceptual regularizer sampler schedule "
+    "guidance hooks latent_cache loss lr_schedule mesh model optimizer perceptual regularizer sampler schedule "
     "seed sigma_sampling train weighting"
 ).split()
 REQUIRED = ("model", "data", "train")
@@ -89,6 +97,7 @@ class Experiment(NamedTuple):
     init: Callable[[Array], TrainState]
     train_step: Callable
     eval_step: Callable
+    latent_cache: LatentCacheOptions | None = None
 
     @property
     def diffusion(self) -> Diffusion:
@@ -123,8 +132,10 @@ class Experiment(NamedTuple):
     def to_devices(self, batch: Mapping[str, Any]) -> dict[str, Array]:
         """Put what the step reads of a host batch on the mesh, split over its batch axes."""
         batch = self.task.with_inputs(batch)
-        inputs = [embedder.input_key for embedder in self.task.embedders.values()]
-        wanted = dict.fromkeys(["image", *inputs, "weight"])
+        embedders = self.task.embedders
+        cached = [key for name in embedders for key in cached_outputs(batch, name)]
+        inputs = [e.input_key for n, e in embedders.items() if not cached_outputs(batch, n)]
+        wanted = dict.fromkeys(["image", "moments", *inputs, *cached, "weight"])
         return shard_batch(self.mesh, {key: batch[key] for key in wanted if key in batch})
 
     def abstract_state(self) -> TrainState:
@@ -218,6 +229,9 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
         init=run.init,
         train_step=run.train_step,
         eval_step=run.eval_step,
+        latent_cache=bind_latent_cache(
+            sections, data, task.network if isinstance(task, Diffusion) else None
+        ),
     )
 
 
@@ -238,5 +252,11 @@ def _mesh(
             f"config.train.batch_size = {batch_size} should be a multiple of "
             f"{shards * accumulate}: {shards} devices that split the batch "
             f"times config.train.accumulate = {accumulate}"
+        )
+    processes = jax.process_count()
+    if processes > 1 and len(process_rows(mesh, batch_size)) * processes != batch_size:
+        raise ConfigError(
+            f"config.mesh.tensor = {mesh.shape['tensor']} spans processes, which would have to "
+            f"read the same samples; it should divide the {jax.local_device_count()} devices of one"
         )
     return mesh

@@ -12,7 +12,7 @@ from diffusion_jax.build.autoencoding import Autoencoding
 from diffusion_jax.build.experiment import Experiment
 from diffusion_jax.diffusion import ddpm
 from diffusion_jax.diffusion.driver import noise_like
-from diffusion_jax.sharding import replicated
+from diffusion_jax.sharding import put, replicated
 from diffusion_jax.train.autoencoder_images import autoencoder_images
 from diffusion_jax.train.ema import ema_params, has_ema
 from diffusion_jax.train.state import TrainState
@@ -69,7 +69,7 @@ def build_log_images(
         placed = (images, _keys(experiment.seed, 1, count))
         log = {
             "inputs": images,
-            **show(frozen, *jax.device_put(placed, replicated(experiment.mesh))),
+            **show(frozen, *put(placed, replicated(experiment.mesh))),
             "samples": samples.x,
             "denoise_row": jnp.moveaxis(samples.x_start_log, 0, 1),
         }
@@ -115,7 +115,7 @@ def build_log_reconstructions(
     def log_images(state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
         images = np.asarray(batch["image"][:max_images])
         placed = (images, _keys(experiment.seed, 0, len(images)))
-        return jax.device_get(show(state, *jax.device_put(placed, replicated(experiment.mesh))))
+        return jax.device_get(show(state, *put(placed, replicated(experiment.mesh))))
 
     return log_images
 
