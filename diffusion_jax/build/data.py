@@ -8,6 +8,7 @@ import jax
 
 from diffusion_jax.build.binding import ConfigError, bind, known_sections, options, value_of
 from diffusion_jax.data.batches import Batches, eval_batches, make_batches
+from diffusion_jax.data.latent_cache import LatentCache, cached_batches
 from diffusion_jax.data.sources import class_names, open_source
 
 ROLES = ("train", "validation", "test")
@@ -48,6 +49,12 @@ class Data(NamedTuple):
         return make_batches(
             source, batch_size=batch_size, seed=seed, **self.batch_options, **_process()
         )
+
+    def cached_batches(self, cache: LatentCache, *, batch_size: int, seed: int) -> Batches:
+        """The same batches in the same order out of a cache, with moments instead of images."""
+        known = inspect.signature(cached_batches).parameters
+        kept = {key: value for key, value in self.batch_options.items() if key in known}
+        return cached_batches(cache, batch_size=batch_size, seed=seed, **kept, **_process())
 
     def eval_batches(self, source: Any, *, batch_size: int) -> Batches:
         """Each record once, in order, the last batch padded with weight 0."""

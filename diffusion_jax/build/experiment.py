@@ -26,6 +26,7 @@ from diffusion_jax.build.layout import first_stage_rules, frozen_rules, state_ru
 from diffusion_jax.build.network import Network
 from diffusion_jax.build.noise import Noise
 from diffusion_jax.build.sampling import SampleFn
+from diffusion_jax.models.conditioner import cached_outputs
 from diffusion_jax.sharding import (
     Rule,
     batch_shards,
@@ -40,8 +41,8 @@ from diffusion_jax.types import PyTree
 # Every section of a config; build/hooks.py binds `hooks` and `checkpoint`.
 SECTIONS = (
     "checkpoint conditioning data denoiser disc_optimizer discretization discriminator first_stage "
-    "guidance hooks latent_cache loss lr_schedule mesh model optimizer perceptual regularizer sampler schedule "
-    "seed sigma_sampling train weighting"
+    "guidance hooks latent_cache loss lr_schedule mesh model optimizer perceptual regularizer "
+    "sampler schedule seed sigma_sampling train weighting"
 ).split()
 REQUIRED = ("model", "data", "train")
 # What a config that leaves a section out means.

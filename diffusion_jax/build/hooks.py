@@ -66,7 +66,10 @@ class HookOptions(NamedTuple):
 
 
 class Watched(NamedTuple):
-    """What the hooks of a run look at and write to."""
+    """What the hooks of a run look at and write to.
+
+    with_images: (batch, n) -> its first n rows with images, when batches of training have none.
+    """
 
     workdir: pathlib.Path
     writer: Writer
@@ -77,6 +80,7 @@ class Watched(NamedTuple):
     validation_batches: Batches | None
     class_names: tuple[str, ...]
     signals: collections.deque[int]
+    with_images: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
 
 
 def bind_hooks(sections: Mapping[str, Any]) -> HookOptions:
@@ -157,14 +161,18 @@ def _images(
     """Show batches of training and, always the same, the first of validation."""
     first_stage = is_first_stage(experiment.sections)
     build = build_log_reconstructions if first_stage else build_log_images
+    count, with_images = value_of(images, options, "max_images"), watched.with_images
     log_images = build(
         experiment,
         watched.frozen,
         class_names=watched.class_names,
-        max_images=value_of(images, options, "max_images"),
+        max_images=count,
         **pictures,
     )
-    hooks = [images(log_images, watched.writer, **options)]
+    shown = log_images
+    if with_images is not None:
+        shown = lambda state, batch: log_images(state, with_images(batch, count))  # noqa: E731
+    hooks = [images(shown, watched.writer, **options)]
     if watched.validation_batches is not None:
         first = next(watched.validation_batches.iterate(0))
         hooks.append(images(log_images, watched.writer, split="val", batch=first, **options))

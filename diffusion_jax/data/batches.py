@@ -20,7 +20,7 @@ from diffusion_jax.data.order import (
 )
 from diffusion_jax.data.records import Record, Records, find_keys, make_reader
 
-_MIDDLE = np.array([[0.5, 0.5]])
+MIDDLE = np.array([[0.5, 0.5]])
 
 
 class Batches(NamedTuple):
@@ -99,8 +99,8 @@ def make_batches(
         ValueError: empty source, fewer records than a batch, a batch that does not divide by the
             processes, or an option outside its choices; while iterating: too many corrupt images.
     """
-    local = _local_rows(len(source), batch_size, process_index, process_count)
-    _check_training(len(source), batch_size, seed, num_workers, cache=cache)
+    local = local_rows(len(source), batch_size, process_index, process_count)
+    check_training(len(source), batch_size, seed, num_workers, cache=cache)
     size = transforms.check_size(image_size)
     fit = transforms.make_fit(channels=channels, crop=crop, resize=resize, pad=pad)
     keys = find_keys(source, image_key=image_key, label_key=label_key, caption_key=caption_key)
@@ -112,7 +112,7 @@ def make_batches(
     make = functools.partial(_training_batch, rows, seed, crop == "random", random_flip)
     # A range far beyond any run rather than .repeat(), which would start the step numbers again.
     steps = grain.MapDataset.range(2**60 if repeat else plan.steps_per_epoch).map(make)
-    iterate = _prefetched(steps, num_threads, num_workers, prefetch)
+    iterate = prefetched(steps, num_threads, num_workers, prefetch)
     return Batches(iterate, len(source), plan.steps_per_epoch, shapes)
 
 
@@ -148,7 +148,7 @@ def eval_batches(
     Raises:
         ValueError: as make_batches, but a batch may be larger than the data set.
     """
-    local = _local_rows(len(source), batch_size, process_index, process_count)
+    local = local_rows(len(source), batch_size, process_index, process_count)
     if crop == "random":
         raise ValueError("crop='random' is for training, choose center or stretch for evaluation")
     size = transforms.check_size(image_size)
@@ -162,7 +162,7 @@ def eval_batches(
     steps = grain.MapDataset.range(plan.steps_per_epoch).map(
         functools.partial(_evaluation_batch, rows, channels)
     )
-    iterate = _prefetched(steps, num_threads, 0, prefetch)
+    iterate = prefetched(steps, num_threads, 0, prefetch)
     return Batches(iterate, len(source), plan.steps_per_epoch, shapes)
 
 
@@ -182,10 +182,10 @@ def _training_batch(
 ) -> dict[str, np.ndarray]:
     bucket, ids = rows.plan.at(step)
     size = rows.shapes[bucket]
-    records = [_read_or_next(rows.read, int(i), size, rows.num_examples) for i in ids[rows.local]]
+    records = [read_or_next(rows.read, int(i), size, rows.num_examples) for i in ids[rows.local]]
     draws = uniform(seed, AUGMENT, step, (rows.batch_size, 3))[rows.local]
     mirror = draws[:, 0] < 0.5 if random_flip else np.zeros(len(records), bool)
-    geometry, windows = _geometry(records, size, draws[:, 1:] if random_crop else _MIDDLE, mirror)
+    geometry, windows = size_columns(records, size, draws[:, 1:] if random_crop else MIDDLE, mirror)
     images: list[Any] = [record.image for record in records]  # all readable here
     if random_crop:
         spans = zip(images, windows.tolist(), strict=True)
@@ -196,7 +196,7 @@ def _training_batch(
     picks = np.zeros(len(records))
     if any(record.captions is not None and len(record.captions) > 1 for record in records):
         picks = uniform(seed, CAPTION, step, (rows.batch_size,))[rows.local]
-    return {"image": transforms.to_float(pixels), **geometry, **_columns(records, picks)}
+    return {"image": transforms.to_float(pixels), **geometry, **record_columns(records, picks)}
 
 
 def _evaluation_batch(rows: _Rows, channels: int, step: int) -> dict[str, np.ndarray]:
@@ -209,14 +209,14 @@ def _evaluation_batch(rows: _Rows, channels: int, step: int) -> dict[str, np.nda
     readable = np.array([record.image is not None for record in records])
     black = np.zeros((*size, channels), np.uint8)
     pixels = np.stack([black if record.image is None else record.image for record in records])
-    geometry, _ = _geometry(records, size, _MIDDLE, np.zeros(len(records), bool))
-    columns = _columns(records, np.zeros(len(records)))
+    geometry, _ = size_columns(records, size, MIDDLE, np.zeros(len(records), bool))
+    columns = record_columns(records, np.zeros(len(records)))
     columns["index"] = np.where(real, columns["index"], -1)
     weight = (real & readable).astype(np.float32)
     return {"image": transforms.to_float(pixels), **geometry, **columns, "weight": weight}
 
 
-def _local_rows(
+def local_rows(
     num_examples: int, batch_size: int, process_index: int, process_count: int
 ) -> np.ndarray:
     """Rows of the global batch of one process: a block, as a mesh over processes lays them out."""
@@ -232,9 +232,10 @@ def _local_rows(
     return np.arange(process_index * rows, (process_index + 1) * rows)
 
 
-def _check_training(
+def check_training(
     num_examples: int, batch_size: int, seed: int, num_workers: int, *, cache: bool
 ) -> None:
+    """ValueError unless an epoch fills a batch and the options go together."""
     if num_examples < batch_size:
         raise ValueError(
             f"batch_size={batch_size} is more than the {num_examples} records of the data set, "
@@ -249,7 +250,7 @@ def _check_training(
         )
 
 
-def _read_or_next(
+def read_or_next(
     read: Callable[[int, tuple[int, int]], Record],
     record_id: int,
     size: tuple[int, int],
@@ -264,7 +265,7 @@ def _read_or_next(
     raise ValueError(f"none of the {num_examples} records has a readable image")
 
 
-def _geometry(
+def size_columns(
     records: list[Record], size: tuple[int, int], places: np.ndarray, mirror: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The size micro-conditioning of a batch, and the (top, left) [b, 2] to cut its windows at.
@@ -283,7 +284,7 @@ def _geometry(
     return geometry, windows
 
 
-def _columns(records: list[Record], picks: np.ndarray) -> dict[str, np.ndarray]:
+def record_columns(records: list[Record], picks: np.ndarray) -> dict[str, np.ndarray]:
     """The other columns; picks [b] in [0, 1) choose among the captions of each record."""
     columns: dict[str, np.ndarray] = {
         "index": np.array([record.index for record in records], np.int64)
@@ -297,9 +298,10 @@ def _columns(records: list[Record], picks: np.ndarray) -> dict[str, np.ndarray]:
     return columns
 
 
-def _prefetched(
+def prefetched(
     steps: grain.MapDataset, num_threads: int, num_workers: int, prefetch: int
-) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+) -> Callable[[int], Iterator[Any]]:
+    """The function iterate(start_step) of a data set of batches, made ready ahead of their use."""
     if num_workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which only app.run() parses
     options = grain.ReadOptions(
@@ -307,7 +309,7 @@ def _prefetched(
         prefetch_buffer_size=max(prefetch, num_threads) if num_threads else 0,
     )
 
-    def iterate(start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    def iterate(start_step: int = 0) -> Iterator[Any]:
         if start_step < 0:
             raise ValueError(f"start_step={start_step} must be at least 0")
         batches = steps[start_step:].to_iter_dataset(options)

@@ -1,7 +1,8 @@
 """From a batch to a Conditioning: embedders, their dropout for classifier-free guidance, merging
 by rank."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ ENTRY_OF_RANK = {1: "vector", 2: "vector", 3: "crossattn", 4: "concat"}
 FEATURE_AXIS = -1
 # Tokens and a pooled vector are the most that an encoder gives.
 _MAX_OUTPUTS = 2
+_CACHED = "cached/{name}/{number}"
 
 
 class Text(NamedTuple):
@@ -116,6 +118,7 @@ def embed(
     unconditional: bool = False,
     kept: Collection[str] = (),
     force_zero: Collection[str] = (),
+    null_outputs: Mapping[str, Array] = MappingProxyType({}),
 ) -> Conditioning:
     """Compute the Conditioning of a batch: every embedder's outputs, joined on the feature axis by
     their rank.
@@ -124,6 +127,8 @@ def embed(
     ucg_rate); keys=None keeps everything. unconditional=True is the other half of guidance: all
     that training may drop is dropped, but for the embedders named in `kept`, whose input says what
     to guide away from (a negative prompt). force_zero: embedders whose outputs are zero.
+    Outputs that the batch holds, under cached_outputs' names, are taken instead of being computed;
+    null_outputs then has, under the same names, what stands for a dropped sample [...].
     Raises ValueError when the batch lacks an input or when outputs that meet in one entry cannot
     be joined.
     Source: generative-models, GeneralConditioner.
@@ -131,22 +136,36 @@ def embed(
     entries: dict[str, list[Array]] = {}
     chances = {} if keys is None or unconditional else _chances(embedders, keys)
     for name, embedder in embedders.items():
-        value = _input(batch, name, embedder)
+        cached = {} if unconditional else cached_outputs(batch, name)
         own = params[name] if name in params else {}
-        if unconditional:
+        chance = chances[name] if name in chances else None
+        if cached:
+            outputs = _cached_or_null(embedder, cached, null_outputs, chance)
+        elif unconditional:
             drop = embedder.ucg_rate > 0.0 and name not in kept
-            outputs = _outputs(
-                embedder, own, _replaced(embedder, value, jnp.full(len(value), drop))
-            )
-            outputs = [_zeroed(out, drop and embedder.null_value is None) for out in outputs]
-        elif name in chances:
-            outputs = _dropped_outputs(embedder, own, value, chances[name])
+            value = _input(batch, name, embedder)
+            value = _replaced(embedder, value, jnp.full(len(value), drop))
+            outputs = [
+                _zeroed(out, drop and embedder.null_value is None)
+                for out in outputs_of(embedder, own, value)
+            ]
         else:
-            outputs = _outputs(embedder, own, value)
+            outputs = _computed_or_null(embedder, own, _input(batch, name, embedder), chance)
         for output in outputs:
             output = _zeroed(output, name in force_zero)
             entries.setdefault(ENTRY_OF_RANK[output.ndim], []).append(output)
     return {entry: _join(entry, outputs) for entry, outputs in entries.items()}
+
+
+def cached_outputs(batch: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Find the outputs of an embedder that a batch holds: "cached/name/0", "cached/name/1"."""
+    keys = (_CACHED.format(name=name, number=number) for number in range(_MAX_OUTPUTS))
+    return {key: batch[key] for key in keys if key in batch}
+
+
+def name_outputs(name: str, outputs: Sequence[Array]) -> dict[str, Array]:
+    """Give the outputs of an embedder the names that cached_outputs looks for."""
+    return {_CACHED.format(name=name, number=n): output for n, output in enumerate(outputs)}
 
 
 def can_guide(embedders: Mapping[str, Embedder]) -> bool:
@@ -183,16 +202,36 @@ def _chances(embedders: Mapping[str, Embedder], keys: Keys) -> dict[str, Float[A
     return chances
 
 
-def _dropped_outputs(
-    embedder: Embedder, params: PyTree, value: Array, chances: Float[Array, "n b"]
+def _computed_or_null(
+    embedder: Embedder, params: PyTree, value: Array, chances: Float[Array, "n b"] | None
 ) -> list[Array]:
+    if chances is None:
+        return outputs_of(embedder, params, value)
     dropped = chances < embedder.ucg_rate
     if embedder.null_value is not None:
-        return _outputs(embedder, params, _replaced(embedder, value, dropped[0]))
+        return outputs_of(embedder, params, _replaced(embedder, value, dropped[0]))
     return [
         output * (~drop).reshape((-1,) + (1,) * (output.ndim - 1)).astype(output.dtype)
-        for output, drop in zip(_outputs(embedder, params, value), dropped, strict=False)
+        for output, drop in zip(outputs_of(embedder, params, value), dropped, strict=False)
     ]
+
+
+def _cached_or_null(
+    embedder: Embedder,
+    cached: Mapping[str, Array],
+    null_outputs: Mapping[str, Array],
+    chances: Float[Array, "n b"] | None,
+) -> list[Array]:
+    outputs = []
+    for number, (key, output) in enumerate(cached.items()):
+        null = null_outputs[key]
+        output = jnp.asarray(output, null.dtype)
+        if chances is not None:
+            # One null input gives all outputs; without one, each is lost on its own.
+            dropped = chances[number if embedder.null_value is None else 0] < embedder.ucg_rate
+            output = jnp.where(dropped.reshape((-1,) + (1,) * null.ndim), null[None], output)
+        outputs.append(output)
+    return outputs
 
 
 def _replaced(embedder: Embedder, value: Array, dropped: Bool[Array, "b"]) -> Array:
@@ -202,7 +241,8 @@ def _replaced(embedder: Embedder, value: Array, dropped: Bool[Array, "b"]) -> Ar
     return jnp.where(dropped.reshape((-1,) + (1,) * (value.ndim - 1)), null, value)
 
 
-def _outputs(embedder: Embedder, params: PyTree, value: Array) -> list[Array]:
+def outputs_of(embedder: Embedder, params: PyTree, value: Array) -> list[Array]:
+    """Apply an embedder to its input [b ...]; one output or two, without any dropout."""
     outputs: Any = embedder.module.apply({"params": params}, value)
     return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
