@@ -46,8 +46,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             out_channels=3,
             patch_size=2,
             model_channels=64,
-            channel_mult=(1, 2, 3),
-            num_res_blocks=2,
+            channel_mult=(1, 2, 2),
+            num_res_blocks=1,
             attention_resolutions=(2, 4),
             num_head_channels=32,
             use_scale_shift_norm=True,
@@ -75,7 +75,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             ema_decay=0.999,
         )
     )
-    config.train = d(dict(num_steps=20_000, batch_size=64))
+    config.train = d(dict(num_steps=10_000, batch_size=32))
     config.lr_schedule = d(
         dict(name="cosine_decay", warmup_steps=200, decay_steps=config.train.get_ref("num_steps"))
     )

@@ -102,8 +102,8 @@ class Pipeline(NamedTuple):
     ) -> np.ndarray:
         """Draw images: uint8 [B, H, W, C].
 
-        conditions: one prompt, class number or name for each image, or a dict by input; None for an
-            unconditional model. n: number of images for one condition or none.
+        conditions: a prompt, class number or name for each image, or a dict by input; None for an
+            unconditional model. n: images for one condition or none.
         negative: what guidance leads away from, a prompt or a dict by input; None is the condition
             that training dropped.
         num_steps, guidance_scale: the config's when None; a scale of 1 is no guidance.
@@ -113,10 +113,9 @@ class Pipeline(NamedTuple):
         image: uint8 [B, H, W, C] or [H, W, C]. With strength in (0, 1] it is where sampling begins:
             the image under noise, and that share of the steps. With mask [.., H, W, 1] it is kept
             where the mask is 1 (inpainting). Both may be given.
-        denoising_start, denoising_end: run only this share of the steps; what a first model leaves
-            at denoising_end with output="latents" is what a refiner takes as `latents` at the same
-            denoising_start.
-        output: "latents" gives float32 x [B, h, w, c] as the network works on it.
+        denoising_start, denoising_end: run only this share of the steps; what a model leaves at
+            denoising_end with output="latents", float32 x [B, h, w, c] as the network works on it,
+            is what a refiner takes as `latents` at the same denoising_start.
         Raises ValueError for bad input, naming the value and what would be right, before anything
         is compiled.
         """
