@@ -185,7 +185,7 @@ def parallel(
     """A layout for rules: "tensor" splits the layers of `splits`, "fsdp" whatever else is large.
 
     A leaf of both is split in two dimensions, or in one by both if no other divides. A layer whose
-    heads or features the axis does not divide is left to "fsdp" alone, logged once a path.
+    heads or features the axis does not divide is left to "fsdp" alone, logged once a kind.
 
     Args:
         splits: the first whose pattern is found in a path decides.
@@ -223,8 +223,8 @@ def _divides(
         units, what = width, "features"
     if units % parts:
         _warn_once(
-            f"{path}: {units} {what} do not divide by the {parts} devices of tensor, which do not "
-            "split it"
+            f"{units} {what} of layers like {split.pattern} do not divide by the {parts} devices "
+            "of tensor, which do not split them"
         )
     return units % parts == 0
 

@@ -227,8 +227,8 @@ def test_tensor_splits_layers_and_fsdp_the_rest(caplog):
     assert placed["odd"]["ff"]["net_2"]["kernel"] == PartitionSpec(None, "fsdp")
     messages = sorted(record.getMessage() for record in caplog.records)
     assert len(messages) == 2
-    assert "to_k/kernel: 3 heads do not divide by the 2 devices of tensor" in messages[0]
-    assert "odd/ff/net_2/kernel: 255 features do not divide" in messages[1]
+    assert "255 features of layers like /ff/net_2/kernel$ do not divide by the 2" in messages[0]
+    assert "3 heads of layers like /to_[qkv]/kernel$ do not divide by the 2" in messages[1]
     # a mesh without that axis splits nothing over it, and says nothing
     placed = specs(make_mesh(data=4, fsdp=2), tree, rules)["block"]
     assert placed["attn1"]["to_q"]["kernel"] == PartitionSpec(None, "fsdp")
