@@ -142,6 +142,10 @@ def _conditioning(
                 params.note(unused, "not needed: the model is unconditional")
         if value not in SENTINELS:
             params.note("cond_stage_config", f"{value!r} is unknown here")
+    if found and found[0].section["name"] == "spatial_rescaler" and stage is not None:
+        params.child("cond_stage_config").note(
+            "target", "its input has the sides of the latents here, those of the image there"
+        )
     network = unet.child("params")
     channels = _channels(params, network, stage, is_latent)
     found += _concatenated(network, found, key, channels)
