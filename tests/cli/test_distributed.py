@@ -126,7 +126,7 @@ def test_tpu_hosts(packages):
 
 
 def test_kubernetes(packages):
-    with pytest.raises(ValueError, match="this is pod 2 of an indexed job.*deploy/jobset.yaml"):
+    with pytest.raises(ValueError, match="this is pod 2 of an indexed job.*deploy/jobset_gpu.yaml"):
         find_place(Place(), POD)
     assert find_place(EXPLICIT, POD) == EXPLICIT._replace(method="deactivate")
     assert find_place(Place(), {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None
