@@ -14,8 +14,44 @@ CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 VARIANTS = [f"{path}{variant}" for path in CONFIGS for variant in ("", ":tiny")]
 
 
-@pytest.mark.parametrize("path", VARIANTS)
+# Parameters of what is trained, as released or as this program's documents say.
+COUNTS = {
+    "configs/mnist.py": {"network": 661_668},
+    "configs/cifar10.py": {"network": 44_179_459},
+    "configs/sd15.py": {"network": 859_520_964},
+    "configs/sd21.py": {"network": 865_910_724},
+    "configs/sd21.py:768v": {"network": 865_910_724},
+    "configs/sdxl.py": {"network": 2_567_463_684},
+    "configs/sdxl_refiner.py": {"network": 2_259_526_660},
+    "configs/vae_kl_f8.py": {"autoencoder": 83_653_863, "discriminator": 2_765_633},
+    "configs/vq_f4.py": {"autoencoder": 55_322_782, "discriminator": 2_765_633},
+}
+# Frozen: OpenAI's ViT-L/14 text tower, OpenCLIP's of ViT-H and ViT-bigG, the autoencoder kl-f8.
+FROZEN = {
+    "configs/sd15.py": 123_060_480 + 83_653_863,
+    "configs/sd21.py": 354_032_640 + 83_653_863,
+    "configs/sdxl.py": 123_060_480 + 694_659_840 + 83_653_863,
+    "configs/sdxl_refiner.py": 694_659_840 + 83_653_863,
+}
+LARGE = [path for path in COUNTS if path != "configs/mnist.py"]
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("path", [p for p in VARIANTS if p not in LARGE])
 def test_every_config_builds_and_its_step_traces(path):
+    check(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", LARGE)
+def test_the_step_of_every_large_config_traces(path):
+    check(path)
+
+
+def check(path):
     built = experiment(load_config(path, ["--config.train.batch_size=8"]))
     state = built.abstract_state()
     batch, frozen = built.abstract_batch(), built.abstract_frozen()
@@ -24,6 +60,16 @@ def test_every_config_builds_and_its_step_traces(path):
         lambda x: (x.shape, x.dtype), state
     )
     assert metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize("path", COUNTS)
+def test_networks_have_the_parameters_of_the_released_ones(path):
+    built = experiment(load_config(path, ["--config.train.batch_size=8"]))
+    params = jax.eval_shape(built.init, jax.random.key(0)).params
+    assert {name: count(params[name]) for name in COUNTS[path]} == COUNTS[path]
+    if path in FROZEN:
+        frozen = jax.eval_shape(built.task.init_frozen, jax.random.key(0))
+        assert count(frozen) == FROZEN[path]
 
 
 MISTAKES = [

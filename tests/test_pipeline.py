@@ -89,3 +89,84 @@ def test_bad_input_is_one_sentence(pipe, arguments, message):
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not the folder of a run"):
         Pipeline.from_workdir(tmp_path)
+
+
+def text_pipe(path, seed):
+    """A tiny latent model with random weights that are nowhere 0."""
+    built = experiment(load_config(path, []), devices=jax.devices()[:1])
+    params = built.init_state().params
+    keys = iter(jax.random.split(jax.random.key(seed), 5000))
+    params = jax.tree.map(lambda p: p + 0.02 * jax.random.normal(next(keys), p.shape), params)
+    return Pipeline(built, params, built.random_frozen())
+
+
+@pytest.fixture(scope="module")
+def base():
+    return text_pipe("configs/sdxl.py:tiny", 3)
+
+
+def test_a_refiner_takes_over_from_a_base_model(base):
+    refiner = text_pipe("configs/sdxl_refiner.py:tiny", 4)
+    prompts = ["a red fox", "a blue house"]
+    latents = base(prompts, denoising_end=0.5, output="latents", num_steps=4, batch_size=2)
+    assert latents.shape == (2, 16, 16, 4) and latents.dtype == np.float32
+    assert latents.std() > 0.5  # still noisy
+    options = dict(denoising_start=0.5, latents=latents, num_steps=4, batch_size=2)
+    images = refiner(prompts, **options)
+    assert images.shape == (2, 32, 32, 3) and images.std() > 5
+    negative = {"caption": "blurry", "aesthetic_score": 2.5}
+    other = refiner(prompts, negative=negative, **options)
+    assert np.abs(images.astype(int) - other).max() > 0
+
+
+def test_the_two_halves_of_one_model_make_the_whole(base):
+    whole = base("a red fox", num_steps=4, n=1)
+    half = base("a red fox", num_steps=4, n=1, denoising_end=0.5, output="latents")
+    rest = base("a red fox", num_steps=4, latents=half, denoising_start=0.5)
+    assert np.abs(whole.astype(int) - rest).max() <= 1
+
+
+def test_a_weak_redraw_stays_near_the_image_and_a_mask_keeps_it(base):
+    image = np.tile(np.arange(0, 256, 8, dtype=np.uint8)[:, None, None], (1, 32, 3))
+    weak = base("a red fox", image=image, strength=0.4, num_steps=4)
+    strong = base("a red fox", image=image, strength=1.0, num_steps=4)
+    assert weak.shape == (1, 32, 32, 3) and np.abs(weak.astype(int) - strong).max() > 0
+    mask = np.zeros((32, 32, 1), np.float32)
+    mask[:16] = 1.0
+    kept = base("a red fox", image=image, mask=mask, num_steps=4)
+    np.testing.assert_array_equal(kept[0, :16], image[:16])
+
+
+def test_prompts_negatives_and_sizes_change_the_image(base):
+    options = dict(num_steps=2, seed=1)
+    fox = base("a red fox", **options).astype(int)
+    assert np.abs(fox - base("a blue house", **options)).max() > 0
+    assert np.abs(fox - base("a red fox", negative="a blue house", **options)).max() > 0
+    small = base({"caption": "a red fox", "original_size": (8, 8)}, **options)
+    assert np.abs(fox - small).max() > 0
+    assert base("a red fox", height=48, width=16, **options).shape == (1, 48, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(denoising_start=0.5), "denoising_start = 0.5 needs latents"),
+        (dict(latents=np.zeros((1, 16, 16, 4))), "latents need denoising_start"),
+        (
+            dict(latents=np.zeros((1, 8, 8, 4)), denoising_start=0.5),
+            r"latents have shape \(1, 8, 8, 4\); it should be \(1, 16, 16, 4\)",
+        ),
+        (dict(denoising_start=0.9, denoising_end=0.1), "denoising_start = 0.9, denoising_end = 0"),
+        (dict(height=30), "height = 30, width = 32 should be multiples of 4 pixels"),
+        (dict(negative=["a", "b"]), "2 negative conditions for 1 images"),
+        (dict(image=np.zeros((32, 32, 4), np.uint8), strength=0.5), r"image has shape \(32, 32, 4"),
+        (dict(strength=1.5, image=np.zeros((32, 32, 3), np.uint8)), r"strength = 1\.5 should lie"),
+        (
+            dict(image=np.zeros((32, 32, 3), np.uint8), mask=np.full((32, 32, 1), 255.0)),
+            r"mask has values from 255\.0 to 255\.0; they should lie in \[0, 1\]",
+        ),
+    ],
+)
+def test_bad_requests_to_a_text_model_are_one_sentence(base, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        base("a red fox", **({"num_steps": 4} | arguments))

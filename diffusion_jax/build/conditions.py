@@ -126,6 +126,8 @@ def _encode(
         labels = [_label(value, embedder.num_classes, class_names) for value in _as_list(values)]
         return np.asarray(labels, np.int32)
     array = np.asarray(values, np.float32 if embedder.channels is not None else embedder.dtype)
+    if embedder.shape == (1,) and array.shape[1:] != (1,):
+        array = array[..., None]  # one number each
     if embedder.channels is None and array.shape == embedder.shape:
         array = array[None]  # one row for all images
     if embedder.channels is None and array.shape[1:] != embedder.shape:

@@ -93,6 +93,14 @@ def test_a_prompt_is_tokenized_and_sizes_have_defaults():
     assert count == 2 and inputs["sizes"].tolist() == [[10, 20]] * 2
 
 
+@pytest.mark.parametrize("given", [2.5, [2.5, 2.5], [[2.5], [2.5]]])
+def test_single_numbers_may_be_given_as_they_are(given):
+    network = Network(None, {"score": numbers(input_key="score", size=1)}, "none", (8, 8, 1))
+    n = 2 if np.ndim(given) == 0 else None
+    inputs, count = encode_conditions(network, {"score": given}, n, tuple)
+    assert count == 2 and inputs["score"].tolist() == [[2.5], [2.5]]
+
+
 def test_a_negative_prompt_is_for_the_texts_or_what_it_names():
     assert encode_negative(TEXT, None, 3) is None
     key = EMBEDDERS["text"].input_key
