@@ -644,6 +644,21 @@ def test_samplers_bind_with_their_options(sampler, options, ours, tmp_path):
     assert build(config).sampling_steps == 7
 
 
+@pytest.mark.parametrize(
+    ("scaling", "parameterization", "denoiser"),
+    [("EpsScaling", "eps", None), ("VScaling", "v", None), ("EDMScaling", "eps", "edm")],
+)
+def test_a_scaling_is_a_parameterization_where_there_is_one(scaling, parameterization, denoiser):
+    where = "model.params.denoiser_config.params.scaling_config.target"
+    tree = changed(sd_2_1(), where, f"{SGM}.diffusionmodules.denoiser_scaling.{scaling}")
+    sections = parts(tree)[0][0]
+    schedule = sections["schedule"]
+    found = schedule["parameterization"] if "parameterization" in schedule else "eps"
+    assert found == parameterization and ("denoiser" in sections) == (denoiser is not None)
+    if denoiser is not None:
+        assert sections["denoiser"] == {"name": "discrete", "scaling": {"name": denoiser}}
+
+
 def test_guidance_needs_a_condition_that_training_drops():
     (sections, _), notes = parts(mnist())
     assert sections["guidance"] == {"name": "none"}
