@@ -115,7 +115,9 @@ class EMAVectorQuantizer(nn.Module):
         self.cluster_size = self.variable(
             "codebook", "cluster_size", lambda: jnp.zeros(self.n_embed)
         )
-        self.embed_avg = self.variable("codebook", "embed_avg", lambda: jnp.array(self.embedding.value))
+        self.embed_avg = self.variable(
+            "codebook", "embed_avg", lambda: jnp.array(self.embedding.value)
+        )
 
     def __call__(self, z: Float[Array, "b h w d"], *, train: bool = False) -> Quantized:
         _check_channels(z, "embedding_dim", self.embedding_dim)
