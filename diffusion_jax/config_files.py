@@ -14,8 +14,8 @@ from ml_collections import config_flags
 def load_config(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
     """Load configs/x.py[:variant] and apply --config.a.b=value overrides.
 
-    A key that the file has keeps its type, unless that is None. One that it lacks is added, so that every option of a
-    bound function can be set; build says whether there is such an option.
+    A key that the file has keeps its type, unless that is None. One that it lacks is added, so that
+    every option of a bound function can be set; build says whether there is such an option.
     Raises FileNotFoundError for a missing file and ValueError for a value that does not fit.
     """
     file = pathlib.Path(path.partition(":")[0])

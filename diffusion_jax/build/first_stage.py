@@ -1,6 +1,7 @@
 """The `first_stage` section -> a frozen autoencoder, in whose latents the network works."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ from jaxtyping import Array
 
 from diffusion_jax.build.binding import (
     ConfigError,
-    bind,
+    bind_shared,
     check_range,
     check_type,
     row,
@@ -17,9 +18,21 @@ from diffusion_jax.build.binding import (
 )
 from diffusion_jax.models.autoencoder import Autoencoder
 from diffusion_jax.models.regularizers import diagonal_gaussian, mode, sample
+from diffusion_jax.models.tiling import in_chunks, tiled_decode
 from diffusion_jax.types import Image, Keys, PyTree
 
 FIRST_STAGES = {"autoencoder_kl": Autoencoder}
+
+
+class Memory(NamedTuple):
+    """How much is encoded and decoded at once, None for everything.
+
+    samples_at_a_time: images of a batch. tile: side, in latent pixels, of the overlapping tiles
+    that larger latents are decoded in; GroupNorm then sees tiles, which changes colours slightly.
+    """
+
+    samples_at_a_time: int | None = None
+    tile: int | None = None
 
 
 class FirstStage(NamedTuple):
@@ -37,6 +50,7 @@ class FirstStage(NamedTuple):
     latent_shape: tuple[int, int, int]
     factor: int
     weights: str | None
+    memory: Memory = Memory()
 
     def init(self, key: Array) -> PyTree:
         """Initialise the parameters."""
@@ -53,8 +67,11 @@ class FirstStage(NamedTuple):
 
     def moments(self, params: PyTree, image: Image) -> Array:
         """Encode images [b h w c] into the moments of their posteriors [b h/f w/f 2z], float32."""
-        moments = self.module.apply({"params": params}, image, method="encode")
-        return jnp.asarray(moments, jnp.float32)
+
+        def encode(x: Array) -> Array:
+            return jnp.asarray(self.module.apply({"params": params}, x, method="encode"))
+
+        return self._few_at_a_time(encode, image).astype(jnp.float32)
 
     def draw(self, moments: Array, keys: Keys | None) -> Array:
         """Draw latents from the posterior that has these moments (without keys: take its mode)."""
@@ -63,8 +80,30 @@ class FirstStage(NamedTuple):
 
     def decode(self, params: PyTree, latents: Array) -> Array:
         """Decode latents [b h/f w/f z], not scaled -> images [b h w c], about [-1, 1], float32."""
-        image = self.module.apply({"params": params}, latents, method="decode")
-        return jnp.asarray(image, jnp.float32)
+
+        def decode(z: Array) -> Array:
+            return jnp.asarray(self.module.apply({"params": params}, z, method="decode"))
+
+        tile = self.memory.tile
+        if tile is not None and max(latents.shape[1:3]) > tile:
+            overlap, margin = tile // 4, tile // 16
+            whole = functools.partial(
+                tiled_decode,
+                decode,
+                factor=self.factor,
+                tile=tile,
+                overlap=overlap,
+                margin=margin,
+            )
+        else:
+            whole = decode
+        return self._few_at_a_time(whole, latents).astype(jnp.float32)
+
+    def _few_at_a_time(self, function: Callable[[Array], Array], x: Array) -> Array:
+        size = self.memory.samples_at_a_time
+        if size is None or size >= x.shape[0]:
+            return function(x)
+        return in_chunks(function, x, chunk_size=size)
 
 
 def build_first_stage(section: Mapping[str, Any], image_shape: tuple[int, int, int]) -> FirstStage:
@@ -80,7 +119,13 @@ def build_first_stage(section: Mapping[str, Any], image_shape: tuple[int, int, i
             f"{path}.scale_factor = {scale} should be left out: scale_by_std computes it"
         )
     module_class = row(FIRST_STAGES, section, path)
-    module = module_class(**bind(module_class, with_dtypes(section, path), path))
+    options, memory = bind_shared(
+        with_dtypes(section, path), path, (module_class, ()), (Memory, ())
+    )
+    module = module_class(**options)
+    for name, value in memory.items():
+        if value is not None:
+            check_range(value, f"{path}.{name}", low=1 if name == "samples_at_a_time" else 16)
     factor = 2 ** (len(module.ch_mult) - 1)
     height, width, _ = image_shape
     if height % factor or width % factor:
@@ -89,4 +134,6 @@ def build_first_stage(section: Mapping[str, Any], image_shape: tuple[int, int, i
             "the factor by which config.first_stage makes images smaller"
         )
     latent_shape = (height // factor, width // factor, module.embed_dim)
-    return FirstStage(module, scale, by_std, image_shape, latent_shape, factor, weights)
+    return FirstStage(
+        module, scale, by_std, image_shape, latent_shape, factor, weights, Memory(**memory)
+    )

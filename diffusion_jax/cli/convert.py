@@ -12,6 +12,7 @@ from diffusion_jax.build.binding import DTYPES
 from diffusion_jax.build.export import export_diffusers, export_single_file
 from diffusion_jax.build.weights import start_frozen
 from diffusion_jax.config_files import load_config
+from diffusion_jax.convert.from_yaml import config_from_yaml
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.train.checkpoint import open_checkpoints, state_bytes
 from diffusion_jax.train.ema import has_ema, reset_ema
@@ -90,8 +91,6 @@ def _yaml(arguments: argparse.Namespace) -> int:
     target = pathlib.Path(arguments.to)
     if target.exists():
         raise ValueError(f"--to={target} exists; choose another name, nothing is overwritten")
-    from diffusion_jax.convert.from_yaml import config_from_yaml
-
     converted = config_from_yaml(arguments.from_yaml)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(converted.source)
