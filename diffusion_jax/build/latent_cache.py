@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from diffusion_jax.build.binding import value_of
 from diffusion_jax.build.experiment import Experiment
 from diffusion_jax.build.latent_key import cache_options, cached_embedders, describe_cache
+from diffusion_jax.build.weights import FROZEN_FOLDER, make_frozen, run_frozen
 from diffusion_jax.data import transforms
 from diffusion_jax.data.batches import Batches, make_batches, prefetched, read_or_next
 from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
@@ -32,6 +33,7 @@ from diffusion_jax.data.latent_cache import (
 from diffusion_jax.data.records import Record, Records, find_keys, make_reader
 from diffusion_jax.models.conditioner import cached_outputs, name_outputs, outputs_of
 from diffusion_jax.sharding import batch_sharding, batch_shards, make_mesh, replicated
+from diffusion_jax.train.checkpoint import saved_steps
 from diffusion_jax.types import PyTree
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -39,20 +41,42 @@ SECONDS_BETWEEN_LINES = 10.0
 _log = logging.getLogger(__name__)
 
 
+class CachedTraining(NamedTuple):
+    """Training from a cache: its batches, and what else a run needs for them.
+
+    frozen: the networks that made it, with the constants. null: what stands for dropped texts, to
+    be added to frozen. with_images: see image_reader.
+    """
+
+    batches: Batches
+    frozen: PyTree
+    null: dict[str, PyTree]
+    with_images: Callable[[Mapping[str, Any], int], dict[str, Any]]
+
+
 def train_from_cache(
-    experiment: Experiment, frozen: PyTree, source: Records
-) -> tuple[Batches, PyTree]:
-    """Make or finish the cache of the training split and give its batches, and the frozen networks
-    with "null_outputs", what stands for a dropped text.
+    experiment: Experiment, source: Records, workdir: pathlib.Path | None = None
+) -> CachedTraining:
+    """Make or finish the cache of the training split, with the frozen networks that a run has saved
+    if it is in workdir, and open it for training.
 
     Raises ValueError as make_latent_cache does.
     """
+    frozen = load_frozen(experiment, workdir)
     cache = make_latent_cache(experiment, frozen, source)
     batches = experiment.data.cached_batches(
         cache, batch_size=experiment.training.batch_size, seed=experiment.seed
     )
     null = jax.device_put(dict(cache.null), replicated(experiment.mesh))
-    return batches, {**frozen, **({"null_outputs": null} if null else {})}
+    null = {"null_outputs": null} if null else {}
+    return CachedTraining(batches, frozen, null, image_reader(experiment, source))
+
+
+def load_frozen(experiment: Experiment, workdir: pathlib.Path | None) -> PyTree:
+    """Read the frozen networks that a run saved in a folder, or make them from their files."""
+    if workdir is not None and saved_steps(workdir / FROZEN_FOLDER):
+        return run_frozen(experiment, workdir)
+    return make_frozen(experiment)
 
 
 def make_latent_cache(

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "compute the losses of a run on a split of its data",
     "convert": "weights between runs, .safetensors files and diffusers; configs from YAML",
     "report": "summarise a run: progress, losses, speed, checkpoints",
+    "cache": "encode the training split into the latent cache of a config",
 }
 EPILOG = """examples:
   python launch.py --config=configs/mnist.py                        train
@@ -90,6 +91,10 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, help="instead of the config's seed")
     parser.add_argument("--no_test", action="store_true", help="skip the test split at the end")
+    _process_flags(parser)
+
+
+def _process_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "several processes", "not needed under SLURM, Open MPI and on TPUs; see docs/pods.md"
     )
@@ -151,10 +156,17 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, help="folder of a run")
 
 
+def _cache_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="a config with a first stage and config.latent_cache")
+    parser.add_argument("--workdir", help="of a run: with the frozen networks that it saved")
+    _process_flags(parser)
+
+
 _FLAGS = {
     "train": _train_flags,
     "sample": _sample_flags,
     "evaluate": _evaluate_flags,
     "convert": _convert_flags,
     "report": _report_flags,
+    "cache": _cache_flags,
 }

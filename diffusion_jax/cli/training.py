@@ -14,6 +14,7 @@ from diffusion_jax.build import Experiment
 from diffusion_jax.build.autoencoding import is_first_stage
 from diffusion_jax.build.evaluation import build_evaluate
 from diffusion_jax.build.hooks import HookOptions, Watched, bind_hooks, build_hooks
+from diffusion_jax.build.latent_cache import CachedTraining, train_from_cache
 from diffusion_jax.build.weights import (
     check_frozen_sources,
     is_released,
@@ -51,12 +52,13 @@ SIGNALS = ("SIGTERM", "SIGINT")
 
 
 class Opened(NamedTuple):
-    """The data of a run."""
+    """The data of a run. cached: what comes with batches out of a latent cache."""
 
     train: Batches
     validation: Batches | None
     test: Batches | None
     class_names: tuple[str, ...]
+    cached: CachedTraining | None = None
 
 
 def train_run(
@@ -77,8 +79,8 @@ def train_run(
     run_folder.check(workdir, config)
     abstract = experiment.check()
     check_sources(experiment)
-    data = open_data(experiment)
     options = bind_hooks(experiment.sections)
+    data = open_data(experiment, workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(claim_for_all(workdir, config))
         checkpoints = _open_checkpoints(workdir, from_step, options, state_bytes(abstract))
@@ -100,12 +102,11 @@ def train_run(
                     "seed": experiment.seed,
                 },
                 scores=scores,
-                frozen=start_frozen(
-                    experiment, workdir, first_batch=lambda: next(data.train.iterate(0))
-                ),
+                frozen=_frozen(experiment, workdir, data),
                 validation_batches=data.validation,
                 class_names=data.class_names,
                 signals=received,
+                with_images=None if data.cached is None else data.cached.with_images,
             )
             step_fn = jit_train_step(experiment.train_step, abstract, donate=donate)
             state, stop = loop.train(
@@ -139,9 +140,21 @@ def _open_checkpoints(
     return open_checkpoints(directory, needed_bytes=needed_bytes, **options.checkpoints)
 
 
-def open_data(experiment: Experiment) -> Opened:
-    """Open the splits that training reads; ValueError when its labels do not fit the model's
-    classes."""
+def _frozen(experiment: Experiment, workdir: pathlib.Path, data: Opened) -> PyTree:
+    given = None if data.cached is None else data.cached.frozen
+    frozen = start_frozen(
+        experiment, workdir, given, first_batch=lambda: next(data.train.iterate(0))
+    )
+    return frozen if data.cached is None else {**frozen, **data.cached.null}
+
+
+def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
+    """Open the splits that training reads, the first from the latent cache if the config has one,
+    which is made or finished now.
+
+    Raises ValueError when its labels do not fit the model's classes, and when the cache was made
+    from something else or is damaged.
+    """
     data, training = experiment.data, experiment.training
     source = data.source("train")
     names = data.class_names(source)
@@ -151,13 +164,16 @@ def open_data(experiment: Experiment) -> Opened:
                 f"config.conditioning.embedders.{name}.num_classes = {embedder.num_classes} is too "
                 f"few: the data set {data.name!r} has {len(names)} classes"
             )
-    train = data.train_batches(source, batch_size=training.batch_size, seed=experiment.seed)
     validation, test = (
         None
         if data.splits[role] is None
         else data.eval_batches(data.source(role), batch_size=training.batch_size)
         for role in ("validation", "test")
     )
+    if experiment.latent_cache is not None:
+        cached = train_from_cache(experiment, source, workdir)
+        return Opened(cached.batches, validation, test, names, cached)
+    train = data.train_batches(source, batch_size=training.batch_size, seed=experiment.seed)
     return Opened(train, validation, test, names)
 
 

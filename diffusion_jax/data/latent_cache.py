@@ -134,12 +134,12 @@ def _compare(folder: Path, made: Mapping[str, Any], wanted: Mapping[str, Any]) -
     names = [name for name in wanted if name in made and made[name] != wanted[name]]
     names += [name for name in {**wanted, **made} if (name in made) != (name in wanted)]
     if names:
-        shown = " and ".join(
+        shown = ", ".join(
             f"{show(made, name)} (this config has "
             f"{repr(wanted[name]) if name in wanted else 'none'})"
             for name in names[:3]
         )
-        more = f" and {len(names) - 3} more differences" if len(names) > 3 else ""
+        more = f" and {len(names) - 3} more that differ" if len(names) > 3 else ""
         raise ValueError(
             f"the latent cache in {folder} was made with {shown}{more}: choose another "
             "config.latent_cache.folder or delete it"

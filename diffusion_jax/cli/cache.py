@@ -1,0 +1,39 @@
+"""`python launch.py cache`: encode a training split once, before the runs that train from it."""
+
+import argparse
+import pathlib
+
+import jax
+
+from diffusion_jax.build import experiment
+from diffusion_jax.build.latent_cache import load_frozen, make_latent_cache
+from diffusion_jax.build.latent_key import cache_options
+from diffusion_jax.cli import distributed
+from diffusion_jax.cli.arguments import load_config
+from diffusion_jax.run_folder import SAVED_CONFIG, has_run
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make, finish or check the latent cache of a config; return 0."""
+    distributed.start(arguments)
+    workdir = None if arguments.workdir is None else pathlib.Path(arguments.workdir)
+    if arguments.config:
+        config = load_config(arguments.config, arguments.overrides)
+    elif workdir is not None and has_run(workdir):
+        config = load_config(str(workdir / SAVED_CONFIG), arguments.overrides)
+    else:
+        raise ValueError(
+            "nothing to encode: give --config=CONFIG with --config.latent_cache.folder=FOLDER, or "
+            "--workdir=RUN; see --help"
+        )
+    built = experiment(config)
+    cache_options(built)  # a config without a cache is not worth loading weights
+    source = built.data.source("train")
+    cache = make_latent_cache(built, load_frozen(built, workdir), source, verify=True)
+    size = sum(path.stat().st_size for path in cache.layout.folder.iterdir())
+    if jax.process_index() == 0:
+        print(
+            f"{cache.layout.folder} holds {cache.layout.num_records} records in "
+            f"{cache.layout.num_shards} shards, {size / 1e6:.1f} MB"
+        )
+    return 0

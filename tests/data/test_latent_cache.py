@@ -1,0 +1,221 @@
+"""Cached batches are those of make_batches with latents for pixels; damage is named."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from diffusion_jax.data.batches import make_batches
+from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
+from diffusion_jax.data.latent_cache import (
+    Entry,
+    Layout,
+    cached_batches,
+    claim_folder,
+    missing_shards,
+    open_cache,
+    read_entry,
+    verify_shards,
+    write_null,
+    write_shard,
+)
+from diffusion_jax.data.records import Record
+
+COUNT, SHARD = 11, 4
+NULL = {"cached/text/0": np.arange(6).reshape(2, 3).astype(ml_dtypes.bfloat16)}
+
+
+def made_up_source():
+    """Wide and tall images whose first pixel tells their number, some with two captions."""
+    source = []
+    for number in range(COUNT):
+        image = np.full((16, 8, 3) if number % 3 else (8, 16, 3), number, np.uint8)
+        image[:, : image.shape[1] // 2] += 100
+        captions = [f"caption {number}.{i}" for i in range(1 + number % 2)]
+        source.append({"image": image, "label": number % 4, "captions": captions})
+    return source
+
+
+def moments_of(pixels):
+    """As an encoder would: a function of the pixels [h w c] alone, [h/4 w/4 2]."""
+    left_and_right = pixels[2::4, 1::4, 0]
+    return np.stack([left_and_right, -left_and_right], axis=-1).astype(np.float32)
+
+
+def text_of(caption):
+    return np.float32([[float(word) for word in caption.split()[1].split(".")]])
+
+
+def make_entries(source, numbers, buckets):
+    for number in numbers:
+        fields = source[number]
+        pixels = fields["image"] / 127.5 - 1
+        yield Entry(
+            Record(
+                None, pixels.shape[:2], pixels.shape[:2], fields["label"],
+                tuple(fields["captions"]), number,
+            ),
+            int(buckets[number]),
+            np.stack([moments_of(pixels), moments_of(pixels[:, ::-1])]),
+            {"cached/text/0": np.stack([text_of(text) for text in fields["captions"]])},
+        )  # fmt: skip
+
+
+def make_cache(folder, dtype="float32", parts=(("size", 16),), shards=None):
+    source = made_up_source()
+    layout = Layout(folder, claim_folder(folder, dict(parts)), COUNT, SHARD)
+    rule = BucketRule(divisor=8, max_aspect=2.0, pad=0)
+    shapes, members = sort_into_buckets(source, "image", (8, 16), rule, at_least=3)
+    buckets = np.empty(COUNT, int)
+    for bucket, numbers in enumerate(members):
+        buckets[numbers] = bucket
+    for shard in range(layout.num_shards) if shards is None else shards:
+        entries = make_entries(source, layout.records(shard), buckets)
+        write_shard(layout, shard, entries, shapes, dtype)
+    write_null(folder, NULL)
+    return layout
+
+
+@pytest.mark.parametrize(("index", "count"), [(0, 1), (1, 3)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_batches_are_those_of_make_batches(tmp_path, flip, index, count):
+    place = dict(batch_size=3, seed=5, process_index=index, process_count=count, num_threads=0)
+    online = make_batches(
+        made_up_source(), image_size=(8, 16), buckets=True, bucket_divisor=8, random_flip=flip,
+        **place,
+    )  # fmt: skip
+    cached = cached_batches(open_cache(make_cache(tmp_path)), random_flip=flip, **place)
+    assert cached.shapes == online.shapes and len(online.shapes) == 2
+    assert (cached.num_examples, cached.steps_per_epoch) == (COUNT, online.steps_per_epoch)
+    mirrored = 0
+    for _, theirs, ours in zip(range(20), online.iterate(2), cached.iterate(2), strict=False):
+        assert set(theirs) - {"image"} == set(ours) - {"moments", "mirrored", "cached/text/0"}
+        for name in theirs.keys() & ours.keys():
+            np.testing.assert_array_equal(theirs[name], ours[name])
+            assert theirs[name].dtype == ours[name].dtype
+        wanted = np.stack([moments_of(pixels) for pixels in theirs["image"]])
+        np.testing.assert_allclose(ours["moments"], wanted, atol=1e-6)
+        texts = np.stack([text_of(text) for text in theirs["caption"]])
+        np.testing.assert_array_equal(ours["cached/text/0"], texts)
+        mirrored += ours["mirrored"].sum() if flip else 0
+    assert flip == (0 < mirrored < 20 * 3 // count)
+    assert ours["moments"].dtype == np.float32
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float16", 2**-11), ("bfloat16", 2**-8)])
+def test_small_dtypes_round_and_null_outputs_keep_theirs(tmp_path, dtype, error):
+    cache = open_cache(make_cache(tmp_path, dtype))
+    found, exact = read_entry(cache, 3), list(make_entries(made_up_source(), [3], np.zeros(9)))[0]
+    assert str(found.moments.dtype) == str(found.outputs["cached/text/0"].dtype) == dtype
+    assert found.record == exact.record
+    np.testing.assert_allclose(found.moments.astype(float), exact.moments, rtol=error)
+    assert np.abs(found.moments.astype(float) - exact.moments).max() > 0
+    assert cache.null["cached/text/0"].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(cache.null["cached/text/0"], NULL["cached/text/0"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "message"),
+    [
+        ("float16", 1e5, "moments of record 5 reaches 1e[+]05, which float16 cannot hold; choose"),
+        ("float32", np.nan, "moments of record 5 is not finite; choose another config.latent"),
+    ],
+)
+def test_values_that_do_not_fit_are_an_error(tmp_path, dtype, value, message):
+    layout = make_cache(tmp_path, shards=[0])
+    entries = list(make_entries(made_up_source(), layout.records(1), np.zeros(COUNT)))
+    entries[1].moments[0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=message):
+        write_shard(layout, 1, entries, [(8, 16)], dtype)
+    assert missing_shards(layout) == [1, 2]
+
+
+def test_what_a_kill_leaves_is_made_again_with_the_same_bytes(tmp_path):
+    whole, torn = make_cache(tmp_path / "whole"), make_cache(tmp_path / "torn", shards=[0, 2])
+    torn.path(0).with_suffix(".json").unlink()  # killed between shard and index
+    (torn.folder / f".{torn.path(1).name}.unfinished").write_bytes(b"half a shard")
+    assert missing_shards(torn) == [0, 1]
+    with pytest.raises(ValueError, match="not complete: 2 of its 3 shards are missing; make them"):
+        open_cache(torn)
+    make_cache(tmp_path / "torn", shards=[0, 1])
+    contents = [
+        {path.name: path.read_bytes() for path in layout.folder.iterdir()}
+        for layout in (whole, torn)
+    ]
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 2 * 3 + 2
+
+
+def test_a_shard_that_was_cut_short_is_named(tmp_path):
+    layout = make_cache(tmp_path)
+    content = layout.path(1).read_bytes()
+    layout.path(1).write_bytes(content[: len(content) // 2])
+    for attempt in (missing_shards, open_cache, verify_shards):
+        with pytest.raises(ValueError, match="00001-of-00003.arrayrecord of the latent.*damaged"):
+            attempt(layout)
+    layout.path(1).unlink()
+    assert missing_shards(layout) == [1]
+    with pytest.raises(ValueError, match="00001-of-00003.arrayrecord.*missing"):
+        verify_shards(layout)
+
+
+def test_a_flipped_bit_is_found_by_the_checksum_and_when_it_is_read(tmp_path):
+    layout = make_cache(tmp_path)
+    content = bytearray(layout.path(0).read_bytes())
+    place = content.index(b"caption 2.0")
+    content[place + 8] ^= 1  # "caption 3.0"
+    layout.path(0).write_bytes(content)
+    with pytest.raises(ValueError, match="00000-of-00003.*damaged: its bytes are not those"):
+        verify_shards(layout)
+    cache = open_cache(layout)
+    with pytest.raises(ValueError, match="record 2 of the latent cache cannot be read.*00000-of"):
+        read_entry(cache, 2)
+    assert read_entry(cache, 7).record.index == 7
+
+
+def test_a_record_that_arrayrecord_let_pass_fails_its_own_checksum(tmp_path):
+    cache = open_cache(make_cache(tmp_path))
+    packed = bytearray(cache.source[2])
+    packed[-1] ^= 1
+    with pytest.raises(ValueError, match="record 2 .*its checksum differs"):
+        read_entry(cache._replace(source=[b"", b"", bytes(packed)]), 2)
+
+
+def test_a_key_that_differs_is_refused_with_what_differs(tmp_path):
+    parts = {"size": (8, 16), "crop": "center", "weights": "ab12", "split": "train", "old": 1}
+    digest = claim_folder(tmp_path, parts)
+    assert claim_folder(tmp_path, dict(parts)) == digest
+    assert json.loads((tmp_path / "key.json").read_text())["parts"]["size"] == [8, 16]
+    with pytest.raises(ValueError) as error:
+        claim_folder(tmp_path, parts | {"size": 32})
+    assert str(error.value) == (
+        f"the latent cache in {tmp_path} was made with size = [8, 16] (this config has 32): "
+        "choose another config.latent_cache.folder or delete it"
+    )
+    other = {"size": 32, "crop": "stretch", "weights": "cd", "split": "test", "new": 2}
+    with pytest.raises(ValueError, match="crop = 'center' .this config has 'stretch'.*3 more"):
+        claim_folder(tmp_path, other)
+    del parts["old"]
+    with pytest.raises(ValueError, match="no new .this config has 2., old = 1 .this config has no"):
+        claim_folder(tmp_path, parts | {"new": 2})
+
+
+def test_shards_of_another_cache_and_strange_folders_are_refused(tmp_path):
+    here, there = (make_cache(tmp_path / name, parts=[("size", name)]) for name in ("a", "b"))
+    for suffix in (".arrayrecord", ".json"):
+        there.path(1).with_suffix(suffix).replace(here.path(1).with_suffix(suffix))
+    with pytest.raises(ValueError, match="a/00001-of-00003.arrayrecord belongs to another latent"):
+        open_cache(here)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    with pytest.raises(ValueError, match="photos holds no latent cache .no key.json., but cat.png"):
+        claim_folder(tmp_path / "photos", {"size": 16})
+
+
+def test_bad_arguments_are_those_of_make_batches(tmp_path):
+    cache = open_cache(make_cache(tmp_path))
+    with pytest.raises(ValueError, match="batch_size=12 is more than the 11 records"):
+        cached_batches(cache, batch_size=12)
+    with pytest.raises(ValueError, match="batch_size=3 must be a positive multiple of the 2"):
+        cached_batches(cache, batch_size=3, process_count=2)
