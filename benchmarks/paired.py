@@ -109,6 +109,17 @@ def serve(build: Callable[[dict[str, Any]], tuple[dict[str, Any], Callable[[int]
         answer({"wall": wall / units, "cpu": cpu / units, "memory": peak_memory()})
 
 
+def first_call(work: Callable[[], Any]) -> tuple[Any, Round]:
+    """Call twice -> what the second call returned, and how much longer the first one took."""
+    seconds = []
+    for _ in range(2):
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = work()
+        seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
+    (first, first_cpu), (again, again_cpu) = seconds
+    return result, Round(first - again, first_cpu - again_cpu)
+
+
 def peak_memory() -> int:
     """Bytes of main memory that this process held at most, so far (Linux counts in KiB)."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -182,17 +193,22 @@ def compare(name: str, arguments: argparse.Namespace, work: str) -> dict[str, An
             torch_side = {**specification, "network": ours.report["network"]}
             sides.append(Side(arguments.peer_python, "side_torch.py", torch_side))
             same_size(*(side.report["parameters"] for side in sides))
-        for side in sides:  # caches and allocators settle; not counted
-            side.round(1)
-            side.rounds.clear()
-        for _ in range(arguments.rounds):
-            for side in sides:
-                side.round(arguments.repeats)
+        alternate(sides, arguments.rounds, arguments.repeats)
     finally:
         for side in sides:
             side.close()
     print(describe(name, arguments, specification, sides), flush=True)
     return {"ratio": ratios(*sides) if len(sides) == 2 else None, "ours": ours.rounds}
+
+
+def alternate(sides: list[Side], rounds: int, repeats: int) -> None:
+    """Let the sides take turns; their rounds are those of this call."""
+    for side in sides:  # caches and allocators settle; not counted
+        side.round(1)
+        side.rounds.clear()
+    for _ in range(rounds):
+        for side in sides:
+            side.round(repeats)
 
 
 def same_size(ours: int, theirs: int) -> None:

@@ -14,7 +14,7 @@ def scripts(monkeypatch):
     """Let the scripts import each other, as they do when they are started."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("paired", "train_step", "sample"):
+    for name in ("paired", "train_step", "sample", "sampling", "compile_time"):
         sys.modules.pop(name, None)
 
 
@@ -58,3 +58,52 @@ def test_the_ratio_pairs_the_rounds(scripts):
         "least": 3.0,
         "cpu": 2.0,
     }
+
+
+@pytest.mark.slow
+def test_our_side_of_latent_sampling_runs_and_prints_its_times(scripts, capsys):
+    import sampling
+
+    options = "--nets=tiny --latents=16 --batch_sizes=2 --threads=1 --num_steps=2 --rounds=2"
+    [numbers] = sampling.main(["--no_peer", *options.split()])
+    assert len(numbers["ours"]) == 2 and numbers["ratios"] == []
+    said = capsys.readouterr().out
+    assert "tiny latents=16x16 batch=2 steps=2 threads=1 float32" in said
+    assert re.search(r"jax .*: \d+\.\d+ s a batch in the median", said)
+
+
+def test_compilation_is_paid_after_as_many_images_as_the_totals_say(scripts):
+    import sampling
+
+    # Ours: 10 s and 1 s a batch; theirs 3 s a batch: level at 5 batches, ahead with the sixth.
+    assert sampling.images_until_ahead((1.0, 3.0), (10.0, 0.0), count=4) == 6 * 4
+    assert sampling.images_until_ahead((1.0, 3.0), (11.0, 0.0), count=1) == 6
+    assert sampling.images_until_ahead((1.0, 3.0), (0.0, 5.0), count=4) == 4
+    assert sampling.images_until_ahead((3.0, 3.0), (10.0, 0.0), count=4) is None
+
+
+def test_wrong_options_of_latent_sampling_are_refused(scripts, capsys):
+    import sampling
+
+    for option, message in [
+        ("--nets=sdxl2", "'sdxl2' is unknown; choose from tiny, small64, small128, sdxl"),
+        ("--peers=lazy", "'lazy' is unknown; choose from eager, compile"),
+        ("--threads=4096", "--threads=4096: this process has"),
+        ("--num_steps=0", "--num_steps=0 should be at least 1"),
+    ]:
+        with pytest.raises(SystemExit):
+            sampling.parse([option])
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_scanned_blocks_are_traced_once(scripts, capsys):
+    import compile_time
+
+    options = ["--config=configs/sdxl.py:tiny", "--programs=forward", "--latents=16"]
+    unrolled, scanned = compile_time.main(options)
+    assert unrolled["parameters"] == scanned["parameters"]
+    assert unrolled["stablehlo_operations"] > 1.1 * scanned["stablehlo_operations"]
+    assert unrolled["equations"] > 1.1 * scanned["equations"]
+    assert set(unrolled["seconds"]) == {"build", "trace", "lower"}
+    assert re.search(r"forward scanned .*: build .* s .*, trace .* s", capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""The network that the benchmarks time in PyTorch has the size of ours."""
+"""What the benchmarks time in PyTorch is our network, and makes our latents."""
 
 import sys
 from pathlib import Path
@@ -37,4 +37,42 @@ def test_the_peer_has_our_parameters_and_output(monkeypatch, name):
     assert sum(p.numel() for p in peer.parameters()) == ours
     assert out.shape == shape
     for name in ("paired", "side_torch"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parity
+def test_both_sides_of_latent_sampling_make_the_same_latents(monkeypatch, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import sampling
+    import side_latents_jax
+    import side_latents_torch
+
+    specification = {
+        **sampling.NETS["tiny"]._asdict(),
+        "latents": 16,
+        "batch_size": 2,
+        "num_steps": 5,
+        "guidance_scale": 5.0,
+        "threads": 1,
+        "device": "cpu",
+        "dtype": "float32",
+        "layout": "channels_first",
+        "compile": False,
+        "folder": str(tmp_path),
+    }
+    ours, _ = side_latents_jax.build(specification)
+    theirs, _ = side_latents_torch.build(specification)
+    assert theirs["parameters"] == ours["parameters"]
+    assert theirs["difference"] < 1e-4
+    # The latents depend on everything: other noise levels or conditions are noticed.
+    latents = np.load(tmp_path / "latents.npy")
+    assert np.abs(latents).max() > 0.1 and latents.shape == (2, 16, 16, 4)
+    context = np.load(tmp_path / "conditional_context.npy")
+    np.save(tmp_path / "conditional_context.npy", context[::-1])
+    with pytest.raises(ValueError, match="the latents of both sides differ"):
+        side_latents_torch.build(specification)
+    names = ("paired", "random_weights", "sampling", "side_latents_jax", "side_latents_torch")
+    for name in names:
         sys.modules.pop(name, None)
