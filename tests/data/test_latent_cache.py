@@ -1,6 +1,7 @@
 """Cached batches are those of make_batches with latents for pixels; damage is named."""
 
 import json
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -80,7 +81,8 @@ def make_cache(folder, dtype="float32", parts=(("size", 16),), shards=None):
 @pytest.mark.parametrize(("index", "count"), [(0, 1), (1, 3)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_batches_are_those_of_make_batches(tmp_path, flip, index, count):
-    place = dict(batch_size=3, seed=5, process_index=index, process_count=count, num_threads=0)
+    place: Any = dict(batch_size=3, seed=5, process_index=index, process_count=count)
+    place["num_threads"] = 0
     online = make_batches(
         made_up_source(), image_size=(8, 16), buckets=True, bucket_divisor=8, random_flip=flip,
         **place,
