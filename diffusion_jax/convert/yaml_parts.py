@@ -9,6 +9,8 @@ from diffusion_jax.convert.yaml_reading import Node, leaves
 from diffusion_jax.convert.yaml_rows import Drop, convert_class, convert_options
 
 Sections = dict[str, Any]
+# Transformers of this depth are scanned: they compile in a third of the time (docs/performance.md).
+DEEP = 4
 
 
 class Noise(NamedTuple):
@@ -51,6 +53,9 @@ def convert_unet(node: Node, *, ldm: bool) -> Sections:
             model["legacy"] = params.take("legacy", True)
     if params.take("use_checkpoint", False):
         model["remat"] = True
+    depth: Any = model["transformer_depth"] if "transformer_depth" in model else 1
+    if max(depth if isinstance(depth, tuple) else (depth,)) >= DEEP:
+        model["scan"] = True
     if params.take("use_bf16", False):
         model["dtype"] = "bfloat16"
     if params.peek("use_fp16"):
