@@ -185,8 +185,8 @@ def _kubernetes(environ: Mapping[str, str]) -> Place | None:
         raise ValueError(
             f"this is pod {environ['JOB_COMPLETION_INDEX']} of an indexed job, which does not tell "
             "how many there are: give --coordinator_address, --num_processes and --process_id as "
-            "deploy/jobset_gpu.yaml does, install kubernetes, or give --num_processes=1 for this pod "
-            "alone"
+            "deploy/jobset_gpu.yaml does, install kubernetes, or give --num_processes=1 for this "
+            "pod alone"
         )
     return Place()
 
