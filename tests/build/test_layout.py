@@ -120,9 +120,9 @@ def test_frozen_encoders_and_heads_that_do_not_divide(caplog):
     assert "tensor" not in str(frozen[f"{layer}self_attn/q_proj/kernel"])
     assert "2 heads of layers like /self_attn/out_proj/kernel$ do not divide by" in caplog.text
     assert any(path.startswith("first_stage/") and "fsdp" in str(s) for path, s in frozen.items())
-    block = "params/network/output_blocks_0_1/transformer_blocks_1/"  # four heads of 16
-    assert placed[f"{block}attn2/to_k/kernel"] == ("fsdp", "tensor")
-    assert placed[f"{block}attn2/to_out_0/kernel"] == ("tensor", "fsdp")
+    block = "params/network/output_blocks_0_1/transformer_blocks/"  # two scanned, four heads of 16
+    assert placed[f"{block}attn2/to_k/kernel"] == (None, "fsdp", "tensor")
+    assert placed[f"{block}attn2/to_out_0/kernel"] == (None, "tensor", "fsdp")
     two = specs(build("configs/sdxl.py:tiny", tensor=2).abstract_frozen())
     assert two[f"{layer}self_attn/q_proj/bias"] == ("tensor",)
     assert two[f"{layer}self_attn/out_proj/kernel"] == ("tensor", None)
