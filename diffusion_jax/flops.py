@@ -1,0 +1,113 @@
+"""Count the floating-point operations of a program from its jaxpr: matrix products, convolutions.
+
+Everything else (norms, activations, softmax) is left out, as is usual for model FLOPs: it is bound
+by memory, not by arithmetic. Nothing is compiled or computed.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
+    """Trace function(*args, **kwargs) and count its FLOPs, two per multiply-add, on all devices.
+
+    args: arrays or jax.ShapeDtypeStruct. What is recomputed under remat is in the program, so it
+    counts; trace the function without remat for the FLOPs of the model.
+    """
+    return jaxpr_flops(jax.make_jaxpr(function)(*args, **kwargs))
+
+
+def jaxpr_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
+    """Count the FLOPs of a jaxpr, two per multiply-add.
+
+    A scan counts its body length times, a while loop, whose length is not known, once, and a
+    condition its dearest branch. A shard_map counts on all devices that split its arguments, a
+    Pallas kernel at every point of its grid.
+    """
+    return sum(_equation_flops(eqn) for eqn in jaxpr.eqns)
+
+
+def _equation_flops(eqn: Any) -> int:
+    name, params = eqn.primitive.name, eqn.params
+    if name in ("dot_general", "conv_general_dilated"):
+        lhs, rhs, out = (v.aval.shape for v in (*eqn.invars, *eqn.outvars))
+        if name == "dot_general":
+            return _dot_flops(lhs, rhs, params["dimension_numbers"])
+        return _conv_flops(lhs, rhs, out, params)
+    inner = [jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(params)]
+    if name == "cond":
+        return max(inner)
+    return _repeats(name, params) * sum(inner)
+
+
+def _repeats(name: str, params: dict[str, Any]) -> int:
+    """How often the jaxprs of an equation run."""
+    if name == "scan":
+        return params["length"]
+    if name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid)
+    if name == "shard_map":
+        specs = jax.tree.leaves((params["in_specs"], params["out_specs"]), is_leaf=_is_spec)
+        entries = {axis for spec in specs for entry in spec for axis in _axes(entry)}
+        return math.prod(params["mesh"].shape[axis] for axis in entries)
+    return 1
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, jax.sharding.PartitionSpec)
+
+
+def _axes(entry: str | Sequence[str] | None) -> Sequence[str]:
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr | ClosedJaxpr]:
+    for value in params.values():
+        for leaf in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(leaf, Jaxpr | ClosedJaxpr):
+                yield leaf
+
+
+def _dot_flops(lhs: Sequence[int], rhs: Sequence[int], dimensions: Any) -> int:
+    (_, contracted), (_, batch) = dimensions
+    free = (n for i, n in enumerate(rhs) if i not in (*contracted, *batch))
+    return 2 * math.prod(lhs) * math.prod(free)
+
+
+def _conv_flops(
+    lhs: Sequence[int], rhs: Sequence[int], out: Sequence[int], params: dict[str, Any]
+) -> int:
+    """Count the products with elements of lhs only, not with padding or what dilation puts between.
+
+    So the gradients of a convolution cost what it does, each, whatever its stride.
+    """
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+    taps = math.prod(
+        _taps(lhs[i], rhs[k], out[o], stride, low, lhs_dilation, rhs_dilation)
+        for i, k, o, stride, (low, _), lhs_dilation, rhs_dilation in zip(
+            lhs_spec[2:],
+            rhs_spec[2:],
+            out_spec[2:],
+            params["window_strides"],
+            params["padding"],
+            params["lhs_dilation"],
+            params["rhs_dilation"],
+            strict=True,
+        )
+    )
+    # rhs has the input features of one group; of out, batch groups have divided the batch.
+    return 2 * taps * out[out_spec[0]] * out[out_spec[1]] * rhs[rhs_spec[1]]
+
+
+def _taps(
+    lhs: int, rhs: int, out: int, stride: int, low: int, lhs_dilation: int, rhs_dilation: int
+) -> int:
+    """How many pairs of an output position and a kernel position meet an element of lhs."""
+    place = np.arange(out)[:, None] * stride + np.arange(rhs) * rhs_dilation - low
+    inside = (place >= 0) & (place <= (lhs - 1) * lhs_dilation) & (place % lhs_dilation == 0)
+    return int(inside.sum())
