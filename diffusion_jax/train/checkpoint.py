@@ -9,8 +9,8 @@ Synopsis:
 
 On disk (Orbax): {directory}/{step}/state and {directory}/{step}/metadata, the caller's metadata and
 one checksum per array. The average of the parameters is in the state, inside opt_state; load_params
-reads it, or the parameters, alone. Nothing here falls back in silence to another checkpoint, and
-nothing is overwritten: a checkpoint that is in the way is moved aside (set_aside_later).
+reads it, or the parameters, alone. Nothing here falls back to another checkpoint unless told so
+(on_damage), and nothing is overwritten: a checkpoint that is in the way is moved aside.
 """
 
 import contextlib
@@ -53,9 +53,11 @@ __all__ = [
     "state_bytes",
 ]
 
+_log = logging.getLogger(__name__)
 _PARTIAL = ".orbax-checkpoint-tmp"
 _PROBE_BYTES = 1 << 16
 _WORST = {"min": math.inf, "max": -math.inf}
+_ON_DAMAGE = ("stop", "previous")
 
 
 class Checkpoints(NamedTuple):
@@ -63,10 +65,10 @@ class Checkpoints(NamedTuple):
 
     save(step, state, metadata, metrics=None) -> bool: start saving and return as soon as the state
     may be donated; False when the step is there already, which then only gets the metrics that it
-    lacks. restore(abstract_state, step=None): see restore_state. all_steps() and latest_step()
-    count a save that is still under way. is_best(metrics): whether a checkpoint with these metrics
-    would be among the best to keep; ValueError when the monitor is not one of them. wait() returns
-    when all is on disk and raises what went wrong; close() waits and closes.
+    lacks. restore(abstract_state, step=None): restore_state, after on_damage. all_steps() and
+    latest_step() count a save that is still under way. is_best(metrics): whether a checkpoint with
+    these metrics would be among the best to keep; ValueError when the monitor is not one of them.
+    wait() returns when all is on disk and raises what went wrong; close() waits and closes.
     """
 
     directory: epath.Path
@@ -87,13 +89,16 @@ def open_checkpoints(
     keep_best: int = 0,
     monitor: str | None = None,
     mode: str = "min",
+    on_damage: str = "stop",
     needed_bytes: int = 0,
 ) -> Checkpoints:
     """Open, or make, a folder to save checkpoints in, and find out now whether it can be written.
 
     Kept are the newest keep_last, every multiple of keep_every, and the keep_best with the best
     metrics[monitor]; the newest is always among them. mode: "min" or "max" of the monitor is best;
-    NaN is worst. needed_bytes: free space to ask for, see state_bytes.
+    NaN is worst. on_damage: a checkpoint that cannot be read back is an error ("stop"), or is moved
+    to {directory}/set_aside with a warning, and the newest whole one before it takes its place
+    ("previous"). needed_bytes: free space to ask for, see state_bytes.
     What a killed process left half-written is removed; nothing else is.
     Raises OSError when the folder cannot be written or is too small, ValueError for bad options.
     """
@@ -101,6 +106,10 @@ def open_checkpoints(
         raise ValueError(f"keep_last = {keep_last} should be at least 1")
     if mode not in _WORST:
         raise ValueError(f"mode = {mode!r} is unknown; choose one of {', '.join(_WORST)}")
+    if on_damage not in _ON_DAMAGE:
+        raise ValueError(
+            f"on_damage = {on_damage!r} is unknown; choose one of {', '.join(_ON_DAMAGE)}"
+        )
     if keep_best and monitor is None:
         raise ValueError(f"keep_best = {keep_best} needs a monitor such as 'val/loss_simple_ema'")
     directory = epath.Path(directory).absolute()
@@ -128,7 +137,7 @@ def open_checkpoints(
     return Checkpoints(
         directory,
         save=functools.partial(_save, manager, directory, monitor if keep_best else None),
-        restore=functools.partial(_wait_and_restore, manager, directory),
+        restore=functools.partial(_wait_and_restore, manager, directory, on_damage),
         all_steps=lambda: sorted(manager.all_steps()),
         latest_step=manager.latest_step,
         is_best=is_best,
@@ -225,9 +234,7 @@ def _add_metrics(manager, folder: epath.Path, metrics: Mapping[str, float]) -> N
         partial.mkdir(exist_ok=True)
         (partial / "metrics").write_text(json.dumps(metrics))
         partial.rename(folder / "metrics")
-    if jax.process_count() > 1:
-        with jax.transfer_guard("allow"):
-            multihost_utils.sync_global_devices(f"metrics of {folder}")
+    _wait_for_all(f"metrics of {folder}")
     manager.reload()
 
 
@@ -245,9 +252,30 @@ def _without(message: str) -> Iterator[None]:
         logger.removeFilter(keep)
 
 
-def _wait_and_restore(manager, directory, abstract_state, step=None):
+def _wait_and_restore(manager, directory, on_damage, abstract_state, step=None):
     manager.wait_until_finished()
-    return restore_state(directory, abstract_state, step)
+    try:
+        return restore_state(directory, abstract_state, step)
+    except DamagedCheckpoint as error:
+        if error.whole is None:
+            raise
+        if on_damage == "stop":
+            raise DamagedCheckpoint(
+                f"{error}; on_damage = 'previous' goes on from there", error.whole
+            ) from error
+        _log.warning("%s, which is used; later ones are moved to set_aside", error)
+        whole = error.whole
+    if jax.process_index() == 0:
+        set_aside_later(directory, whole)
+    _wait_for_all(f"damage in {directory}")
+    manager.reload()
+    return restore_state(directory, abstract_state, whole)
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        with jax.transfer_guard("allow"):
+            multihost_utils.sync_global_devices(what)
 
 
 def _check_writable(directory: epath.Path, needed_bytes: int) -> None:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from diffusion_jax.train.checksums import checksums, path_name
 from diffusion_jax.types import PyTree
@@ -20,7 +21,14 @@ _SHOWN = 4  # names in one message
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint that cannot be read back as it was written."""
+    """A checkpoint that cannot be read back as it was written.
+
+    whole: the step of the newest one before it that can, None if there is none or nobody looked.
+    """
+
+    def __init__(self, message: str, whole: int | None = None) -> None:
+        super().__init__(message)
+        self.whole = whole
 
 
 def restore_state(
@@ -38,8 +46,13 @@ def restore_state(
     try:
         return _read_state(directory, abstract_state, step)
     except DamagedCheckpoint as error:
-        good = _newest_whole(directory, abstract_state, before=step)
-        raise DamagedCheckpoint(f"{error}; {good}") from error
+        whole = _newest_whole(directory, abstract_state, before=step)
+        found = (
+            "there is no whole one before it"
+            if whole is None
+            else f"the newest whole one before it is {directory / str(whole)}"
+        )
+        raise DamagedCheckpoint(f"{error}; {found}", whole) from error
 
 
 def load_params(
@@ -137,10 +150,12 @@ def _read_description(directory: epath.Path, step: int) -> tuple[PyTree, dict[st
 def _read_arrays(directory: epath.Path, step: int, item: PyTree, sums: dict[str, int]) -> PyTree:
     folder = directory / str(step)
     arguments = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(_restore_args, item))
+    values, failed = None, None
     try:
-        values = _reader().restore(folder / "state", args=arguments)
+        values = ocp.PyTreeCheckpointHandler().restore(folder / "state", args=arguments)
     except Exception as error:
-        raise _damage(folder, "its arrays cannot be read", error) from error
+        failed = error
+    _raise_together(folder, failed)
     read = {name: leaf for name, leaf in _named(values).items() if leaf is not ocp.PLACEHOLDER}
     changed = [name for name, value in checksums(read).items() if sums.get(name) != value]
     if changed:
@@ -148,8 +163,15 @@ def _read_arrays(directory: epath.Path, step: int, item: PyTree, sums: dict[str,
     return values
 
 
-def _reader() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+def _raise_together(folder: epath.Path, failed: Exception | None) -> None:
+    """Raise in all processes if one could not read its part, lest the others wait for it."""
+    anywhere = failed is not None
+    if jax.process_count() > 1:
+        anywhere = bool(np.any(multihost_utils.process_allgather(np.int32(anywhere))))
+    if failed is not None:
+        raise _damage(folder, "its arrays cannot be read", failed) from failed
+    if anywhere:
+        raise _damage(folder, "another process cannot read its part of the arrays")
 
 
 def _restore_args(leaf: Any) -> ocp.RestoreArgs:
@@ -229,12 +251,12 @@ def _damage(folder: epath.Path, what: str, error: Exception | None = None) -> Da
     return DamagedCheckpoint(f"the checkpoint {folder} is damaged: {what}{reason}")
 
 
-def _newest_whole(directory: epath.Path, abstract_state: PyTree, *, before: int) -> str:
+def _newest_whole(directory: epath.Path, abstract_state: PyTree, *, before: int) -> int | None:
     earlier = [step for step in saved_steps(directory) if step < before]
     for step in reversed(earlier):
         try:
             _read_state(directory, abstract_state, step)
         except DamagedCheckpoint:
             continue
-        return f"the newest whole one before it is {directory / str(step)}"
-    return "there is no whole one before it"
+        return step
+    return None

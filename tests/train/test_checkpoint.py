@@ -209,6 +209,7 @@ def test_saving_without_metrics_is_no_cause_for_a_warning(tmp_path, caplog):
         ({"keep_last": 0}, "keep_last = 0"),
         ({"mode": "best"}, "mode = 'best' .* min, max"),
         ({"keep_best": 2}, "keep_best = 2 needs a monitor"),
+        ({"on_damage": "ignore"}, "on_damage = 'ignore' .* stop, previous"),
     ],
 )
 def test_bad_options(tmp_path, options, message):
@@ -298,6 +299,43 @@ def test_damage_everywhere(tmp_path):
         truncate(tmp_path / step / "metadata" / "metadata")
     with pytest.raises(DamagedCheckpoint, match="there is no whole one before it"):
         restore_state(tmp_path, abstract(make_state()))
+
+
+@noisy
+def test_a_run_stops_at_damage_unless_told_to_take_the_previous_one(tmp_path, caplog):
+    write(tmp_path, 10, 20, 30, 40)
+    truncate(biggest(tmp_path / "40" / "state"))
+    truncate(tmp_path / "30" / "metadata" / "metadata")
+    checkpoints = open_checkpoints(tmp_path, keep_last=9)
+    with pytest.raises(
+        DamagedCheckpoint, match=r"/40 is damaged.*is .*/20; on_damage = 'previous'"
+    ):
+        checkpoints.restore(abstract(make_state()))
+    checkpoints.close()
+    assert saved_steps(tmp_path) == [10, 20, 30, 40]
+    checkpoints = open_checkpoints(tmp_path, keep_last=9, on_damage="previous")
+    state, metadata = checkpoints.restore(abstract(make_state()))
+    assert_same(state, make_state(20, step=20))
+    assert metadata["next_batch"] == 20
+    assert f"{tmp_path / '40'} is damaged" in caplog.text and "which is used" in caplog.text
+    assert checkpoints.latest_step() == 20
+    assert sorted(path.name for path in (tmp_path / "set_aside").iterdir()) == ["30", "40"]
+    assert checkpoints.save(30, make_state(3, step=30), METADATA)  # where the damaged one was
+    checkpoints.close()
+    restored, _ = restore_state(tmp_path, abstract(make_state()))
+    assert_same(restored, make_state(3, step=30))
+
+
+@noisy
+def test_no_policy_helps_when_all_are_damaged(tmp_path):
+    write(tmp_path, 10, 20)
+    for step in ("10", "20"):
+        truncate(tmp_path / step / "metadata" / "metadata")
+    checkpoints = open_checkpoints(tmp_path, keep_last=9, on_damage="previous")
+    with pytest.raises(DamagedCheckpoint, match="there is no whole one before it"):
+        checkpoints.restore(abstract(make_state()))
+    checkpoints.close()
+    assert saved_steps(tmp_path) == [10, 20]
 
 
 @noisy
