@@ -12,6 +12,7 @@ from diffusion_jax.build.experiment import Experiment
 from diffusion_jax.build.images import build_log_images, build_log_reconstructions
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.train.checkpoint import Checkpoints, open_checkpoints
+from diffusion_jax.train.hang import watch_hangs
 from diffusion_jax.train.hooks.checkpoint import checkpoint
 from diffusion_jax.train.hooks.early_stopping import early_stopping
 from diffusion_jax.train.hooks.images import images
@@ -30,6 +31,7 @@ _TARGETS: dict[str, tuple[tuple[Callable, tuple[str, ...]], ...]] = {
     "progress": ((progress, ("num_steps", "batch_size", "stream")),),
     "scalars": ((scalars, ("writer", "lr_at", "batch_size")),),
     "nan_stop": ((nan_stop, ("checkpoints",)),),
+    "hang": ((watch_hangs, ()),),
     "images": (),  # see _image_targets
     "validation": (
         (validation, ("evaluate", "writer", "scores")),
@@ -48,7 +50,7 @@ def _image_targets(first_stage: bool) -> tuple[tuple[Callable, tuple[str, ...]],
     )
 
 
-ALWAYS = ("progress", "scalars", "nan_stop")
+ALWAYS = ("progress", "scalars", "nan_stop", "hang")
 _CHECKPOINT_TARGETS = (
     (checkpoint, ("checkpoints", "metadata", "scores")),
     (open_checkpoints, ("directory", "needed_bytes")),
@@ -80,6 +82,7 @@ class Watched(NamedTuple):
     validation_batches: Batches | None
     class_names: tuple[str, ...]
     signals: collections.deque[int]
+    hang: Hook
     with_images: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
 
 
@@ -128,6 +131,7 @@ def build_hooks(experiment: Experiment, options: HookOptions, watched: Watched) 
     save."""
     training, writer, scores = experiment.training, watched.writer, watched.scores
     make: dict[str, Callable[..., Hook | list[Hook]]] = {
+        "hang": lambda o: watched.hang,
         "nan_stop": lambda o: nan_stop(checkpoints=watched.checkpoints, **o),
         "progress": lambda o: progress(
             num_steps=training.num_steps, batch_size=training.batch_size, **o

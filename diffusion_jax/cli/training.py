@@ -34,6 +34,7 @@ from diffusion_jax.train.checkpoint import (
     state_bytes,
 )
 from diffusion_jax.train.ema import has_ema, reset_ema
+from diffusion_jax.train.hang import watch_hangs
 from diffusion_jax.train.hooks.checkpoint import make_rescue
 from diffusion_jax.train.hooks.overview import overview
 from diffusion_jax.train.hooks.validation import Scores, scores_from
@@ -91,7 +92,7 @@ def train_run(
         writer = open_writer(workdir, resume_step=first_step)
         stack.callback(writer.close)
         announce(experiment, state, data, workdir, writer)
-        with handle_signals() as received:
+        with handle_signals() as received, watch_hangs(**options.hooks["hang"][0]) as hang:
             watched = Watched(
                 workdir=workdir,
                 writer=writer,
@@ -106,6 +107,7 @@ def train_run(
                 validation_batches=data.validation,
                 class_names=data.class_names,
                 signals=received,
+                hang=hang,
                 with_images=None if data.cached is None else data.cached.with_images,
             )
             step_fn = jit_train_step(experiment.train_step, abstract, donate=donate)

@@ -3,7 +3,8 @@
     SIGUSR1         save a checkpoint and go on
     SIGTERM         save and exit (what a cluster sends before it takes the machine)
     SIGINT, Ctrl-C  save and exit; a second one ends the process at once, without saving
-    SIGUSR2         write the Python stacks of all threads to stderr
+    SIGUSR2         write the Python stacks of all threads to stderr; a process in the foreground of
+                    a terminal then enters the debugger, where "continue" goes on
 
 Synopsis:
 
@@ -11,13 +12,15 @@ Synopsis:
         hooks = [..., signal_hook(received, save=checkpoint_hook.end)]
         train(...)
 
-A handler only notes its signal; the hook acts on it between two steps.
+A handler only notes its signal; the hook acts on it between two steps. The debugger opens where the
+main thread is, once it is back in Python.
 """
 
 import collections
 import contextlib
 import faulthandler
 import os
+import pdb
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -52,13 +55,28 @@ def handle_signals() -> Iterator[collections.deque[int]]:
         number: signal.signal(number, note)
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
     }
-    faulthandler.register(signal.SIGUSR2, file=_STDERR, all_threads=True)
+    before[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, _debug)
+    # The stacks come at once, even from a process that is deep in C++; then comes _debug.
+    faulthandler.register(signal.SIGUSR2, file=_STDERR, all_threads=True, chain=True)
     try:
         yield received
     finally:
         faulthandler.unregister(signal.SIGUSR2)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _debug(number: int, frame: FrameType | None) -> None:
+    if _has_terminal():
+        pdb.Pdb(nosigint=True).set_trace(frame)  # Ctrl-C keeps its meaning
+
+
+def _has_terminal() -> bool:
+    """Whether somebody can type: reading from a terminal stops a process in its background."""
+    try:
+        return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:  # a terminal that is not this process's own
+        return False
 
 
 def signal_hook(

@@ -1,9 +1,11 @@
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import time
 from typing import NamedTuple
 
 import jax
@@ -50,11 +52,12 @@ def test_term_and_interrupt_stop_and_save(number):
 
 
 def test_handlers_are_put_back():
-    before = [signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)]
+    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(n) for n in numbers]
     run({3: signal.SIGINT})
     with pytest.raises(RuntimeError), handle_signals():
         raise RuntimeError
-    after = [signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)]
+    after = [signal.getsignal(n) for n in numbers]
     assert before == after
 
 
@@ -154,6 +157,46 @@ def test_a_process_saves_on_usr1_shows_stacks_on_usr2_and_ends_on_term(tmp_path)
     assert out.splitlines()[-1] == f"STOP SIGTERM {last}"
     assert len(saved_steps(tmp_path)) == 2
     assert "most recent call first" in err and "in train" in err
+
+
+def test_usr2_opens_a_debugger_in_a_terminal(tmp_path):
+    terminal = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]))"
+    script = "import os; print('PID', os.getpid(), flush=True)\n" + SCRIPT
+    process = subprocess.Popen(
+        [sys.executable, "-c", terminal, sys.executable, "-c", script, str(tmp_path), "end"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+
+    def until(pattern, seconds=60):
+        text, deadline = "", time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            text += (process.stdout.read() or b"").decode(errors="replace")
+            if found := re.search(pattern, text):
+                return found
+            time.sleep(0.01)
+        raise AssertionError(f"{pattern} is not in {text[-2000:]}")
+
+    def enter(line):
+        process.stdin.write(f"{line}\n".encode())
+        process.stdin.flush()
+
+    try:
+        pid = int(until(r"PID (\d+)")[1])
+        until(r"\n3\s")
+        os.kill(pid, signal.SIGUSR2)
+        until(r"(?s)most recent call first.*in train.*\(Pdb\)")
+        enter("p 6 * 7")
+        until(r"\n42\s")
+        enter("continue")
+        until(r"\n\d+\s")  # steps go on
+        os.kill(pid, signal.SIGTERM)
+        until(r"STOP SIGTERM")
+    finally:
+        process.stdin.close()
+        assert process.wait(60) == 0
 
 
 def test_the_second_interrupt_ends_a_process_at_once(tmp_path):
