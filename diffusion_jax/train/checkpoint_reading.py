@@ -3,9 +3,10 @@
 Nothing falls back in silence to another checkpoint, and nothing is written.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -71,18 +72,15 @@ def load_params(
     step = _choose(directory, step)
     tree, record = _read_description(directory, step)
     prefix = _ema_prefix(tree, directory / str(step)) if ema else "params/"
-    saved = {n: a for n, a in _named(tree).items() if n.startswith(prefix)}
-    wanted = saved if abstract_params is None else _named(abstract_params, prefix)
-    _check_same(saved, wanted, directory / str(step))
-    item = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _wanted_leaf(wanted, path_name(path), leaf), tree
-    )
-    values = _named(_read_arrays(directory, step, item, record["checksums"]))
-    if abstract_params is None:
-        return _nest({n.removeprefix(prefix): values[n] for n in wanted})
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: values[prefix + path_name(path)], abstract_params
-    )
+    return _load_under(prefix, directory, step, tree, record, abstract_params)
+
+
+def load_mutable(directory: str | os.PathLike, *, step: int | None = None) -> PyTree:
+    """Read only the mutable collections of a checkpoint, such as running statistics, and check
+    them -> nested dictionaries of NumPy arrays."""
+    directory = epath.Path(directory).absolute()
+    step = _choose(directory, step)
+    return _load_under("mutable/", directory, step, *_read_description(directory, step))
 
 
 def load_metadata(directory: str | os.PathLike, *, step: int | None = None) -> dict[str, Any]:
@@ -147,15 +145,36 @@ def _read_description(directory: epath.Path, step: int) -> tuple[PyTree, dict[st
     return described.tree, record
 
 
+def _load_under(
+    prefix: str,
+    directory: epath.Path,
+    step: int,
+    tree: PyTree,
+    record: dict[str, Any],
+    abstract: PyTree = None,
+) -> PyTree:
+    """Read the arrays whose names start with prefix, into `abstract` or as nested dictionaries."""
+    saved = {n: a for n, a in _named(tree).items() if n.startswith(prefix)}
+    wanted = saved if abstract is None else _named(abstract, prefix)
+    if not wanted and abstract is None:
+        return {}
+    _check_same(saved, wanted, directory / str(step))
+    item = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _wanted_leaf(wanted, path_name(path), leaf), tree
+    )
+    values = _named(_read_arrays(directory, step, item, record["checksums"]))
+    if abstract is None:
+        return _nest({n.removeprefix(prefix): values[n] for n in wanted})
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: values[prefix + path_name(path)], abstract
+    )
+
+
 def _read_arrays(directory: epath.Path, step: int, item: PyTree, sums: dict[str, int]) -> PyTree:
     folder = directory / str(step)
     arguments = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(_restore_args, item))
-    values, failed = None, None
-    try:
+    with _failing_together(folder):
         values = ocp.PyTreeCheckpointHandler().restore(folder / "state", args=arguments)
-    except Exception as error:
-        failed = error
-    _raise_together(folder, failed)
     read = {name: leaf for name, leaf in _named(values).items() if leaf is not ocp.PLACEHOLDER}
     changed = [name for name, value in checksums(read).items() if sums.get(name) != value]
     if changed:
@@ -163,15 +182,22 @@ def _read_arrays(directory: epath.Path, step: int, item: PyTree, sums: dict[str,
     return values
 
 
-def _raise_together(folder: epath.Path, failed: Exception | None) -> None:
-    """Raise in all processes if one could not read its part, lest the others wait for it."""
-    anywhere = failed is not None
-    if jax.process_count() > 1:
-        anywhere = bool(np.any(multihost_utils.process_allgather(np.int32(anywhere))))
-    if failed is not None:
-        raise _damage(folder, "its arrays cannot be read", failed) from failed
-    if anywhere:
+@contextlib.contextmanager
+def _failing_together(folder: epath.Path) -> Iterator[None]:
+    """Raise in all processes if one cannot read its part, lest the others wait for it."""
+    try:
+        yield
+    except Exception as error:
+        _anywhere(True)
+        raise _damage(folder, "its arrays cannot be read", error) from error
+    if _anywhere(False):
         raise _damage(folder, "another process cannot read its part of the arrays")
+
+
+def _anywhere(failed: bool) -> bool:
+    if jax.process_count() == 1:
+        return failed
+    return bool(np.any(multihost_utils.process_allgather(np.int32(failed))))
 
 
 def _restore_args(leaf: Any) -> ocp.RestoreArgs:
