@@ -1,0 +1,123 @@
+"""How well does a first stage reconstruct unseen images, and what do LPIPS and PatchGAN add?
+
+python benchmarks/first_stage.py --workdir=runs/emoji_vae --l1_workdir=runs/emoji_vae_l1
+python benchmarks/first_stage.py --num_steps=1600 --config.loss.disc_start=800  # trains both first
+
+Prints PSNR (of uint8 images, peak 255) and LPIPS of the held-out split, with the averaged weights
+and a sample of the posterior, for a run of configs/emoji_vae.py and for the same network trained
+with L1 alone. LPIPS is that of VGG16, and training uses AlexNet's: another judge than the teacher.
+The picture shows originals, reconstructions and those of L1 alone, row by row. A folder that is
+not there is trained first, with --num_steps steps and the given --config.* overrides.
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build import experiment
+from diffusion_jax.build.autoencoding import Autoencoding
+from diffusion_jax.models.lpips import load_lpips, lpips
+from diffusion_jax.run_folder import load_saved_config
+from diffusion_jax.train.autoencoder_loss import reconstruct
+from diffusion_jax.train.checkpoint import restore_state
+from diffusion_jax.train.ema import has_ema
+from diffusion_jax.train.grids import image_grid, save_png
+
+BATCH = 16
+# No perceptual distance and no adversary: |x - x'| and the regularizer are left.
+L1_ALONE = ("--config.loss.perceptual_weight=0.0", f"--config.loss.disc_start={10**9}")
+
+
+class Scores(NamedTuple):
+    """Means over a split, and the images that they were computed from, uint8 [n h w c]."""
+
+    psnr: float
+    lpips: float
+    real: np.ndarray
+    shown: np.ndarray
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/emoji_vae.py", help="of runs still to train")
+    parser.add_argument("--workdir", default="runs/emoji_vae", type=pathlib.Path)
+    parser.add_argument("--l1_workdir", default="runs/emoji_vae_l1", type=pathlib.Path)
+    parser.add_argument("--split", default="test", choices=("validation", "test"))
+    parser.add_argument("--num_steps", type=int, help="of runs still to train (default: config's)")
+    parser.add_argument("--columns", type=int, default=12, help="images in the picture")
+    arguments, overrides = parser.parse_known_args()
+    if arguments.num_steps is not None:
+        overrides.append(f"--config.train.num_steps={arguments.num_steps}")
+    for folder, extra in ((arguments.workdir, ()), (arguments.l1_workdir, L1_ALONE)):
+        if not (folder / "checkpoints").is_dir():
+            train(arguments.config, folder, [*overrides, *extra])
+
+    full = score(arguments.workdir, arguments.split)
+    l1 = score(arguments.l1_workdir, arguments.split)
+    grid = arguments.workdir / "samples" / f"first_stage_{arguments.split}.png"
+    grid.parent.mkdir(parents=True, exist_ok=True)
+    save_png(grid, picture(full, l1, arguments.columns))
+    print(f"picture: {grid}")
+    print(f"{len(full.real)} images of {arguments.split}    PSNR, dB    LPIPS (VGG16)")
+    print(f"L1 + LPIPS + PatchGAN    {full.psnr:9.2f}  {full.lpips:13.4f}")
+    print(f"L1 alone                 {l1.psnr:9.2f}  {l1.lpips:13.4f}")
+    print(f"LPIPS of L1 alone over ours: {l1.lpips / full.lpips:.2f}")
+
+
+def train(config: str, folder: pathlib.Path, overrides: list[str]) -> None:
+    """Run launch.py in a process of its own; it ends with this one's error if it fails."""
+    launch = pathlib.Path(__file__).parents[1] / "launch.py"
+    command = [sys.executable, str(launch), f"--config={config}", f"--workdir={folder}"]
+    print("training:", *command[1:], *overrides, flush=True)
+    subprocess.run([*command, *overrides], check=True)
+
+
+def score(workdir: pathlib.Path, split: str) -> Scores:
+    """Reconstruct every image of a split and compare."""
+    built = experiment(load_saved_config(workdir))
+    task = built.task
+    if not isinstance(task, Autoencoding):
+        raise ValueError(f"{workdir} holds no first stage; train configs/emoji_vae.py there")
+    state, _ = restore_state(workdir / "checkpoints", built.abstract_state(), None)
+    params = task.averaged(state) if has_ema(state.opt_state) else state.params
+    judge = load_lpips(net="vgg16")
+
+    @jax.jit
+    def look(params: Any, mutable: Any, judge: Any, image: jax.Array) -> tuple[jax.Array, ...]:
+        keys = jax.random.split(jax.random.key(0), len(image))
+        shown, _, _ = reconstruct(
+            task.networks, params["autoencoder"], mutable["regularizer"], image, keys, train=False
+        )
+        shown = jnp.round((jnp.clip(shown, -1.0, 1.0) + 1.0) * 127.5)
+        real = jnp.round((image + 1.0) * 127.5)
+        error = jnp.mean(jnp.square(shown - real), axis=(1, 2, 3))
+        # An exact image has an error of 0; half a grey level in one pixel is as good as that.
+        psnr = 10.0 * jnp.log10(255.0**2 / jnp.maximum(error, 1e-4))
+        distance = lpips(judge, real / 127.5 - 1.0, shown / 127.5 - 1.0, net="vgg16")
+        return psnr, distance, real.astype(jnp.uint8), shown.astype(jnp.uint8)
+
+    found = []
+    batches = built.data.eval_batches(built.data.source(split), batch_size=BATCH)
+    for batch in batches.iterate(0):
+        keep = np.asarray(batch["weight"] > 0) if "weight" in batch else slice(None)
+        rows = look(params, state.mutable, judge, batch["image"])
+        found.append([np.asarray(part)[keep] for part in rows])
+    psnr, distance, real, shown = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Scores(float(psnr.mean()), float(distance.mean()), real, shown)
+
+
+def picture(full: Scores, l1: Scores, columns: int) -> np.ndarray:
+    """Originals over reconstructions over those of L1 alone, from all over the split."""
+    chosen = np.linspace(0, len(full.real) - 1, columns).round().astype(int)
+    rows = [images[chosen] for images in (full.real, full.shown, l1.shown)]
+    return image_grid(np.concatenate(rows), columns=columns)
+
+
+if __name__ == "__main__":
+    main()
