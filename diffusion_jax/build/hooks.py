@@ -32,6 +32,7 @@ _TARGETS: dict[str, tuple[tuple[Callable, tuple[str, ...]], ...]] = {
     "scalars": ((scalars, ("writer", "lr_at", "batch_size")),),
     "nan_stop": ((nan_stop, ("checkpoints",)),),
     "hang": ((watch_hangs, ()),),
+    "signals": ((signal_hook, ("received", "save")),),
     "images": (),  # see _image_targets
     "validation": (
         (validation, ("evaluate", "writer", "scores")),
@@ -50,7 +51,7 @@ def _image_targets(first_stage: bool) -> tuple[tuple[Callable, tuple[str, ...]],
     )
 
 
-ALWAYS = ("progress", "scalars", "nan_stop", "hang")
+ALWAYS = ("progress", "scalars", "nan_stop", "hang", "signals")
 _CHECKPOINT_TARGETS = (
     (checkpoint, ("checkpoints", "metadata", "scores")),
     (open_checkpoints, ("directory", "needed_bytes")),
@@ -152,7 +153,8 @@ def build_hooks(experiment: Experiment, options: HookOptions, watched: Watched) 
     ]
     saving = checkpoint(watched.checkpoints, watched.metadata, scores=scores, **options.checkpoint)
     # A signal saves behind validation, so that a score of the same step is not lost.
-    return [*hooks, signal_hook(watched.signals, saving.end), saving]
+    (signal_options,) = options.hooks["signals"]
+    return [*hooks, signal_hook(watched.signals, saving.end, **signal_options), saving]
 
 
 def _as_list(hooks: Hook | list[Hook]) -> list[Hook]:

@@ -47,6 +47,8 @@ def start(arguments: argparse.Namespace) -> None:
     place = find_place(_from_flags(arguments), os.environ)
     if place is None:
         return
+    # JAX's service would swallow SIGTERM until training begins, when train/signals.py takes over.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator_address=place.coordinator_address,

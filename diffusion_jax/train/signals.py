@@ -91,7 +91,10 @@ def signal_hook(
     the checkpoint hook saves. Several processes compare notes every agree_every steps, so a signal
     to one of them reaches all at the same step; they read the answer agree_every steps later,
     when it is there without waiting.
+    Raises ValueError unless agree_every is at least 1.
     """
+    if agree_every < 1:
+        raise ValueError(f"agree_every = {agree_every} should be at least 1 step")
     if jax.process_count() == 1:
         return Hook(lambda step: True, lambda event: _react(_take(received), event, save))
     asked: list[jax.Array] = []

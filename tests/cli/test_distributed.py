@@ -136,12 +136,14 @@ def test_kubernetes(packages):
 
 def test_others_that_cannot_be_reached(monkeypatch):
     def fail(**options):
+        assert not distributed.jax.config.jax_enable_preemption_service  # it would take SIGTERM
         raise RuntimeError("DEADLINE_EXCEEDED: nobody there\nmore")
 
     monkeypatch.setattr(distributed.jax.distributed, "initialize", fail)
     arguments = argparse.Namespace(**EXPLICIT._asdict())
     with pytest.raises(ConnectionError) as caught:
         distributed.start(arguments)
+    distributed.jax.config.update("jax_enable_preemption_service", True)
     text = str(caught.value)
     assert "coordinator_address host:1234" in text and "nobody there; --num_pro" in text
 

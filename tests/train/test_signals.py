@@ -1,3 +1,4 @@
+import collections
 import os
 import re
 import signal
@@ -283,3 +284,8 @@ def test_two_processes_agree_on_a_signal_to_one_of_them(tmp_path_factory, steps_
     stops = {line.strip() for lines in ends for line in lines if "STOP" in line}
     assert stops == {f"STOP SIGTERM {saved_steps(directory)[-1]}"}
     assert len(saved_steps(directory)) == 2 + steps_before
+
+
+def test_bad_options():
+    with pytest.raises(ValueError, match="agree_every = 0 should be at least 1 step"):
+        signal_hook(collections.deque(), lambda event, stop: None, agree_every=0)
