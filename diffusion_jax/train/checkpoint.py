@@ -32,6 +32,7 @@ from orbax.checkpoint import checkpoint_managers
 from diffusion_jax.train.checkpoint_reading import (
     DamagedCheckpoint,
     load_metadata,
+    load_mutable,
     load_params,
     resolve_checkpoint,
     restore_state,
@@ -44,6 +45,7 @@ __all__ = [
     "Checkpoints",
     "DamagedCheckpoint",
     "load_metadata",
+    "load_mutable",
     "load_params",
     "open_checkpoints",
     "resolve_checkpoint",
@@ -195,9 +197,19 @@ def _open_manager(directory, keep_last, keep_every, keep_best, score, mode):
     try:
         return ocp.CheckpointManager(directory, options=options)
     except json.JSONDecodeError as error:
+        names = [str(path) for path in directory.glob("*/metrics/metrics") if not _is_json(path)]
         raise DamagedCheckpoint(
-            f"the metrics of a checkpoint in {directory} are damaged"
+            f"{', '.join(sorted(names))} is damaged; delete it, and its checkpoint counts as not "
+            "validated"
         ) from error
+
+
+def _is_json(path: epath.Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except json.JSONDecodeError:
+        return False
+    return True
 
 
 def _save(manager, directory, monitor, step, state, metadata, metrics=None) -> bool:

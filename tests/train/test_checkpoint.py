@@ -326,6 +326,22 @@ def test_a_run_stops_at_damage_unless_told_to_take_the_previous_one(tmp_path, ca
     assert_same(restored, make_state(3, step=30))
 
 
+def test_damaged_metrics_are_named_and_may_be_deleted(tmp_path):
+    options = dict(keep_last=9, keep_best=1, monitor="val")
+    checkpoints = open_checkpoints(tmp_path, **options)
+    for step in (10, 20):
+        checkpoints.save(step, make_state(step, step=step), METADATA, {"val": float(step)})
+    checkpoints.close()
+    path = tmp_path / "10" / "metrics" / "metrics"
+    truncate(path)
+    with pytest.raises(DamagedCheckpoint, match=f"^{path} is damaged; delete it"):
+        open_checkpoints(tmp_path, **options)
+    path.unlink()
+    checkpoints = open_checkpoints(tmp_path, **options)
+    assert checkpoints.is_best({"val": 15.0}) and not checkpoints.is_best({"val": 25.0})
+    checkpoints.close()
+
+
 @noisy
 def test_no_policy_helps_when_all_are_damaged(tmp_path):
     write(tmp_path, 10, 20)
