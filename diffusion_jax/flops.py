@@ -87,8 +87,16 @@ def _conv_flops(
     So the gradients of a convolution cost what it does, each, whatever its stride.
     """
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
-    taps = math.prod(
-        _taps(lhs[i], rhs[k], out[o], stride, low, lhs_dilation, rhs_dilation)
+    products = math.prod(
+        taps(
+            lhs[i],
+            rhs[k],
+            out[o],
+            stride=stride,
+            low=low,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+        )
         for i, k, o, stride, (low, _), lhs_dilation, rhs_dilation in zip(
             lhs_spec[2:],
             rhs_spec[2:],
@@ -101,13 +109,17 @@ def _conv_flops(
         )
     )
     # rhs has the input features of one group; of out, batch groups have divided the batch.
-    return 2 * taps * out[out_spec[0]] * out[out_spec[1]] * rhs[rhs_spec[1]]
+    return 2 * products * out[out_spec[0]] * out[out_spec[1]] * rhs[rhs_spec[1]]
 
 
-def _taps(
-    lhs: int, rhs: int, out: int, stride: int, low: int, lhs_dilation: int, rhs_dilation: int
+def taps(
+    lhs: int, rhs: int, out: int, *, stride: int, low: int, lhs_dilation: int, rhs_dilation: int
 ) -> int:
-    """How many pairs of an output position and a kernel position meet an element of lhs."""
+    """Count along one axis of a convolution the pairs of an output and a kernel position that meet
+    an element of lhs.
+
+    lhs, rhs, out: sizes. low: padding before the first element of lhs.
+    """
     place = np.arange(out)[:, None] * stride + np.arange(rhs) * rhs_dilation - low
     inside = (place >= 0) & (place <= (lhs - 1) * lhs_dilation) & (place % lhs_dilation == 0)
     return int(inside.sum())

@@ -15,6 +15,7 @@ COMMANDS = {
     "convert": "weights between runs, .safetensors files and diffusers; configs from YAML",
     "report": "summarise a run: progress, losses, speed, checkpoints",
     "cache": "encode the training split into the latent cache of a config",
+    "plan": "memory, FLOPs and time of a config on a pod that you do not have",
 }
 EPILOG = """examples:
   python launch.py --config=configs/mnist.py                        train
@@ -162,6 +163,18 @@ def _cache_flags(parser: argparse.ArgumentParser) -> None:
     _process_flags(parser)
 
 
+def _plan_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="configs/x.py[:variant]; --config.a.b=v overrides a value")
+    parser.add_argument("--topology", help="v5p:2x2x1 (TPU slices), h100:8 (GPUs) or cpu:8")
+    parser.add_argument(
+        "--per_device_batch", type=int, help="samples per device and step (default: the config's)"
+    )
+    parser.add_argument(
+        "--search", action="store_true", help="find the largest batch that fits, by remat policy"
+    )
+    parser.add_argument("--json", help="file to write all figures to")
+
+
 _FLAGS = {
     "train": _train_flags,
     "sample": _sample_flags,
@@ -169,4 +182,5 @@ _FLAGS = {
     "convert": _convert_flags,
     "report": _report_flags,
     "cache": _cache_flags,
+    "plan": _plan_flags,
 }

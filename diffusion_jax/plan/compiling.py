@@ -1,0 +1,251 @@
+"""Compile the train step of a config for devices that are not there, and take its measure."""
+
+import logging
+import re
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from jax.interpreters import partial_eval
+
+from diffusion_jax.build import Experiment, experiment
+from diffusion_jax.chips import GIB
+from diffusion_jax.flops import jaxpr_flops
+from diffusion_jax.plan import hlo
+from diffusion_jax.plan.count import Counts, count
+from diffusion_jax.plan.memory import Held, arguments_of, held_bytes, read_bytes
+from diffusion_jax.plan.topology import Topology
+from diffusion_jax.sharding import batch_shards
+from diffusion_jax.train.step import jit_train_step
+
+_log = logging.getLogger(__name__)
+
+
+class DoesNotFit(ValueError):
+    """A program needs more memory than a device has; bytes."""
+
+    def __init__(self, message: str, needed: int, available: int):
+        super().__init__(message)
+        self.needed, self.available = needed, available
+
+
+class Plan(NamedTuple):
+    """What a step of training takes; bytes and counts are per device unless a name says otherwise.
+
+    held: by arithmetic. unread: bytes held that the step does not read (the decoder of a first
+    stage). arguments, temporaries, code, peak: of the compiler, without what is unread. total: all
+    together. model_flops, step_flops: of one step on all devices, without and with what is
+    computed again to save memory. counts: of the compiled program, loops in full; once: loops once,
+    as in optimal_seconds, the compiler's estimate. seconds: of building, tracing, lowering,
+    compiling. host_bytes: peak of this process.
+    """
+
+    topology: Topology
+    mesh: Mapping[str, int]
+    batch_size: int
+    per_device_batch: float
+    remat: Any
+    held: Held
+    unread: int
+    arguments: int
+    temporaries: int
+    code: int
+    peak: int
+    model_flops: int
+    step_flops: int
+    counts: Counts
+    once: Counts
+    optimal_seconds: float | None
+    seconds: Mapping[str, float]
+    host_bytes: int
+
+    @property
+    def total(self) -> int:
+        """Bytes that a device needs: the peak of the step, its code, and what lies beside it."""
+        return self.peak + self.code + self.unread
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether that is there; None on a device of unknown size."""
+        return None if self.topology.memory is None else self.total <= self.topology.memory
+
+
+def build(
+    config: ml_collections.ConfigDict, topology: Topology, per_device_batch: int | None
+) -> Experiment:
+    """Build the experiment on the devices of a topology, with so many samples on each."""
+    if per_device_batch is None:
+        return experiment(config, devices=topology.devices)
+    config = config.copy_and_resolve_references()
+    accumulate = config.train.accumulate if "accumulate" in config.train else 1
+    # The mesh says into how many parts a batch is split; this one divides by any number of them.
+    config.train.batch_size = len(topology.devices) * accumulate
+    shards = batch_shards(experiment(config, devices=topology.devices).mesh)
+    config.train.batch_size = per_device_batch * shards
+    return experiment(config, devices=topology.devices)
+
+
+def with_remat(config: ml_collections.ConfigDict, remat: bool | str) -> ml_collections.ConfigDict:
+    """The same config with another policy of what is computed again."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        if "remat" in config.model:  # and perhaps of another type
+            del config.model.remat
+        config.model.remat = remat
+    return config
+
+
+def make_plan(
+    config: ml_collections.ConfigDict, topology: Topology, per_device_batch: int | None = None
+) -> Plan:
+    """Compile the train step of a config and measure it. Says in the log what it is doing.
+
+    per_device_batch: samples per device and step, in place of config.train.batch_size.
+
+    Raises:
+        DoesNotFit: the compiler does not find room, or what must be held is too large already.
+        ValueError: the config is wrong for these devices.
+    """
+    clock = _Clock()
+    built = build(config, topology, per_device_batch)
+    arguments = arguments_of(built)
+    held = held_bytes(arguments)
+    clock.lap("build")
+    _log.info("%s", _sizes(built, held))
+    _check_held(held, topology)
+    traced = jit_train_step(built.train_step, arguments[0]).trace(*arguments)
+    clock.lap("trace")
+    step_flops = jaxpr_flops(traced.jaxpr)
+    _, used = partial_eval.dce_jaxpr(traced.jaxpr.jaxpr, [True] * len(traced.jaxpr.out_avals))
+    read = read_bytes(arguments, used)
+    remat = config.model.remat if "remat" in config.model else False
+    model_flops = step_flops
+    if remat is not False:
+        plain = build(with_remat(config, False), topology, per_device_batch)
+        step = jit_train_step(plain.train_step, arguments[0])
+        model_flops = jaxpr_flops(step.trace(*arguments).jaxpr)
+        clock.lap("trace without remat")
+    lowered = traced.lower()
+    clock.lap("lower")
+    compiled = _compile(lowered, topology, clock)
+    memory = compiled.memory_analysis()
+    program = hlo.parse(compiled.as_text())
+    once = count(program, loops=False)
+    clock.lap("count")
+    return Plan(
+        topology=topology,
+        mesh=dict(built.mesh.shape),
+        batch_size=built.training.batch_size,
+        per_device_batch=built.training.batch_size / batch_shards(built.mesh),
+        remat=remat,
+        held=held,
+        unread=sum(held) - read,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        peak=_peak(memory, topology),
+        model_flops=model_flops,
+        step_flops=step_flops,
+        counts=count(program),
+        once=once,
+        optimal_seconds=_optimal_seconds(compiled, once, topology),
+        seconds=clock.seconds,
+        host_bytes=_peak_of_this_process(),
+    )
+
+
+def _optimal_seconds(compiled: Any, once: Counts, topology: Topology) -> float | None:
+    """The compiler's estimate of a step in which every loop runs once; None but for TPUs."""
+    if topology.clock is None:
+        return None
+    optimal = compiled.cost_analysis()["optimal_seconds"]
+    # XLA takes a whole second off for each operation of which it does not know the time.
+    return optimal + max(0, round(once.cycles / topology.clock - optimal))
+
+
+def _peak(memory: Any, topology: Topology) -> int:
+    """The most that lives at once, with arguments and results; the CPU compiler does not say."""
+    if topology.is_tpu:
+        return memory.peak_memory_in_bytes
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + results
+
+
+def _compile(lowered: Any, topology: Topology, clock: "_Clock") -> Any:
+    _log.info("compiling for %s (the largest models take a quarter of an hour)", topology.name)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _out_of_memory(str(error))
+        if needed is None:
+            raise
+        _, available = needed
+        raise DoesNotFit(
+            f"the step needs {needed[0] / GIB:.2f} GiB per device and {topology.name} has "
+            f"{available / GIB:.2f} GiB",
+            *needed,
+        ) from error
+    clock.lap("compile")
+    return compiled
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+
+
+def _out_of_memory(message: str) -> tuple[int, int] | None:
+    """(needed, available) bytes in an error of the TPU compiler; None if it is about another thing.
+
+    The message is: ... memory required for HLO temporaries (19.15G) exceeds available HBM (15.75G).
+    """
+    found = re.search(
+        r"required for [^(]*\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
+        message,
+    )
+    if found is None:
+        return None
+    needed, unit, available, other = found.groups()
+    return int(float(needed) * _UNITS[unit]), int(float(available) * _UNITS[other])
+
+
+def _check_held(held: Held, topology: Topology) -> None:
+    if topology.memory is not None and sum(held) > topology.memory:
+        raise DoesNotFit(
+            "parameters, moments, average, frozen networks and batch alone are "
+            f"{sum(held) / GIB:.2f} GiB per device and {topology.name} has "
+            f"{topology.memory / GIB:.2f} GiB",
+            sum(held),
+            topology.memory,
+        )
+
+
+def _sizes(built: Experiment, held: Held) -> str:
+    mesh = " x ".join(f"{axis} {size}" for axis, size in built.mesh.shape.items() if size > 1)
+    parts = ", ".join(f"{name} {value / GIB:.3g}" for name, value in held._asdict().items())
+    return (
+        f"{built.mesh.size} devices ({mesh or 'one'}), batch {built.training.batch_size}; GiB held "
+        f"by each: {parts}"
+    )
+
+
+def _peak_of_this_process() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class _Clock:
+    """Seconds of one stage after another, told in the log."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._start
+        self._start = now
+        if self.seconds[stage] >= 1:
+            _log.info("%s: %.0f s", stage, self.seconds[stage])

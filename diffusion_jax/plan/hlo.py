@@ -1,0 +1,226 @@
+"""Read the text of a compiled program: computations, operations, shapes, and how often loops run.
+
+The text is what `jax.stages.Compiled.as_text()` gives: one operation a line, in computations that
+call each other.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+
+class Op(NamedTuple):
+    """One operation. result: its type as text, of a tuple for some. rest: all attributes."""
+
+    name: str
+    opcode: str
+    result: str
+    operands: tuple[str, ...]
+    arguments: str
+    rest: str
+    is_root: bool
+
+
+class Program(NamedTuple):
+    """computations: name -> operation name -> operation, in order. entry: where it begins."""
+
+    computations: Mapping[str, Mapping[str, Op]]
+    entry: str
+
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_OPCODE = re.compile(r" ?([\w\-]+)\(")
+_NAME = re.compile(r"%([\w.\-]+)")
+_LEAF = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_BITS = re.compile(r"\d+")
+
+
+def parse(text: str) -> Program:
+    """Parse the text of a program.
+
+    Raises:
+        ValueError: it has no entry computation.
+    """
+    computations: dict[str, dict[str, Op]] = {}
+    entry, current = None, None
+    for line in text.splitlines():
+        if line.startswith(" ") and current is not None:
+            op = _parse_op(line)
+            if op is not None:
+                current[op.name] = op
+        elif header := _HEADER.match(line):
+            current = computations.setdefault(header[2], {})
+            entry = header[2] if header[1] else entry
+        elif line.startswith("}"):
+            current = None
+    if entry is None:
+        raise ValueError("the text of the program has no entry computation")
+    return Program(computations, entry)
+
+
+def _parse_op(line: str) -> Op | None:
+    left, equals, right = line.partition(" = ")
+    if not equals:
+        return None
+    left = left.strip()
+    name = left.removeprefix("ROOT ").lstrip("%")
+    end = _closing(right, 0) + 1 if right.startswith("(") else right.find(" ")
+    match = _OPCODE.match(right, end)
+    if end < 1 or match is None:
+        return None
+    close = _closing(right, match.end() - 1)
+    arguments = right[match.end() : close]
+    return Op(
+        name,
+        match[1],
+        right[:end],
+        tuple(_NAME.findall(arguments)),
+        arguments,
+        right[close + 1 :],
+        left.startswith("ROOT "),
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    """The position of the bracket that closes the one at `start`."""
+    depth = 0
+    for position in range(start, len(text)):
+        if text[position] == "(":
+            depth += 1
+        elif text[position] == ")":
+            depth -= 1
+            if depth == 0:
+                return position
+    return len(text)
+
+
+def called(op: Op, key: str) -> str | None:
+    """The computation that an attribute such as calls=%x names."""
+    match = re.search(rf"\b{key}=%?([\w.\-]+)", op.rest)
+    return None if match is None else match[1]
+
+
+def branches(op: Op) -> list[str]:
+    """The computations of a conditional."""
+    match = re.search(r"branch_computations=\{([^}]*)\}", op.rest)
+    if match is not None:
+        return _NAME.findall(match[1])
+    keys = ("true_computation", "false_computation")
+    return [name for key in keys if (name := called(op, key)) is not None]
+
+
+def shape_of(result: str) -> tuple[int, ...]:
+    """The shape of an array type, such as f32[2,3]{1,0}."""
+    match = _LEAF.search(result)
+    return () if match is None or not match[2] else tuple(map(int, match[2].split(",")))
+
+
+def bytes_of(results: Iterable[str]) -> int:
+    """The bytes of array types, and of the leaves of tuple types; layouts pad nothing here."""
+    total = 0
+    for result in results:
+        for dtype, shape in _LEAF.findall(result):
+            count = math.prod(map(int, shape.split(","))) if shape else 1
+            total += -(-count * _bits(dtype) // 8)
+    return total
+
+
+def _bits(dtype: str) -> int:
+    match = _BITS.search(dtype)
+    if match is not None:
+        return int(match[0])
+    return 8 if dtype == "pred" else 0  # tokens and opaque values
+
+
+def trip_count(program: Program, computation: Mapping[str, Op], loop: Op) -> int | None:
+    """How often the body of a while operation runs; None where the text does not tell.
+
+    XLA says so, or the condition compares a counter, which the body raises by a constant, with a
+    constant.
+    """
+    known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
+    if known is not None:
+        return int(known[1])
+    condition = program.computations[called(loop, "condition") or ""]
+    body = program.computations[called(loop, "body") or ""]
+    compared = _comparison(program, condition)
+    if compared is None:
+        return None
+    direction, counter, limit = compared
+    start = _constant(computation, _element(computation, loop.operands[0], counter))
+    step = _step(program, body, counter)
+    if start is None or not step:
+        return None
+    last = {"LT": limit, "LE": limit + 1, "GT": limit, "GE": limit - 1, "NE": limit}[direction]
+    return max(0, -(-(last - start) // step))
+
+
+def _comparison(program: Program, condition: Mapping[str, Op]) -> tuple[str, int, int] | None:
+    """(direction, index of the counter in the carried tuple, limit) of a loop's condition."""
+    root = next(op for op in condition.values() if op.is_root)
+    names: Sequence[str] = root.operands
+    if root.opcode == "fusion":
+        inner = program.computations[called(root, "calls") or ""]
+        outer, root = root, next(op for op in inner.values() if op.is_root)
+        names = [_outside(inner, name, outer) for name in root.operands]
+    direction = re.search(r"direction=(LT|LE|GT|GE|NE)", root.rest)
+    if root.opcode != "compare" or direction is None:
+        return None
+    counter, limit = (_tuple_index(condition, names[0]), _constant(condition, names[1]))
+    if counter is None or limit is None:
+        return None
+    return direction[1], counter, limit
+
+
+def _outside(inner: Mapping[str, Op], name: str, call: Op) -> str:
+    """The operand of a fusion that a parameter inside of it stands for."""
+    op = inner[name]
+    return call.operands[int(op.arguments)] if op.opcode == "parameter" else name
+
+
+def _tuple_index(computation: Mapping[str, Op], name: str) -> int | None:
+    op = _uncopied(computation, name)
+    match = None if op is None else re.search(r"index=(\d+)", op.rest)
+    return int(match[1]) if op and match and op.opcode == "get-tuple-element" else None
+
+
+def _element(computation: Mapping[str, Op], name: str, index: int) -> str:
+    op = computation[name]
+    return op.operands[index] if op.opcode == "tuple" and index < len(op.operands) else name
+
+
+def _constant(computation: Mapping[str, Op], name: str) -> int | None:
+    op = _uncopied(computation, name)
+    if op is None or op.opcode != "constant" or not re.fullmatch(r"-?\d+", op.arguments):
+        return None
+    return int(op.arguments)
+
+
+def _uncopied(computation: Mapping[str, Op], name: str) -> Op | None:
+    op = computation[name] if name in computation else None
+    while op is not None and op.opcode in ("copy", "bitcast", "convert") and op.operands:
+        op = computation[op.operands[0]] if op.operands[0] in computation else None
+    return op
+
+
+def _step(program: Program, body: Mapping[str, Op], counter: int) -> int | None:
+    """What one turn of the body adds to the counter."""
+    root = next(op for op in body.values() if op.is_root)
+    if root.opcode != "tuple" or counter >= len(root.operands):
+        return None
+    op = _uncopied(body, root.operands[counter])
+    if op is None:
+        return None
+    if op.opcode == "fusion":
+        inner = program.computations[called(op, "calls") or ""]
+        added = next(o for o in inner.values() if o.is_root)
+        names = [_outside(inner, name, op) for name in added.operands]
+        constants = [_constant(body, n) or _constant(inner, n) for n in names]
+    else:
+        added = op
+        constants = [_constant(body, name) for name in op.operands]
+    found = [value for value in constants if value is not None]
+    if added.opcode == "subtract" and len(constants) == 2 and constants[1] is not None:
+        return -constants[1]
+    return found[0] if added.opcode == "add" and found else None

@@ -1,0 +1,69 @@
+"""The bytes that every device holds between two steps, by arithmetic from shapes and shardings."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffusion_jax.build import Experiment
+from diffusion_jax.sharding import batch_sharding
+from diffusion_jax.train.ema import EmaState
+from diffusion_jax.types import PyTree
+
+
+class Held(NamedTuple):
+    """Bytes per device. moments: all of the optimizer but the average. other: counters and such."""
+
+    parameters: int
+    moments: int
+    ema: int
+    other: int
+    frozen: int
+    batch: int
+
+
+def arguments_of(built: Experiment) -> tuple[PyTree, PyTree, PyTree]:
+    """The arguments of a train step, (state, batch, frozen), abstract and with their shardings."""
+    sharding = batch_sharding(built.mesh)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        built.abstract_batch(),
+    )
+    return built.abstract_state(), batch, built.abstract_frozen()
+
+
+def held_bytes(arguments: tuple[PyTree, PyTree, PyTree]) -> Held:
+    """Sum the bytes of the arguments of a train step on one device."""
+    state, batch, frozen = arguments
+    found = jax.tree.leaves(state.opt_state, is_leaf=_is_average)
+    averages = [node.params for node in found if _is_average(node)]
+    ema = device_bytes(averages)
+    return Held(
+        parameters=device_bytes(state.params),
+        moments=device_bytes(state.opt_state) - ema,
+        ema=ema,
+        other=device_bytes((state.step, state.mutable)),
+        frozen=device_bytes(frozen),
+        batch=device_bytes(batch),
+    )
+
+
+def device_bytes(tree: PyTree) -> int:
+    """The bytes of a tree of abstract arrays on one device."""
+    return sum(map(_leaf_bytes, jax.tree.leaves(tree)))
+
+
+def read_bytes(arguments: tuple[PyTree, PyTree, PyTree], used: Sequence[bool]) -> int:
+    """The bytes of those leaves that a program reads."""
+    leaves = jax.tree.leaves(arguments)
+    return sum(_leaf_bytes(leaf) for leaf, use in zip(leaves, used, strict=True) if use)
+
+
+def _is_average(node: Any) -> bool:
+    return isinstance(node, EmaState)
+
+
+def _leaf_bytes(leaf: Any) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize

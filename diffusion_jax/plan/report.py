@@ -1,0 +1,248 @@
+"""A plan as text for a person and as a dictionary for JSON, and what to do if it does not fit."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ml_collections
+
+from diffusion_jax.chips import GIB
+from diffusion_jax.plan.compiling import Plan
+from diffusion_jax.plan.search import Found
+from diffusion_jax.plan.topology import TPUS, Topology
+
+# How often the bytes of a collective pass the links of a device, in a ring of many.
+_PASSES = {"all-reduce": 2}
+
+
+def estimated_seconds(plan: Plan) -> float | None:
+    """The compiler's optimal_seconds of a step with every loop run as often as it does.
+
+    Loops are scaled as the cycles that it expects grow; None but for TPUs.
+    """
+    if plan.optimal_seconds is None or not plan.once.cycles:
+        return None
+    return plan.optimal_seconds * plan.counts.cycles / plan.once.cycles
+
+
+def cycle_seconds(plan: Plan) -> float | None:
+    """The cycles that the compiler expects of every operation, one after another, in seconds."""
+    return plan.counts.cycles / plan.topology.clock if plan.topology.clock else None
+
+
+def peak_seconds(plan: Plan) -> float | None:
+    """What the model's FLOPs alone take at the peak of the chips."""
+    chip = plan.topology.chip
+    return plan.model_flops / len(plan.topology.devices) / chip.peak_flops if chip else None
+
+
+def link_seconds(plan: Plan) -> float | None:
+    """What the collectives take at least on the links of one device, all of them at full speed."""
+    chip = plan.topology.chip
+    if chip is None:
+        return None
+    passes = (
+        (_PASSES[kind] if kind in _PASSES else 1) * carried
+        for kind, carried in plan.counts.collective_bytes.items()
+    )
+    return sum(passes) / chip.interconnect
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """All figures of a plan: bytes, FLOPs, seconds; per device unless the name says otherwise."""
+    seconds, peak = estimated_seconds(plan), peak_seconds(plan)
+    counts = plan.counts
+    return {
+        "topology": plan.topology.name,
+        "chip": plan.topology.chip._asdict() if plan.topology.chip else None,
+        "devices": len(plan.topology.devices),
+        "mesh": dict(plan.mesh),
+        "batch_size": plan.batch_size,
+        "per_device_batch": plan.per_device_batch,
+        "remat": plan.remat,
+        "bytes": {
+            **plan.held._asdict(),
+            "unread": plan.unread,
+            "arguments": plan.arguments,
+            "padding": _padding(plan),
+            "temporaries": plan.temporaries,
+            "code": plan.code,
+            "peak": plan.peak,
+            "total": plan.total,
+            "available": plan.topology.memory,
+        },
+        "fits": plan.fits,
+        "temporaries_of": "chip" if plan.topology.is_tpu else "cpu",
+        "flops": {
+            "model_all_devices": plan.model_flops,
+            "step_all_devices": plan.step_flops,
+            "step": plan.step_flops / len(plan.topology.devices),
+            "compiled": counts.flops,
+            "compiled_loops_once": plan.once.flops,
+            "kernels_in_program": counts.kernels,
+            "loops_of_unknown_length": counts.unknown_loops,
+        },
+        "estimate_seconds": {
+            "optimal": seconds,
+            "optimal_loops_once": plan.optimal_seconds,
+            "cycles": cycle_seconds(plan),
+            "model_flops_at_peak": peak,
+            "collectives_on_links": link_seconds(plan),
+        },
+        "mfu": peak / seconds if seconds and peak else None,
+        "collectives": {
+            kind: {"count": counts.collectives[kind], "bytes": counts.collective_bytes[kind]}
+            for kind in sorted(counts.collectives)
+        },
+        "seconds": dict(plan.seconds),
+        "host_bytes": plan.host_bytes,
+    }
+
+
+def _padding(plan: Plan) -> int:
+    """What the compiler's layouts add to the arguments that the step reads."""
+    return plan.arguments - (sum(plan.held) - plan.unread)
+
+
+def as_text(plan: Plan) -> str:
+    """A plan for a person."""
+    return "\n".join([*_head(plan), "", *_memory(plan), "", *_work(plan), "", *_tail(plan)])
+
+
+def _head(plan: Plan) -> Iterator[str]:
+    axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1)
+    number = len(plan.topology.devices)
+    yield (
+        f"{plan.topology.name}: {number} devices{f' ({axes})' if axes else ''}, batch "
+        f"{plan.batch_size}, {plan.per_device_batch:g} per device, remat {plan.remat}"
+    )
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    held, available = plan.held, plan.topology.memory
+    foreign = "" if plan.topology.is_tpu else "  (the CPU compiler's, not the chip's)"
+    rows = [
+        ("parameters", held.parameters, ""),
+        ("moments", held.moments, ""),
+        ("average", held.ema, ""),
+        ("counters, statistics", held.other, ""),
+        ("frozen, constants", held.frozen, ""),
+        ("batch", held.batch, ""),
+        ("held between steps", sum(held), f"  ({_size(plan.unread)} of it not read by the step)"),
+        ("arguments", plan.arguments, f"  ({_size(_padding(plan))} of it padding)"),
+        ("temporaries", plan.temporaries, foreign),
+        ("code", plan.code, ""),
+        ("peak with code", plan.total, _verdict(plan) if available else ""),
+    ]
+    yield "memory per device"
+    for name, value, note in rows:
+        yield f"  {name:<22}{_size(value):>12}{note}"
+
+
+def _verdict(plan: Plan) -> str:
+    assert plan.topology.memory is not None
+    share = 100 * plan.total / plan.topology.memory
+    verb = "fits" if plan.fits else "does not fit"
+    return f"  of {_size(plan.topology.memory)} ({share:.0f} %): {verb}"
+
+
+def _work(plan: Plan) -> Iterator[str]:
+    number, counts = len(plan.topology.devices), plan.counts
+    step = plan.step_flops / number
+    yield "FLOPs of matrix products and convolutions"
+    yield f"  {'model, a step':<22}{_flops(plan.model_flops):>12}  on all devices"
+    yield f"  {'model, per device':<22}{_flops(plan.model_flops / number):>12}"
+    if plan.step_flops != plan.model_flops:
+        yield f"  {'with remat':<22}{_flops(step):>12}"
+    more = f"  ({100 * (counts.flops / step - 1):+.1f} % beside the count by arithmetic)"
+    yield f"  {'compiled':<22}{_flops(counts.flops):>12}{more if step else ''}"
+    if counts.kernels:
+        yield f"  {counts.kernels:g} custom kernels run, which count only if they tell their FLOPs"
+    if counts.unknown_loops:
+        yield f"  {counts.unknown_loops:g} loops count once: their length is not known"
+    yield from _time(plan)
+
+
+def _time(plan: Plan) -> Iterator[str]:
+    seconds, peak, links = estimated_seconds(plan), peak_seconds(plan), link_seconds(plan)
+    if peak is None:
+        return
+    yield ""
+    yield "time of a step"
+    if seconds is not None:
+        speed = plan.batch_size / seconds
+        yield (
+            f"  {'estimate':<22}{seconds:>10.4f} s  the compiler's, loops in full: {speed:.4g} "
+            f"samples/s, MFU {100 * peak / seconds:.1f} %"
+        )
+        yield f"  {'cycles':<22}{cycle_seconds(plan):>10.4f} s  of all operations one by one"
+    yield f"  {'model FLOPs at peak':<22}{peak:>10.4f} s"
+    yield f"  {'collectives':<22}{links:>10.4f} s  at full speed of the links; overlaps, or adds"
+
+
+def _tail(plan: Plan) -> Iterator[str]:
+    if plan.counts.collectives:
+        yield "collectives per device and step"
+    for kind in sorted(plan.counts.collectives):
+        carried = _size(plan.counts.collective_bytes[kind])
+        yield f"  {kind:<22}{carried:>12}  in {plan.counts.collectives[kind]:g}"
+    stages = ", ".join(f"{name} {value:.0f} s" for name, value in plan.seconds.items())
+    yield f"{stages}; {_size(plan.host_bytes)} of host memory"
+
+
+def table(found: Sequence[Found]) -> str:
+    """What a search has found, a line for each remat policy."""
+    lines = [f"{'remat':<36}{'per device':>11}{'peak':>12}{'estimate':>11}{'samples/s':>11}"]
+    for remat, batch, plan in found:
+        seconds = estimated_seconds(plan) if plan else None
+        lines.append(
+            f"{remat!s:<36}{batch or 'none fits':>11}"
+            + (f"{_size(plan.total):>12}" if plan else "")
+            + (f"{seconds:>9.4f} s{plan.batch_size / seconds:>11.4g}" if plan and seconds else "")
+        )
+    return "\n".join(lines)
+
+
+def advice(
+    config: ml_collections.ConfigDict, topology: Topology, per_device_batch: int | None
+) -> str:
+    """What to change in a plan that does not fit."""
+    ideas = []
+    if per_device_batch is None or per_device_batch > 1:
+        ideas.append("a smaller --per_device_batch")
+    if "remat" not in config.model or config.model.remat is not True:
+        ideas.append("--config.model.remat=True")
+    mesh = config.mesh if "mesh" in config else {}
+    if len(topology.devices) > 1 and ("fsdp" not in mesh or mesh["fsdp"] != -1):
+        ideas.append("--config.mesh.data=1 --config.mesh.fsdp=-1, which splits parameters")
+    larger = _larger(topology)
+    ideas.append(f"a larger slice with more fsdp, as {larger}" if larger else "more memory")
+    return "try " + ", or ".join(ideas)
+
+
+def _larger(topology: Topology) -> str | None:
+    kind, _, shape = topology.name.partition(":")
+    if kind not in TPUS:
+        return f"{kind}:{2 * len(topology.devices)}"
+    shapes = TPUS[kind].slices.split(", ")
+    return next((f"{kind}:{s}" for s in shapes if _chips(s) > _chips(shape)), None)
+
+
+def _chips(shape: str) -> int:
+    total = 1
+    for size in shape.split("x"):
+        total *= int(size)
+    return total
+
+
+def _size(value: int) -> str:
+    for unit, size in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(value) >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:g} B"
+
+
+def _flops(value: int | float) -> str:
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:g}"

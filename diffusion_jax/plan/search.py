@@ -1,0 +1,83 @@
+"""Find the largest batch that fits, in few compilations: memory is close to affine in the batch."""
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from diffusion_jax.plan.compiling import DoesNotFit, Plan, make_plan, with_remat
+from diffusion_jax.plan.topology import Topology
+
+_log = logging.getLogger(__name__)
+MAX_TRIES = 8
+
+
+class Found(NamedTuple):
+    """The largest batch per device that fits with a remat policy, 0 if none does, and its plan."""
+
+    remat: bool | str
+    per_device_batch: int
+    plan: Plan | None
+
+
+def largest_batch(needed: Callable[[int], int], available: int) -> int:
+    """Find the largest batch of which the bytes needed are available; 0 if not even 1 is.
+
+    needed: dear; called for 1 and 2, and then for what a line through the last two points says,
+    until that is the largest batch that fits already.
+    """
+    points = {1: needed(1)}
+    if points[1] > available:
+        return 0
+    newest = 2
+    for _ in range(MAX_TRIES):
+        points[newest] = needed(newest)
+        fits = max(batch for batch, size in points.items() if size <= available)
+        too_large = [batch for batch, size in points.items() if size > available]
+        # The two points nearest to what is asked for.
+        (a, at_a), (b, at_b) = sorted(points.items(), key=lambda p: abs(p[1] - available))[:2]
+        slope = (at_b - at_a) / (b - a)
+        guess = fits if slope <= 0 else int(a + (available - at_a) / slope)
+        guess = max(fits, min(guess, 2 * max(points), *(batch - 1 for batch in too_large)))
+        if guess == fits:
+            return fits
+        newest = guess
+    return max(batch for batch, size in points.items() if size <= available)
+
+
+def search(
+    config: ml_collections.ConfigDict, topology: Topology, policies: Sequence[bool | str]
+) -> list[Found]:
+    """Find the largest batch per device for each remat policy.
+
+    Raises ValueError when the memory of the devices is not known.
+    """
+    if topology.memory is None:
+        raise ValueError(f"topology {topology.name!r} has no memory to fill; name a TPU or GPU")
+    return [_search_one(with_remat(config, remat), topology, remat) for remat in policies]
+
+
+def _search_one(config: ml_collections.ConfigDict, topology: Topology, remat: bool | str) -> Found:
+    assert topology.memory is not None
+    plans: dict[int, Plan] = {}
+
+    @functools.cache
+    def needed(batch: int) -> int:
+        _log.info("remat %s, %d per device", remat, batch)
+        try:
+            plans[batch] = make_plan(config, topology, batch)
+        except DoesNotFit as error:
+            _log.info("%s", error)
+            return error.needed
+        return plans[batch].total
+
+    batch = largest_batch(needed, topology.memory)
+    return Found(remat, batch, plans[batch] if batch else None)
+
+
+def remat_policies(config: ml_collections.ConfigDict) -> list[Any]:
+    """Nothing computed again, what the config says, and everything."""
+    own = [config.model.remat] if "remat" in config.model else []
+    return list(dict.fromkeys([False, *own, True]))

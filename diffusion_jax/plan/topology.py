@@ -1,0 +1,151 @@
+"""Devices that are not there: of a TPU slice by its compiler, or fake ones of a CPU.
+
+A topology is written KIND:SHAPE. TPU slices (v5p:2x2x1) are compiled for by the TPU compiler in the
+package libtpu; GPUs (h100:8) and cpu:8 are stood in for by CPU devices.
+"""
+
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from diffusion_jax.chips import CHIPS, GIB, Chip, find_chip
+
+LIBTPU = "pip install -c constraints.txt -e '.[plan]'"
+
+
+class TpuKind(NamedTuple):
+    """How the compiler knows a kind of TPU.
+
+    prefix, config: its name of the kind and of the layout of cores. usable: bytes that it lets a
+    program have, seen with libtpu 0.0.51. clock: cycles/s, from peak FLOP/s and the size of the
+    matrix units. slices: shapes that can be rented, the smallest and largest among them.
+    """
+
+    prefix: str
+    config: str
+    usable: int
+    clock: float
+    slices: str
+
+
+def _gib(count: float) -> int:
+    return int(count * GIB)
+
+
+_FLAT = "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"
+_DEEP = "2x2x1, 2x2x2, 2x2x4, 2x4x4, 4x4x4, 4x4x8, 4x8x8, 8x8x8, 8x8x16, 8x16x16"
+TPUS = {
+    "v3": TpuKind("v3", "default", _gib(15.48), 0.94e9, "2x2, 4x4, 4x8, 8x8, 8x16, 16x16, 16x32"),
+    "v4": TpuKind("v4", "megacore", _gib(30.75), 1.05e9, _DEEP + ", 12x16x16"),
+    "v5e": TpuKind("v5e", "default", _gib(15.75), 1.5e9, _FLAT),
+    "v5p": TpuKind("v5p", "megacore", _gib(95.73), 1.75e9, _DEEP + ", 16x16x24"),
+    "v6e": TpuKind("v6e", "default", _gib(31.24), 1.75e9, _FLAT),
+    "v7x": TpuKind("tpu7x", "default", _gib(94.74), 2.2e9, _DEEP + ", 8x16x16"),
+}
+
+
+class Topology(NamedTuple):
+    """devices: what a mesh is made of. chip: what each of them stands for, None for a CPU.
+
+    memory: bytes that a program may have on one, None if unknown. clock: cycles/s, for TPUs.
+    """
+
+    name: str
+    devices: Sequence[Any]
+    chip: Chip | None
+    memory: int | None
+    clock: float | None
+
+    @property
+    def is_tpu(self) -> bool:
+        """Whether the compiler of the chip itself compiles."""
+        return self.clock is not None
+
+
+def find_topology(name: str) -> Topology:
+    """Make the devices of a topology such as v5p:2x2x1, h100:8 or cpu:8. Starts JAX on the CPU.
+
+    Raises:
+        ValueError: it is unknown, or JAX was started before with fewer CPU devices.
+        ImportError: libtpu is missing.
+    """
+    kind, _, shape = name.partition(":")
+    gpus = {chip.name: chip for chip in CHIPS if chip.name not in TPUS}
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing may ask for a chip that another program uses
+    jax.config.update("jax_platforms", "cpu")
+    if kind in TPUS:
+        return _tpu(name, kind, shape)
+    if kind == "cpu" or kind in gpus:
+        if not re.fullmatch(r"[1-9]\d*", shape):
+            raise ValueError(f"topology {name!r} should be {kind}: and a number, such as {kind}:8")
+        chip = gpus[kind] if kind in gpus else None
+        return Topology(name, _fake(int(shape)), chip, chip.hbm if chip else None, None)
+    raise ValueError(
+        f"topology {name!r} is unknown; choose a TPU slice "
+        f"({'; '.join(f'{k}: {t.slices}' for k, t in TPUS.items())}), as in v5p:2x2x1; GPUs "
+        f"({', '.join(gpus)}) or cpu with a number, as in h100:8"
+    )
+
+
+def _fake(number: int) -> Sequence[Any]:
+    """CPU devices, as many as asked for."""
+    try:
+        jax.config.update("jax_num_cpu_devices", number)
+    except RuntimeError:  # JAX has started: what it has must be enough
+        pass
+    devices = jax.devices("cpu")
+    if len(devices) < number:
+        raise ValueError(
+            f"{number} devices are asked for and JAX was started with {len(devices)}; unset "
+            f"XLA_FLAGS = {os.environ['XLA_FLAGS'] if 'XLA_FLAGS' in os.environ else ''!r}"
+        )
+    return devices[:number]
+
+
+def _tpu(name: str, kind: str, shape: str) -> Topology:
+    tpu = TPUS[kind]
+    known = f"{kind} has {tpu.slices}"
+    example = tpu.slices.split(", ")[0]
+    rank = example.count("x") + 1
+    if not re.fullmatch(r"x".join([r"[1-9]\d*"] * rank), shape):
+        raise ValueError(
+            f"topology {name!r} should be {kind}: and {rank} numbers, as in {kind}:{example}; "
+            f"{known}"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError(
+            f"topology {name!r} needs the TPU compiler, the package libtpu: {LIBTPU} (any Linux "
+            "machine will do, no TPU is needed)"
+        )
+    _calm_libtpu()
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=f"{tpu.prefix}:{shape}",
+            chip_config_name=tpu.config,
+        )
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"topology {name!r} is no slice that libtpu knows; {known} ({reason})"
+        ) from error
+    chip = find_chip(found.devices[0].device_kind)
+    assert chip is not None and chip.name == kind
+    return Topology(name, found.devices, chip, tpu.usable, tpu.clock)
+
+
+def _calm_libtpu() -> None:
+    """Keep libtpu from asking a cloud what machine this is, and from saying that it is none.
+
+    The lock is for programs that use a chip; another may do so meanwhile.
+    """
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-4")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")

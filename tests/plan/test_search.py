@@ -1,0 +1,56 @@
+"""The search for the largest batch finds it, in few tries."""
+
+import pytest
+
+from diffusion_jax.config_files import load_config
+from diffusion_jax.plan import find_topology, remat_policies, search
+from diffusion_jax.plan.compiling import with_remat
+from diffusion_jax.plan.report import table
+from diffusion_jax.plan.search import largest_batch
+
+
+@pytest.mark.parametrize("held", [0, 50, 99])
+@pytest.mark.parametrize("each", [1, 7, 30])
+def test_finds_the_largest_batch_of_an_affine_program_in_three_tries(held, each):
+    tried = []
+
+    def needed(batch):
+        tried.append(batch)
+        return held + each * batch
+
+    assert largest_batch(needed, 100) == (100 - held) // each
+    assert len(tried) <= 3 if (100 - held) // each < 5 else len(tried) <= 8
+    assert len(tried) == len(set(tried))
+
+
+def test_finds_it_where_memory_bends():
+    """As it does when the compiler computes things again by itself in the last gigabytes."""
+    needed = lambda batch: 10 * batch - (batch**2) // 8
+    best = max(batch for batch in range(1, 40) if needed(batch) <= 100)
+    assert largest_batch(needed, 100) == best
+
+
+def test_nothing_fits():
+    assert largest_batch(lambda batch: 1000 * batch, 100) == 0
+
+
+def test_only_one_fits():
+    assert largest_batch(lambda batch: 60 * batch, 100) == 1
+
+
+def test_the_policies_that_are_tried():
+    assert remat_policies(load_config("configs/mnist.py", [])) == [False, True]
+    config = with_remat(load_config("configs/sdxl.py", []), "dots_saveable")
+    assert remat_policies(config) == [False, "dots_saveable", True]
+
+
+def test_a_device_of_unknown_size_cannot_be_filled():
+    with pytest.raises(ValueError, match="'cpu:2' has no memory to fill"):
+        search(load_config("configs/mnist.py:tiny", []), find_topology("cpu:2"), [False])
+
+
+def test_what_does_not_fit_at_all_is_told():
+    small = find_topology("h100:2")._replace(memory=1000)
+    found = search(load_config("configs/mnist.py:tiny", []), small, [False, True])
+    assert [entry.per_device_batch for entry in found] == [0, 0]
+    assert table(found).count("none fits") == 2
