@@ -12,8 +12,8 @@ from diffusion_jax.models import convolution
 from diffusion_jax.models.convolution import MAX_PARTS, PART_SIZE, convolve, number_of_parts
 
 
-def layer(own, kernel_size=(3, 3), stride=1):
-    padding = [(size // 2, size // 2) for size in kernel_size]
+def layer(own, kernel_size=(3, 3), stride=1, padding=None):
+    padding = padding or [(size // 2, size // 2) for size in kernel_size]
     conv = convolve if own else lax.conv_general_dilated
     return nn.Conv(6, kernel_size, strides=stride, padding=padding, conv_general_dilated=conv)
 
@@ -54,6 +54,36 @@ def test_same_numbers_as_lax(monkeypatch, kernel_size, stride, shape):
         results(layer(own, kernel_size, stride), params, x, cotangent) for own in (True, False)
     )
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding", "shape"),
+    [
+        ((4, 4), 2, ((1, 1), (1, 1)), (3, 8, 10, 4)),  # PatchGAN
+        ((4, 4), 1, ((1, 1), (1, 1)), (3, 8, 7, 4)),
+        ((3, 3), 2, ((0, 1), (0, 1)), (3, 8, 6, 4)),  # the autoencoder's Downsample
+        ((11, 11), 4, ((2, 2), (2, 2)), (2, 35, 32, 3)),  # AlexNet
+        ((3, 2), (2, 3), ((3, 0), (1, 2)), (2, 9, 11, 4)),
+    ],
+)
+def test_strides_and_paddings(kernel_size, stride, padding, shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    layers = [layer(own, kernel_size, stride, padding) for own in (True, False)]
+    params = layers[0].init(jax.random.key(1), x)
+    cotangent = jax.random.normal(jax.random.key(2), layers[1].apply(params, x).shape)
+    assert_same(*(results(module, params, x, cotangent) for module in layers))
+
+
+def test_a_cpu_is_given_no_transposed_convolutions():
+    # Its compiler runs them as naive loops in a branch or the body of a loop, as of jax 0.12.
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+    module = layer(True, (4, 4), 2, ((1, 1), (1, 1)))
+    params = module.init(jax.random.key(1), x)
+    gradients = jax.grad(lambda params, x: jnp.sum(module.apply(params, x) ** 2), argnums=(0, 1))
+    lowered = jax.jit(gradients).lower(params, x).as_text().splitlines()
+    convolutions = [line for line in lowered if "stablehlo.convolution(" in line]
+    assert len(convolutions) == 3
+    assert all("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line for line in convolutions)
 
 
 def test_a_large_batch_is_split_and_runs_without_a_condition(monkeypatch):
