@@ -131,6 +131,20 @@ def _arrange(devices: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
     return np.stack([mesh_utils.create_device_mesh(inside, list(block)) for block in blocks])
 
 
+def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Trace `function` knowing the mesh, as under jax.set_mesh, but also inside of jax.jit.
+
+    What the compiler cannot split on its own, such as an attention kernel, asks for it.
+    """
+
+    @functools.wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    return traced
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding that keeps a whole copy on every device of the mesh."""
     return NamedSharding(mesh, PartitionSpec())

@@ -31,6 +31,7 @@ from diffusion_jax.sharding import (
     Rule,
     batch_shards,
     make_mesh,
+    on_mesh,
     process_rows,
     replicated,
     shard_batch,
@@ -227,9 +228,9 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
         data=data,
         task=task,
         lr_at=run.lr_at,
-        init=run.init,
-        train_step=run.train_step,
-        eval_step=run.eval_step,
+        init=on_mesh(mesh, run.init),
+        train_step=on_mesh(mesh, run.train_step),
+        eval_step=on_mesh(mesh, run.eval_step),
         latent_cache=bind_latent_cache(
             sections, data, task.network if isinstance(task, Diffusion) else None
         ),

@@ -18,7 +18,7 @@ from diffusion_jax.build.noise import Noise
 from diffusion_jax.diffusion import driver, frame_guidance, guidance, plms, samplers, sigma_samplers
 from diffusion_jax.diffusion.schedule import Schedule
 from diffusion_jax.models.conditioner import can_guide
-from diffusion_jax.sharding import batch_sharding, batch_shards, put, replicated
+from diffusion_jax.sharding import batch_sharding, batch_shards, on_mesh, put, replicated
 from diffusion_jax.types import Batch, Conditioning, Keys, Predict, PyTree
 
 # Samplers that visit timesteps of the schedule, and samplers that visit noise levels.
@@ -152,6 +152,7 @@ def _jit_run(plan: _Plan, mesh: Mesh) -> Callable[..., driver.Samples]:
         static_argnames=("num_steps", "guided", "kept", "log_every", "steps", "shape", "decode"),
         out_shardings=replicated(mesh),
     )
+    @functools.partial(on_mesh, mesh)
     def run(params, frozen, arrays, keys, scale, *, num_steps, guided, kept, log_every, steps,
             shape, decode):  # fmt: skip
         whole = plan.sampler(frozen["schedule"], num_steps)

@@ -8,9 +8,14 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from diffusion_jax.models.flash_attention import flash_attention
 from diffusion_jax.models.layers import GroupNorm, conv
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "flash")
+# With fewer keys, as those of a text, "flash" is "xla": the kernel would work mostly on padding.
+MIN_FLASH_KEYS = 128
+# From so many queries and keys on, "auto" takes the kernel: a head's logits then fill 4 MiB.
+LONG = 1024
 
 
 def attention(
@@ -22,8 +27,10 @@ def attention(
 ) -> Float[Array, "b l n d"]:
     """Attend: softmax(q k^T / sqrt(d)) v per head n, softmax in float32.
 
-    implementation: "cudnn" is the fused kernel (NVIDIA, half precision), "xla" runs anywhere,
-    "auto" takes cudnn where it can. Raises ValueError for another name.
+    implementation: "xla" runs anywhere; "cudnn" is the fused kernel of NVIDIA's GPUs, for half
+    precision; "flash" that of TPUs, for at least MIN_FLASH_KEYS keys; "auto" chooses for the
+    devices of the mesh in context (jax.set_mesh, sharding.on_mesh), which may be others than this
+    host has, or without one for the default devices. Raises ValueError for another name.
     Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1.
     """
     if implementation not in IMPLEMENTATIONS:
@@ -32,9 +39,23 @@ def attention(
             f"choose one of {', '.join(IMPLEMENTATIONS)}"
         )
     if implementation == "auto":
-        fused = jax.default_backend() == "gpu" and _fits_cudnn(q)
-        implementation = "cudnn" if fused else "xla"
+        implementation = _best(q, k)
+    if implementation == "flash" and k.shape[1] >= MIN_FLASH_KEYS:
+        return flash_attention(q, k, v)
+    implementation = "cudnn" if implementation == "cudnn" else "xla"
     return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+
+
+def _best(q: Array, k: Array) -> str:
+    mesh = jax.sharding.get_abstract_mesh()
+    device = mesh.abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    if platform == jax.default_backend() == "gpu" and _fits_cudnn(q):
+        return "cudnn"  # which cannot be compiled for without being there
+    # Outside of a mesh nothing tells how to part a kernel between devices.
+    placed = not mesh.empty or jax.device_count() == 1
+    long = min(q.shape[1], k.shape[1]) >= LONG
+    return "flash" if platform == "tpu" and placed and long else "xla"
 
 
 def _fits_cudnn(q: Array) -> bool:

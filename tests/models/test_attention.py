@@ -1,11 +1,16 @@
 """Attention against the formula in float64, and the two channel orders of the attention block."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from diffusion_jax.models.attention import AttentionBlock, attention
+from diffusion_jax.sharding import MESH_AXES
 
 
 def formula(q, k, v):
@@ -41,8 +46,39 @@ def test_softmax_of_half_precision_is_float32():
 
 
 def test_an_unknown_implementation_is_refused():
-    with pytest.raises(ValueError, match="'flash' is unknown; choose one of auto, xla, cudnn"):
-        attention(*drawn(), implementation="flash")
+    with pytest.raises(ValueError, match="'tri' is unknown; choose one of auto, xla, cudnn, flash"):
+        attention(*drawn(), implementation="tri")
+
+
+def kernels(mesh, queries, keys, implementation="auto", dtype=jnp.bfloat16):
+    """Names of the kernels that attention becomes for the devices of a mesh, not for this host."""
+    shapes = [jax.ShapeDtypeStruct((4, n, 2, 64), dtype) for n in (queries, keys, keys)]
+    trace = jax.make_jaxpr(functools.partial(attention, implementation=implementation))
+    if mesh is None:
+        return set(re.findall(r"splash|cudnn", str(trace(*shapes))))
+    with jax.sharding.use_abstract_mesh(mesh):
+        return set(re.findall(r"splash|cudnn", str(trace(*shapes))))
+
+
+def mesh_of(platform, sizes=(1, 2, 2, 1)):
+    device = AbstractDevice(device_kind=platform, num_cores=1, platform=platform)
+    axes = (AxisType.Auto,) * 4
+    return AbstractMesh(sizes, MESH_AXES, axes, abstract_device=device)
+
+
+def test_auto_chooses_for_the_devices_of_the_mesh():
+    tpu, cpu = mesh_of("tpu"), mesh_of("cpu")
+    assert kernels(tpu, 1024, 1024) == {"splash"}
+    assert kernels(tpu, 1024, 77) == set()  # keys of a text
+    assert kernels(tpu, 256, 256) == set()  # a short sequence
+    assert kernels(cpu, 1024, 1024) == set()
+    assert kernels(None, 1024, 1024) == set()  # the tests run on CPU
+
+
+def test_flash_is_for_more_keys_than_a_text_has():
+    tpu = mesh_of("tpu")
+    assert kernels(tpu, 256, 256, "flash") == {"splash"}
+    assert kernels(tpu, 4096, 77, "flash") == set()
 
 
 @pytest.mark.parametrize("new_order", [False, True])
