@@ -11,7 +11,7 @@ echo "torch; sys_platform == 'never'" > "$work/override.txt"
 printf '%s\n' filelock jinja2 networkx setuptools sympy > "$work/torch-needs.in"
 cp constraints.txt "$work/pins.txt"
 "${UV:-uv}" pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-    --no-emit-index-url --no-emit-find-links --extra parity --extra dev --override "$work/override.txt" \
+    --no-emit-index-url --no-emit-find-links --extra parity --extra dev --extra tpu --override "$work/override.txt" \
     "$@" --output-file "$work/pins.txt" pyproject.toml "$work/torch-needs.in" > /dev/null
 {
     echo "# Pinned versions for Python 3.11 to 3.13; written by tools/pin.sh. Use: pip install -c constraints.txt -e .[test]"

@@ -16,8 +16,9 @@ from diffusion_jax.build import Experiment, experiment
 from diffusion_jax.chips import GIB
 from diffusion_jax.flops import jaxpr_flops
 from diffusion_jax.plan import hlo
+from diffusion_jax.plan.arguments import arguments_of
 from diffusion_jax.plan.count import Counts, count
-from diffusion_jax.plan.memory import Held, arguments_of, held_bytes, read_bytes
+from diffusion_jax.plan.memory import Held, held_bytes, read_bytes
 from diffusion_jax.plan.topology import Topology
 from diffusion_jax.sharding import batch_shards
 from diffusion_jax.train.step import jit_train_step

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.build import Experiment
-from diffusion_jax.sharding import batch_sharding
 from diffusion_jax.train.ema import EmaState
 from diffusion_jax.types import PyTree
 
@@ -22,16 +20,6 @@ class Held(NamedTuple):
     other: int
     frozen: int
     batch: int
-
-
-def arguments_of(built: Experiment) -> tuple[PyTree, PyTree, PyTree]:
-    """The arguments of a train step, (state, batch, frozen), abstract and with their shardings."""
-    sharding = batch_sharding(built.mesh)
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        built.abstract_batch(),
-    )
-    return built.abstract_state(), batch, built.abstract_frozen()
 
 
 def held_bytes(arguments: tuple[PyTree, PyTree, PyTree]) -> Held:

@@ -7,6 +7,7 @@ import ml_collections
 
 from diffusion_jax.chips import GIB
 from diffusion_jax.plan.compiling import Plan
+from diffusion_jax.plan.count import Counts
 from diffusion_jax.plan.search import Found
 from diffusion_jax.plan.topology import TPUS, Topology
 
@@ -14,14 +15,19 @@ from diffusion_jax.plan.topology import TPUS, Topology
 _PASSES = {"all-reduce": 2}
 
 
-def estimated_seconds(plan: Plan) -> float | None:
-    """The compiler's optimal_seconds of a step with every loop run as often as it does.
+def in_full(optimal_seconds: float | None, counts: Counts, once: Counts) -> float | None:
+    """The compiler's estimate for a program, optimal_seconds, with loops as often as they run.
 
-    Loops are scaled as the cycles that it expects grow; None but for TPUs.
+    It grows as the cycles do that the compiler expects; None where it tells none, but for TPUs.
     """
-    if plan.optimal_seconds is None or not plan.once.cycles:
+    if optimal_seconds is None or not once.cycles:
         return None
-    return plan.optimal_seconds * plan.counts.cycles / plan.once.cycles
+    return optimal_seconds * counts.cycles / once.cycles
+
+
+def estimated_seconds(plan: Plan) -> float | None:
+    """The compiler's estimate of a step."""
+    return in_full(plan.optimal_seconds, plan.counts, plan.once)
 
 
 def cycle_seconds(plan: Plan) -> float | None:

@@ -15,7 +15,7 @@ from jax.experimental import topologies
 
 from diffusion_jax.chips import CHIPS, GIB, Chip, find_chip
 
-LIBTPU = "pip install -c constraints.txt -e '.[plan]'"
+LIBTPU = "pip install -c constraints.txt -e '.[tpu]'"
 
 
 class TpuKind(NamedTuple):

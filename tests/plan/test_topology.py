@@ -41,7 +41,7 @@ def test_an_unknown_topology_is_answered_with_what_is_known(name, message):
 
 def test_a_missing_compiler_is_one_sentence_with_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"the package libtpu: pip install .*\[plan\]"):
+    with pytest.raises(ImportError, match=r"the package libtpu: pip install .*\[tpu\]"):
         find_topology("v5p:2x2x1")
 
 
