@@ -90,7 +90,7 @@ def test_a_run_leaves_what_it_promises(whole):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     names = {name for row in rows for name in row}
     assert {
-        "train/loss", "lr", "images_per_second", "data_wait", "val/loss_simple",
+        "train/loss", "lr", "perf/images_per_second", "perf/data_wait", "val/loss_simple",
         "val/loss_simple_ema", "test/loss_simple", "test/loss_simple_ema",
     } <= names  # fmt: skip
     assert all(np.isfinite(value) for row in rows for value in row.values())

@@ -10,6 +10,7 @@ from diffusion_jax.build.binding import ConfigError, bind_shared, known_sections
 from diffusion_jax.build.evaluation import build_evaluate
 from diffusion_jax.build.experiment import Experiment
 from diffusion_jax.build.images import build_log_images, build_log_reconstructions
+from diffusion_jax.build.speed import build_speed
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.train.checkpoint import Checkpoints, open_checkpoints
 from diffusion_jax.train.hang import watch_hangs
@@ -28,8 +29,8 @@ from diffusion_jax.types import PyTree
 
 # Section -> the functions that its keys go to, each with what the run supplies.
 _TARGETS: dict[str, tuple[tuple[Callable, tuple[str, ...]], ...]] = {
-    "progress": ((progress, ("num_steps", "batch_size", "stream")),),
-    "scalars": ((scalars, ("writer", "lr_at", "batch_size")),),
+    "progress": ((progress, ("num_steps", "speed", "stream")),),
+    "scalars": ((scalars, ("writer", "lr_at", "speed")),),
     "nan_stop": ((nan_stop, ("checkpoints",)),),
     "hang": ((watch_hangs, ()),),
     "signals": ((signal_hook, ("received", "save")),),
@@ -53,7 +54,7 @@ def _image_targets(first_stage: bool) -> tuple[tuple[Callable, tuple[str, ...]],
 
 ALWAYS = ("progress", "scalars", "nan_stop", "hang", "signals")
 _CHECKPOINT_TARGETS = (
-    (checkpoint, ("checkpoints", "metadata", "scores")),
+    (checkpoint, ("checkpoints", "metadata", "scores", "writer")),
     (open_checkpoints, ("directory", "needed_bytes")),
 )
 DEFAULT_CHECKPOINT = {"every": 1000}
@@ -131,15 +132,12 @@ def build_hooks(experiment: Experiment, options: HookOptions, watched: Watched) 
     """Make the hooks in the order in which they act: speak, measure, show, validate, decide,
     save."""
     training, writer, scores = experiment.training, watched.writer, watched.scores
+    speed = build_speed(experiment)
     make: dict[str, Callable[..., Hook | list[Hook]]] = {
         "hang": lambda o: watched.hang,
         "nan_stop": lambda o: nan_stop(checkpoints=watched.checkpoints, **o),
-        "progress": lambda o: progress(
-            num_steps=training.num_steps, batch_size=training.batch_size, **o
-        ),
-        "scalars": lambda o: scalars(
-            writer, lr_at=experiment.lr_at, batch_size=training.batch_size, **o
-        ),
+        "progress": lambda o: progress(num_steps=training.num_steps, speed=speed, **o),
+        "scalars": lambda o: scalars(writer, lr_at=experiment.lr_at, speed=speed, **o),
         "profiler": lambda o: profiler(watched.workdir / "profile", **o),
         "images": lambda o, pictures: _images(experiment, watched, o, pictures),
         "validation": lambda o, passes: _validation(experiment, watched, o, passes),
@@ -151,7 +149,9 @@ def build_hooks(experiment: Experiment, options: HookOptions, watched: Watched) 
         if name in options.hooks
         for hook in _as_list(make[name](*options.hooks[name]))
     ]
-    saving = checkpoint(watched.checkpoints, watched.metadata, scores=scores, **options.checkpoint)
+    saving = checkpoint(
+        watched.checkpoints, watched.metadata, scores=scores, writer=writer, **options.checkpoint
+    )
     # A signal saves behind validation, so that a score of the same step is not lost.
     (signal_options,) = options.hooks["signals"]
     return [*hooks, signal_hook(watched.signals, saving.end, **signal_options), saving]

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -93,12 +94,11 @@ def without_gloo(text):
 
 def rows(workdir):
     """Metrics that do not depend on the clock, by step and name."""
-    clock = {"step", "time", "steps_per_second", "images_per_second", "data_wait"}
     return {
         (row["step"], name): value
         for row in read_jsonl(workdir / "metrics.jsonl")
         for name, value in row.items()
-        if name not in clock
+        if name not in ("step", "time") and not name.startswith("perf/")
     }
 
 
@@ -150,6 +150,24 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(folder, two):
     )
     assert code == 0 and "continues at step 4" in said, errors
     assert_same_rows(rows(workdir), expected)
+
+
+def test_all_processes_tell_of_damage_and_may_take_the_previous_checkpoint(folder, two):
+    workdir = folder / "damaged"
+    shutil.copytree(two[0], workdir)
+    files = (workdir / "checkpoints/8/state").rglob("*")
+    largest = max((path for path in files if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    found = finish(*start_two(folder, f"--resume={workdir}"))
+    assert [code for code, _, _ in found] == [2, 2], found
+    for _, _, errors in found:
+        assert "checkpoints/8 is damaged" in errors and "checkpoints/4; on_damage" in errors
+    previous = (f"--resume={workdir}", "--config.checkpoint.on_damage=previous")
+    found = finish(*start_two(folder, *previous))
+    assert [code for code, _, _ in found] == [0, 0], found
+    assert "continues at step 4" in found[0][1] and "which is used" in found[0][2]
+    assert (workdir / "checkpoints/set_aside/8").is_dir()
+    assert_same_rows(rows(workdir), rows(two[0]))
 
 
 def test_a_signal_to_one_process_stops_both_at_one_step(folder):

@@ -1,5 +1,7 @@
 """Save a checkpoint every so many steps, at the end, and when a validation was among the best."""
 
+import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +11,10 @@ from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.hooks.nan_stop import metrics_stop, params_stop
 from diffusion_jax.train.hooks.validation import Scores
 from diffusion_jax.train.loop import Event, Hook, Stop
+from diffusion_jax.train.writers import Writer
 from diffusion_jax.types import PyTree
+
+_log = logging.getLogger(__name__)
 
 
 def checkpoint(
@@ -18,6 +23,7 @@ def checkpoint(
     *,
     every: int,
     scores: Scores | None = None,
+    writer: Writer | None = None,
 ) -> Hook:
     """Make the hook; it belongs behind validation, whose scores decide which checkpoints are best.
 
@@ -25,6 +31,8 @@ def checkpoint(
     the number of the first batch that the state has not seen, and the scores so far.
     scores: what validation shares; a step whose score is among the best is saved although no
     multiple of `every`. At the end the state is saved, unless a Stop says that it is not worth it.
+    writer: gets perf/checkpoint_stall, the seconds that a save during training kept the devices
+    idle: from the end of the step until the hook returns (the rest is done in the background).
 
     A step with a metric or a parameter that is NaN or infinite is not saved, so that it never
     pushes out the last good checkpoint: act and end return a Stop instead. A save waits for the
@@ -39,11 +47,16 @@ def checkpoint(
         return event.step in scores and checkpoints.is_best(scores[event.step])
 
     def save(event: Event) -> Stop | None:
-        metrics = jax.device_get(event.metrics)
+        metrics = jax.device_get(event.metrics)  # waits for the step
+        done = time.perf_counter()
         bad = metrics_stop(event.step, metrics, checkpoints)
         bad = bad or params_stop(event.step, event.state.params, checkpoints)
         if bad is None:
             save_state(checkpoints, metadata, scores, event.step, event.state)
+            stall = time.perf_counter() - done
+            _log.info("checkpoint of step %d: training stood still for %.2f s", event.step, stall)
+            if writer is not None:
+                writer.write_scalars(event.step, {"perf/checkpoint_stall": stall})
         return bad
 
     def act(event: Event) -> Stop | None:

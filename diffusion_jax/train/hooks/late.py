@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_jax.train.loop import Event, Hook, Stop
+from diffusion_jax.train.loop import MAX_IN_FLIGHT, Event, Hook, Stop
 from diffusion_jax.types import PyTree
 
 
@@ -16,6 +16,9 @@ class Interval(NamedTuple):
     steps and metrics have one entry a step, in order. seconds is the time that the last timed_steps
     of them took (the run's first step, which compiles, is not timed), data_wait the seconds of
     these that the host waited for batches. attached is what `attach` gave for the last step.
+    gaps are the seconds between one step and the next as the host sees them, other hooks included.
+    The loop waits until step n - MAX_IN_FLIGHT is done, so from then on they are those between
+    completions; the steps of the run before that are left out.
     """
 
     steps: list[int]
@@ -24,6 +27,7 @@ class Interval(NamedTuple):
     timed_steps: int
     data_wait: float
     attached: PyTree
+    gaps: list[float]
 
 
 class _Pending(NamedTuple):
@@ -31,6 +35,7 @@ class _Pending(NamedTuple):
     step: int
     metrics: PyTree
     data_wait: float
+    gap: float | None
 
 
 def late(
@@ -50,9 +55,15 @@ def late(
     pending: list[_Pending] = []
     attached: list[PyTree] = []
     since: list[tuple[int, float]] = []  # the step and the time that the next interval starts from
+    clocks: list[float] = []  # of the run's first few steps, then of the last one
 
     def add(event: Event) -> None:
-        pending.append(_Pending(event.step, event.metrics, event.data_wait))
+        clocks.append(time.perf_counter())
+        gap = None
+        if len(clocks) > MAX_IN_FLIGHT + 1:
+            gap = clocks[-1] - clocks[-2]
+            del clocks[0]
+        pending.append(_Pending(event.step, event.metrics, event.data_wait, gap))
         if attach is not None and event.step % every == 0:
             attached.append(attach(event.step))
 
@@ -62,11 +73,12 @@ def late(
         start, clock = since[0] if since else (steps[-1], time.perf_counter())
         since[:] = [(steps[-1], time.perf_counter())]
         wait = sum(entry.data_wait for entry in pending if entry.step > start)
+        gaps = [entry.gap for entry in pending if entry.gap is not None]
         pending.clear()
         attached.clear()
         seconds = since[0][1] - clock
         extra = extra[0] if extra else None
-        return use(Interval(steps, metrics, seconds, steps[-1] - start, wait, extra))
+        return use(Interval(steps, metrics, seconds, steps[-1] - start, wait, extra, gaps))
 
     def act(event: Event) -> Stop | None:
         if pending and not since:

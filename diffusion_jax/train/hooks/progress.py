@@ -9,6 +9,7 @@ import time
 
 import jax
 
+from diffusion_jax.train.hooks.scalars import Speed
 from diffusion_jax.train.loop import Event, Hook, Stop
 from diffusion_jax.types import PyTree
 
@@ -19,12 +20,12 @@ _WINDOW = 50  # readings that the speed is averaged over
 def progress(
     *,
     num_steps: int,
-    batch_size: int | None = None,
+    speed: Speed | None = None,
     every: int = 100,
     metric: str = "loss",
     stream: io.TextIOBase | None = None,
 ) -> Hook:
-    """Make the hook: step, percent, metric, images/s (or steps/s), time spent and time to go.
+    """Make the hook: step, percent, metric, images/s (or steps/s), MFU, time spent and time to go.
 
     On a terminal the line redraws itself; elsewhere it is written every `every` steps. The metric
     is that of a step that is done. Only process 0 speaks. stream: default sys.stderr.
@@ -41,7 +42,7 @@ def progress(
         step, metrics = previous.pop()
         value = float(jax.device_get(metrics[metric]))
         readings.append((time.perf_counter(), step))
-        text = _line(readings, started, num_steps, batch_size, f"{metric} {value:.4f}")
+        text = _line(readings, started, num_steps, speed, f"{metric} {value:.4f}")
         if live:
             width = shutil.get_terminal_size().columns - 1
             text = "\r" + text[:width].ljust(width)
@@ -71,7 +72,7 @@ def _line(
     readings: collections.deque[tuple[float, int]],
     started: float,
     num_steps: int,
-    batch_size: int | None,
+    speed: Speed | None,
     metric: str,
 ) -> str:
     (then, first), (now, step) = readings[0], readings[-1]
@@ -80,8 +81,11 @@ def _line(
     if step > first:
         rate = (step - first) / (now - then)
         parts.append(
-            f"{rate:.2f} steps/s" if batch_size is None else f"{rate * batch_size:.1f} images/s"
+            f"{rate:.2f} steps/s" if speed is None else f"{rate * speed.images:.1f} images/s"
         )
+        utilisation = None if speed is None else speed.utilisation(rate)
+        if utilisation is not None:
+            parts.append(f"{utilisation:.1%} MFU")
         parts.append(f"{spent} spent, {_duration((num_steps - step) / rate)} to go")
     else:
         parts.append(f"{spent} spent")

@@ -1,7 +1,7 @@
 """Write the mean metrics of every interval, the learning rate, the speed and the memory."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,21 +10,48 @@ from diffusion_jax.train.hooks.late import Interval, late
 from diffusion_jax.train.loop import Hook
 from diffusion_jax.train.writers import Writer
 
+PERCENTILES = (50, 90, 99)
+
+
+class Speed(NamedTuple):
+    """What turns steps a second into a rate and a utilisation.
+
+    images: samples of a step. devices: how many work on it. flops: of a step on all devices, and
+    peak_flops: what all devices could do in a second; both or neither known.
+    """
+
+    images: int
+    devices: int
+    flops: int | None = None
+    peak_flops: float | None = None
+
+    def utilisation(self, steps_per_second: float) -> float | None:
+        """Model FLOPs utilisation: the FLOP/s that the model needs over those of the devices.
+
+        Source: Chowdhery et al. 2022, "PaLM", appendix B.
+        """
+        if self.flops is None or self.peak_flops is None:
+            return None
+        return steps_per_second * self.flops / self.peak_flops
+
 
 def scalars(
     writer: Writer,
     *,
     every: int = 100,
     lr_at: Callable[[int], Any] | None = None,
-    batch_size: int | None = None,
+    speed: Speed | None = None,
     prefix: str = "train/",
 ) -> Hook:
     """Make the hook; the row of step n covers the steps since the row before.
 
     It holds the mean of each metric, under the prefix; lr, the rate that step n was made with
-    (lr_at counts from 0); steps_per_second and, for a batch_size, images_per_second, over the whole
-    wall time, other hooks included; data_wait, the share of that time spent waiting for batches;
-    and, where the device tells, memory_gib and memory_peak_gib of this process's first device.
+    (lr_at counts from 0); and under perf/
+    - steps_per_second, and with a speed images_per_second, the same per device, and mfu, where the
+      devices' peak is known: over the whole wall time, other hooks included;
+    - step_seconds_p50, _p90 and _p99, see `late.Interval.gaps`;
+    - data_wait, the share of the time spent waiting for batches;
+    - memory_gib and memory_peak_gib of this process's first device, where it tells.
     """
 
     def learning_rate(step: int) -> Any:
@@ -38,23 +65,33 @@ def scalars(
         }
         if interval.attached is not None:
             row["lr"] = float(interval.attached)
-        writer.write_scalars(interval.steps[-1], row | _speed(interval, batch_size) | _memory())
+        writer.write_scalars(interval.steps[-1], row | _speed(interval, speed) | _memory())
 
     return late(write, every=every, attach=learning_rate)
 
 
-def _speed(interval: Interval, batch_size: int | None) -> dict[str, float]:
+def _speed(interval: Interval, speed: Speed | None) -> dict[str, float]:
     if interval.timed_steps == 0:
         return {}  # only the step that compiled
     rate = interval.timed_steps / interval.seconds
-    images = {} if batch_size is None else {"images_per_second": rate * batch_size}
-    waited = interval.data_wait / interval.seconds
-    return {"steps_per_second": rate, **images, "data_wait": waited}
+    # The wait for a batch and the clock's reading that follows may fall on either side of a border.
+    waited = min(1.0, interval.data_wait / interval.seconds)
+    row = {"perf/steps_per_second": rate, "perf/data_wait": waited}
+    if speed is not None:
+        row["perf/images_per_second"] = rate * speed.images
+        row["perf/images_per_second_per_device"] = rate * speed.images / speed.devices
+        utilisation = speed.utilisation(rate)
+        if utilisation is not None:
+            row["perf/mfu"] = utilisation
+    if interval.gaps:
+        for percent in PERCENTILES:
+            row[f"perf/step_seconds_p{percent}"] = float(np.percentile(interval.gaps, percent))
+    return row
 
 
 def _memory() -> dict[str, float]:
     stats = jax.local_devices()[0].memory_stats()
     if not stats:
         return {}
-    names = {"memory_gib": "bytes_in_use", "memory_peak_gib": "peak_bytes_in_use"}
+    names = {"perf/memory_gib": "bytes_in_use", "perf/memory_peak_gib": "peak_bytes_in_use"}
     return {ours: stats[theirs] / 2**30 for ours, theirs in names.items() if theirs in stats}

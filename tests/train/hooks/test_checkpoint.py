@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.train.checkpoint import load_metadata, open_checkpoints, restore_state
+from diffusion_jax.train.hooks import checkpoint as module
 from diffusion_jax.train.hooks.checkpoint import checkpoint, make_rescue
 from diffusion_jax.train.hooks.validation import scores_from, validation
 from diffusion_jax.train.loop import Event, Hook, Stop, train
@@ -50,6 +51,29 @@ def test_saves_every_so_often_and_at_the_end_with_the_data_position(tmp_path):
         np.testing.assert_array_equal(state.params["w"], np.full(8, n))
         assert metadata == {"seed": 5, "next_batch": n, "scores": {}}
     checkpoints.close()
+
+
+def test_the_stall_of_a_save_is_measured_from_the_end_of_its_step(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+
+    class Running:  # the step takes 5 more seconds
+        def __array__(self, *args, **kwargs):
+            clock[0] += 5.0
+            return np.float32(1)
+
+    checkpoints = open_checkpoints(tmp_path)
+
+    def save(*args):
+        clock[0] += 0.25
+        return checkpoints.save(*args)
+
+    writer, written = memory_writer()
+    hook = checkpoint(checkpoints._replace(save=save), {}, every=2, writer=writer)
+    for step in (1, 2):
+        hook.act(Event(step, fresh(), {"loss": Running()}, None, 0.0))
+    checkpoints.close()
+    assert written.scalars == {2: {"perf/checkpoint_stall": 0.25}}
 
 
 @pytest.mark.parametrize("save, kept", [(True, [4, 6]), (False, [4])])

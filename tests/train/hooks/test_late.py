@@ -97,6 +97,14 @@ def test_waiting_for_data_adds_up():
     assert [interval.data_wait for interval in got] == [2.0, 7.0, 5.0]
 
 
+def test_gaps_between_steps_once_the_host_follows_the_device():
+    got = []
+    run([late(got.append, every=5)], 10, pause=0.02)
+    # Steps 1 to 3 are dispatched before the loop waits for one.
+    assert [len(interval.gaps) for interval in got] == [2, 5]
+    assert all(gap >= 0.02 for interval in got for gap in interval.gaps)
+
+
 def test_attached_values_belong_to_the_last_step():
     got, log = [], []
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from diffusion_jax.train.hooks import progress as module
 from diffusion_jax.train.hooks.progress import progress
+from diffusion_jax.train.hooks.scalars import Speed
 from diffusion_jax.train.loop import train
 
 
@@ -29,7 +30,7 @@ class Terminal(io.StringIO):
 
 def test_plain_lines_where_there_is_no_terminal():
     out = io.StringIO()
-    run(progress(num_steps=10, batch_size=8, every=4, stream=out), 10, pause=0.01)
+    run(progress(num_steps=10, speed=Speed(8, 1), every=4, stream=out), 10, pause=0.01)
     lines = out.getvalue().splitlines()
     assert [line.split("  ")[0] for line in lines] == [
         "step 1/10 (10%)",
@@ -42,6 +43,16 @@ def test_plain_lines_where_there_is_no_terminal():
     assert speed is not None and 80 < float(speed[1]) <= 800
     assert "0:00:00 to go" in lines[3]
     assert "images/s" not in lines[0] and "\r" not in out.getvalue()
+
+
+def test_utilisation_where_it_is_known():
+    out = io.StringIO()
+    speed = Speed(images=8, devices=1, flops=10**9, peak_flops=1e12)
+    run(progress(num_steps=10, speed=speed, every=5, stream=out), 10, pause=0.01)
+    line = out.getvalue().splitlines()[-1]
+    images, mfu = re.search(r"([\d.]+) images/s", line), re.search(r"([\d.]+)% MFU", line)
+    assert images is not None and mfu is not None
+    assert abs(float(images[1]) / 8 * 0.1 - float(mfu[1])) < 0.1
 
 
 def test_one_line_that_redraws_itself_on_a_terminal(monkeypatch):

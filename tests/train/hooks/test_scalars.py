@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from diffusion_jax.train.hooks import scalars as module
-from diffusion_jax.train.hooks.scalars import scalars
+from diffusion_jax.train.hooks.scalars import Speed, scalars
 from diffusion_jax.train.loop import train
 from diffusion_jax.train.writers import memory_writer
 
@@ -40,7 +40,7 @@ def test_rows_are_means_over_their_interval():
     assert list(rows) == [4, 8, 10]
     assert [rows[n]["train/loss"] for n in rows] == [2.5, 6.5, 9.5]
     assert [rows[n]["train/grad_norm"] for n in rows] == [5.0, 13.0, 19.0]
-    assert "lr" not in rows[4] and "images_per_second" not in rows[4]
+    assert "lr" not in rows[4] and "perf/images_per_second" not in rows[4]
 
 
 def test_learning_rate_is_that_of_the_last_step():
@@ -59,11 +59,38 @@ def test_plain_python_rates_do():
 
 def test_speed_and_share_of_waiting():
     writer, written = memory_writer()
-    run(scalars(writer, every=5, batch_size=8), 15, pause=0.02)
+    speed = Speed(images=8, devices=4)
+    run(scalars(writer, every=5, speed=speed), 15, pause=0.02)
     row = written.scalars[10]
-    assert 5 < row["steps_per_second"] < 50
-    assert row["images_per_second"] == pytest.approx(8 * row["steps_per_second"])
-    assert 0.5 < row["data_wait"] <= 1.0
+    assert 5 < row["perf/steps_per_second"] < 50
+    assert row["perf/images_per_second"] == pytest.approx(8 * row["perf/steps_per_second"])
+    assert row["perf/images_per_second_per_device"] == row["perf/images_per_second"] / 4
+    assert 0.5 < row["perf/data_wait"] <= 1.0
+    assert "perf/mfu" not in row  # the peak is not known
+
+
+def test_utilisation_is_what_the_model_needs_over_what_the_devices_can():
+    # Chowdhery et al. 2022, appendix B: 2 steps a second of 30 TFLOP on 4 devices of 50 TFLOP/s.
+    speed = Speed(images=8, devices=4, flops=30 * 10**12, peak_flops=4 * 50e12)
+    assert speed.utilisation(2.0) == pytest.approx(0.3)
+    writer, written = memory_writer()
+    run(scalars(writer, every=5, speed=speed), 10)
+    row = written.scalars[10]
+    assert row["perf/mfu"] == pytest.approx(row["perf/steps_per_second"] * 0.15)
+
+
+def test_percentiles_show_the_rare_slow_step():
+    writer, written = memory_writer()
+
+    def step(state, batch):
+        time.sleep(0.2 if int(state.step) % 20 == 15 else 0.01)
+        return State(np.int32(int(state.step) + 1)), {"loss": np.float32(0)}
+
+    train(State(np.int32(0)), step, iter(int, 1), [scalars(writer, every=20)], num_steps=40)
+    row = written.scalars[40]
+    p50, p90, p99 = (row[f"perf/step_seconds_p{n}"] for n in (50, 90, 99))
+    assert 0.01 <= p50 <= p90 < p99
+    assert p99 > 0.15
 
 
 def test_one_step_has_no_speed():
@@ -90,4 +117,4 @@ def test_memory_where_the_device_tells(monkeypatch):
 
     assert module._memory() == {}  # CPU does not tell
     monkeypatch.setattr(module.jax, "local_devices", lambda: [Device()])
-    assert module._memory() == {"memory_gib": 1.0, "memory_peak_gib": 2.0}
+    assert module._memory() == {"perf/memory_gib": 1.0, "perf/memory_peak_gib": 2.0}
