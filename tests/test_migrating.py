@@ -11,6 +11,7 @@ import pytest
 
 from diffusion_jax.build.data import Splits
 from diffusion_jax.build.experiment import SECTIONS, Training
+from diffusion_jax.build.first_stage import Codes
 from diffusion_jax.build.images import build_log_images
 from diffusion_jax.build.regularizer import QUANTIZERS, REGULARIZERS
 from diffusion_jax.build.sampling import GUIDERS, SAMPLERS
@@ -71,8 +72,8 @@ FUNCTIONS: dict[str, tuple[Iterable[Callable[..., Any]], tuple[str, ...]]] = {
     "data.splits": ([Splits], ()),
     "data.batches": ([make_batches], ()),
     "data.source": ([], ("folder",)),
-    "first_stage": ([Autoencoder], ("scale_factor", "scale_by_std", "weights")),
-    "regularizer": (QUANTIZERS.values(), ("num_codes",)),
+    "first_stage": ([Autoencoder, Codes], ("name", "scale_factor", "scale_by_std", "weights")),
+    "regularizer": (QUANTIZERS.values(), ("num_codes", "temperature")),
     "discriminator": ([NLayerDiscriminator], ()),
     "perceptual": ([], ("net", "weights")),
     "checkpoint": ([checkpoint, open_checkpoints], ()),

@@ -52,7 +52,8 @@ class Data(NamedTuple):
 
     def cached_batches(self, cache: LatentCache, *, batch_size: int, seed: int) -> Batches:
         """The same batches in the same order out of a cache, with moments instead of images."""
-        known = inspect.signature(cached_batches).parameters
+        # `cache` of a config keeps decoded images, of which there are none.
+        known = set(inspect.signature(cached_batches).parameters) - {"cache"}
         kept = {key: value for key, value in self.batch_options.items() if key in known}
         return cached_batches(cache, batch_size=batch_size, seed=seed, **kept, **_process())
 

@@ -105,7 +105,9 @@ def export_diffusers(
     }
     if stage is not None:
         configs["first_stage"] = vae_config(
-            stage.module, scale_factor=float(frozen["scale_factor"])
+            stage.module,
+            scale_factor=float(frozen["scale_factor"]),
+            num_codes=None if stage.codes is None else stage.codes.num_codes,
         )
     components = _components(texts, params, frozen)
     for text in texts:

@@ -14,16 +14,18 @@ from diffusion_jax.build.autoencoding import Autoencoding
 from diffusion_jax.build.binding import ConfigError
 from diffusion_jax.build.diffusion import Diffusion
 from diffusion_jax.build.experiment import Experiment
+from diffusion_jax.build.first_stage_checkpoint import RANDOM, check_lpips_source, read_lpips
+from diffusion_jax.build.regularizer import CODEBOOK
 from diffusion_jax.convert.identify import find_networks
 from diffusion_jax.convert.importing import import_network
 from diffusion_jax.convert.reading import TORCH_SUFFIXES, diffusers_components, open_weights
 from diffusion_jax.models.autoencoder import Autoencoder
 from diffusion_jax.models.conditioner import Embedder
-from diffusion_jax.models.lpips import find_weights, load_lpips
 from diffusion_jax.models.text_embedders import ClipText, OpenClipImage, OpenClipText
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.sharding import replicated
 from diffusion_jax.train.checkpoint import (
+    load_mutable,
     load_params,
     open_checkpoints,
     resolve_checkpoint,
@@ -33,7 +35,6 @@ from diffusion_jax.train.checkpoint import (
 from diffusion_jax.train.checksums import path_name
 from diffusion_jax.types import PyTree
 
-RANDOM = "random"
 FROZEN_FOLDER = "frozen"
 # What convert calls the network of a module.
 KINDS: dict[type[nn.Module], str] = {
@@ -82,16 +83,6 @@ def load_released(
     keep_dims: see convert.import_params.
     Raises ValueError when the file does not fit; the message lists what is missing or left over.
     """
-    if isinstance(experiment.task, Autoencoding):
-        own = import_network(
-            params["autoencoder"],
-            open_part(path, "vae"),
-            "vae",
-            ignore_keys=ignore_keys,
-            allow_missing=ignore_keys,
-        )
-        rest = sorted(name for name in params if name != "autoencoder")
-        return Loaded({**params, "autoencoder": own}, rest)
     network = import_network(
         params["network"],
         open_part(path, "unet"),
@@ -118,11 +109,7 @@ def check_frozen_sources(experiment: Experiment) -> None:
     Raises ConfigError when nothing says where they are, FileNotFoundError when a file is missing.
     """
     if isinstance(experiment.task, Autoencoding):
-        weights = experiment.task.lpips_weights
-        if weights is None:
-            find_weights(experiment.task.lpips_net)
-        elif weights != RANDOM and not pathlib.Path(weights).expanduser().exists():
-            raise FileNotFoundError(f"config.perceptual.weights = {weights!r} does not exist")
+        check_lpips_source(experiment.task, _checkpoint_source(experiment))
         return
     source = _checkpoint_source(experiment)
     for path, weights in _frozen_networks(experiment):
@@ -143,7 +130,8 @@ def make_frozen(experiment: Experiment, source: str | os.PathLike | None = None)
     Raises ConfigError when a network has no weights, ValueError when a file does not fit.
     """
     if isinstance(experiment.task, Autoencoding):
-        return _first_stage_frozen(experiment, experiment.task)
+        source = _checkpoint_source(experiment) if source is None else source
+        return experiment.frozen_constants() | {"lpips": _lpips(experiment, source)}
     if source is None:
         check_frozen_sources(experiment)
         source = _checkpoint_source(experiment)
@@ -329,12 +317,11 @@ def _weights_of(frozen: PyTree, constants: Mapping[str, Any]) -> PyTree:
     return {name: value for name, value in frozen.items() if name not in constants}
 
 
-def _first_stage_frozen(experiment: Experiment, task: Autoencoding) -> PyTree:
-    if task.lpips_weights == RANDOM:
-        return experiment.random_frozen()
-    params = load_lpips(task.lpips_weights, net=task.lpips_net)
-    placed = jax.device_put(params, replicated(experiment.mesh))
-    return experiment.frozen_constants() | {"lpips": placed}
+def _lpips(experiment: Experiment, source: str | os.PathLike | None) -> PyTree:
+    assert isinstance(experiment.task, Autoencoding)
+    if experiment.task.lpips_weights == RANDOM:
+        return experiment.random_frozen()["lpips"]
+    return jax.device_put(read_lpips(experiment.task, source), replicated(experiment.mesh))
 
 
 def _run_weights(path: pathlib.Path, abstract: PyTree) -> PyTree:
@@ -344,6 +331,10 @@ def _run_weights(path: pathlib.Path, abstract: PyTree) -> PyTree:
     if "autoencoder" not in params:
         raise ValueError(f"{path} is a run that trained no first stage: it has {sorted(params)}")
     own = params["autoencoder"]
+    averages = load_mutable(workdir / "checkpoints", step=step)
+    if CODEBOOK in abstract and "regularizer" in averages:  # ema_vq has its codes there
+        codes = averages["regularizer"]["codebook"]["embedding"]
+        own = {**own, CODEBOOK: {"embedding": codes}}
     wanted, found = (
         {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (abstract, own)

@@ -8,14 +8,14 @@ import ml_collections
 import numpy as np
 
 from diffusion_jax import run_folder
+from diffusion_jax.build.autoencoding import is_first_stage
 from diffusion_jax.build.binding import DTYPES
 from diffusion_jax.build.export import export_diffusers, export_single_file
-from diffusion_jax.build.weights import start_frozen
+from diffusion_jax.cli.convert_run import convert_first_stage, write_run
 from diffusion_jax.config_files import load_config
 from diffusion_jax.convert.from_yaml import config_from_yaml
 from diffusion_jax.pipeline import Pipeline
-from diffusion_jax.train.checkpoint import open_checkpoints, state_bytes
-from diffusion_jax.train.ema import has_ema, reset_ema
+from diffusion_jax.run_folder import load_saved_config
 
 FORMATS = ("safetensors", "diffusers", "run")
 
@@ -36,11 +36,18 @@ def run(arguments: argparse.Namespace) -> int:
     if not is_run and not arguments.config:
         raise ValueError(f"--from={arguments.source} needs --config=, the config that describes it")
     config = None if is_run else load_config(arguments.config, arguments.overrides)
+    described = load_saved_config(pathlib.Path(arguments.source)) if config is None else config
+    if "model" in described and is_first_stage(described):
+        convert_first_stage(arguments, described, target, form, is_run=is_run)
+        print(f"wrote {target}")
+        return 0
     pipe = _load(arguments, config)
     if form == "run":
         if config is None:
             raise ValueError(f"--from={arguments.source} is a run already; choose another format")
-        _write_run(pipe, config, target)
+        experiment, state = pipe.experiment, pipe.experiment.init_state()
+        state = state._replace(params=pipe.params)
+        write_run(experiment, state, pipe.frozen, config, target)
     else:
         _write(arguments, pipe, target, form, is_run)
     print(f"wrote {target}")
@@ -69,20 +76,6 @@ def _write(
         ema = Pipeline.from_workdir(arguments.source, step=arguments.step).params
     layout = export_single_file(*parts, dtype=dtype, ema=ema)
     print(f"layout {layout}")
-
-
-def _write_run(pipe: Pipeline, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Make a run that has done no step yet and starts from these weights."""
-    experiment = pipe.experiment
-    with run_folder.claim(workdir, config):
-        state = experiment.init_state()
-        opt_state = state.opt_state
-        opt_state = reset_ema(opt_state, pipe.params) if has_ema(opt_state) else opt_state
-        state = state._replace(params=pipe.params, opt_state=opt_state)
-        checkpoints = open_checkpoints(workdir / "checkpoints", needed_bytes=state_bytes(state))
-        checkpoints.save(0, state, {"config": run_folder.to_plain(config), "revision": "converted"})
-        checkpoints.close()
-        start_frozen(experiment, workdir, pipe.frozen)
 
 
 def _yaml(arguments: argparse.Namespace) -> int:

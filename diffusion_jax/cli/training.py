@@ -13,6 +13,7 @@ from diffusion_jax import run_folder
 from diffusion_jax.build import Experiment
 from diffusion_jax.build.autoencoding import is_first_stage
 from diffusion_jax.build.evaluation import build_evaluate
+from diffusion_jax.build.first_stage_checkpoint import load_first_stage
 from diffusion_jax.build.hooks import HookOptions, Watched, bind_hooks, build_hooks
 from diffusion_jax.build.latent_cache import CachedTraining, train_from_cache
 from diffusion_jax.build.weights import (
@@ -41,7 +42,7 @@ from diffusion_jax.train.hooks.validation import Scores, scores_from
 from diffusion_jax.train.signals import handle_signals
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import jit_train_step
-from diffusion_jax.train.warm_start import warm_start
+from diffusion_jax.train.warm_start import warm_start, warm_start_mutable
 from diffusion_jax.train.writers import Writer, open_writer
 from diffusion_jax.types import PyTree
 
@@ -190,13 +191,13 @@ def start(
     state, training = experiment.init_state(), experiment.training
     if training.ckpt_path is None:
         return state, {}
-    params = load_start(experiment, state.params)
+    state = load_start(experiment, state)
     # The average starts from the loaded weights; upstream leaves it at the random ones it was made
     # with.
     opt_state = state.opt_state
-    averaged = experiment.task.averaged_part(params)
+    averaged = experiment.task.averaged_part(state.params)
     opt_state = reset_ema(opt_state, averaged) if has_ema(opt_state) else opt_state
-    return state._replace(params=params, opt_state=opt_state), {}
+    return state._replace(opt_state=opt_state), {}
 
 
 def check_sources(experiment: Experiment) -> None:
@@ -212,25 +213,33 @@ def check_sources(experiment: Experiment) -> None:
     check_frozen_sources(experiment)
 
 
-def load_start(experiment: Experiment, params: PyTree) -> PyTree:
-    """Take the parameters of train.ckpt_path, a run or a released file; say what was not taken."""
+def load_start(experiment: Experiment, state: TrainState) -> TrainState:
+    """Take the parameters of train.ckpt_path, a run or a released file, and the mutable collections
+    of a first stage; say what was not taken."""
     training = experiment.training
     path = training.ckpt_path
     assert path is not None
-    options: dict[str, Any] = {
-        "ignore_keys": training.ignore_keys,
-        "load_only_unet": training.load_only_unet,
-        "ema": training.ckpt_ema,
-    }
+    options: dict[str, Any] = {"ignore_keys": training.ignore_keys, "ema": training.ckpt_ema}
+    first_stage = is_first_stage(experiment.sections)
+    if is_released(path) and first_stage:
+        state, absent = load_first_stage(state, open_part(path, "vae"), **options)
+        say(f"{path}: {len(absent)} parts not loaded" + "".join(f"\n  {name}" for name in absent))
+        return state
+    options["load_only_unet"] = training.load_only_unet
     if is_released(path):
-        loaded = load_released(experiment, params, path, **options, keep_dims=training.keep_dims)
+        keep_dims = training.keep_dims
+        loaded = load_released(experiment, state.params, path, **options, keep_dims=keep_dims)
         lists = [("not loaded", loaded.not_loaded)]
     else:
-        loaded = warm_start(params, path, **options)
+        loaded = warm_start(state.params, path, **options)
         lists = [("not loaded", loaded.not_loaded), ("not used", loaded.unused)]
+        if first_stage:
+            ignore = training.ignore_keys
+            mutable = warm_start_mutable(state.mutable, path, ignore_keys=ignore)
+            state = state._replace(mutable=mutable)
     for what, names in lists:
         say(f"{path}: {len(names)} parameters {what}" + "".join(f"\n  {n}" for n in names))
-    return loaded.params
+    return state._replace(params=loaded.params)
 
 
 def announce(

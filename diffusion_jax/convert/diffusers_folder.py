@@ -117,30 +117,33 @@ def _check_unet(unet: Any) -> None:
             )
 
 
-def vae_config(vae: Any, *, scale_factor: float) -> Config:
-    """Translate the fields of our Autoencoder into the config of diffusers' AutoencoderKL.
+def vae_config(vae: Any, *, scale_factor: float, num_codes: int | None = None) -> Config:
+    """Translate the fields of our Autoencoder into the config of diffusers' AutoencoderKL, or with
+    num_codes, those of its codebook, of diffusers' VQModel.
 
     Raises ValueError for a field that diffusers has no counterpart of.
     """
+    name = "AutoencoderKL" if num_codes is None else "VQModel"
     bad = {
-        "double_z": not vae.double_z,
-        "embed_dim": vae.embed_dim != vae.z_channels,
+        "double_z": vae.double_z == (num_codes is not None),
+        "embed_dim": num_codes is None and vae.embed_dim != vae.z_channels,
+        "use_quant_conv": num_codes is not None and not vae.use_quant_conv,
         "resamp_with_conv": not vae.resamp_with_conv,
         "tanh_out": vae.tanh_out,
         "give_pre_end": vae.give_pre_end,
     }
-    for name, is_bad in bad.items():
+    for field, is_bad in bad.items():
         if is_bad:
             raise ValueError(
-                f"{name} = {getattr(vae, name)!r} has no counterpart in diffusers' AutoencoderKL; "
+                f"{field} = {getattr(vae, field)!r} has no counterpart in diffusers' {name}; "
                 "export this network in the layout of latent-diffusion"
             )
     levels = range(len(vae.ch_mult))
     attends = [vae.resolution // 2**level in vae.attn_resolutions for level in levels]
     down = ["AttnDownEncoderBlock2D" if attend else "DownEncoderBlock2D" for attend in attends]
     up = ["AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attends)]
-    return {
-        "_class_name": "AutoencoderKL",
+    shared: Config = {
+        "_class_name": name,
         "_diffusers_version": VERSION,
         "in_channels": vae.in_channels,
         "out_channels": vae.out_ch,
@@ -153,9 +156,13 @@ def vae_config(vae: Any, *, scale_factor: float) -> Config:
         "sample_size": vae.resolution,
         "scaling_factor": scale_factor,
         "act_fn": "silu",
+        "mid_block_add_attention": vae.attn_type != "none",
+    }
+    if num_codes is not None:
+        return shared | {"num_vq_embeddings": num_codes, "vq_embed_dim": vae.embed_dim}
+    return shared | {
         "use_quant_conv": vae.use_quant_conv,
         "use_post_quant_conv": vae.use_quant_conv,
-        "mid_block_add_attention": vae.attn_type != "none",
     }
 
 

@@ -279,7 +279,7 @@ def _read_leaf(by_leaf: Mapping[str, list], path: str, leaf: Any, kept: Sequence
 
     def read(index: Any) -> np.ndarray:
         if sources[0][1].index is None:
-            return part(0)[index].astype(leaf.dtype, copy=False)
+            return np.asarray(part(0)[index], leaf.dtype)
         rows = range(leaf.shape[0])[index[0]] if index else range(leaf.shape[0])
         shape = np.broadcast_to(np.empty(()), leaf.shape[1:])[index[1:]].shape
         stacked = np.empty((len(rows), *shape), leaf.dtype)

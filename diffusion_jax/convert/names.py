@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.convert import tables
+from diffusion_jax.convert import first_stage_names, tables
 from diffusion_jax.convert.tables import Renames
 from diffusion_jax.types import PyTree
 
@@ -30,8 +30,9 @@ class Part(NamedTuple):
 class FileTensor(NamedTuple):
     """A tensor of a file: its parts are joined along its first axis.
 
-    layout: "same" (our axes), "kernel" ([*sides in out] here is [out in *sides] there), or
-    "pointwise" (our 1 x 1 convolution is a dense layer there). aliases: other names it may have.
+    layout: "same" (our axes), "kernel" ([*sides in out] here is [out in *sides] there),
+    "pointwise" (our 1 x 1 convolution is a dense layer there) or "channel" ([c] is [1 c 1 1]
+    there). aliases: other names it may have.
     """
 
     name: str
@@ -136,6 +137,8 @@ NAME_MAPS: dict[str, NameMap] = {
     "vae_ldm": NameMap(
         "vae",
         tables.VAE_DOTTED,
+        structural=first_stage_names.codebook_names,
+        aliases=tables.CODES_ALIASES,
         ignorable=(r"loss\.", "model_ema\\."),
         first="encoder.conv_in.weight",
     ),
@@ -172,7 +175,22 @@ NAME_MAPS: dict[str, NameMap] = {
     "clip_vision_open": NameMap(
         "clip vision", tables.DOTTED, tables.VISION_OPEN, layouts=((r"^proj$", "same"),)
     ),
-    # Discriminators, LPIPS and others whose names differ by dots alone.
+    "first_stage_ldm": NameMap(
+        "first stage",
+        tables.VAE_DOTTED,
+        structural=first_stage_names.training_names,
+        layouts=((r"\.main\.\d+\.(loc|scale)$", "channel"),),
+        aliases=tables.CODES_ALIASES,
+        ignorable=(*first_stage_names.BUFFERS, r"loss\.perceptual_loss\.", r"model_ema\."),
+        first="encoder.conv_in.weight",
+    ),
+    "lpips": NameMap(
+        "LPIPS",
+        tables.DOTTED,
+        structural=first_stage_names.lpips_names,
+        ignorable=first_stage_names.BUFFERS,
+    ),
+    # Networks whose names differ by dots alone.
     "dotted": NameMap("module", tables.DOTTED),
 }
 
@@ -233,6 +251,8 @@ def _rename(name: str, renames: Renames) -> str:
 def _file_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
     if layout == "kernel":
         return (shape[-1], shape[-2], *shape[:-2])
+    if layout == "channel":
+        return (1, *shape, 1, 1)
     return (shape[-1], shape[-2]) if layout == "pointwise" else shape
 
 
@@ -249,6 +269,8 @@ def to_file(array: np.ndarray, layout: str) -> np.ndarray:
     """Move the axes of our array to where a file has them: a view."""
     if layout == "kernel":
         return np.moveaxis(array, (-1, -2), (0, 1))
+    if layout == "channel":
+        return array[None, :, None, None]
     return array[0, 0].T if layout == "pointwise" else array
 
 
@@ -256,4 +278,6 @@ def to_ours(array: np.ndarray, layout: str) -> np.ndarray:
     """Move the axes of a file's array to where ours are: a view, the inverse of to_file."""
     if layout == "kernel":
         return np.moveaxis(array, (0, 1), (-1, -2))
+    if layout == "channel":
+        return array[0, :, 0, 0]
     return array.T[None, None] if layout == "pointwise" else array

@@ -21,8 +21,10 @@ VAE_DOTTED: Renames = (
     (r"_(\d+)", r".\1"),
     ("@", "_"),
     # The codebook of a VQ model.
-    (r"^(quantize|regularization)\.weight$", r"\1.embedding.weight"),
+    (r"^quantize\.weight$", "quantize.embedding.weight"),
 )
+# generative-models' name of what stands between encoder and decoder.
+CODES_ALIASES: Renames = ((r"^quantize\.", "regularization."),)
 
 RES_BLOCK: Renames = (
     (r"\.in_layers\.0\.", ".norm1."),

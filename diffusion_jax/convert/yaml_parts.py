@@ -73,14 +73,17 @@ def convert_first_stage(node: Node) -> Sections | None:
     stage: Sections = {"name": "autoencoder_kl"}
     if name == "AutoencodingEngine":
         return stage | _engine_stage(params) | {"weights": params.take("ckpt_path", None)}
-    found = convert_options(params, tables.AUTOENCODER)
-    stage |= found | convert_options(params.child("ddconfig"), tables.DDCONFIG)
+    codes, single_z = {}, {}
     if name in tables.QUANTISED_STAGES:
-        node.note("target", f"{name}: there is no quantised first stage here yet; a Gaussian one "
-                            "of the same shape stands in its place")  # fmt: skip
+        stage["name"] = "autoencoder_vq"
+        codes, single_z = tables.CODES, tables.SINGLE_Z
+    stage |= convert_options(params, {**tables.AUTOENCODER, **codes})
+    stage |= convert_options(params.child("ddconfig"), {**tables.DDCONFIG, **single_z})
+    if name == "AutoencoderLegacyVQ":
+        node.note("target", "latents are those before quantisation here; decoding quantises them")
     elif name == "AutoencoderKLModeOnly":
         node.note("target", "latents are samples here, not modes")
-    elif name not in tables.GAUSSIAN_STAGES:
+    elif name not in (*tables.GAUSSIAN_STAGES, *tables.QUANTISED_STAGES):
         node.note("target", f"{name} is no first stage of ours; it is read as AutoencoderKL")
     for key in ("lossconfig", "loss_config"):
         if params.has(key) and params.child(key).target() not in ("Identity", "DummyLoss"):
@@ -103,7 +106,7 @@ def _engine_stage(params: Node) -> Sections:
             own.note(key, "encoder and decoder have the same options here")
     regularizer = params.child("regularizer_config")
     if regularizer.target("DiagonalGaussianRegularizer") != "DiagonalGaussianRegularizer":
-        regularizer.note("target", "the first stages here have a Gaussian posterior")
+        regularizer.note("target", "without quant_conv first stages have a Gaussian posterior here")
     elif not regularizer.child("params").take("sample", True):
         regularizer.child("params").note("sample", "latents are samples here, not modes")
     for key in ("loss_config", "optimizer_config", "monitor", "input_key", "ema_decay"):

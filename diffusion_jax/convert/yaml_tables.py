@@ -66,9 +66,9 @@ AUTOENCODER: Table = {
     "optimizer_config": Drop(FROZEN),
     "lr_g_factor": Drop(FROZEN),
     "max_batch_size": Drop(WHOLE_BATCHES),
-    "n_embed": Drop("there is no quantised first stage here"),
-    "remap": Drop("there is no quantised first stage here"),
-    "sane_index_shape": Drop("there is no quantised first stage here"),
+    "n_embed": Drop("a Gaussian posterior has no codes"),
+    "remap": Only((), "all codes are kept"),
+    "sane_index_shape": Drop("not needed: codes are [b h w]"),
     "batch_resize_range": Drop(FROZEN),
     "use_ema": Drop(FROZEN),
     "scheduler_config": Drop(FROZEN),
@@ -87,9 +87,12 @@ DDCONFIG: Table = {
     "resamp_with_conv": Key("resamp_with_conv"),
     "tanh_out": Key("tanh_out"),
     "give_pre_end": Key("give_pre_end"),
-    "double_z": Only((True,), "the frozen first stages here have a Gaussian posterior"),
+    "double_z": Only((True,), "a Gaussian posterior has a mean and a variance"),
     "use_linear_attn": Only((False,), "the attention of first stages is full or none"),
 }
+# What is other in a quantised first stage.
+CODES: Table = {"n_embed": Key("num_codes")}
+SINGLE_Z: Table = {"double_z": Only((False,), "each latent of a codebook is one value")}
 GAUSSIAN_STAGES = (
     "AutoencoderKL",
     "AutoencoderKLInferenceWrapper",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.train.checkpoint_reading import load_params, resolve_checkpoint
+from diffusion_jax.train.checkpoint_reading import load_mutable, load_params, resolve_checkpoint
 from diffusion_jax.train.checksums import path_name
 from diffusion_jax.types import PyTree
 
@@ -62,6 +62,26 @@ def warm_start(
     )
     not_loaded = [name for name in own if name not in wanted]
     return WarmStart(loaded, not_loaded, [name for name in source if name not in taken])
+
+
+def warm_start_mutable(
+    mutable: PyTree, ckpt_path: str | os.PathLike, *, ignore_keys: Sequence[str] = ()
+) -> PyTree:
+    """Replace mutable collections (running statistics, codebook averages) by those of the same name
+    in a checkpoint, minus ignore_keys; others keep their initial values.
+
+    Raises ValueError when a shape differs.
+    """
+    workdir, step = resolve_checkpoint(ckpt_path)
+    source = {
+        name: value
+        for name, value in _named(load_mutable(workdir / "checkpoints", step=step)).items()
+        if not any(re.match(pattern, name) for pattern in ignore_keys)
+    }
+    _check_shapes(_named(mutable), source, f"checkpoint {step} in {workdir}")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _place(source.get(path_name(path)), leaf), mutable
+    )
 
 
 def _place(value: np.ndarray | None, like: Any) -> Any:

@@ -122,6 +122,30 @@ def test_a_latent_model_reads_the_averages_of_a_first_stages_run(first_stage_run
                           "--config.first_stage.ch=64"))  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["vq", "ema_vq"])
+def test_a_latent_model_reads_the_codes_of_a_run(tmp_path, name):
+    config = load_config("configs/vq_f4.py:tiny", [])
+    with config.unlocked():
+        config.regularizer = dict(name=name, num_codes=16)
+    state = experiment(config, devices=ONE).init_state()
+    checkpoints = open_checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, state, {})
+    checkpoints.close()
+    config = load_config(LDM, [])
+    with config.unlocked():
+        config.first_stage.update(dict(name="autoencoder_vq", num_codes=16, embed_dim=3))
+        config.first_stage.update(dict(z_channels=3, ch=32, num_groups=32, attn_type="vanilla"))
+        config.first_stage.weights = str(tmp_path)
+        config.model.out_channels = 3
+    frozen = make_frozen(experiment(config, devices=ONE))
+    codes = frozen["first_stage"]["quantize"]["embedding"]
+    if name == "vq":
+        expected = ema_params(state.opt_state)["autoencoder"]["quantize"]["embedding"]
+    else:
+        expected = state.mutable["regularizer"]["codebook"]["embedding"]
+    np.testing.assert_array_equal(codes, expected)
+
+
 def test_the_scale_factor_makes_the_latents_of_a_batch_unit(first_stage_run):
     folder, _ = first_stage_run
     built = build(LDM, f"--config.first_stage.weights={folder}")

@@ -16,7 +16,8 @@ from diffusion_jax.train.step import jit_train_step
 
 SMALL = [
     "data.batches.crop=center", "data.batches.random_flip=True", "data.batches.image_size=16",
-    "data.batches.buckets=False", "data.batches.num_threads=0", "train.batch_size=4",
+    "data.batches.buckets=False", "data.batches.num_threads=0", "data.batches.cache=True",
+    "train.batch_size=4",
     "first_stage.ch=8", "first_stage.num_groups=4", "first_stage.attn_type=none",
     "model.model_channels=8", "model.channel_mult=(1,)", "model.num_groups=4",
     "model.attention_resolutions=(1,)", "model.transformer_depth=(1,)", "model.num_head_channels=8",

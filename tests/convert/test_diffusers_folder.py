@@ -117,6 +117,10 @@ def test_fields_of_autoencoders():
         (name,) = fields
         with pytest.raises(ValueError, match=f"^{name} = .* has no counterpart"):
             vae_config(Autoencoder(**fields), scale_factor=1.0)
+    vq = vae_config(Autoencoder(double_z=False, embed_dim=3), scale_factor=1.0, num_codes=7)
+    assert (vq["_class_name"], vq["num_vq_embeddings"], vq["vq_embed_dim"]) == ("VQModel", 7, 3)
+    with pytest.raises(ValueError, match="^double_z = True has no counterpart in diffusers' VQ"):
+        vae_config(Autoencoder(), scale_factor=1.0, num_codes=7)
 
 
 def test_schedules():

@@ -468,12 +468,20 @@ def listed(tree: Any) -> dict[str, str]:
     return parts(tree)[1]
 
 
-def test_what_a_quantised_first_stage_lacks_is_listed():
+def test_a_quantised_first_stage_converts_whole(tmp_path):
     params = "model.params.first_stage_config"
-    found = {k: v for k, v in listed(cin256()).items() if k.startswith(params)}
-    wanted = ("target", "params.n_embed", "params.ddconfig.double_z")
-    assert found.keys() == {f"{params}.{key}" for key in wanted}
-    assert "no quantised first stage" in found[f"{params}.target"]
+    assert not [name for name in listed(cin256()) if name.startswith(params)]
+    config = load(cin256(), tmp_path)
+    stage = config.first_stage.to_dict()
+    assert (stage["name"], stage["num_codes"], stage["embed_dim"]) == ("autoencoder_vq", 8192, 3)
+    found = build(config).network.first_stage
+    shapes = jax.eval_shape(found.init, jax.random.key(0))
+    assert shapes["quantize"]["embedding"].shape == (8192, 3)
+    tree = cin256()
+    tree["model"]["params"]["first_stage_config"]["target"] = (
+        "sgm.models.autoencoder.AutoencoderLegacyVQ"
+    )
+    assert "before quantisation" in listed(tree)[f"{params}.target"]
 
 
 def test_training_of_the_churches_is_ours():

@@ -228,5 +228,5 @@ def test_layouts_move_axes(layout, shape, there, entry):
 
 
 def test_every_map_says_what_it_is_for():
-    kinds = {"unet", "vae", "clip text", "clip vision", "module"}
+    kinds = {"unet", "vae", "clip text", "clip vision", "module", "first stage", "LPIPS"}
     assert {name_map.kind for name_map in NAME_MAPS.values()} == kinds

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.build.first_stage import build_first_stage
 from diffusion_jax.convert.diffusers_folder import (
     penultimate_text,
     save_diffusers,
@@ -134,6 +135,32 @@ def test_unets_of_diffusers_both_ways(name, tmp_path):
     half = import_network(shapes(module, *inputs), tmp_path / "pipeline", "unet")
     kernel = params["input_blocks_0_0"]["kernel"].astype(jnp.float16).astype(jnp.float32)
     np.testing.assert_array_equal(half["input_blocks_0_0"]["kernel"], kernel)
+
+
+def test_a_quantised_first_stage_is_diffusers_vqmodel_both_ways(tmp_path):
+    diffusers = package("diffusers")
+    section = dict(name="autoencoder_vq", embed_dim=3, z_channels=4, ch=32, ch_mult=(1, 2),
+                   num_res_blocks=1, resolution=16, num_codes=32)  # fmt: skip
+    stage = build_first_stage(section, (16, 16, 3))
+    config = vae_config(stage.module, scale_factor=0.5, num_codes=32)
+    theirs = randomised(diffusers.VQModel.from_config(config))
+    image, z = jnp.asarray(normal(1, 1, 16, 16, 3)), jnp.asarray(normal(2, 1, 8, 8, 3))
+    theirs.save_pretrained(tmp_path / "theirs")
+    abstract = jax.eval_shape(stage.init, jax.random.key(0))
+    params = import_network(abstract, tmp_path / "theirs", "vae")
+    close(stage.moments(params, image), theirs.encode(nchw(image)).latents.permute(0, 2, 3, 1))
+    quantised, plain = (
+        theirs.decode(nchw(z), force_not_quantize=not q).sample.permute(0, 2, 3, 1).detach()
+        for q in (True, False)
+    )
+    close(stage.decode(params, z), quantised)
+    as_is = build_first_stage(section | {"quantize": False}, (16, 16, 3))
+    close(as_is.decode(params, z), plain)
+    assert np.abs(quantised - plain).max() > 0.01
+
+    save_diffusers(tmp_path / "ours", {"first_stage": params}, {"first_stage": config})
+    back = diffusers.VQModel.from_pretrained(tmp_path / "ours/vae")
+    close(back.decode(nchw(z)).sample.permute(0, 2, 3, 1).detach(), quantised)
 
 
 @pytest.mark.parametrize("fields", [{}, {"attn_resolutions": (8,)}, {"use_quant_conv": False}])

@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffusion_jax.train.checkpoint import open_checkpoints
 from diffusion_jax.train.ema import ema
 from diffusion_jax.train.state import init_state
-from diffusion_jax.train.warm_start import warm_start
+from diffusion_jax.train.warm_start import warm_start, warm_start_mutable
 
 
 def params(value, channels=3, extra=()):
@@ -96,3 +96,24 @@ def test_shardings_and_dtypes_stay(run):
     own["network"]["input_blocks_0_0"]["kernel"] = kernel
     got = warm_start(own, run).params["network"]["input_blocks_0_0"]["kernel"]
     assert (got.sharding, got.dtype) == (sharding, jnp.bfloat16)
+
+
+def test_running_statistics_are_taken_too(tmp_path):
+    state = init_state(params(1.0), optax.sgd(0.1))
+    mean = {"discriminator": {"batch_stats": {"main_3": {"mean": jnp.arange(4.0)}}}}
+    checkpoints = open_checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, state._replace(mutable=mean), {})
+    checkpoints.close()
+    zeros = {**jax.tree.map(jnp.zeros_like, mean), "regularizer": {"codebook": jnp.zeros(2)}}
+    found = warm_start_mutable(zeros, tmp_path)
+    assert found["discriminator"]["batch_stats"]["main_3"]["mean"].tolist() == [0, 1, 2, 3]
+    assert found["regularizer"]["codebook"].tolist() == [0, 0]
+    kept = warm_start_mutable(zeros, tmp_path, ignore_keys=["discriminator/"])
+    assert kept["discriminator"]["batch_stats"]["main_3"]["mean"].tolist() == [0] * 4
+    wider = {"discriminator": {"batch_stats": {"main_3": {"mean": jnp.zeros(5)}}}}
+    with pytest.raises(ValueError, match="has other shapes: discriminator/batch_stats/main_3/mean"):
+        warm_start_mutable(wider, tmp_path)
+
+
+def test_a_run_without_mutable_collections_gives_none(run):
+    assert warm_start_mutable({}, run) == {}
