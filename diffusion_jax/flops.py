@@ -32,6 +32,19 @@ def jaxpr_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     return sum(_equation_flops(eqn) for eqn in jaxpr.eqns)
 
 
+def kernel_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
+    """Count those of the FLOPs of a jaxpr that are in Pallas kernels, which XLA cannot see."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name == "pallas_call":
+            total += _equation_flops(eqn)
+            continue
+        inner = [kernel_flops(jaxpr) for jaxpr in _inner_jaxprs(eqn.params)]
+        total += max(inner) if name == "cond" else _repeats(name, eqn.params) * sum(inner)
+    return total
+
+
 def _equation_flops(eqn: Any) -> int:
     name, params = eqn.primitive.name, eqn.params
     if name in ("dot_general", "conv_general_dilated"):

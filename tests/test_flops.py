@@ -8,7 +8,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import AxisType
 
-from diffusion_jax.flops import count_flops
+from diffusion_jax.flops import count_flops, kernel_flops
 from diffusion_jax.models.unet import UNet
 
 
@@ -131,6 +131,11 @@ def test_a_kernel_counts_at_every_point_of_its_grid():
         interpret=True,
     )
     assert count_flops(tiled, shaped(16, 32), shaped(32, 32)) == 2 * 16 * 32 * 32
+    within = jax.make_jaxpr(
+        lambda x, y: jax.lax.scan(lambda z, _: (tiled(z, y) @ y, None), x, length=3)
+    )
+    kernels = kernel_flops(within(shaped(16, 32), shaped(32, 32)))
+    assert kernels == 3 * 2 * 16 * 32 * 32  # and not the product beside each
 
 
 def test_custom_derivatives_count_once():

@@ -14,7 +14,7 @@ from jax.interpreters import partial_eval
 
 from diffusion_jax.build import Experiment, experiment
 from diffusion_jax.chips import GIB
-from diffusion_jax.flops import jaxpr_flops
+from diffusion_jax.flops import jaxpr_flops, kernel_flops
 from diffusion_jax.plan import hlo
 from diffusion_jax.plan.arguments import arguments_of
 from diffusion_jax.plan.count import Counts, count
@@ -40,9 +40,10 @@ class Plan(NamedTuple):
     held: by arithmetic. unread: bytes held that the step does not read (the decoder of a first
     stage). arguments, temporaries, code, peak: of the compiler, without what is unread. total: all
     together. model_flops, step_flops: of one step on all devices, without and with what is
-    computed again to save memory. counts: of the compiled program, loops in full; once: loops once,
-    as in optimal_seconds, the compiler's estimate. seconds: of building, tracing, lowering,
-    compiling. host_bytes: peak of this process.
+    computed again to save memory; kernel_flops: those of step_flops that are in custom kernels.
+    counts: of the compiled program but for kernels, loops in full; once: loops once, as in
+    optimal_seconds, the compiler's estimate. seconds: of building, tracing, lowering, compiling.
+    host_bytes: peak of this process.
     """
 
     topology: Topology
@@ -58,6 +59,7 @@ class Plan(NamedTuple):
     peak: int
     model_flops: int
     step_flops: int
+    kernel_flops: int
     counts: Counts
     once: Counts
     optimal_seconds: float | None
@@ -100,6 +102,14 @@ def with_remat(config: ml_collections.ConfigDict, remat: bool | str) -> ml_colle
     return config
 
 
+def _plain(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The same config with nothing computed again, by kernels neither."""
+    config = with_remat(config, False)
+    with config.unlocked():
+        config.model.attention_impl = "xla"
+    return config
+
+
 def make_plan(
     config: ml_collections.ConfigDict, topology: Topology, per_device_batch: int | None = None
 ) -> Plan:
@@ -120,18 +130,13 @@ def make_plan(
     _check_held(held, topology)
     traced = jit_train_step(built.train_step, arguments[0]).trace(*arguments)
     clock.lap("trace")
-    step_flops = jaxpr_flops(traced.jaxpr)
     _, used = partial_eval.dce_jaxpr(traced.jaxpr.jaxpr, [True] * len(traced.jaxpr.out_avals))
     read = read_bytes(arguments, used)
-    remat = config.model.remat if "remat" in config.model else False
-    model_flops = step_flops
-    if remat is not False:
-        plain = build(with_remat(config, False), topology, per_device_batch)
-        step = jit_train_step(plain.train_step, arguments[0])
-        model_flops = jaxpr_flops(step.trace(*arguments).jaxpr)
-        clock.lap("trace without remat")
     lowered = traced.lower()
     clock.lap("lower")
+    plain = build(_plain(config), topology, per_device_batch)
+    model = jit_train_step(plain.train_step, arguments[0]).trace(*arguments)
+    clock.lap("trace the model alone")
     compiled = _compile(lowered, topology, clock)
     memory = compiled.memory_analysis()
     program = hlo.parse(compiled.as_text())
@@ -142,15 +147,16 @@ def make_plan(
         mesh=dict(built.mesh.shape),
         batch_size=built.training.batch_size,
         per_device_batch=built.training.batch_size / batch_shards(built.mesh),
-        remat=remat,
+        remat=config.model.remat if "remat" in config.model else False,
         held=held,
         unread=sum(held) - read,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         peak=_peak(memory, topology),
-        model_flops=model_flops,
-        step_flops=step_flops,
+        model_flops=jaxpr_flops(model.jaxpr),
+        step_flops=jaxpr_flops(traced.jaxpr),
+        kernel_flops=kernel_flops(traced.jaxpr),
         counts=count(program),
         once=once,
         optimal_seconds=_optimal_seconds(compiled, once, topology),

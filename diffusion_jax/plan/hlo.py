@@ -43,17 +43,22 @@ def parse(text: str) -> Program:
         ValueError: it has no entry computation.
     """
     computations: dict[str, dict[str, Op]] = {}
-    entry, current = None, None
+    entry, current, last = None, None, None
     for line in text.splitlines():
-        if line.startswith(" ") and current is not None:
-            op = _parse_op(line)
-            if op is not None:
-                current[op.name] = op
-        elif header := _HEADER.match(line):
-            current = computations.setdefault(header[2], {})
-            entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        if current is None:
+            header = _HEADER.match(line)
+            if header is not None:
+                current = computations.setdefault(header[2], {})
+                entry = header[2] if header[1] else entry
+        elif line == "}" or line.startswith("}, execution_thread"):
             current = None
+        elif line.startswith(" "):
+            last = _parse_op(line)
+            if last is not None:
+                current[last.name] = last
+        elif last is not None:  # attributes of custom kernels have line breaks in them
+            last = last._replace(rest=last.rest + line)
+            current[last.name] = last
     if entry is None:
         raise ValueError("the text of the program has no entry computation")
     return Program(computations, entry)

@@ -26,8 +26,16 @@ def in_full(optimal_seconds: float | None, counts: Counts, once: Counts) -> floa
 
 
 def estimated_seconds(plan: Plan) -> float | None:
-    """The compiler's estimate of a step."""
-    return in_full(plan.optimal_seconds, plan.counts, plan.once)
+    """The compiler's estimate of a step, and for kernels, which it does not know, their FLOPs at
+    the peak of the chip."""
+    seconds, chip = in_full(plan.optimal_seconds, plan.counts, plan.once), plan.topology.chip
+    if seconds is None or chip is None:
+        return None
+    return seconds + _each(plan, plan.kernel_flops) / chip.peak_flops
+
+
+def _each(plan: Plan, count: int) -> float:
+    return count / len(plan.topology.devices)
 
 
 def cycle_seconds(plan: Plan) -> float | None:
@@ -38,7 +46,7 @@ def cycle_seconds(plan: Plan) -> float | None:
 def peak_seconds(plan: Plan) -> float | None:
     """What the model's FLOPs alone take at the peak of the chips."""
     chip = plan.topology.chip
-    return plan.model_flops / len(plan.topology.devices) / chip.peak_flops if chip else None
+    return _each(plan, plan.model_flops) / chip.peak_flops if chip else None
 
 
 def link_seconds(plan: Plan) -> float | None:
@@ -81,14 +89,16 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "flops": {
             "model_all_devices": plan.model_flops,
             "step_all_devices": plan.step_flops,
-            "step": plan.step_flops / len(plan.topology.devices),
-            "compiled": counts.flops,
+            "step": _each(plan, plan.step_flops),
+            "kernels": _each(plan, plan.kernel_flops),
+            "compiled_without_kernels": counts.flops,
             "compiled_loops_once": plan.once.flops,
-            "kernels_in_program": counts.kernels,
+            "kernels_that_run": counts.kernels,
             "loops_of_unknown_length": counts.unknown_loops,
         },
         "estimate_seconds": {
-            "optimal": seconds,
+            "optimal": in_full(plan.optimal_seconds, counts, plan.once),
+            "optimal_and_kernels_at_peak": seconds,
             "optimal_loops_once": plan.optimal_seconds,
             "cycles": cycle_seconds(plan),
             "model_flops_at_peak": peak,
@@ -152,17 +162,18 @@ def _verdict(plan: Plan) -> str:
 
 
 def _work(plan: Plan) -> Iterator[str]:
-    number, counts = len(plan.topology.devices), plan.counts
-    step = plan.step_flops / number
+    counts, step = plan.counts, _each(plan, plan.step_flops)
+    kernels = _each(plan, plan.kernel_flops)
+    compiled = counts.flops + kernels
     yield "FLOPs of matrix products and convolutions"
     yield f"  {'model, a step':<22}{_flops(plan.model_flops):>12}  on all devices"
-    yield f"  {'model, per device':<22}{_flops(plan.model_flops / number):>12}"
+    yield f"  {'model, per device':<22}{_flops(_each(plan, plan.model_flops)):>12}"
     if plan.step_flops != plan.model_flops:
-        yield f"  {'with remat':<22}{_flops(step):>12}"
-    more = f"  ({100 * (counts.flops / step - 1):+.1f} % beside the count by arithmetic)"
-    yield f"  {'compiled':<22}{_flops(counts.flops):>12}{more if step else ''}"
+        yield f"  {'and what comes again':<22}{_flops(step):>12}  remat, backward passes of kernels"
+    more = f"  ({100 * (compiled / step - 1):+.1f} % beside the count by arithmetic)"
+    yield f"  {'compiled':<22}{_flops(compiled):>12}{more if step else ''}"
     if counts.kernels:
-        yield f"  {counts.kernels:g} custom kernels run, which count only if they tell their FLOPs"
+        yield f"  {'in kernels':<22}{_flops(kernels):>12}  by arithmetic; {counts.kernels} run"
     if counts.unknown_loops:
         yield f"  {counts.unknown_loops:g} loops count once: their length is not known"
     yield from _time(plan)

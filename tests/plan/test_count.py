@@ -184,12 +184,16 @@ def test_a_started_gather_counts_once_and_without_its_argument():
     assert counts.collective_bytes == {"all-gather": 64} and counts.collectives["all-gather"] == 1
 
 
-def test_custom_kernels_count_what_they_tell():
-    call = """custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"custom_call\
-_config":{"body":"abc","cost_estimate":{"flops":"123","transcendentals":"4"}}}"""
-    body = f"  %x = bf16[8]{{0}} parameter(0)\n  ROOT %y = bf16[8]{{0}} {call}"
+def test_line_breaks_in_the_attributes_of_kernels_end_nothing():
+    call = """custom-call(%x), custom_call_target="tpu_custom_call", attributes={metadata={
+"tiles":"{128}"
+}}, backend_config={"body":"abc"}"""
+    body = f"""  %x = bf16[8,8]{{1,0}} parameter(0)
+  %y = bf16[8,8]{{1,0}} {call}
+  %z = bf16[8,8]{{1,0}} {call}
+  ROOT %d = bf16[8,8]{{1,0}} dot(%y, %z), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}"""
     counts = count(parse(program(body)))
-    assert (counts.kernels, counts.flops) == (1, 123)
+    assert (counts.kernels, counts.flops) == (2, 2 * 8**3)
 
 
 def test_a_text_without_a_program_is_an_error():
