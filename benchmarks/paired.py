@@ -56,11 +56,13 @@ class Round(NamedTuple):
     cpu: float
 
 
-def parse(argv: list[str] | None, description: str, nets: str) -> argparse.Namespace:
-    """Parse the options that both benchmarks share; --nets becomes a list."""
+def parse(
+    argv: list[str] | None, description: str, nets: str, table: dict[str, Net] = NETS
+) -> argparse.Namespace:
+    """Parse the options that the benchmarks share; --nets becomes a list of names of the table."""
     parser = argparse.ArgumentParser(description=description)
     flag = parser.add_argument
-    flag("--nets", default=nets, help=f"comma-separated, of {', '.join(NETS)}")
+    flag("--nets", default=nets, help=f"comma-separated, of {', '.join(table)}")
     flag("--peer_python", default=sys.executable, help="a Python that has torch and diffusers")
     flag("--no_peer", action="store_true", help="time our side alone")
     flag("--peer_layout", default="channels_first", choices=["channels_first", "channels_last"])
@@ -74,9 +76,9 @@ def parse(argv: list[str] | None, description: str, nets: str) -> argparse.Names
     flag("--peak_tflops", type=float, help="of the device at --dtype, for the MFU")
     arguments = parser.parse_args(argv)
     arguments.nets = arguments.nets.split(",")
-    unknown = [name for name in arguments.nets if name not in NETS]
+    unknown = [name for name in arguments.nets if name not in table]
     if unknown:
-        parser.error(f"--nets: {unknown[0]!r} is unknown; choose from {', '.join(NETS)}")
+        parser.error(f"--nets: {unknown[0]!r} is unknown; choose from {', '.join(table)}")
     for name in ("rounds", "repeats", "threads"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name}={getattr(arguments, name)} should be at least 1")

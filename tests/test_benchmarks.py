@@ -14,7 +14,7 @@ def scripts(monkeypatch):
     """Let the scripts import each other, as they do when they are started."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("paired", "train_step", "sample", "sampling", "compile_time"):
+    for name in ("paired", "train_step", "sample", "sampling", "compile_time", "autoencoder"):
         sys.modules.pop(name, None)
 
 
@@ -58,6 +58,38 @@ def test_the_ratio_pairs_the_rounds(scripts):
         "least": 3.0,
         "cpu": 2.0,
     }
+
+
+@pytest.mark.slow
+def test_our_side_of_a_first_stage_runs_and_shows_what_weighing_costs(scripts, capsys):
+    import autoencoder
+
+    [numbers] = autoencoder.main(["--no_peer", "--nets=tiny", "--rounds=2", "--repeats=1"])
+    assert numbers["ratio"] is None and len(numbers["ours"]) == 2
+    assert -1.0 < numbers["share"]["median"] < 1.0
+    said = capsys.readouterr().out
+    assert "tiny: configs/emoji_vae.py:tiny, a step of 4 images" in said
+    assert re.search(r"weighing the adversary: -?\d+\.\d% of our step", said)
+
+
+def test_first_stages_that_see_other_numbers_are_refused(scripts):
+    import autoencoder
+
+    ours = {"L1": 0.5, "LPIPS": 0.1}
+    autoencoder.same_values(ours, {"L1": 0.5001, "LPIPS": 0.1})
+    with pytest.raises(ValueError, match="LPIPS is 0.100000 here and 0.110000 in PyTorch"):
+        autoencoder.same_values(ours, {"L1": 0.5, "LPIPS": 0.11})
+
+
+def test_what_weighing_costs_is_the_part_that_goes_without_it(scripts):
+    import autoencoder
+    import paired
+
+    adaptive, fixed = object.__new__(paired.Side), object.__new__(paired.Side)
+    adaptive.rounds = [paired.Round(2.0, 1.0), paired.Round(4.0, 2.0)]
+    fixed.rounds = [paired.Round(1.5, 0.9), paired.Round(3.0, 1.0)]
+    share = autoencoder.weighing_share(adaptive, fixed)
+    assert share == {"median": 0.25, "cpu": pytest.approx(0.1)}
 
 
 @pytest.mark.slow
