@@ -4,6 +4,7 @@ Convolutions and dense layers start as PyTorch starts them.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,12 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import repeat
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Num
 
 from diffusion_jax.models.convolution import convolve
-from diffusion_jax.models.norm import group_norm
+from diffusion_jax.models.flash_attention import FLASH
+from diffusion_jax.models.norm import group_norm, layer_norm
 
+# The name of every product with a weight, for the policies of remat.
+PRODUCT = "product"
+# What a rematerialised block keeps for its backward pass besides its inputs.
 REMAT_POLICIES = (
+    "none",  # everything: no remat
+    "full",  # nothing
+    "dots",  # products with weights, convolutions too, and what a flash kernel gives
+    "offload",  # the same, in the memory of the host
     "nothing_saveable",
     "everything_saveable",
     "dots_saveable",
@@ -61,7 +71,7 @@ def conv(
         padding=[(size // 2, size // 2) for size in kernel_size],
         kernel_init=nn.initializers.zeros if zero else uniform,
         bias_init=nn.initializers.zeros if zero else uniform,
-        conv_general_dilated=convolve,
+        conv_general_dilated=_named(convolve),
         dtype=dtype,
         param_dtype=param_dtype,
         name=name,
@@ -83,12 +93,17 @@ def dense(
     return nn.Dense(
         features,
         use_bias=use_bias,
+        dot_general=_named(jax.lax.dot_general),
         kernel_init=nn.initializers.zeros if zero else uniform,
         bias_init=nn.initializers.zeros if zero else uniform,
         dtype=dtype,
         param_dtype=param_dtype,
         name=name,
     )
+
+
+def _named(product: Callable[..., Array]) -> Callable[..., Array]:
+    return lambda *args, **kwargs: checkpoint_name(product(*args, **kwargs), PRODUCT)
 
 
 class GroupNorm(nn.Module):
@@ -130,6 +145,22 @@ class GroupNorm(nn.Module):
             x, gain, bias, num_groups=self.num_groups, epsilon=self.epsilon, silu=self.silu
         )
         return h.astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm in float32, epsilon 1e-5 as PyTorch's: x [... c] -> [... c] of dtype."""
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        shape = (x.shape[-1],)
+        gain = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+        gain, bias = gain.astype(jnp.float32), bias.astype(jnp.float32)
+        return layer_norm(x, gain, bias, self.epsilon).astype(self.dtype)
 
 
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -204,17 +235,31 @@ def timestep_embedding(
 def rematerialised(module: type[nn.Module], remat: bool | str, **kwargs: Any) -> type[nn.Module]:
     """Wrap a module class so that its backward pass computes the activations again, to save memory.
 
-    remat: False for the class itself, True to keep nothing, or a name of REMAT_POLICIES for what
-    is kept. Neither the numbers nor the parameter names change.
+    remat: a name of REMAT_POLICIES for what is kept; False is "none" and True "full". Neither the
+    numbers nor the parameter names change.
     Raises ValueError for another name.
     """
-    if remat is False:
+    if remat in (False, "none"):
         return module
-    if remat is True:
+    if remat in (True, "full"):
         return nn.remat(module, **kwargs)
     if remat not in REMAT_POLICIES:
         raise ValueError(
             f"remat = {remat!r} is unknown; "
             f"choose True, False or one of {', '.join(REMAT_POLICIES)}"
         )
-    return nn.remat(module, policy=getattr(jax.checkpoint_policies, remat), **kwargs)
+    return nn.remat(module, policy=_policy(str(remat)), **kwargs)
+
+
+def _policy(remat: str) -> Callable[..., Any]:
+    policies = jax.checkpoint_policies
+    if remat == "dots":
+        return policies.save_only_these_names(PRODUCT, FLASH)
+    if remat == "offload":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[PRODUCT, FLASH],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return getattr(policies, remat)

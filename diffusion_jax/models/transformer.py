@@ -10,7 +10,8 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from diffusion_jax.models.attention import attention
-from diffusion_jax.models.layers import GroupNorm, conv, dense, rematerialised
+from diffusion_jax.models.gating import gated_gelu
+from diffusion_jax.models.layers import GroupNorm, LayerNorm, conv, dense, rematerialised
 from diffusion_jax.types import PyTree
 
 BLOCKS = "transformer_blocks"
@@ -70,8 +71,7 @@ class GEGLU(nn.Module):
             param_dtype=self.param_dtype,
             name="proj",
         )
-        value, gate = jnp.split(projection(x), 2, axis=-1)
-        return value * nn.gelu(gate, approximate=False)
+        return gated_gelu(projection(x))
 
 
 class FeedForward(nn.Module):
@@ -112,8 +112,8 @@ class BasicTransformerBlock(nn.Module):
     ) -> Float[Array, "b l c"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
-        def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name, **dtypes)
+        def norm(name: str) -> LayerNorm:
+            return LayerNorm(name=name, **dtypes)
 
         def attend(name: str) -> CrossAttention:
             return CrossAttention(

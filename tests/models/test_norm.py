@@ -1,11 +1,11 @@
-"""GroupNorm: its statistics in closed form, and its backward pass against differences."""
+"""Norms: their statistics in closed form, and their backward passes against differences."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models.norm import group_norm
+from diffusion_jax.models.norm import group_norm, layer_norm
 
 
 def normalised(x, groups, epsilon=1e-5):
@@ -92,3 +92,43 @@ def test_gradient_of_half_precision_has_its_dtype():
     norm = lambda x: group_norm(x, ones, ones, num_groups=2, epsilon=1e-5)
     assert norm(x).dtype == jnp.float32
     assert jax.grad(lambda x: norm(x).sum())(x).dtype == jnp.bfloat16
+
+
+def layer_normalised(x, gain, bias):
+    """LayerNorm in float64."""
+    deviation = x - x.mean(-1, keepdims=True)
+    return deviation / np.sqrt(np.square(deviation).mean(-1, keepdims=True) + 1e-5) * gain + bias
+
+
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_layer_norm_and_its_derivative_in_float64(mean):
+    keys = jax.random.split(jax.random.key(0), 6)
+    x = mean + 2.0 * jax.random.normal(keys[0], (3, 5, 16))
+    gain, bias = jax.random.normal(keys[1], (2, 16))
+    cotangent = jax.random.normal(keys[2], x.shape)
+    arrays = tuple(np.asarray(a, np.float64) for a in (x, gain, bias))
+    np.testing.assert_allclose(
+        layer_norm(x, gain, bias, 1e-5), layer_normalised(*arrays), rtol=1e-4, atol=1e-4
+    )
+    ours = jax.grad(lambda *a: jnp.sum(layer_norm(*a, 1e-5) * cotangent), argnums=(0, 1, 2))
+    for i, gradient in enumerate(ours(x, gain, bias)):
+        step = np.asarray(jax.random.normal(keys[3 + i], gradient.shape))
+        there, back = (
+            np.sum(
+                layer_normalised(*(a + s * step * (i == j) for j, a in enumerate(arrays)))
+                * np.asarray(cotangent, np.float64)
+            )
+            for s in (1e-5, -1e-5)
+        )
+        slope = (there - back) / 2e-5
+        np.testing.assert_allclose(np.sum(gradient * step), slope, rtol=2e-4, atol=1e-4)
+
+
+def test_layer_norm_keeps_its_input_alone():
+    x = jax.ShapeDtypeStruct((2, 64, 32), jnp.bfloat16)
+    weight = jax.ShapeDtypeStruct((32,), jnp.float32)
+    _, kept = jax.eval_shape(
+        lambda *a: jax.vjp(lambda *b: layer_norm(*b, 1e-5), *a), x, weight, weight
+    )
+    large = [leaf for leaf in jax.tree.leaves(kept) if leaf.size >= 2 * 64 * 32]
+    assert [leaf.dtype for leaf in large] == [jnp.bfloat16]
