@@ -15,6 +15,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+# The name of what the kernel keeps for its backward pass, for the policies of remat.
+FLASH = "flash"
 # The mesh axis that splits heads; every other one splits the batch (see diffusion_jax/sharding.py).
 HEAD_AXIS = "tensor"
 # Queries and keys that the kernel works on at a time, best first, and how many keys of these meet
@@ -83,6 +85,7 @@ def _attend(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=FLASH,
         interpret=interpret,
     )
     segments = None

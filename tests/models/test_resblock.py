@@ -1,11 +1,14 @@
 """The residual block: its start, its two ways to take the embedding, and resampling."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models.layers import average_pool, upsample_nearest
+from diffusion_jax.flops import count_flops
+from diffusion_jax.models.layers import average_pool, rematerialised, upsample_nearest
 from diffusion_jax.models.norm import group_norm
 from diffusion_jax.models.resblock import ResBlock
 
@@ -89,3 +92,20 @@ def test_one_channel_per_group_hides_an_added_embedding():
         params = drawn(module)
         one, two = (module.apply({"params": params}, X, emb) for emb in (EMB, 3.0 * EMB))
         assert jnp.allclose(one, two, atol=1e-4) != differs
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots", "offload"])
+def test_remat_keeps_convolutions_or_not_and_changes_no_gradient(remat):
+    x, emb = jax.random.normal(jax.random.key(0), (1, 6, 6, 32)), jnp.ones((1, 16))
+    plain, block = ResBlock(32), rematerialised(ResBlock, remat)(32)
+    params = jax.eval_shape(plain.init, jax.random.key(1), x, emb)
+    params = jax.tree.map(
+        lambda leaf: jnp.linspace(-0.1, 0.1, leaf.size).reshape(leaf.shape), params
+    )
+    loss = lambda module, params, x: jnp.sum(jnp.sin(module.apply(params, x, emb)))
+    gradients = [jax.grad(functools.partial(loss, module), (0, 1)) for module in (plain, block)]
+    costs = [count_flops(gradient, params, x) for gradient in gradients]
+    assert (costs[1] > costs[0]) == (remat == "full")
+    theirs, ours = (jax.jit(gradient)(params, x) for gradient in gradients)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

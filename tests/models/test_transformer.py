@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.flops import jaxpr_flops
 from diffusion_jax.models.transformer import (
     GEGLU,
     CrossAttention,
@@ -69,9 +70,31 @@ def test_scan_changes_no_numbers(params, context, remat):
     np.testing.assert_allclose(stacked, apply(params, context), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", [True, "dots_saveable"])
+@pytest.mark.parametrize("remat", ["full", "dots", "offload"])
 def test_remat_changes_no_gradient(params, plain_gradient, remat):
     assert_trees_close(gradient(params, remat=remat), plain_gradient)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_remat_recomputes_what_its_policy_says(params, scan):
+    if scan:
+        params = stack_blocks(params)
+
+    def cost(remat):
+        module = SpatialTransformer(**FIELDS, scan=scan, remat=remat)
+        loss = lambda params: jnp.sum(module.apply({"params": params}, X, CONTEXTS[0]))
+        gradient = jax.make_jaxpr(jax.grad(loss))(params)
+        return jaxpr_flops(gradient), str(gradient).count("<host>")
+
+    # Of a block with 16 tokens of width 8, 5 of the context: the two products of each attention.
+    attention = 3 * 2 * 2 * 2 * (16 * 16 + 16 * 5) * 8
+    plain, in_host_memory = cost("none")
+    assert in_host_memory == 0 and cost(False) == cost("none")
+    assert cost("dots") == (plain + attention, 0)
+    everything, in_host_memory = cost("full")
+    assert everything > plain + 2 * attention and in_host_memory == 0 and cost(True) == cost("full")
+    computed, in_host_memory = cost("offload")
+    assert computed == plain + attention and in_host_memory > 0
 
 
 def test_scanned_gradients_are_the_stacked_ones(params, plain_gradient):
