@@ -26,6 +26,7 @@ EPILOG = """examples:
   python launch.py convert --from=runs/sdxl --to=sdxl.safetensors --dtype=float16
   python launch.py --resume=runs/mnist --config.train.num_steps=4000 \\
       --config.lr_schedule.decay_steps=4000                         train on
+  python launch.py plan --config=configs/sdxl.py --topology=v5p:2x2x1 --per_device_batch=2
 
 Any value of a config can be changed on the command line: --config.section.key=value.
 `python launch.py COMMAND --help` lists the flags of a command."""

@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+from typing import Any
 
 import jax
 
@@ -25,25 +26,30 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     if topology.is_tpu:  # what was compiled for absent devices cannot be read from a cache
         jax.config.update("jax_enable_compilation_cache", False)
-    help_ = advice(config, topology, batch)
     if arguments.search:
         found = search(config, topology, remat_policies(config))
         plans = [entry.plan for entry in found if entry.plan is not None]
-        texts = [*map(as_text, plans), table(found)]
-        fits = bool(plans)
-    else:
-        try:
-            plans = [make_plan(config, topology, batch)]
-        except DoesNotFit as error:
-            raise ValueError(f"{error}; {help_}") from error
-        texts = [as_text(plans[0])]
-        fits = plans[0].fits is not False
-    print("\n\n".join(texts))
-    if arguments.json:
-        figures = [as_dict(plan) for plan in plans]
-        path = pathlib.Path(arguments.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures if arguments.search else figures[0], indent=2) + "\n")
-    if not fits:
+        print("\n\n".join([*map(as_text, plans), table(found)]))
+        _write(arguments.json, [as_dict(plan) for plan in plans])
+        if not plans:
+            raise ValueError(f"not even one sample per device fits {topology.name}")
+        return 0
+    try:
+        plan = make_plan(config, topology, batch)
+    except DoesNotFit as error:
+        size = batch or max(1, config.train.batch_size // len(topology.devices))
+        help_ = advice(config, topology, size, error.needed, error.held)
+        raise ValueError(f"{error}; {help_}") from error
+    print(as_text(plan))
+    _write(arguments.json, as_dict(plan))
+    if plan.fits is False:
+        size = int(plan.per_device_batch)
+        help_ = advice(config, topology, size, plan.total, sum(plan.held))
         raise ValueError(f"{arguments.config} does not fit {topology.name}; {help_}")
     return 0
+
+
+def _write(path: str | None, figures: Any) -> None:
+    if path is not None:
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(path).write_text(json.dumps(figures, indent=2) + "\n")

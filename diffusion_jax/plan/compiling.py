@@ -27,11 +27,11 @@ _log = logging.getLogger(__name__)
 
 
 class DoesNotFit(ValueError):
-    """A program needs more memory than a device has; bytes."""
+    """A program needs more memory than a device has; bytes. held: of them, whatever the batch."""
 
-    def __init__(self, message: str, needed: int, available: int):
+    def __init__(self, message: str, needed: int, available: int, held: int = 0):
         super().__init__(message)
-        self.needed, self.available = needed, available
+        self.needed, self.available, self.held = needed, available, held
 
 
 class Plan(NamedTuple):
@@ -137,7 +137,7 @@ def make_plan(
     plain = build(_plain(config), topology, per_device_batch)
     model = jit_train_step(plain.train_step, arguments[0]).trace(*arguments)
     clock.lap("trace the model alone")
-    compiled = _compile(lowered, topology, clock)
+    compiled = _compile(lowered, topology, clock, sum(held))
     memory = compiled.memory_analysis()
     program = hlo.parse(compiled.as_text())
     once = count(program, loops=False)
@@ -182,7 +182,7 @@ def _peak(memory: Any, topology: Topology) -> int:
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes + results
 
 
-def _compile(lowered: Any, topology: Topology, clock: "_Clock") -> Any:
+def _compile(lowered: Any, topology: Topology, clock: "_Clock", held: int) -> Any:
     _log.info("compiling for %s (the largest models take a quarter of an hour)", topology.name)
     try:
         compiled = lowered.compile()
@@ -195,6 +195,7 @@ def _compile(lowered: Any, topology: Topology, clock: "_Clock") -> Any:
             f"the step needs {needed[0] / GIB:.2f} GiB per device and {topology.name} has "
             f"{available / GIB:.2f} GiB",
             *needed,
+            held,
         ) from error
     clock.lap("compile")
     return compiled
@@ -226,6 +227,7 @@ def _check_held(held: Held, topology: Topology) -> None:
             f"{topology.memory / GIB:.2f} GiB",
             sum(held),
             topology.memory,
+            sum(held),
         )
 
 

@@ -220,11 +220,19 @@ def table(found: Sequence[Found]) -> str:
 
 
 def advice(
-    config: ml_collections.ConfigDict, topology: Topology, per_device_batch: int | None
+    config: ml_collections.ConfigDict, topology: Topology, batch: int, needed: int, held: int
 ) -> str:
-    """What to change in a plan that does not fit."""
-    ideas = []
-    if per_device_batch is None or per_device_batch > 1:
+    """What to change in a plan that does not fit.
+
+    batch: samples per device. needed, held: bytes that a step takes, and those of them that lie
+    there between steps.
+    """
+    ideas, smaller = [], 0
+    if topology.memory is not None and needed > held:
+        smaller = int(batch * (topology.memory - held) / (needed - held))
+    if smaller >= 1:
+        ideas.append(f"--per_device_batch={smaller} (in proportion)")
+    elif batch > 1:
         ideas.append("a smaller --per_device_batch")
     if "remat" not in config.model or config.model.remat is not True:
         ideas.append("--config.model.remat=True")

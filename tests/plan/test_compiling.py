@@ -94,12 +94,20 @@ def test_the_message_of_the_tpu_compiler_is_read():
 
 def test_advice_names_what_is_not_done_yet():
     config = load_config(MNIST, [])
-    slice_ = Topology("v5e:4x4", list(range(16)), None, None, None)
-    text = advice(config, slice_, 2)
-    for idea in ("--per_device_batch", "remat=True", "mesh.fsdp=-1", "v5e:4x8"):
+    slice_ = Topology("v5e:4x4", list(range(16)), None, 10, None)
+    text = advice(config, slice_, 2, needed=20, held=30)
+    for idea in ("a smaller --per_device_batch", "remat=True", "mesh.fsdp=-1", "v5e:4x8"):
         assert idea in text
     done = load_config(MNIST, [*FSDP, "--config.model.remat=True"])
-    assert advice(done, slice_, 1) == "try a larger slice with more fsdp, as v5e:4x8"
+    nothing_else = "try a larger slice with more fsdp, as v5e:4x8"
+    assert advice(done, slice_, 1, needed=20, held=5) == nothing_else
+
+
+def test_advice_names_the_batch_that_fits_in_proportion():
+    """4 bytes lie there, 4 samples take 16: of 12 available, 2 samples may have 8."""
+    slice_ = Topology("v5e:4x4", list(range(16)), None, 12, None)
+    text = advice(load_config(MNIST, []), slice_, 4, needed=20, held=4)
+    assert "try --per_device_batch=2 (in proportion), or" in text
 
 
 def test_another_remat_leaves_the_config_alone():

@@ -33,7 +33,7 @@ def compiled_for(name, function, *shapes):
         jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=jax.NamedSharding(mesh, spec))
         for sizes, spec in shapes
     ]
-    compiled = _compile(jax.jit(function).lower(*args), topology, _Clock())
+    compiled = _compile(jax.jit(function).lower(*args), topology, _Clock(), 0)
     program = parse(compiled.as_text())
     counts, once = count(program), count(program, loops=False)
     return args, counts, in_full(_optimal_seconds(compiled, once, topology), counts, once)
