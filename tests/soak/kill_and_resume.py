@@ -241,6 +241,7 @@ def soak(options: argparse.Namespace, overrides: list[str], folder: pathlib.Path
     config = [
         f"--config.train.num_steps={num_steps}",
         f"--config.checkpoint.every={options.every}",
+        "--config.hooks.scalars.every=1",  # else the first row after a kill averages fewer steps
         *overrides,
     ]
     whole, killed = (
