@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from diffusion_jax.flops import count_flops
 from diffusion_jax.models import flash_attention as module
 from diffusion_jax.models.flash_attention import flash_attention
+from diffusion_jax.models.transformer import SpatialTransformer
 from diffusion_jax.sharding import MESH_AXES, batch_sharding, make_mesh, on_mesh, replicated
 
 interpreted = functools.partial(flash_attention, interpret=True)
@@ -113,3 +115,15 @@ def test_no_matrix_of_logits_is_ever_held():
         largest[name] = max(sizes)
     assert largest["xla"] == 4096**2
     assert largest["flash"] <= 1024**2
+
+
+def test_remat_runs_the_kernel_again_or_keeps_what_it_gave():
+    x = jax.ShapeDtypeStruct((4, 16, 16, 64), jnp.float32)
+
+    def flops(remat):
+        block = SpatialTransformer(1, 64, remat=remat, attention_impl="flash")
+        params = jax.eval_shape(block.init, jax.random.key(0), x)
+        loss = lambda params, x: jnp.sum(block.apply(params, x))
+        return count_flops(jax.grad(loss), params, x)
+
+    assert flops("dots") == flops("offload") == flops("none") < flops("full")

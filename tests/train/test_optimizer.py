@@ -1,12 +1,14 @@
 """The chain: every row of the table, the mask, clipping, the schedule, and sentences for typos."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from diffusion_jax.sharding import batch_sharding, make_mesh
+from diffusion_jax.sharding import batch_sharding, fsdp, make_mesh, tree_shardings
 from diffusion_jax.train.ema import ema_params, has_ema
 from diffusion_jax.train.lr_schedules import LR_SCHEDULES, with_warmup
 from diffusion_jax.train.optimizer import (
@@ -155,6 +157,50 @@ def test_options_reach_the_factory():
     moments = tx.init(params())["optimizer"][0]
     assert moments.mu["dense"]["kernel"].dtype == jnp.bfloat16
     assert moments.nu["dense"]["kernel"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "bytes_a_parameter"),
+    [
+        ("adamw", {}, 8),
+        ("adamw", {"mu_dtype": "bfloat16"}, 6),
+        ("lion", {"mu_dtype": "bfloat16"}, 2),
+        ("adafactor", {}, 0),
+        ("adafactor", {"momentum": 0.9, "dtype_momentum": "bfloat16"}, 2),
+    ],
+    ids=str,
+)
+def test_moments_are_as_small_as_asked_and_split_and_the_average_is_float32(
+    name, options, bytes_a_parameter
+):
+    shapes = {"dense": {"kernel": (512, 1024)}, "conv": {"kernel": (3, 3, 256, 512)}}
+    weights = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+        shapes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    tx, _ = make_optimizer(name, **options)
+    state = jax.eval_shape(lambda weights: init_state(weights, tx), weights)
+    placed = tree_shardings(make_mesh(data=1, fsdp=8), state, [("^(params|opt_state)/", fsdp())])
+
+    def in_bytes(tree, shardings, parts):
+        shape = lambda leaf, sharding: sharding.shard_shape(leaf.shape) if parts > 1 else leaf.shape
+        sizes = jax.tree.map(
+            lambda leaf, sharding: math.prod(shape(leaf, sharding)) * leaf.dtype.itemsize,
+            tree,
+            shardings,
+        )
+        return sum(jax.tree.leaves(sizes))
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(weights))
+    optimizer, average = state.opt_state["optimizer"], state.opt_state["ema"]
+    where = placed.opt_state["optimizer"], placed.opt_state["ema"]
+    # Factors of a matrix, one number a row and a column, are too small to split.
+    for parts in (1, 8):
+        size = in_bytes(optimizer, where[0], parts)
+        assert size == pytest.approx(bytes_a_parameter * count / parts, abs=0.02 * count)
+        size = in_bytes(average, where[1], parts)
+        assert size == pytest.approx(4 * count / parts, rel=0.001)
 
 
 def test_scale_lr():
