@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 RESIZE_FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -84,9 +84,7 @@ def decode(image: bytes | np.ndarray | Image.Image, channels: int) -> np.ndarray
         image.load()
         pixels = np.asarray(_to_mode(ImageOps.exif_transpose(image), MODES[channels]))
     except _DECODE_ERRORS as error:
-        raise CorruptImageError(
-            f"not a readable image ({type(error).__name__}: {error})"
-        ) from error
+        raise CorruptImageError(f"not a readable image ({_why(error)})") from error
     return pixels.reshape(pixels.shape[0], pixels.shape[1], channels)
 
 
@@ -103,11 +101,15 @@ def size_of(image: bytes | np.ndarray) -> tuple[int, int]:
         # Not picture.getexif(), which decodes a whole PNG to find an orientation at its end.
         orientation = Image.Image.getexif(picture).get(_ORIENTATION)
     except _DECODE_ERRORS as error:
-        raise CorruptImageError(
-            f"not a readable image ({type(error).__name__}: {error})"
-        ) from error
+        raise CorruptImageError(f"not a readable image ({_why(error)})") from error
     width, height = picture.size
     return (width, height) if orientation in _TURNED else (height, width)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its text is the address of a buffer
+        return "it begins as no known format does"
+    return f"{type(error).__name__}: {error}"
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
