@@ -41,6 +41,7 @@ from diffusion_jax.train.writers import read_jsonl
 ROOT = pathlib.Path(__file__).parents[2]
 PARTIAL = ".orbax-checkpoint-tmp"
 START_SECONDS = 900  # until the first step: imports, data, compilation
+_SHOWN = 20  # problems
 CLOCK = ("time", "step", "per_second", "wait", "stall", "seconds", "percentile", "memory", "mfu")
 
 
@@ -276,8 +277,10 @@ def soak(options: argparse.Namespace, overrides: list[str], folder: pathlib.Path
     saving = sum(kill.during is not None for kill in kills)
     if not saving:
         problems.append("no kill hit a save")
-    for problem in problems:
+    for problem in problems[:_SHOWN]:
         print(f"PROBLEM: {problem}")
+    if len(problems) > _SHOWN:
+        print(f"and {len(problems) - _SHOWN} more")
     print(
         f"{options.config}, {num_steps} steps, a checkpoint every {options.every}: {len(kills)} "
         f"SIGKILL, {saving} of them during a save; {len(problems)} differences; "
