@@ -122,7 +122,7 @@ def claim_folder(folder: Path, parts: Mapping[str, Any]) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         _write(path, json.dumps({"sha256": digest, "parts": parts}, indent=1).encode())
         return digest
-    _compare(folder, json.loads(path.read_text())["parts"], parts)
+    _compare(folder, _read_json(path)["parts"], parts)
     return digest
 
 
@@ -164,7 +164,7 @@ def missing_shards(layout: Layout) -> list[int]:
 
 def _check_shard(layout: Layout, shard: int) -> dict[str, Any]:
     path = layout.path(shard)
-    index = json.loads(path.with_suffix(".json").read_text())
+    index = _read_json(path.with_suffix(".json"))
     size, count = path.stat().st_size, len(layout.records(shard))
     if index["key"] != layout.digest:
         raise ValueError(f"the shard {path} belongs to another latent cache: {AGAIN}")
@@ -397,6 +397,13 @@ def _unpack(packed: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} of the latent cache is damaged ({error}): {AGAIN}") from error
 
 
 def _write(path: Path, content: bytes) -> None:

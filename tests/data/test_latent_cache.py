@@ -160,6 +160,9 @@ def test_a_shard_that_was_cut_short_is_named(tmp_path):
     assert missing_shards(layout) == [1]
     with pytest.raises(ValueError, match="00001-of-00003.arrayrecord.*missing"):
         verify_shards(layout)
+    layout.path(0).with_suffix(".json").write_text('{"bytes": 1')
+    with pytest.raises(ValueError, match="00000-of-00003.json of the latent cache is damaged"):
+        missing_shards(layout)
 
 
 def test_a_flipped_bit_is_found_by_the_checksum_and_when_it_is_read(tmp_path):
