@@ -21,6 +21,7 @@ from diffusion_jax.models.regularizers import (
     kl,
     sample,
 )
+from diffusion_jax.train.lr_schedules import LR_SCHEDULES
 from diffusion_jax.types import Keys, PyTree
 
 
@@ -45,7 +46,7 @@ _GIVEN = ("moments", "keys", "n_e", "e_dim", "n_embed", "embedding_dim", "num_hi
 
 class Regularizer(NamedTuple):
     """init: key -> (parameters or {}, mutable or {}). apply: (params of the autoencoder, mutable,
-    moments, keys, *, train) -> (z, log, mutable)."""
+    moments, keys, *, train, step) -> (z, log, mutable); the number of the step is for schedules."""
 
     init: Callable[[Array], tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[Array, Mapping[str, Array], PyTree]]
@@ -71,9 +72,15 @@ def build_regularizer(section: Mapping[str, Any], module: Autoencoder) -> Regula
 
 def _plain(regularize: Callable) -> Callable:
     def apply(
-        params: PyTree, mutable: PyTree, moments: Array, keys: Keys, *, train: bool
+        params: PyTree,
+        mutable: PyTree,
+        moments: Array,
+        keys: Keys,
+        *,
+        train: bool,
+        step: Array | None = None,
     ) -> tuple[Array, Mapping[str, Array], PyTree]:
-        del params, train
+        del params, train, step
         z, log = regularize(moments.astype(jnp.float32), keys)
         return z, log, mutable
 
@@ -84,6 +91,7 @@ def _quantizer(section: Mapping[str, Any], module: Autoencoder, path: str) -> Re
     own = dict(section)
     num_codes = own.pop("num_codes") if "num_codes" in own else 8192
     kind = QUANTIZERS[own["name"]]
+    temperature_at = _temperature(own, path)
     options = bind(kind, own, path, given=_GIVEN)
     codes = (module.embed_dim,)
     sizes = {
@@ -105,20 +113,42 @@ def _quantizer(section: Mapping[str, Any], module: Autoencoder, path: str) -> Re
         return params, {k: v for k, v in variables.items() if k != "params"}
 
     def apply(
-        params: PyTree, mutable: PyTree, moments: Array, keys: Keys, *, train: bool
+        params: PyTree,
+        mutable: PyTree,
+        moments: Array,
+        keys: Keys,
+        *,
+        train: bool,
+        step: Array | None = None,
     ) -> tuple[Array, Mapping[str, Array], PyTree]:
         own_params = params[CODEBOOK] if CODEBOOK in params else {}
         variables = {"params": own_params, **mutable}
         moments = moments.astype(jnp.float32)
         if draws:
-            found: Any = quantizer.apply(variables, moments, keys if train else None, train=train)
-        elif averages and train:
+            temperature = temperature_at(jnp.int32(0) if step is None else step)
+            found: Any = quantizer.apply(
+                variables, moments, keys if train else None, temperature=temperature, train=train
+            )
+            log = {} if step is None else {"scalars/temperature": temperature}
+            return found.z, _log(found) | log, mutable
+        if averages and train:
             found, mutable = quantizer.apply(variables, moments, train=True, mutable=["codebook"])
         else:
             found = quantizer.apply(variables, moments)
         return found.z, _log(found), mutable
 
     return Regularizer(init, apply)
+
+
+def _temperature(section: dict[str, Any], path: str) -> Callable[[Array], Array]:
+    """Take the schedule of a Gumbel quantizer's temperature out of a section: a row of the learning
+    rate's schedules, whose value at a step is the temperature."""
+    schedule = {"name": "constant"}
+    if section["name"] == "gumbel" and "temperature" in section:
+        schedule = section.pop("temperature")
+    where = f"{path}.temperature"
+    factory = row(LR_SCHEDULES, schedule, where)
+    return factory(**bind(factory, schedule, where))
 
 
 def _log(found: Quantized) -> dict[str, Array]:

@@ -110,7 +110,7 @@ REGULARIZERS = {
             "n_embed": Key("num_codes"),
             "straight_through": Key("straight_through"),
             "kl_weight": Key("kl_weight"),
-            "temp_init": Only((1, 1.0), "the temperature is 1"),
+            "temp_init": Only((1, 1.0), "set regularizer.temperature"),
         },
     ),
 }

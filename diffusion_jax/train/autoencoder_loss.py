@@ -33,8 +33,9 @@ class Networks(NamedTuple):
     """The networks of a first stage as functions.
 
     encode: (params, image [b h w c], dropout_key or None) -> moments.
-    regularize: (params, mutable, moments, keys [b], *, train) -> (z, log, mutable); log holds
-      scalars or [b] by name (kl_loss), which the loss may weigh; mutable is {} for none.
+    regularize: (params, mutable, moments, keys [b], *, train, step) -> (z, log, mutable); log holds
+      scalars or [b] by name (kl_loss), which the loss may weigh; mutable is {} for none. step is
+      that of training, None in evaluation.
     decode: (params, z, dropout_key or None) -> image; params of these three are those of the
       autoencoder, codebooks included.
     discriminate: (disc_params, mutable, image, *, train) -> (logits [b ...], mutable).
@@ -125,6 +126,7 @@ def reconstruct(
     keys: Keys,
     *,
     train: bool,
+    step: Array | None = None,
 ) -> tuple[Float[Array, "b h w c"], Mapping[str, Array], PyTree]:
     """Encode, regularize and decode: image -> (reconstruction, log, mutable of the regularizer).
 
@@ -132,7 +134,9 @@ def reconstruct(
     """
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
     moments = networks.encode(params, image, keys[0, 1] if train else None)
-    z, log, mutable = networks.regularize(params, mutable, moments, keys[:, 0], train=train)
+    z, log, mutable = networks.regularize(
+        params, mutable, moments, keys[:, 0], train=train, step=step
+    )
     return networks.decode(params, z, keys[0, 2] if train else None), log, mutable
 
 
@@ -147,6 +151,7 @@ def generator_pass(
     *,
     active: Bool[Array, ""] | bool,
     train: bool,
+    step: Array | None = None,
 ) -> GeneratorPass:
     """Compute the autoencoder's loss and gradients: total = nll + d_weight disc_factor g + reg.
 
@@ -166,7 +171,7 @@ def generator_pass(
     """
     image = batch["image"].astype(jnp.float32)
     weight = batch["weight"] if "weight" in batch else None
-    forward = _forward(networks, loss, mutable, image, weight, keys, train)
+    forward = _forward(networks, loss, mutable, image, weight, keys, train, step)
     (out, reg), pull_back, (log, regularizer) = jax.vjp(
         forward, params["autoencoder"], has_aux=True
     )
@@ -245,12 +250,13 @@ def _forward(
     weight: PerSample | None,
     keys: Keys,
     train: bool,
+    step: Array | None,
 ) -> Callable[[PyTree], Any]:
     """autoencoder's params -> (reconstruction, weighed regularization), (log, mutable)."""
 
     def forward(autoencoder: PyTree) -> Any:
         out, log, after = reconstruct(
-            networks, autoencoder, mutable["regularizer"], image, keys, train=train
+            networks, autoencoder, mutable["regularizer"], image, keys, train=train, step=step
         )
         log = {name: _mean(value, weight) for name, value in log.items()}
         return (out, _weigh(log, loss.regularization_weights)), (log, after)

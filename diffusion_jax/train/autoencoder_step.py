@@ -207,6 +207,7 @@ def _both(recipe: _Recipe, state: TrainState, step: _Step) -> _Turn:
                 step.batch["image"].astype(jnp.float32),
                 step.later_keys,
                 train=True,
+                step=state.step,
             )
         return _train_adversary(recipe, _adversary(state), step, fake)
 
@@ -249,6 +250,7 @@ def _look(recipe: _Recipe, state: TrainState, step: _Step) -> GeneratorPass:
         step.keys,
         active=step.active,
         train=True,
+        step=state.step,
     )
 
 

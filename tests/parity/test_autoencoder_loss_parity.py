@@ -71,7 +71,7 @@ def decode(params, z, key):
     return conv(params, "conv_out", h.repeat(2, axis=1).repeat(2, axis=2))
 
 
-def regularize(params, mutable, moments, keys, *, train):
+def regularize(params, mutable, moments, keys, *, train, step=None):
     mean, logvar = jnp.split(moments, 2, axis=-1)
     kl = 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3))
     return mean, {"kl_loss": kl}, mutable

@@ -81,7 +81,7 @@ def test_logits_of_zero_leave_the_pictures():
 def networks(rank=4):
     """Latents are half the size; everything is the parameter times something visible."""
 
-    def regularize(params, mutable, moments, keys, *, train):
+    def regularize(params, mutable, moments, keys, *, train, step=None):
         assert not train
         noise = jax.vmap(lambda key: jax.random.normal(key, moments.shape[1:]))(keys)
         return moments + 0.1 * noise, {}, mutable

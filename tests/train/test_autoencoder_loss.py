@@ -59,7 +59,7 @@ class Discriminator(nn.Module):
 CRITIC = Discriminator()
 
 
-def regularize(params, mutable, moments, keys, *, train):
+def regularize(params, mutable, moments, keys, *, train, step=None):
     mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
     noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
     kl = 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1 - logvar, axis=(1, 2, 3))

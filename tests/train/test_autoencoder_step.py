@@ -41,7 +41,7 @@ class Critic(nn.Module):
 ENCODER, DECODER, CRITIC = nn.Conv(8, (2, 2), strides=2), nn.ConvTranspose(3, (2, 2), 2), Critic()
 
 
-def regularize(params, mutable, moments, keys, *, train):
+def regularize(params, mutable, moments, keys, *, train, step=None):
     """A Gaussian of constant width, and a running mean as codebooks have it."""
     noise = jax.vmap(lambda key: jax.random.normal(key, moments.shape[1:]))(keys)
     mutable = {"mean": 0.9 * mutable["mean"] + 0.1 * moments.mean()} if train else mutable
