@@ -188,12 +188,12 @@ def _time(plan: Plan) -> Iterator[str]:
     if seconds is not None:
         speed = plan.batch_size / seconds
         yield (
-            f"  {'estimate':<22}{seconds:>10.4f} s  the compiler's, loops in full: {speed:.4g} "
+            f"  {'estimate':<22}{seconds:>10.4g} s  the compiler's, loops in full: {speed:.4g} "
             f"samples/s, MFU {100 * peak / seconds:.1f} %"
         )
-        yield f"  {'cycles':<22}{cycle_seconds(plan):>10.4f} s  of all operations one by one"
-    yield f"  {'model FLOPs at peak':<22}{peak:>10.4f} s"
-    yield f"  {'collectives':<22}{links:>10.4f} s  at full speed of the links; overlaps, or adds"
+        yield f"  {'cycles':<22}{cycle_seconds(plan):>10.4g} s  of all operations one by one"
+    yield f"  {'model FLOPs at peak':<22}{peak:>10.4g} s"
+    yield f"  {'collectives':<22}{links:>10.4g} s  at full speed of the links; overlaps, or adds"
 
 
 def _tail(plan: Plan) -> Iterator[str]:
