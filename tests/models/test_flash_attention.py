@@ -53,9 +53,24 @@ def test_half_precision():
     agree(interpreted, drawn(300, 300, batch=1, dtype=jnp.bfloat16), 1e-2)
 
 
-def test_several_tiles_of_keys(monkeypatch):
+@pytest.mark.parametrize("max_fused_tiles", [8, 0], ids=["one backward kernel", "two"])
+def test_several_tiles_of_keys(monkeypatch, max_fused_tiles):
     monkeypatch.setattr(module, "TILES", (128,))
+    monkeypatch.setattr(module, "MAX_FUSED_TILES", max_fused_tiles)
     agree(interpreted, drawn(300, 400, batch=1, heads=1), 1e-5)
+
+
+def test_one_backward_kernel_takes_five_products_instead_of_seven(monkeypatch):
+    shapes = [jax.ShapeDtypeStruct((1, 4096, 1, 64), jnp.bfloat16)] * 3
+    product = 2 * 4096 * 4096 * 64
+
+    def products():
+        loss = lambda q, k, v: jnp.sum(flash_attention(q, k, v))
+        return round(count_flops(jax.grad(loss, (0, 1, 2)), *shapes) / product, 1)
+
+    assert products() == 2 + 5
+    monkeypatch.setattr(module, "MAX_FUSED_TILES", 0)
+    assert products() == 2 + 7
 
 
 @pytest.mark.parametrize(
