@@ -46,26 +46,29 @@ def checkpoint(
     def best(event: Event) -> bool:
         return event.step in scores and checkpoints.is_best(scores[event.step])
 
-    def save(event: Event) -> Stop | None:
+    def save(event: Event, *, training: bool) -> Stop | None:
         metrics = jax.device_get(event.metrics)  # waits for the step
         done = time.perf_counter()
         bad = metrics_stop(event.step, metrics, checkpoints)
         bad = bad or params_stop(event.step, event.state.params, checkpoints)
         if bad is None:
             save_state(checkpoints, metadata, scores, event.step, event.state)
-            stall = time.perf_counter() - done
-            _log.info("checkpoint of step %d: training stood still for %.2f s", event.step, stall)
-            if writer is not None:
-                writer.write_scalars(event.step, {"perf/checkpoint_stall": stall})
+            if training:
+                tell(event.step, time.perf_counter() - done)
         return bad
 
+    def tell(step: int, stall: float) -> None:
+        _log.info("checkpoint of step %d: training stood still for %.2f s", step, stall)
+        if writer is not None:
+            writer.write_scalars(step, {"perf/checkpoint_stall": stall})
+
     def act(event: Event) -> Stop | None:
-        return save(event) if best(event) or event.step % every == 0 else None
+        return save(event, training=True) if best(event) or event.step % every == 0 else None
 
     def end(event: Event, stop: Stop | None) -> Stop | None:
         if stop is not None and not stop.save:
             return None
-        bad = save(event)
+        bad = save(event, training=False)
         if bad is None:
             best(event)  # raises if its monitor is missing, after the save
         return bad
