@@ -346,8 +346,8 @@ BAD_FIELDS = {
         "num_groups": 12
     },
     "remat = 'some' is unknown; choose True, False or one of": {"remat": "some"},
-    "attention_impl = 'flash' is unknown; choose one of auto, xla, cudnn": {
-        "attention_impl": "flash"
+    "attention_impl = 'fast' is unknown; choose one of auto, xla, cudnn": {
+        "attention_impl": "fast"
     },
 }
 
