@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Num
 from diffusion_jax.models.convolution import convolve
 from diffusion_jax.models.flash_attention import FLASH
 from diffusion_jax.models.norm import group_norm, layer_norm
+from diffusion_jax.models.placement import by_sample
 
 # The name of every product with a weight, for the policies of remat.
 PRODUCT = "product"
@@ -71,7 +72,7 @@ def conv(
         padding=[(size // 2, size // 2) for size in kernel_size],
         kernel_init=nn.initializers.zeros if zero else uniform,
         bias_init=nn.initializers.zeros if zero else uniform,
-        conv_general_dilated=_named(convolve),
+        conv_general_dilated=_placed(convolve),
         dtype=dtype,
         param_dtype=param_dtype,
         name=name,
@@ -93,7 +94,7 @@ def dense(
     return nn.Dense(
         features,
         use_bias=use_bias,
-        dot_general=_named(jax.lax.dot_general),
+        dot_general=_placed(jax.lax.dot_general),
         kernel_init=nn.initializers.zeros if zero else uniform,
         bias_init=nn.initializers.zeros if zero else uniform,
         dtype=dtype,
@@ -102,8 +103,13 @@ def dense(
     )
 
 
-def _named(product: Callable[..., Array]) -> Callable[..., Array]:
-    return lambda *args, **kwargs: checkpoint_name(product(*args, **kwargs), PRODUCT)
+def _placed(product: Callable[..., Array]) -> Callable[..., Array]:
+    """Name what a product gives, for remat, and keep it and what it is given with its samples."""
+
+    def of(x: Array, *args: Any, **kwargs: Any) -> Array:
+        return checkpoint_name(by_sample(product(by_sample(x), *args, **kwargs)), PRODUCT)
+
+    return of
 
 
 class GroupNorm(nn.Module):
