@@ -88,7 +88,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             num_classes="sequential",
             adm_in_channels=2816,
             dtype="bfloat16",
-            remat=True,
+            remat="full",
             scan=True,  # compiles in a third of the time, docs/performance.md
         )
     )
@@ -142,7 +142,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
                 context_dim=64,
                 adm_in_channels=32 + 3 * 2 * 16,
                 dtype="float32",  # XLA's CPU compiler takes a minute over bf16 convolutions
-                remat=False,
+                remat="none",
             )
         )
         config.train.update(dict(num_steps=4, batch_size=8))

@@ -52,7 +52,7 @@ def convert_unet(node: Node, *, ldm: bool) -> Sections:
         if params.has("legacy") or matters:
             model["legacy"] = params.take("legacy", True)
     if params.take("use_checkpoint", False):
-        model["remat"] = True
+        model["remat"] = "full"
     depth: Any = model["transformer_depth"] if "transformer_depth" in model else 1
     if max(depth if isinstance(depth, tuple) else (depth,)) >= DEEP:
         model["scan"] = True

@@ -234,8 +234,8 @@ def advice(
         ideas.append(f"--per_device_batch={smaller} (in proportion)")
     elif batch > 1:
         ideas.append("a smaller --per_device_batch")
-    if "remat" not in config.model or config.model.remat is not True:
-        ideas.append("--config.model.remat=True")
+    if "remat" not in config.model or config.model.remat not in (True, "full"):
+        ideas.append("--config.model.remat=full")
     mesh = config.mesh if "mesh" in config else {}
     if len(topology.devices) > 1 and ("fsdp" not in mesh or mesh["fsdp"] != -1):
         ideas.append("--config.mesh.data=1 --config.mesh.fsdp=-1, which splits parameters")

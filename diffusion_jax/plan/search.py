@@ -12,6 +12,7 @@ from diffusion_jax.plan.topology import Topology
 
 _log = logging.getLogger(__name__)
 MAX_TRIES = 8
+_NAMES = {False: "none", True: "full"}  # of the policies that a config may give as booleans
 
 
 class Found(NamedTuple):
@@ -78,6 +79,7 @@ def _search_one(config: ml_collections.ConfigDict, topology: Topology, remat: bo
 
 
 def remat_policies(config: ml_collections.ConfigDict) -> list[Any]:
-    """Nothing computed again, what the config says, and everything."""
+    """Nothing computed again, what is cheap, what the config says, and everything."""
     own = [config.model.remat] if "remat" in config.model else []
-    return list(dict.fromkeys([False, *own, True]))
+    named = [_NAMES[policy] if isinstance(policy, bool) else policy for policy in own]
+    return list(dict.fromkeys(["none", "dots", *named, "full"]))

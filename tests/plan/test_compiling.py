@@ -96,7 +96,7 @@ def test_advice_names_what_is_not_done_yet():
     config = load_config(MNIST, [])
     slice_ = Topology("v5e:4x4", list(range(16)), None, 10, None)
     text = advice(config, slice_, 2, needed=20, held=30)
-    for idea in ("a smaller --per_device_batch", "remat=True", "mesh.fsdp=-1", "v5e:4x8"):
+    for idea in ("a smaller --per_device_batch", "remat=full", "mesh.fsdp=-1", "v5e:4x8"):
         assert idea in text
     done = load_config(MNIST, [*FSDP, "--config.model.remat=True"])
     nothing_else = "try a larger slice with more fsdp, as v5e:4x8"

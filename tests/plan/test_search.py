@@ -42,9 +42,10 @@ def test_only_one_fits():
 
 
 def test_the_policies_that_are_tried():
-    assert remat_policies(load_config("configs/mnist.py", [])) == [False, True]
+    assert remat_policies(load_config("configs/mnist.py", [])) == ["none", "dots", "full"]
     config = with_remat(load_config("configs/sdxl.py", []), "dots_saveable")
-    assert remat_policies(config) == [False, "dots_saveable", True]
+    assert remat_policies(config) == ["none", "dots", "dots_saveable", "full"]
+    assert remat_policies(with_remat(config, True)) == ["none", "dots", "full"]
 
 
 def test_a_device_of_unknown_size_cannot_be_filled():
