@@ -12,7 +12,7 @@ from diffusion_jax.build.autoencoding import Autoencoding
 from diffusion_jax.build.experiment import Experiment
 from diffusion_jax.diffusion import ddpm
 from diffusion_jax.diffusion.driver import noise_like
-from diffusion_jax.sharding import put, replicated
+from diffusion_jax.sharding import on_mesh, put, replicated
 from diffusion_jax.train.autoencoder_images import autoencoder_images
 from diffusion_jax.train.ema import ema_params, has_ema
 from diffusion_jax.train.state import TrainState
@@ -38,6 +38,7 @@ def build_log_images(
 
     # The host of every process reads the pictures: of several, none has all of a split array.
     @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
+    @functools.partial(on_mesh, experiment.mesh)
     def show(frozen: PyTree, images: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
         latents = network.encode_mode(frozen, images)
         row = _diffusion_row(frozen["schedule"], latents, keys, log_every_t)
@@ -99,6 +100,7 @@ def build_log_reconstructions(
 
     # The host of every process reads the pictures: of several, none has all of a split array.
     @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
+    @functools.partial(on_mesh, experiment.mesh)
     def show(state: TrainState, image: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
         averaged = task.averaged(state) if has_ema(state.opt_state) else None
         return autoencoder_images(

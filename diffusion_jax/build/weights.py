@@ -23,7 +23,7 @@ from diffusion_jax.models.autoencoder import Autoencoder
 from diffusion_jax.models.conditioner import Embedder
 from diffusion_jax.models.text_embedders import ClipText, OpenClipImage, OpenClipText
 from diffusion_jax.models.unet import UNet
-from diffusion_jax.sharding import replicated
+from diffusion_jax.sharding import on_mesh, replicated
 from diffusion_jax.train.checkpoint import (
     load_mutable,
     load_params,
@@ -204,6 +204,7 @@ def scale_by_std(
     keys = jax.random.split(jax.random.key(experiment.seed), len(next(iter(batch.values()))))
 
     @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
+    @functools.partial(on_mesh, experiment.mesh)
     def factor(frozen: PyTree, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
         frozen = {**frozen, "scale_factor": jnp.float32(1.0)}
         return 1.0 / jnp.std(experiment.network.encode(frozen, batch, keys), ddof=1)
