@@ -12,6 +12,8 @@ from diffusion_jax.plan.topology import Topology
 
 _log = logging.getLogger(__name__)
 MAX_TRIES = 8
+# A line through small batches is a poor guide to ones that are many times as large.
+MAX_STEP = 32
 _NAMES = {False: "none", True: "full"}  # of the policies that a config may give as booleans
 
 
@@ -41,7 +43,7 @@ def largest_batch(needed: Callable[[int], int], available: int) -> int:
         (a, at_a), (b, at_b) = sorted(points.items(), key=lambda p: abs(p[1] - available))[:2]
         slope = (at_b - at_a) / (b - a)
         guess = fits if slope <= 0 else int(a + (available - at_a) / slope)
-        guess = max(fits, min(guess, 2 * max(points), *(batch - 1 for batch in too_large)))
+        guess = max(fits, min(guess, MAX_STEP * max(points), *(batch - 1 for batch in too_large)))
         if guess == fits:
             return fits
         newest = guess

@@ -26,6 +26,17 @@ def test_finds_the_largest_batch_of_an_affine_program_in_three_tries(held, each)
     assert len(tried) == len(set(tried))
 
 
+def test_a_small_model_on_a_large_chip_takes_few_tries():
+    tried = []
+
+    def needed(batch):
+        tried.append(batch)
+        return 10_000_000 + 700_000 * batch
+
+    assert largest_batch(needed, 24 * 2**30) == (24 * 2**30 - 10_000_000) // 700_000
+    assert len(tried) <= 6
+
+
 def test_finds_it_where_memory_bends():
     """As it does when the compiler computes things again by itself in the last gigabytes."""
     needed = lambda batch: 10 * batch - (batch**2) // 8
