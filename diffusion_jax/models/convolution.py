@@ -108,7 +108,7 @@ def _input_gradient(
     around = [
         (k - 1 - low, n - 1 - (m - 1) * stride + low)
         for k, n, m, stride, (low, _) in zip(
-            kernel.shape, size, dy.shape[1:3], strides, padding, strict=False
+            kernel.shape[:2], size, dy.shape[1:3], strides, padding, strict=True
         )
     ]
     return lax.conv_general_dilated(

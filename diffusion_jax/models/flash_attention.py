@@ -15,10 +15,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from diffusion_jax.models.placement import FEATURE_AXIS, batch_axes
+
 # The name of what the kernel keeps for its backward pass, for the policies of remat.
 FLASH = "flash"
-# The mesh axis that splits heads; every other one splits the batch (see diffusion_jax/sharding.py).
-HEAD_AXIS = "tensor"
 # Queries and keys that the kernel works on at a time, best first, and how many keys of these meet
 # the queries at once. Large tiles read keys and values less often.
 TILES = (1024, 512, 256, 128)
@@ -55,12 +55,8 @@ def flash_attention(
 
 
 def _spec(mesh: jax.sharding.AbstractMesh, *, batch: int, heads: int) -> PartitionSpec:
-    batch_axes = tuple(axis for axis in mesh.axis_names if axis != HEAD_AXIS)
-    shards = mesh.size // (mesh.shape[HEAD_AXIS] if HEAD_AXIS in mesh.shape else 1)
-    split_heads = HEAD_AXIS in mesh.shape and heads % mesh.shape[HEAD_AXIS] == 0
-    return PartitionSpec(
-        batch_axes if batch % shards == 0 else None, None, HEAD_AXIS if split_heads else None
-    )
+    split_heads = FEATURE_AXIS in mesh.shape and heads % mesh.shape[FEATURE_AXIS] == 0
+    return PartitionSpec(batch_axes(mesh, batch), None, FEATURE_AXIS if split_heads else None)
 
 
 def _attend(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:
