@@ -9,6 +9,7 @@ from typing import Any
 from diffusion_jax.build.autoencoding import Autoencoding
 from diffusion_jax.build.binding import ConfigError
 from diffusion_jax.build.experiment import Experiment
+from diffusion_jax.build.regularizer import CODEBOOK
 from diffusion_jax.convert.diffusers_folder import save_diffusers, vae_config
 from diffusion_jax.convert.first_stage import (
     has_lpips,
@@ -18,7 +19,7 @@ from diffusion_jax.convert.first_stage import (
     save_first_stage,
 )
 from diffusion_jax.convert.reading import Weights, open_weights
-from diffusion_jax.models.lpips import find_weights, load_lpips
+from diffusion_jax.models.lpips import load_lpips
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.types import PyTree
 
@@ -86,7 +87,7 @@ def export_first_stage_folder(
             "vq; export this network as .safetensors"
         )
     own = params["autoencoder"]
-    codes = own["quantize"]["embedding"].shape[0] if name == "vq" else None
+    codes = own[CODEBOOK]["embedding"].shape[0] if name == "vq" else None
     config = vae_config(task.module, scale_factor=1.0, num_codes=codes)
     save_diffusers(folder, {"first_stage": own}, {"first_stage": config}, dtype=dtype)
 
@@ -97,9 +98,7 @@ def check_lpips_source(task: Autoencoding, source: str | os.PathLike | None) -> 
     path = task.lpips_weights
     if path == RANDOM:
         return
-    if path is None and not _in_source(source):
-        find_weights(task.lpips_net)
-    elif path is not None and not pathlib.Path(path).expanduser().exists():
+    if path is not None and not pathlib.Path(path).expanduser().exists():
         raise FileNotFoundError(f"config.perceptual.weights = {path!r} does not exist")
     read_lpips(task, source)
 
