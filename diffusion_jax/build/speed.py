@@ -1,5 +1,6 @@
 """What the speed of a run is measured against: its model's FLOPs and the peak of its devices."""
 
+from diffusion_jax.build.arguments import arguments_of
 from diffusion_jax.build.experiment import Experiment, assemble
 from diffusion_jax.chips import find_chip
 from diffusion_jax.flops import count_flops
@@ -24,12 +25,11 @@ def model_flops(experiment: Experiment) -> int:
     """Count the FLOPs of one training step, forward and backward, on all devices.
 
     They are those of the model: what remat computes again does not count. Nothing is compiled.
-    Frozen networks in the step count too; of images in buckets, those of config.data's size.
+    Frozen networks in the step count too, unless a latent cache stands for them; of images in
+    buckets, those of config.data's size.
     """
     model = experiment.sections["model"]
     plain = {k: v for k, v in PLAIN.items() if k != "scan" or model["name"] not in NOT_SCANNED}
     sections = {**experiment.sections, "model": {**model, **plain}}
     twin = assemble(sections, list(experiment.mesh.devices.flat))
-    return count_flops(
-        twin.train_step, twin.abstract_state(), twin.abstract_batch(), twin.abstract_frozen()
-    )
+    return count_flops(twin.train_step, *arguments_of(twin))

@@ -13,10 +13,11 @@ import ml_collections
 from jax.interpreters import partial_eval
 
 from diffusion_jax.build import Experiment, experiment
+from diffusion_jax.build.arguments import arguments_of
+from diffusion_jax.build.speed import model_flops
 from diffusion_jax.chips import GIB
 from diffusion_jax.flops import jaxpr_flops, kernel_flops
 from diffusion_jax.plan import hlo
-from diffusion_jax.plan.arguments import arguments_of
 from diffusion_jax.plan.count import Counts, count
 from diffusion_jax.plan.memory import Held, held_bytes, read_bytes
 from diffusion_jax.plan.topology import Topology
@@ -102,14 +103,6 @@ def with_remat(config: ml_collections.ConfigDict, remat: bool | str) -> ml_colle
     return config
 
 
-def _plain(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The same config with nothing computed again, by kernels neither."""
-    config = with_remat(config, False)
-    with config.unlocked():
-        config.model.attention_impl = "xla"
-    return config
-
-
 def make_plan(
     config: ml_collections.ConfigDict, topology: Topology, per_device_batch: int | None = None
 ) -> Plan:
@@ -134,8 +127,7 @@ def make_plan(
     read = read_bytes(arguments, used)
     lowered = traced.lower()
     clock.lap("lower")
-    plain = build(_plain(config), topology, per_device_batch)
-    model = jit_train_step(plain.train_step, arguments[0]).trace(*arguments)
+    model = model_flops(built)
     clock.lap("trace the model alone")
     compiled = _compile(lowered, topology, clock, sum(held))
     memory = compiled.memory_analysis()
@@ -154,7 +146,7 @@ def make_plan(
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         peak=_peak(memory, topology),
-        model_flops=jaxpr_flops(model.jaxpr),
+        model_flops=model,
         step_flops=jaxpr_flops(traced.jaxpr),
         kernel_flops=kernel_flops(traced.jaxpr),
         counts=count(program),

@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import jax
+import ml_collections
 import pytest
 
 import diffusion_jax.build as build
@@ -53,6 +54,16 @@ def test_a_step_is_three_forward_passes_of_the_network():
     once = count_flops(forward, state.params, frozen, batch)
     # All but the gradient of the first convolution's input, which nobody needs.
     assert model_flops(experiment) == pytest.approx(3 * once, rel=0.02)
+
+
+def test_what_a_latent_cache_has_is_no_work_of_the_step():
+    online = tiny("emoji_ldm")
+    sections = {**online.sections, "latent_cache": {"folder": "never/opened"}}
+    cached = build.experiment(ml_collections.ConfigDict(sections), devices=jax.devices()[:1])
+    stage = online.network.first_stage
+    assert stage is not None
+    arguments = online.abstract_frozen()["first_stage"], online.abstract_batch()["image"]
+    assert model_flops(online) - model_flops(cached) == count_flops(stage.moments, *arguments)
 
 
 def test_a_first_stage_counts_its_discriminator():

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
+from diffusion_jax.build.arguments import arguments_of
 from diffusion_jax.config_files import load_config
 from diffusion_jax.plan import find_topology
-from diffusion_jax.plan.arguments import arguments_of
 from diffusion_jax.plan.compiling import build
 
 SDXL = "configs/sdxl.py:tiny"

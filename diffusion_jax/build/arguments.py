@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.build import Experiment
+from diffusion_jax.build.experiment import Experiment
 from diffusion_jax.build.latent_key import cache_options, cached_embedders
 from diffusion_jax.models.conditioner import name_outputs, outputs_of
 from diffusion_jax.sharding import batch_sharding, replicated
