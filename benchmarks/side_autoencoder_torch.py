@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import relu
+from torch_device import peak_memory, repeated
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 # torchvision's features: channels of a convolution (its size, stride and padding), M for pooling.
@@ -187,12 +188,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
     autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=half)
     step = make_step(parts, specification["network"], autocast)
 
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
+    run = repeated(step, device)
     run(1)
     report = {
         "version": f"torch {torch.__version__}",
@@ -201,7 +197,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
         "flops": None,
         "values": values,
         "memory_at_start": memory_at_start,
-        "device_memory": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
+        "device_memory": peak_memory(device),
     }
     return report, run
 

@@ -12,6 +12,7 @@ import diffusers
 import numpy as np
 import paired
 import torch
+from torch_device import peak_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Latents of both sides may differ by this share of the largest, in float32.
@@ -57,7 +58,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
         "compile": compile_time.wall,
         "compile_cpu": compile_time.cpu,
         "difference": difference,
-        "device_memory": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
+        "device_memory": peak_memory(device),
     }
     return report, run
 

@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.upsampling import Upsample2D
 from torch.nn.functional import mse_loss, pixel_shuffle, pixel_unshuffle
+from torch_device import peak_memory, repeated
 
 PREDICTION = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 # What UNet2DModel can express of a `model` section; anything else must keep its default.
@@ -131,12 +132,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
     make = train if specification["work"] == "train" else sample
     run_once = make(net, predict, net_spec, specification["batch_size"], device)
 
-    def run(units: int) -> None:
-        for _ in range(units):
-            run_once()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
+    run = repeated(run_once, device)
     run(1)
     report = {
         "version": f"torch {torch.__version__}",
@@ -144,7 +140,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
         "ready": time.perf_counter() - start,
         "flops": None,
         "memory_at_start": memory_at_start,
-        "device_memory": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
+        "device_memory": peak_memory(device),
     }
     return report, run
 
