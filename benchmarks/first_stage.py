@@ -20,14 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import experiment
-from diffusion_jax.build.autoencoding import Autoencoding
-from diffusion_jax.models.lpips import load_lpips, lpips
-from diffusion_jax.run_folder import load_saved_config
-from diffusion_jax.train.autoencoder_loss import reconstruct
-from diffusion_jax.train.checkpoint import restore_state
+from diffusion_jax.experiment import make_experiment
+from diffusion_jax.experiment.autoencoding import Autoencoding
+from diffusion_jax.models.first_stage.lpips import load_lpips, lpips
+from diffusion_jax.runs.folder import load_saved_config
+from diffusion_jax.train.checkpoints.saving import restore_state
 from diffusion_jax.train.ema import has_ema
-from diffusion_jax.train.grids import image_grid, save_png
+from diffusion_jax.train.first_stage.loss import reconstruct
+from diffusion_jax.train.pictures import image_grid, save_png
 
 BATCH = 16
 # No perceptual distance and no adversary: |x - x'| and the regularizer are left.
@@ -80,7 +80,7 @@ def train(config: str, folder: pathlib.Path, overrides: list[str]) -> None:
 
 def score(workdir: pathlib.Path, split: str) -> Scores:
     """Reconstruct every image of a split and compare."""
-    built = experiment(load_saved_config(workdir))
+    built = make_experiment(load_saved_config(workdir))
     task = built.task
     if not isinstance(task, Autoencoding):
         raise ValueError(f"{workdir} holds no first stage; train configs/emoji_vae.py there")

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax.build import Experiment
+from diffusion_jax.experiment import Experiment
 from diffusion_jax.types import PyTree
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.svm import SVC
 
 from diffusion_jax.pipeline import Pipeline
-from diffusion_jax.train.grids import image_grid, save_png
+from diffusion_jax.train.pictures import image_grid, save_png
 
 PER_CLASS = 10
 CLASSES = 10

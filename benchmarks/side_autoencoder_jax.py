@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import paired
 
-from diffusion_jax.build import Experiment, experiment
 from diffusion_jax.cli.arguments import load_config
-from diffusion_jax.convert.diffusers_folder import vae_config
-from diffusion_jax.convert.exporting import export_params, save_weights
-from diffusion_jax.convert.first_stage import join_parts, save_first_stage
+from diffusion_jax.convert.weights.diffusers_folder import vae_config
+from diffusion_jax.convert.weights.exporting import export_params, save_weights
+from diffusion_jax.convert.weights.first_stage import join_parts, save_first_stage
+from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.train.step import jit_train_step
 
-WEIGHING = "diffusion_jax.train.autoencoder_loss.adaptive_weight"
+WEIGHING = "diffusion_jax.train.first_stage.loss.adaptive_weight"
 
 
 def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], None]]:
@@ -28,7 +28,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
     config = load_config(specification["config"], [*specification["overrides"], batch_size])
     with config.unlocked():
         config.model.dtype = config.discriminator.dtype = specification["dtype"]
-    built = experiment(config, devices=jax.devices()[:1])
+    built = make_experiment(config, devices=jax.devices()[:1])
     memory_at_start = paired.peak_memory()
     start, apart = time.perf_counter(), 0.0
     state, frozen = jax.block_until_ready((built.init_state(), built.random_frozen()))

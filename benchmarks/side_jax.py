@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import paired
 
-from diffusion_jax.build import Experiment, experiment
 from diffusion_jax.cli.arguments import load_config
+from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.train.step import jit_train_step
 
 NUM_STEPS = 50
@@ -23,7 +23,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
     config = load_config(specification["config"], [*specification["overrides"], batch_size])
     with config.unlocked():
         config.model.dtype = specification["dtype"]
-    built = experiment(config, devices=jax.devices()[:1])
+    built = make_experiment(config, devices=jax.devices()[:1])
     memory_at_start = paired.peak_memory()
     start = time.perf_counter()
     state = jax.block_until_ready(built.init_state())

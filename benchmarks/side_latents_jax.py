@@ -11,11 +11,11 @@ import numpy as np
 import paired
 from random_weights import random_frozen, random_weights
 
-from diffusion_jax.build import Experiment, experiment
 from diffusion_jax.cli.arguments import load_config
-from diffusion_jax.convert.diffusers_folder import save_diffusers, unet_config
-from diffusion_jax.diffusion.driver import initial_noise
-from diffusion_jax.models.wrapper import network_inputs
+from diffusion_jax.convert.weights.diffusers_folder import save_diffusers, unet_config
+from diffusion_jax.diffusion.samplers.driver import initial_noise
+from diffusion_jax.experiment import Experiment, make_experiment
+from diffusion_jax.models.conditioning.routing import network_inputs
 from diffusion_jax.types import PyTree
 
 VOCABULARY = 49408  # tokens of CLIP
@@ -32,7 +32,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
         for name, value in specification["model"].items():
             config.model[name] = value
         config.model.dtype = specification["dtype"]
-    built = experiment(config, devices=jax.devices()[:1])
+    built = make_experiment(config, devices=jax.devices()[:1])
     size, count = specification["latents"], specification["batch_size"]
     params = random_weights(built.abstract_state().params, seed=0)
     frozen = random_frozen(built)

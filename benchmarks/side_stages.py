@@ -11,8 +11,8 @@ import numpy as np
 import paired
 from random_weights import random_frozen, random_weights
 
-from diffusion_jax.build import Experiment, experiment
 from diffusion_jax.cli.arguments import load_config
+from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.train.step import jit_train_step
 from diffusion_jax.types import PyTree
 
@@ -30,7 +30,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
             for name, value in specification["embedders"][embedder].items():
                 config.conditioning.embedders[embedder][name] = value
     clock = Clock()
-    built = experiment(config, devices=jax.devices()[:1])
+    built = make_experiment(config, devices=jax.devices()[:1])
     state = built.abstract_state()
     built.abstract_frozen()
     clock.lap("build")

@@ -10,15 +10,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from diffusion_jax.build import Experiment, experiment
-from diffusion_jax.build.conditions import Conditions, encode_conditions, encode_negative
-from diffusion_jax.build.experiment import MAX_SEED
-from diffusion_jax.build.sampling import check_steps
-from diffusion_jax.build.weights import load_released, make_frozen, run_frozen
-from diffusion_jax.config_files import load_config
-from diffusion_jax.run_folder import load_saved_config
-from diffusion_jax.train.checkpoint import load_params
-from diffusion_jax.train.grids import to_pixels
+from diffusion_jax.experiment import Experiment, make_experiment
+from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.experiment import MAX_SEED
+from diffusion_jax.experiment.sampling import check_steps
+from diffusion_jax.experiment.weights import load_released, make_frozen, run_frozen
+from diffusion_jax.runs.conditions import Conditions, encode_conditions, encode_negative
+from diffusion_jax.runs.folder import load_saved_config
+from diffusion_jax.train.checkpoints.saving import load_params
+from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
 
 
@@ -44,7 +44,7 @@ class Pipeline(NamedTuple):
         when it is damaged.
         """
         workdir = pathlib.Path(workdir)
-        built = experiment(load_saved_config(workdir))
+        built = make_experiment(load_saved_config(workdir))
         params = load_params(
             workdir / "checkpoints", built.abstract_state().params, step=step, ema=ema
         )
@@ -72,7 +72,7 @@ class Pipeline(NamedTuple):
             config = load_config(config, overrides)
         elif overrides:
             raise ValueError(f"overrides = {overrides!r} are for the path of a config file")
-        built = experiment(config)
+        built = make_experiment(config)
         abstract = built.abstract_state().params
         loaded = load_released(built, abstract, path, ema=ema)
         unknown = [name for name in loaded.not_loaded if name.startswith("conditioner/")]

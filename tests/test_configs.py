@@ -6,9 +6,9 @@ import pathlib
 import jax
 import pytest
 
-from diffusion_jax.build import experiment
-from diffusion_jax.build.binding import ConfigError
 from diffusion_jax.cli.arguments import load_config
+from diffusion_jax.experiment import make_experiment
+from diffusion_jax.experiment.binding import ConfigError
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 VARIANTS = [f"{path}{variant}" for path in CONFIGS for variant in ("", ":tiny")]
@@ -52,7 +52,7 @@ def test_the_step_of_every_large_config_traces(path):
 
 
 def check(path):
-    built = experiment(load_config(path, ["--config.train.batch_size=8"]))
+    built = make_experiment(load_config(path, ["--config.train.batch_size=8"]))
     state = built.abstract_state()
     batch, frozen = built.abstract_batch(), built.abstract_frozen()
     new, metrics = jax.eval_shape(built.train_step, state, batch, frozen)
@@ -64,7 +64,7 @@ def check(path):
 
 @pytest.mark.parametrize("path", COUNTS)
 def test_networks_have_the_parameters_of_the_released_ones(path):
-    built = experiment(load_config(path, ["--config.train.batch_size=8"]))
+    built = make_experiment(load_config(path, ["--config.train.batch_size=8"]))
     params = jax.eval_shape(built.init, jax.random.key(0)).params
     assert {name: count(params[name]) for name in COUNTS[path]} == COUNTS[path]
     if path in FROZEN:
@@ -118,7 +118,7 @@ MISTAKES = [
 def test_a_wrong_value_is_told_with_path_value_and_choices(override, message):
     config = load_config("configs/mnist.py:tiny", [override])
     with pytest.raises(ValueError, match=message):
-        experiment(config)
+        make_experiment(config)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_an_unknown_key_is_told_with_path_and_choices(path, value, message):
             section = section[parent]
         section[last] = value
     with pytest.raises(ValueError, match=message):
-        experiment(config)
+        make_experiment(config)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_missing_name_is_told_with_the_choices(section):
     with config.unlocked():
         del config[section].name
     with pytest.raises(ConfigError, match=rf"config\.{section}\.name is missing; choose from"):
-        experiment(config)
+        make_experiment(config)
 
 
 def test_keeping_the_best_needs_a_validation():
@@ -182,12 +182,12 @@ def test_keeping_the_best_needs_a_validation():
     with pytest.raises(
         ConfigError, match=r"config\.checkpoint\.keep_best needs config\.hooks\.validation"
     ):
-        experiment(config)
+        make_experiment(config)
 
 
 def test_fsdp_splits_large_parameters_and_their_moments():
     config = load_config("configs/mnist.py", ["--config.mesh.fsdp=8", "--config.mesh.data=1"])
-    state = experiment(config).abstract_state()
+    state = make_experiment(config).abstract_state()
     leaves = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.size >= 2**16]
     assert leaves and all("fsdp" in str(leaf.sharding.spec) for leaf in leaves)
 
@@ -197,4 +197,4 @@ def test_a_missing_section_is_named():
     with config.unlocked():
         del config.data
     with pytest.raises(ConfigError, match=r"config\.data is missing"):
-        experiment(config)
+        make_experiment(config)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.cli import main
-from diffusion_jax.train.checkpoint_reading import load_params, saved_steps
+from diffusion_jax.train.checkpoints.reading import load_params, saved_steps
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 12

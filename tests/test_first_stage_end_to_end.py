@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.train.checkpoint_reading import load_params
+from diffusion_jax.train.checkpoints.reading import load_params
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.cli import main
-from diffusion_jax.train.checkpoint_reading import load_params
+from diffusion_jax.train.checkpoints.reading import load_params
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = "configs/sdxl.py:tiny"

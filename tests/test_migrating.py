@@ -9,31 +9,33 @@ from typing import Any
 
 import pytest
 
-from diffusion_jax.build.data import Splits
-from diffusion_jax.build.experiment import SECTIONS, Training
-from diffusion_jax.build.first_stage import Codes
-from diffusion_jax.build.images import build_log_images
-from diffusion_jax.build.regularizer import QUANTIZERS, REGULARIZERS
-from diffusion_jax.build.sampling import GUIDERS, SAMPLERS
 from diffusion_jax.cli.arguments import parse_arguments
-from diffusion_jax.convert import yaml_first_stage_tables, yaml_lightning_tables, yaml_tables
-from diffusion_jax.convert.yaml_rows import Class
+from diffusion_jax.convert.yaml import first_stage_tables as yaml_first_stage_tables
+from diffusion_jax.convert.yaml import lightning_tables as yaml_lightning_tables
+from diffusion_jax.convert.yaml import tables as yaml_tables
+from diffusion_jax.convert.yaml.rows import Class
 from diffusion_jax.data.batches import make_batches
-from diffusion_jax.diffusion.discretization import DISCRETIZATIONS
+from diffusion_jax.devices.mesh import make_mesh
 from diffusion_jax.diffusion.losses import ddpm_loss
 from diffusion_jax.diffusion.preconditioning import SCALINGS
+from diffusion_jax.diffusion.samplers.sigmas import DISCRETIZATIONS
 from diffusion_jax.diffusion.schedule import BETA_SCHEDULES, make_schedule
 from diffusion_jax.diffusion.sigma_sampling import SIGMA_SAMPLINGS
 from diffusion_jax.diffusion.weighting import WEIGHTINGS
-from diffusion_jax.models.autoencoder import Autoencoder
-from diffusion_jax.models.embedders import EMBEDDERS
-from diffusion_jax.models.patchgan import NLayerDiscriminator
-from diffusion_jax.models.unet import UNet
-from diffusion_jax.sharding import make_mesh
-from diffusion_jax.train.autoencoder_loss import AutoencoderLoss
-from diffusion_jax.train.autoencoder_step import make_autoencoder_step
-from diffusion_jax.train.checkpoint import open_checkpoints
-from diffusion_jax.train.denoiser_step import denoiser_loss_fn
+from diffusion_jax.experiment.data import Splits
+from diffusion_jax.experiment.experiment import SECTIONS, Training
+from diffusion_jax.experiment.first_stage import Codes
+from diffusion_jax.experiment.pictures import build_log_images
+from diffusion_jax.experiment.regularizer import QUANTIZERS, REGULARIZERS
+from diffusion_jax.experiment.sampling import GUIDERS, SAMPLERS
+from diffusion_jax.models.conditioning.embedders import EMBEDDERS
+from diffusion_jax.models.first_stage.autoencoder import Autoencoder
+from diffusion_jax.models.first_stage.patchgan import NLayerDiscriminator
+from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.train.checkpoints.saving import open_checkpoints
+from diffusion_jax.train.diffusion.denoiser_loss import denoiser_loss_fn
+from diffusion_jax.train.first_stage.loss import AutoencoderLoss
+from diffusion_jax.train.first_stage.step import make_autoencoder_step
 from diffusion_jax.train.hooks.checkpoint import checkpoint
 from diffusion_jax.train.hooks.early_stopping import early_stopping
 from diffusion_jax.train.hooks.images import images

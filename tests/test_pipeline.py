@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from diffusion_jax import Pipeline
-from diffusion_jax.build import experiment
 from diffusion_jax.cli.arguments import load_config
+from diffusion_jax.experiment import make_experiment
 
 
 @pytest.fixture(scope="module")
 def pipe():
     config = load_config("configs/mnist.py:tiny", ["--config.sampler.num_steps=3"])
-    built = experiment(config, devices=jax.devices()[:1])
+    built = make_experiment(config, devices=jax.devices()[:1])
     params = built.init_state().params
     keys = iter(jax.random.split(jax.random.key(7), 1000))
     # Zero-initialised outputs would hide everything.
@@ -93,7 +93,7 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 
 def text_pipe(path, seed):
     """A tiny latent model with random weights that are nowhere 0."""
-    built = experiment(load_config(path, []), devices=jax.devices()[:1])
+    built = make_experiment(load_config(path, []), devices=jax.devices()[:1])
     params = built.init_state().params
     keys = iter(jax.random.split(jax.random.key(seed), 5000))
     params = jax.tree.map(lambda p: p + 0.02 * jax.random.normal(next(keys), p.shape), params)

@@ -94,7 +94,7 @@ def may_print(path: Path) -> bool:
 
 
 def reads_config(path: Path) -> bool:
-    return "build" in path.relative_to(ROOT).parts or path.stem == "build"
+    return "experiment" in path.relative_to(ROOT).parts
 
 
 RULES: dict[str, tuple[Rule, list[Path], str]] = {

@@ -4,7 +4,7 @@ import argparse
 import importlib
 from collections.abc import Callable, Sequence
 
-from diffusion_jax.config_files import load_config
+from diffusion_jax.experiment.config_files import load_config
 
 __all__ = ["load_config", "parse_arguments"]
 

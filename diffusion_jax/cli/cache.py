@@ -5,12 +5,12 @@ import pathlib
 
 import jax
 
-from diffusion_jax.build import experiment
-from diffusion_jax.build.latent_cache import load_frozen, make_latent_cache
-from diffusion_jax.build.latent_key import cache_options
-from diffusion_jax.cli import distributed
 from diffusion_jax.cli.arguments import load_config
-from diffusion_jax.run_folder import SAVED_CONFIG, has_run
+from diffusion_jax.devices import processes as distributed
+from diffusion_jax.experiment import make_experiment
+from diffusion_jax.runs.folder import SAVED_CONFIG, has_run
+from diffusion_jax.runs.latent_cache import load_frozen, make_latent_cache
+from diffusion_jax.runs.latent_key import cache_options
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
             "nothing to encode: give --config=CONFIG with --config.latent_cache.folder=FOLDER, or "
             "--workdir=RUN; see --help"
         )
-    built = experiment(config)
+    built = make_experiment(config)
     cache_options(built)  # a config without a cache is not worth loading weights
     source = built.data.source("train")
     cache = make_latent_cache(built, load_frozen(built, workdir), source, verify=True)

@@ -7,15 +7,15 @@ import pathlib
 import ml_collections
 import numpy as np
 
-from diffusion_jax import run_folder
-from diffusion_jax.build.autoencoding import is_first_stage
-from diffusion_jax.build.binding import DTYPES
-from diffusion_jax.build.export import export_diffusers, export_single_file
 from diffusion_jax.cli.convert_run import convert_first_stage, write_run
-from diffusion_jax.config_files import load_config
-from diffusion_jax.convert.from_yaml import config_from_yaml
+from diffusion_jax.convert.yaml.from_yaml import config_from_yaml
+from diffusion_jax.experiment.autoencoding import is_first_stage
+from diffusion_jax.experiment.binding import DTYPES
+from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.export import export_diffusers, export_single_file
 from diffusion_jax.pipeline import Pipeline
-from diffusion_jax.run_folder import load_saved_config
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.folder import load_saved_config
 
 FORMATS = ("safetensors", "diffusers", "run")
 

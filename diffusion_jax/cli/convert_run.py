@@ -6,16 +6,16 @@ import pathlib
 import ml_collections
 import numpy as np
 
-from diffusion_jax import run_folder
-from diffusion_jax.build import Experiment, experiment
-from diffusion_jax.build.binding import DTYPES
-from diffusion_jax.build.first_stage_checkpoint import (
+from diffusion_jax.experiment import Experiment, make_experiment
+from diffusion_jax.experiment.binding import DTYPES
+from diffusion_jax.experiment.first_stage_weights import (
     export_first_stage,
     export_first_stage_folder,
     load_first_stage,
 )
-from diffusion_jax.build.weights import make_frozen, open_part, run_frozen, start_frozen
-from diffusion_jax.train.checkpoint import open_checkpoints, restore_state, state_bytes
+from diffusion_jax.experiment.weights import make_frozen, open_part, run_frozen, start_frozen
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.train.checkpoints.saving import open_checkpoints, restore_state, state_bytes
 from diffusion_jax.train.ema import has_ema, reset_ema
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.types import PyTree
@@ -30,7 +30,7 @@ def convert_first_stage(
     is_run: bool,
 ) -> None:
     """Convert the training of a first stage: a run, or a file that the config describes."""
-    built = experiment(config)
+    built = make_experiment(config)
     source = pathlib.Path(arguments.source)
     if is_run and form == "run":
         raise ValueError(f"--from={source} is a run already; choose another format")

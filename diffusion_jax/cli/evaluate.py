@@ -3,17 +3,17 @@
 import argparse
 import pathlib
 
-from diffusion_jax.build import experiment
-from diffusion_jax.build.evaluation import build_evaluate
-from diffusion_jax.build.weights import run_frozen
-from diffusion_jax.run_folder import load_saved_config
-from diffusion_jax.train.checkpoint import restore_state
+from diffusion_jax.experiment import make_experiment
+from diffusion_jax.experiment.weights import run_frozen
+from diffusion_jax.runs.evaluation import build_evaluate
+from diffusion_jax.runs.folder import load_saved_config
+from diffusion_jax.train.checkpoints.saving import restore_state
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print every test loss with raw and with EMA weights; return 0."""
     workdir = pathlib.Path(arguments.workdir)
-    built = experiment(load_saved_config(workdir))
+    built = make_experiment(load_saved_config(workdir))
     source = built.data.source(arguments.split)
     batches = built.data.eval_batches(source, batch_size=built.training.batch_size)
     evaluate = build_evaluate(built, run_frozen(built, workdir), batches, prefix=arguments.split)

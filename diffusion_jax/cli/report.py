@@ -4,7 +4,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from diffusion_jax.run_folder import load_saved_config
+from diffusion_jax.runs.folder import load_saved_config
 from diffusion_jax.train.writers import read_jsonl
 
 BARS = "▁▂▃▄▅▆▇█"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.build.conditions import Conditions, required_inputs
 from diffusion_jax.pipeline import Pipeline
-from diffusion_jax.train.grids import image_grid, save_png
+from diffusion_jax.runs.conditions import Conditions, required_inputs
+from diffusion_jax.train.pictures import image_grid, save_png
 
 DEFAULT_COUNT = 16
 

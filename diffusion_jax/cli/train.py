@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import jax
 import ml_collections
 
-from diffusion_jax import run_folder
-from diffusion_jax.build import experiment
-from diffusion_jax.cli import distributed
 from diffusion_jax.cli.arguments import load_config
-from diffusion_jax.cli.training import train_run
-from diffusion_jax.train.checkpoint import resolve_checkpoint
+from diffusion_jax.devices import processes as distributed
+from diffusion_jax.experiment import make_experiment
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.training import train_run
+from diffusion_jax.train.checkpoints.saving import resolve_checkpoint
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     workdir, config, step = _run_folder_and_config(arguments)
     with _debugging(arguments.debug):
         return train_run(
-            experiment(config),
+            make_experiment(config),
             workdir,
             config,
             from_step=step,

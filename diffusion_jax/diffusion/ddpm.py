@@ -11,16 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion_jax.diffusion import driver
-from diffusion_jax.diffusion.driver import (
-    AddNoise,
-    BeforeStep,
-    Sampler,
-    Samples,
-    noise_like,
-    sample,
-)
+from diffusion_jax.diffusion.samplers import driver
+from diffusion_jax.diffusion.samplers.driver import AddNoise, BeforeStep, Sampler, Samples, sample
 from diffusion_jax.diffusion.schedule import Schedule, check_choice
+from diffusion_jax.randomness import noise_like
 from diffusion_jax.types import Keys, Predict, Timesteps
 
 Sample = Float[Array, "b *shape"]

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion.ddpm import get_v
-from diffusion_jax.diffusion.driver import noise_like
 from diffusion_jax.diffusion.schedule import Schedule, check_choice
 from diffusion_jax.diffusion.weighting import Weighting
+from diffusion_jax.randomness import noise_like
 from diffusion_jax.types import Keys, PerSample, Timesteps
 
 Sample = Float[Array, "b *shape"]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from diffusion_jax.diffusion.discretization import Discretization, legacy_ddpm, sigma_table
+from diffusion_jax.diffusion.samplers.sigmas import Discretization, legacy_ddpm, sigma_table
 from diffusion_jax.types import Keys, PerSample
 
 # u [b] in [0, 1) -> sigma [b]

@@ -15,8 +15,8 @@ from diffusion_jax.diffusion.ddpm import (
     q_posterior,
     q_sample,
 )
-from diffusion_jax.diffusion.driver import noise_like
 from diffusion_jax.diffusion.schedule import MIN_VARIANCE, Schedule, check_choice
+from diffusion_jax.randomness import noise_like
 from diffusion_jax.types import Keys, PerSample, Predict, Timesteps
 
 Sample = Float[Array, "b *shape"]

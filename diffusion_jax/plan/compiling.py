@@ -12,16 +12,16 @@ import jax
 import ml_collections
 from jax.interpreters import partial_eval
 
-from diffusion_jax.build import Experiment, experiment
-from diffusion_jax.build.arguments import arguments_of
-from diffusion_jax.build.speed import model_flops
-from diffusion_jax.chips import GIB
-from diffusion_jax.flops import jaxpr_flops, kernel_flops
+from diffusion_jax.devices.chips import GIB
+from diffusion_jax.devices.flops import jaxpr_flops, kernel_flops
+from diffusion_jax.devices.mesh import batch_shards
+from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.plan import hlo
 from diffusion_jax.plan.count import Counts, count
 from diffusion_jax.plan.memory import Held, held_bytes, read_bytes
 from diffusion_jax.plan.topology import Topology
-from diffusion_jax.sharding import batch_shards
+from diffusion_jax.runs.arguments import arguments_of
+from diffusion_jax.runs.speed import model_flops
 from diffusion_jax.train.step import jit_train_step
 
 _log = logging.getLogger(__name__)
@@ -83,14 +83,14 @@ def build(
 ) -> Experiment:
     """Build the experiment on the devices of a topology, with so many samples on each."""
     if per_device_batch is None:
-        return experiment(config, devices=topology.devices)
+        return make_experiment(config, devices=topology.devices)
     config = config.copy_and_resolve_references()
     accumulate = config.train.accumulate if "accumulate" in config.train else 1
     # The mesh says into how many parts a batch is split; this one divides by any number of them.
     config.train.batch_size = len(topology.devices) * accumulate
-    shards = batch_shards(experiment(config, devices=topology.devices).mesh)
+    shards = batch_shards(make_experiment(config, devices=topology.devices).mesh)
     config.train.batch_size = per_device_batch * shards
-    return experiment(config, devices=topology.devices)
+    return make_experiment(config, devices=topology.devices)
 
 
 def with_remat(config: ml_collections.ConfigDict, remat: bool | str) -> ml_collections.ConfigDict:

@@ -1,8 +1,8 @@
 """Count what one device does in a compiled program, with loops as often as they run.
 
 XLA's own cost analysis counts the body of a loop once. Counted are matrix products and
-convolutions, as in `diffusion_jax.flops`, what collectives carry, and the cycles that the TPU
-compiler expects each operation to take.
+convolutions, as in `devices.flops`, what collectives carry, and the cycles that the TPU compiler
+expects each operation to take.
 """
 
 import functools
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from diffusion_jax.flops import taps
+from diffusion_jax.devices.flops import taps
 from diffusion_jax.plan.hlo import (
     Op,
     Program,
@@ -144,7 +144,7 @@ def _dot_flops(computation: Mapping[str, Op], op: Op) -> int:
 
 
 def _convolution_flops(computation: Mapping[str, Op], op: Op) -> int:
-    """Count the products with elements of lhs only, as `diffusion_jax.flops` does.
+    """Count the products with elements of lhs only, as `diffusion_jax.devices.flops` does.
 
     A dot becomes such an operation on a TPU, its batch a dimension of the window of which most is
     padding.

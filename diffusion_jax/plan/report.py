@@ -5,7 +5,7 @@ from typing import Any
 
 import ml_collections
 
-from diffusion_jax.chips import GIB
+from diffusion_jax.devices.chips import GIB
 from diffusion_jax.plan.compiling import Plan
 from diffusion_jax.plan.count import Counts
 from diffusion_jax.plan.search import Found

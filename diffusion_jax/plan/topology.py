@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from diffusion_jax.chips import CHIPS, GIB, Chip, find_chip
+from diffusion_jax.devices.chips import CHIPS, GIB, Chip, find_chip
 
 LIBTPU = "pip install -c constraints.txt -e '.[tpu]'"
 

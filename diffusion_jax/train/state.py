@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from diffusion_jax.sharding import Rule, tree_shardings
+from diffusion_jax.devices.partition import Rule, tree_shardings
 from diffusion_jax.types import PyTree
 
 
@@ -60,7 +60,7 @@ def init_sharded(
 
     Args:
         init_fn: (*args) -> TrainState, or any other tree of arrays.
-        rules: as in `diffusion_jax.sharding.tree_shardings`; paths start at the tree that `init_fn`
+        rules: as in `devices.partition.tree_shardings`; paths start at the tree that `init_fn`
             returns.
     """
     abstract = abstract_state(init_fn, mesh, rules, *args)

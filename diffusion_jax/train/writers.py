@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.train.grids import image_grid, save_png
+from diffusion_jax.train.pictures import image_grid, save_png
 
 MAX_QUEUED = 64
 

@@ -79,7 +79,7 @@ TINY = {
 @pytest.fixture(scope="session")
 def unet():
     """Make the shapes of a tiny UNet: unet(channels of x, **fields)."""
-    from diffusion_jax.models.unet import UNet
+    from diffusion_jax.models.unet.unet import UNet
 
     @functools.cache
     def make(channels=4, **fields):
@@ -96,7 +96,7 @@ def unet():
 @pytest.fixture(scope="session")
 def vae():
     """Shapes of a tiny autoencoder, attending at one level: vae(**fields)."""
-    from diffusion_jax.models.autoencoder import Autoencoder
+    from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 
     @functools.cache
     def make(**fields):
@@ -110,7 +110,7 @@ def vae():
 @pytest.fixture(scope="session")
 def text():
     """Shapes of a tiny CLIP text tower with a projection."""
-    from diffusion_jax.models.clip import ClipTextTower
+    from diffusion_jax.models.conditioning.clip import ClipTextTower
 
     tower = ClipTextTower(16, 2, 2, 32, projection_dim=8, vocab_size=11, max_length=5)
     return shapes(tower, ((1, 5), jnp.int32))
@@ -119,7 +119,7 @@ def text():
 @pytest.fixture(scope="session")
 def vision():
     """Shapes of a tiny CLIP vision tower."""
-    from diffusion_jax.models.clip import ClipVisionTower
+    from diffusion_jax.models.conditioning.clip import ClipVisionTower
 
     tower = ClipVisionTower(16, 1, 2, 32, projection_dim=8, image_size=8, patch_size=4)
     return shapes(tower, ((1, 8, 8, 3), jnp.float32))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from diffusion_jax.data.batches import eval_batches
 from diffusion_jax.data.records import captions_of, find_keys
-from diffusion_jax.data.sources import open_source
+from diffusion_jax.data.sources.open_source import open_source
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_jax.diffusion import ddpm
-from diffusion_jax.diffusion.driver import noise_like
 from diffusion_jax.diffusion.schedule import make_beta_schedule, make_schedule
+from diffusion_jax.randomness import noise_like
 
 T = 100
 SCHEDULE = make_schedule("linear", T)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion import ddpm, preconditioning
-from diffusion_jax.diffusion.discretization import legacy_ddpm, sigma_table, zero_snr
 from diffusion_jax.diffusion.preconditioning import SCALINGS, denoiser, nearest
+from diffusion_jax.diffusion.samplers.sigmas import legacy_ddpm, sigma_table, zero_snr
 from diffusion_jax.diffusion.schedule import make_schedule
 
 SIGMAS = np.array([1e-4, 0.02, 0.5, 1.0, 14.6, 80.0, 4096.0])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion import sigma_sampling
-from diffusion_jax.diffusion.discretization import edm, legacy_ddpm, sigma_table
+from diffusion_jax.diffusion.samplers.sigmas import edm, legacy_ddpm, sigma_table
 from diffusion_jax.diffusion.sigma_sampling import SIGMA_SAMPLINGS, quantiles
 
 LAST = np.float32(1 - 2.0**-24)

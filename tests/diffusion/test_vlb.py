@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion import ddpm, vlb
-from diffusion_jax.diffusion.driver import noise_like
 from diffusion_jax.diffusion.schedule import make_beta_schedule, make_schedule
+from diffusion_jax.randomness import noise_like
 
 T = 30
 OPTIONS = {"linear_start": 1e-3, "linear_end": 0.4}

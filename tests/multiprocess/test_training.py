@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.train.checkpoint_reading import load_params, saved_steps
+from diffusion_jax.train.checkpoints.reading import load_params, saved_steps
 from diffusion_jax.train.writers import read_jsonl
 
 pytestmark = pytest.mark.slow

@@ -10,13 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax.train.autoencoder_loss import (
+from diffusion_jax.train.first_stage.loss import (
     AutoencoderLoss,
     Networks,
     discriminator_pass,
     generator_pass,
 )
-from diffusion_jax.train.autoencoder_step import init_autoencoder_state, make_autoencoder_step
+from diffusion_jax.train.first_stage.step import init_autoencoder_state, make_autoencoder_step
 
 pytestmark = pytest.mark.parity
 

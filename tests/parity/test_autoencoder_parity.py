@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models.autoencoder import Autoencoder
+from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 
 pytestmark = pytest.mark.parity
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.build import experiment
 from diffusion_jax.cli.arguments import load_config
+from diffusion_jax.experiment import make_experiment
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -24,7 +24,7 @@ def test_the_peer_has_our_parameters_and_output(monkeypatch, name):
 
     net = paired.NETS[name]
     config = load_config(net.config, [*net.overrides, "--config.train.batch_size=8"])
-    built = experiment(config, devices=jax.devices()[:1])
+    built = make_experiment(config, devices=jax.devices()[:1])
     parameters = jax.eval_shape(built.init, jax.random.key(0)).params
     height, width, channels = built.network.image_shape
     patch = built.network.module.patch_size

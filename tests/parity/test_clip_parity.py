@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax.data.tokenizer import _read_merges, clip_tokenizer, find_vocabulary
-from diffusion_jax.models.clip import ClipTextTower, ClipVisionTower
-from diffusion_jax.models.spatial_rescaler import SpatialRescaler
-from diffusion_jax.models.text_embedders import CLIP_MEAN, CLIP_STD, clip_pixels
+from diffusion_jax.models.conditioning.clip import ClipTextTower, ClipVisionTower
+from diffusion_jax.models.conditioning.spatial_rescaler import SpatialRescaler
+from diffusion_jax.models.conditioning.text_embedders import CLIP_MEAN, CLIP_STD, clip_pixels
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.build.first_stage import build_first_stage
-from diffusion_jax.convert.diffusers_folder import (
+from diffusion_jax.convert.weights.diffusers_folder import (
     penultimate_text,
     save_diffusers,
     scheduler_config,
@@ -19,13 +18,14 @@ from diffusion_jax.convert.diffusers_folder import (
     unet_config,
     vae_config,
 )
-from diffusion_jax.convert.exporting import export_params, save_weights
-from diffusion_jax.convert.importing import import_network
-from diffusion_jax.convert.reading import open_weights
-from diffusion_jax.convert.safetensors import DTYPES
-from diffusion_jax.models.autoencoder import Autoencoder
-from diffusion_jax.models.clip import ClipAttention, ClipTextTower, ClipVisionTower
-from diffusion_jax.models.unet import UNet
+from diffusion_jax.convert.weights.exporting import export_params, save_weights
+from diffusion_jax.convert.weights.importing import import_network
+from diffusion_jax.convert.weights.reading import open_weights
+from diffusion_jax.convert.weights.safetensors import DTYPES
+from diffusion_jax.experiment.first_stage import build_first_stage
+from diffusion_jax.models.conditioning.clip import ClipAttention, ClipTextTower, ClipVisionTower
+from diffusion_jax.models.first_stage.autoencoder import Autoencoder
+from diffusion_jax.models.unet.unet import UNet
 
 pytestmark = pytest.mark.parity
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models.lpips import load_lpips, lpips
+from diffusion_jax.models.first_stage.lpips import load_lpips, lpips
 
 pytestmark = [
     pytest.mark.parity,

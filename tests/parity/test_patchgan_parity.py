@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models.patchgan import NLayerDiscriminator
+from diffusion_jax.models.first_stage.patchgan import NLayerDiscriminator
 
 pytestmark = pytest.mark.parity
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion import driver, samplers
-from diffusion_jax.diffusion import sigma_samplers as ss
-from diffusion_jax.diffusion.plms import plms
+from diffusion_jax.diffusion.samplers import by_level as ss
+from diffusion_jax.diffusion.samplers import by_timestep as samplers
+from diffusion_jax.diffusion.samplers import driver
+from diffusion_jax.diffusion.samplers.plms import plms
 from diffusion_jax.diffusion.schedule import make_schedule
 
 pytestmark = pytest.mark.parity

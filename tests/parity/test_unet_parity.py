@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models.unet import UNet
+from diffusion_jax.models.unet.unet import UNet
 
 pytestmark = pytest.mark.parity
 

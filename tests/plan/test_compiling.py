@@ -6,14 +6,14 @@ import json
 import jax
 import pytest
 
-from diffusion_jax.build.arguments import arguments_of
-from diffusion_jax.chips import GIB
-from diffusion_jax.config_files import load_config
+from diffusion_jax.devices.chips import GIB
+from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.plan import DoesNotFit, find_topology, make_plan
 from diffusion_jax.plan.compiling import _out_of_memory, build, with_remat
 from diffusion_jax.plan.memory import held_bytes
 from diffusion_jax.plan.report import advice, as_dict, as_text
 from diffusion_jax.plan.topology import Topology
+from diffusion_jax.runs.arguments import arguments_of
 
 MNIST = "configs/mnist.py:tiny"
 FSDP = ["--config.mesh.data=1", "--config.mesh.fsdp=-1"]

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusion_jax.flops import count_flops
+from diffusion_jax.devices.flops import count_flops
 from diffusion_jax.plan.count import Counts, count
 from diffusion_jax.plan.hlo import parse
 

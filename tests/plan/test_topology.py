@@ -5,7 +5,7 @@ import importlib.util
 import jax
 import pytest
 
-from diffusion_jax.chips import CHIPS
+from diffusion_jax.devices.chips import CHIPS
 from diffusion_jax.plan.topology import TPUS, find_topology
 
 

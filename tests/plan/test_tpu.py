@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from diffusion_jax.flops import count_flops
+from diffusion_jax.devices.flops import count_flops
+from diffusion_jax.devices.mesh import make_mesh
 from diffusion_jax.plan import DoesNotFit, find_topology
 from diffusion_jax.plan.compiling import _Clock, _compile, _optimal_seconds
 from diffusion_jax.plan.count import count
 from diffusion_jax.plan.hlo import parse
 from diffusion_jax.plan.report import in_full
-from diffusion_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("libtpu")

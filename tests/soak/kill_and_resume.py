@@ -33,9 +33,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.build import experiment
-from diffusion_jax.config_files import load_config
-from diffusion_jax.train.checkpoint import load_metadata, restore_state, saved_steps
+from diffusion_jax.experiment import make_experiment
+from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.train.checkpoints.saving import load_metadata, restore_state, saved_steps
 from diffusion_jax.train.writers import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -198,7 +198,7 @@ def _metrics(workdir: pathlib.Path) -> dict[tuple[float, str], float]:
 def check_states(whole: Run, killed: Run, config_arguments: list[str]) -> Iterator[str]:
     """Yield the arrays of the last checkpoints that differ in a bit; print how many were
     compared."""
-    made = experiment(load_config(config_arguments[0], config_arguments[1:]))
+    made = make_experiment(load_config(config_arguments[0], config_arguments[1:]))
     abstract = made.abstract_state()
     states = [restore_state(run.checkpoints, abstract)[0] for run in (whole, killed)]
     pairs = zip(*(jax.tree_util.tree_leaves_with_path(s) for s in states), strict=True)

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax.sharding import batch_sharding, fsdp, make_mesh, tree_shardings
+from diffusion_jax.devices.mesh import batch_sharding, make_mesh
+from diffusion_jax.devices.partition import fsdp, tree_shardings
 from diffusion_jax.train.ema import ema_params, has_ema
 from diffusion_jax.train.lr_schedules import LR_SCHEDULES, with_warmup
 from diffusion_jax.train.optimizer import (

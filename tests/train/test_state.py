@@ -8,7 +8,8 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from diffusion_jax.sharding import fsdp, make_mesh
+from diffusion_jax.devices.mesh import make_mesh
+from diffusion_jax.devices.partition import fsdp
 from diffusion_jax.train.ema import ema
 from diffusion_jax.train.state import (
     TrainState,

@@ -7,7 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax.sharding import fsdp, make_mesh, replicated, shard_batch
+from diffusion_jax.devices.arrays import shard_batch
+from diffusion_jax.devices.mesh import make_mesh, replicated
+from diffusion_jax.devices.partition import fsdp
 from diffusion_jax.train.ema import ema
 from diffusion_jax.train.state import abstract_state, init_sharded, init_state
 from diffusion_jax.train.step import jit_train_step, make_eval_step, make_train_step, mean_metrics

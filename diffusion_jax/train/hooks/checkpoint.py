@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from diffusion_jax.train.checkpoint import Checkpoints
+from diffusion_jax.train.checkpoints.saving import Checkpoints
 from diffusion_jax.train.hooks.nan_stop import metrics_stop, params_stop
 from diffusion_jax.train.hooks.validation import Scores
 from diffusion_jax.train.loop import Event, Hook, Stop

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusion_jax.train.grids import caption_tiles, image_grid, to_pixels
 from diffusion_jax.train.loop import Event, Hook
+from diffusion_jax.train.pictures import caption_tiles, image_grid, to_pixels
 from diffusion_jax.train.writers import Writer
 from diffusion_jax.types import PyTree
 

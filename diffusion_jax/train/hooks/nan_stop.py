@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.train.checkpoint import Checkpoints
-from diffusion_jax.train.checksums import path_name
+from diffusion_jax.train.checkpoints.checksums import path_name
+from diffusion_jax.train.checkpoints.saving import Checkpoints
 from diffusion_jax.train.hooks.late import Interval, late
 from diffusion_jax.train.loop import Hook, Stop
 from diffusion_jax.types import PyTree

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.train.checkpoint import load_metadata, open_checkpoints, restore_state
+from diffusion_jax.train.checkpoints.saving import load_metadata, open_checkpoints, restore_state
 from diffusion_jax.train.hooks import checkpoint as module
 from diffusion_jax.train.hooks.checkpoint import checkpoint, make_rescue
 from diffusion_jax.train.hooks.validation import scores_from, validation

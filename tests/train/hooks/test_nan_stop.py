@@ -3,7 +3,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from diffusion_jax.train.checkpoint import open_checkpoints
+from diffusion_jax.train.checkpoints.saving import open_checkpoints
 from diffusion_jax.train.hooks.checkpoint import checkpoint
 from diffusion_jax.train.hooks.nan_stop import nan_stop
 from diffusion_jax.train.loop import train

@@ -1,0 +1,1 @@
+"""Checkpoint files <-> parameter trees, without torch; the names of layers are tables."""

@@ -1,0 +1,328 @@
+"""Folders that diffusers loads: the weights, and the config.json that it builds each network from.
+
+Tokenizers are not written: they are files of text that belong to no parameter tree, so a whole
+pipeline is loaded with from_pretrained(folder, tokenizer=...).
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.convert.weights.exporting import export_params, save_weights
+from diffusion_jax.convert.weights.layouts import DIFFUSERS, WEIGHTS_OF_FOLDER, slots_of
+from diffusion_jax.models.unet.options import per_level
+from diffusion_jax.types import PyTree
+
+# The oldest version that the configs are for.
+VERSION = "0.36.0"
+Config = dict[str, Any]
+# The last of ViT-H's 24 layers, and the projection, in the names of transformers.
+UNUSED_OF_PENULTIMATE = (r"(text_model\.)?encoder\.layers\.23\.", r"text_projection\.")
+
+
+def unet_config(
+    unet: Any, in_channels: int, *, sample_size: int, text_time: bool = True, time_dim: int = 256
+) -> Config:
+    """Translate the fields of our UNet into the config of diffusers' UNet2DConditionModel.
+
+    unet: the module. sample_size: side of the latent. text_time: for num_classes = "sequential",
+    whether y is what SDXL's is, a pooled text and numbers embedded in time_dim channels each;
+    else y enters as it is (unCLIP; export it with the name map "unet_diffusers_class").
+    Raises ValueError for a field that diffusers has no counterpart of.
+    """
+    _check_unet(unet)
+    levels = range(len(unet.channel_mult))
+    widths = [unet.model_channels * mult for mult in unet.channel_mult]
+    attends = [2**level in unet.attention_resolutions for level in levels]
+    alone = unet.disable_self_attentions
+    per_head = unet.num_head_channels
+    heads = [width // per_head for width in widths] if per_head != -1 else unet.num_heads
+    down = ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends]
+    up = ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)]
+    dims = unet.context_dim
+    blocks = per_level(unet, "num_res_blocks")
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": VERSION,
+        "sample_size": sample_size,
+        "in_channels": in_channels,
+        "out_channels": unet.out_channels,
+        "block_out_channels": widths,
+        "layers_per_block": blocks[0] if len(set(blocks)) == 1 else list(blocks),
+        "down_block_types": down,
+        "up_block_types": up,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "cross_attention_dim": dims if isinstance(dims, int) else dims[0],
+        # A misnomer of diffusers: these are numbers of heads.
+        "attention_head_dim": heads,
+        "transformer_layers_per_block": list(per_level(unet, "transformer_depth")),
+        "use_linear_projection": unet.use_linear_in_transformer,
+        "only_cross_attention": list(alone) if alone else False,
+        "mid_block_only_cross_attention": unet.disable_middle_self_attn,
+        "resnet_time_scale_shift": "scale_shift" if unet.use_scale_shift_norm else "default",
+        "norm_num_groups": unet.num_groups,
+        "norm_eps": 1e-5,
+        "act_fn": "silu",
+        "dropout": unet.dropout,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "downsample_padding": 1,
+        "center_input_sample": False,
+        **_classes(unet, text_time, time_dim),
+    }
+
+
+def _classes(unet: Any, text_time: bool, time_dim: int) -> Config:
+    kind = unet.num_classes
+    if kind is None:
+        return {}
+    if isinstance(kind, int):
+        return {"num_class_embeds": kind}
+    if kind == "timestep":
+        return {"class_embed_type": "timestep"}
+    if kind == "continuous":
+        return {
+            "class_embed_type": "simple_projection",
+            "projection_class_embeddings_input_dim": 1,
+        }
+    width = {"projection_class_embeddings_input_dim": unet.adm_in_channels}
+    if not text_time:
+        return {"class_embed_type": "projection", **width}
+    return {"addition_embed_type": "text_time", "addition_time_embed_dim": time_dim, **width}
+
+
+def _check_unet(unet: Any) -> None:
+    per_head, dims = unet.num_head_channels, unet.context_dim
+    widths = [unet.model_channels * mult for mult in unet.channel_mult]
+    bad = {
+        "use_spatial_transformer": not unet.use_spatial_transformer,
+        "context_dim": dims is None or (not isinstance(dims, int) and len(set(dims)) > 1),
+        "resblock_updown": unet.resblock_updown,
+        "conv_resample": not unet.conv_resample,
+        "patch_size": unet.patch_size != 1,
+        "n_embed": unet.n_embed is not None,
+        "num_attention_blocks": unet.num_attention_blocks is not None,
+        "num_heads_upsample": unet.num_heads_upsample not in (-1, unet.num_heads),
+        "num_head_channels": per_head != -1 and any(width % per_head for width in widths),
+        "disable_middle_transformer": unet.disable_middle_transformer,
+    }
+    for name, is_bad in bad.items():
+        if is_bad:
+            raise ValueError(
+                f"{name} = {getattr(unet, name)!r} has no counterpart in diffusers' "
+                "UNet2DConditionModel; export this network in the layout of latent-diffusion"
+            )
+
+
+def vae_config(vae: Any, *, scale_factor: float, num_codes: int | None = None) -> Config:
+    """Translate the fields of our Autoencoder into the config of diffusers' AutoencoderKL, or with
+    num_codes, those of its codebook, of diffusers' VQModel.
+
+    Raises ValueError for a field that diffusers has no counterpart of.
+    """
+    name = "AutoencoderKL" if num_codes is None else "VQModel"
+    bad = {
+        "double_z": vae.double_z == (num_codes is not None),
+        "embed_dim": num_codes is None and vae.embed_dim != vae.z_channels,
+        "use_quant_conv": num_codes is not None and not vae.use_quant_conv,
+        "resamp_with_conv": not vae.resamp_with_conv,
+        "tanh_out": vae.tanh_out,
+        "give_pre_end": vae.give_pre_end,
+    }
+    for field, is_bad in bad.items():
+        if is_bad:
+            raise ValueError(
+                f"{field} = {getattr(vae, field)!r} has no counterpart in diffusers' {name}; "
+                "export this network in the layout of latent-diffusion"
+            )
+    levels = range(len(vae.ch_mult))
+    attends = [vae.resolution // 2**level in vae.attn_resolutions for level in levels]
+    down = ["AttnDownEncoderBlock2D" if attend else "DownEncoderBlock2D" for attend in attends]
+    up = ["AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attends)]
+    shared: Config = {
+        "_class_name": name,
+        "_diffusers_version": VERSION,
+        "in_channels": vae.in_channels,
+        "out_channels": vae.out_ch,
+        "block_out_channels": [vae.ch * mult for mult in vae.ch_mult],
+        "layers_per_block": vae.num_res_blocks,
+        "down_block_types": down,
+        "up_block_types": up,
+        "latent_channels": vae.z_channels,
+        "norm_num_groups": vae.num_groups,
+        "sample_size": vae.resolution,
+        "scaling_factor": scale_factor,
+        "act_fn": "silu",
+        "mid_block_add_attention": vae.attn_type != "none",
+    }
+    if num_codes is not None:
+        return shared | {"num_vq_embeddings": num_codes, "vq_embed_dim": vae.embed_dim}
+    return shared | {
+        "use_quant_conv": vae.use_quant_conv,
+        "use_post_quant_conv": vae.use_quant_conv,
+    }
+
+
+def text_config(
+    params: Any, *, num_heads: int, hidden_act: str, eps: float = 1e-5, eos_token_id: int = 2
+) -> Config:
+    """Describe a CLIP text encoder for transformers: what its parameters show, and what they don't.
+
+    params: its tree, or shapes. hidden_act: "quick_gelu" (OpenAI) or "gelu" (OpenCLIP).
+    eos_token_id: 2 pools at the largest token, as all released configs of diffusers do.
+    """
+    vocabulary, width = params["embeddings"]["token_embedding"]["embedding"].shape
+    layers = params["encoder"]
+    stacked = layers["layers"] if "layers" in layers else None
+    first = layers["layers_0"] if stacked is None else stacked
+    depth = len(layers) if stacked is None else first["mlp"]["fc1"]["bias"].shape[0]
+    projects = "text_projection" in params
+    return {
+        "architectures": ["CLIPTextModelWithProjection" if projects else "CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": first["mlp"]["fc1"]["bias"].shape[-1],
+        "num_hidden_layers": depth,
+        "num_attention_heads": num_heads,
+        "max_position_embeddings": params["embeddings"]["position_embedding"]["embedding"].shape[0],
+        "hidden_act": hidden_act,
+        "layer_norm_eps": eps,
+        "projection_dim": params["text_projection"]["kernel"].shape[-1] if projects else width,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": eos_token_id,
+    }
+
+
+def penultimate_text(params: PyTree) -> PyTree:
+    """Leave out what a text encoder of Stable Diffusion 2 never uses: last layer and projection.
+
+    diffusers applies the final norm after the last layer that there is, so its text encoder of
+    Stable Diffusion 2 has 23 of the 24 layers. Read such a folder with import_params' zeros =
+    UNUSED_OF_PENULTIMATE. params: a tree of layers_0, layers_1, ...
+    """
+    layers = params["encoder"]
+    last = f"layers_{len(layers) - 1}"
+    kept = {name: layer for name, layer in layers.items() if name != last}
+    return {k: v for k, v in params.items() if k != "text_projection"} | {"encoder": kept}
+
+
+def scheduler_config(
+    *,
+    beta_start: float,
+    beta_end: float,
+    schedule: str = "linear",
+    prediction_type: str = "epsilon",
+    num_timesteps: int = 1000,
+) -> Config:
+    """Describe a noise schedule as the config of diffusers' DDIMScheduler.
+
+    schedule: a name of ours whose betas diffusers knows: "linear" (diffusers' "scaled_linear"),
+    "sqrt_linear" (its "linear") or "squaredcos_cap_v2". prediction_type: "epsilon" or
+    "v_prediction". Raises ValueError for another schedule.
+    """
+    names = {"linear": "scaled_linear", "sqrt_linear": "linear"}
+    names["squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    if schedule not in names:
+        raise ValueError(
+            f"schedule {schedule!r} is unknown to diffusers; it has {', '.join(names)}"
+        )
+    return {
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": VERSION,
+        "beta_start": beta_start,
+        "beta_end": beta_end,
+        "beta_schedule": names[schedule],
+        "num_train_timesteps": num_timesteps,
+        "prediction_type": prediction_type,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+
+
+def save_diffusers(
+    folder: str | os.PathLike,
+    components: Mapping[str, Any],
+    configs: Mapping[str, Config],
+    *,
+    dtype: Any = None,
+) -> None:
+    """Write a folder that diffusers loads: weights and config.json of every component.
+
+    components: as in layouts.export_checkpoint, slots of layouts.DIFFUSERS. configs: by component
+    ("network", "first_stage", "text", ...), and "scheduler" if there is one. With a network comes a
+    model_index.json of a Stable Diffusion pipeline.
+    Raises FileExistsError when the folder exists, ValueError when a component has no config.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; choose another name or remove it")
+    slots = slots_of(DIFFUSERS, components)
+    absent = [name for name in slots if name not in configs]
+    if absent:
+        raise ValueError(f"component {absent[0]!r} has no config; there are {list(configs)}")
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        for name, (slot, tree) in slots.items():
+            named = slot.name_map
+            if name == "network" and "class_embed_type" in configs[name]:
+                named = f"{named}_class"
+            path = unfinished / slot.place / WEIGHTS_OF_FOLDER[slot.place]
+            save_weights(path, [export_params(tree, named, dtype=dtype)])
+            _write_json(unfinished / slot.place / "config.json", configs[name])
+        if "scheduler" in configs:
+            path = unfinished / "scheduler" / "scheduler_config.json"
+            _write_json(path, configs["scheduler"])
+        if "network" in slots:
+            _write_json(unfinished / "model_index.json", _model_index(slots, configs))
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _model_index(slots: Mapping[str, Any], configs: Mapping[str, Config]) -> Config:
+    """Describe the pipeline, which depends on the text encoders; null stands for no such part."""
+    texts = tuple(name for name in ("text", "text_2") if name in slots)
+    index: Config = {"_diffusers_version": VERSION, **_PIPELINES[texts]}
+    for name, (slot, _) in slots.items():
+        if "architectures" in configs[name]:
+            index[slot.place] = ["transformers", configs[name]["architectures"][0]]
+        else:
+            index[slot.place] = ["diffusers", configs[name]["_class_name"]]
+    if "scheduler" in configs:
+        index["scheduler"] = ["diffusers", configs["scheduler"]["_class_name"]]
+    return index
+
+
+_STABLE_DIFFUSION: Config = {
+    "_class_name": "StableDiffusionPipeline",
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+}
+# Text encoders -> pipeline: Stable Diffusion 1 and 2, SDXL base, SDXL refiner.
+_PIPELINES: dict[tuple[str, ...], Config] = {
+    (): _STABLE_DIFFUSION,
+    ("text",): _STABLE_DIFFUSION,
+    ("text", "text_2"): {
+        "_class_name": "StableDiffusionXLPipeline",
+        "force_zeros_for_empty_prompt": True,
+    },
+    ("text_2",): {
+        "_class_name": "StableDiffusionXLImg2ImgPipeline",
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
+        "requires_aesthetics_score": True,
+        "force_zeros_for_empty_prompt": False,
+    },
+}
+
+
+def _write_json(path: Path, content: Config) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,128 @@
+"""Write parameters as released weights: the exact names and layouts, leaf by leaf."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffusion_jax.convert.weights.names import (
+    FileTensor,
+    NameMap,
+    Part,
+    file_tensors,
+    leaves_of,
+    to_file,
+)
+from diffusion_jax.convert.weights.safetensors import CODES, write_safetensors
+from diffusion_jax.types import PyTree
+
+EMA = "model_ema."
+# transformers refuses files that do not say which framework they are for.
+METADATA = {"format": "pt"}
+
+
+class Exported(NamedTuple):
+    """What will be written of a network: names with shape and dtype, and the numbers in that
+    order."""
+
+    described: dict[str, tuple[tuple[int, ...], np.dtype]]
+    tensors: Iterator[tuple[str, np.ndarray]]
+
+
+def export_params(
+    params: PyTree,
+    name_map: NameMap | str,
+    prefix: str = "",
+    *,
+    dtype: Any = None,
+    ema: bool = False,
+) -> Exported:
+    """Translate parameters into the tensors of a file, one at a time.
+
+    dtype: None keeps each leaf's. ema: names of averages, which prefix "model.diffusion_model."
+    has as "model_ema.diffusion_model<name without dots>".
+    On a pod every process has to run through the tensors: leaves held in parts are gathered.
+    Raises ValueError when a dtype cannot be written or two leaves would get one name.
+    """
+    leaves = leaves_of(params)
+    wanted = file_tensors(params, name_map)
+    inner = prefix.partition(".")[2]
+
+    def name(tensor: FileTensor) -> str:
+        return EMA + (inner + tensor.name).replace(".", "") if ema else prefix + tensor.name
+
+    def kind(tensor: FileTensor) -> np.dtype:
+        chosen = np.dtype(leaves[tensor.parts[0].path].dtype if dtype is None else dtype)
+        if chosen not in CODES:
+            raise ValueError(f"dtype {chosen} of {tensor.name} cannot be written as safetensors")
+        return chosen
+
+    described = {name(tensor): (tensor.shape, kind(tensor)) for tensor in wanted}
+    return Exported(
+        described, ((name(tensor), _gather(tensor, leaves, kind(tensor))) for tensor in wanted)
+    )
+
+
+def save_weights(
+    path: str | os.PathLike,
+    exported: Iterable[Exported],
+    extras: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write networks and extra arrays (such as buffers) into one new .safetensors file.
+
+    The file appears only when it is complete; on a pod process 0 writes it. At most one tensor is
+    held beside the parameters.
+    Raises FileExistsError when there is something at path, ValueError for another suffix or when
+    two tensors have one name.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} should end in .safetensors")
+    if path.exists():
+        raise FileExistsError(f"{path} exists; choose another name or remove it")
+    parts = [*exported, _extra(extras or {})]
+    described: dict[str, Any] = {}
+    for part in parts:
+        twice = described.keys() & part.described.keys()
+        if twice:
+            raise ValueError(f"{path} would hold {min(twice)} twice")
+        described |= part.described
+    tensors = (pair for part in parts for pair in part.tensors)
+    if jax.process_index() != 0:
+        for _ in tensors:
+            pass
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("xb") as file:
+            write_safetensors(file, described, tensors, METADATA)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _extra(extras: Mapping[str, np.ndarray]) -> Exported:
+    arrays = {name: np.asarray(array) for name, array in extras.items()}
+    described = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    return Exported(described, iter(arrays.items()))
+
+
+def _gather(tensor: FileTensor, leaves: Mapping[str, Any], dtype: np.dtype) -> np.ndarray:
+    arrays = [to_file(_on_host(part, leaves), tensor.layout) for part in tensor.parts]
+    array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    return array.astype(dtype, copy=False)
+
+
+def _on_host(part: Part, leaves: Mapping[str, Any]) -> np.ndarray:
+    """Fetch a leaf, or one block of a stacked one, to the host."""
+    leaf = leaves[part.path]
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf if part.index is None else leaf[part.index])

@@ -1,0 +1,52 @@
+"""Names in the training checkpoint of a first stage that depend on which networks it holds."""
+
+import re
+from collections.abc import Iterable
+
+from diffusion_jax.convert.weights.tables import Renames
+from diffusion_jax.models.first_stage.lpips import BACKBONES
+
+DISCRIMINATOR = "loss.discriminator."
+LOGVAR = "loss.logvar"
+LPIPS = "loss.perceptual_loss."
+# Constants, counters and flags among them, which are no parameters here.
+BUFFERS = (
+    r"(loss\.perceptual_loss\.)?scaling_layer\.(shift|scale)$",
+    r"loss\.discriminator\.main\.\d+\.(num_batches_tracked|initialized)$",
+)
+
+
+def codebook_names(names: Iterable[str]) -> Renames:
+    """Renames of a codebook: that of a Gumbel quantizer, which has a projection, is `embed`."""
+    gumbel = any(name.startswith("quantize.proj.") for name in names)
+    own = ((r"^quantize\.embedding\.weight$", "quantize.embed.weight"),) if gumbel else ()
+    return (*own, (r"^quantize\.(cluster_size|embed_avg)$", r"quantize.embedding.\1"))
+
+
+def training_names(names: Iterable[str]) -> Renames:
+    """Renames of a whole training checkpoint: codebook, discriminator with ActNorm, LPIPS."""
+    names = list(names)
+    act_norms = [name.removesuffix(".loc") for name in names if name.endswith(".loc")]
+    scales = [
+        (rf"^{norm}\.weight$".replace("main.", r"main\."), f"{norm}.scale") for norm in act_norms
+    ]
+    return (*codebook_names(names), *scales, *lpips_names(names))
+
+
+def lpips_names(names: Iterable[str]) -> Renames:
+    """Renames of LPIPS to the places in torchvision's `features`, of the net that has so many
+    convolutions."""
+    matches = [re.search(r"(?:^|\.)conv\.(\d+)\.", name) for name in names]
+    convs = {match[1] for match in matches if match}
+    renames = [(r"(^|\.)lin\.(\d+)\.", r"\1lin\2.model.1.")]
+    for backbone in BACKBONES.values():
+        if len(convs) != sum(map(len, backbone.stages)):
+            continue
+        place = number = 0
+        for stage, stack in enumerate(backbone.stages):
+            place += stage in backbone.pooled
+            for _ in stack:
+                here = rf"(^|\.)conv\.{number}\."
+                renames.append((here, rf"\1net.slice{stage + 1}.{place}."))
+                place, number = place + 2, number + 1  # a ReLU follows
+    return tuple(renames)

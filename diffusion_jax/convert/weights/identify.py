@@ -1,0 +1,162 @@
+"""What a file of weights is: which networks it holds, under which prefix, of which family."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from diffusion_jax.convert.weights.names import NAME_MAPS
+from diffusion_jax.convert.weights.reading import Weights
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# A name that only a network of this map has, after its prefix.
+MARKERS = {
+    "unet_ldm": r"input_blocks\.0\.0\.weight",
+    "unet_diffusers": r"time_embedding\.linear_1\.weight",
+    "vae_ldm": r"decoder\.mid\.block_1\.norm1\.weight",
+    "vae_diffusers": r"decoder\.mid_block\.resnets\.0\.norm1\.weight",
+    "clip_text_hf": r"(?:text_model\.)?embeddings\.token_embedding\.weight",
+    "clip_text_open": r"(?<!visual\.)transformer\.resblocks\.0\.ln_1\.weight",
+    "clip_vision_hf": r"(?:vision_model\.)?embeddings\.class_embedding",
+    "clip_vision_open": r"(?<=visual\.)transformer\.resblocks\.0\.ln_1\.weight",
+}
+# Where released checkpoints keep these networks; the first that is there is meant.
+PREFIXES = {
+    "unet": ("model.diffusion_model.", "diffusion_model.", "unet.", ""),
+    "vae": ("first_stage_model.", "vae.", ""),
+}
+
+
+class Found(NamedTuple):
+    """A network in a file: its kind, the name of its NameMap, and the prefix of its names."""
+
+    kind: str
+    name_map: str
+    prefix: str
+
+
+class Family(NamedTuple):
+    """UNets of one origin: their name, what to call them, context width and input channels."""
+
+    name: str
+    words: str
+    context: int | None
+    in_channels: int | None
+
+
+FAMILIES = (
+    Family("v1", "a Stable Diffusion 1 UNet", 768, 4),
+    Family("v1_inpainting", "a Stable Diffusion 1 inpainting UNet", 768, 9),
+    Family("v1_edit", "an InstructPix2Pix UNet", 768, 8),
+    Family("v2", "a Stable Diffusion 2 UNet", 1024, 4),
+    Family("v2_inpainting", "a Stable Diffusion 2 inpainting UNet", 1024, 9),
+    Family("v2_depth", "a Stable Diffusion 2 depth UNet", 1024, 5),
+    Family("upscale", "a Stable Diffusion 2 x4 upscaler UNet", 1024, 7),
+    Family("xl_base", "an SDXL base UNet", 2048, 4),
+    Family("xl_inpainting", "an SDXL inpainting UNet", 2048, 9),
+    Family("text2img_1p4b", "a latent diffusion 1.4B text-to-image UNet", 1280, 4),
+)
+REFINER = Family("xl_refiner", "an SDXL refiner UNet", 1280, 4)
+VIDEO = Family("video", "a video UNet", None, None)
+_VECTOR = re.compile(r"(label_emb|add_embedding)\.")
+_TEXT = re.compile(r"attn2\.to_k\.weight$")
+_INPUT = re.compile(r"(^|\.)(input_blocks\.0\.0|conv_in)\.weight$")
+
+
+def find_networks(names: Iterable[str]) -> list[Found]:
+    """Find the networks that a file holds, by their markers."""
+    names = list(names)
+    found = []
+    for name_map, marker in MARKERS.items():
+        pattern = re.compile(rf"^((?:.*?\.)??){marker}$")
+        prefixes = sorted({match[1] for name in names if (match := pattern.match(name))})
+        kind = NAME_MAPS[name_map].kind
+        found += [Found(kind, name_map, prefix) for prefix in prefixes]
+    return found
+
+
+def find_network(names: Iterable[str], kind: str, path: object = "the file") -> Found:
+    """Find the one network of a kind ("unet", "vae", "clip text", "clip vision") in a file.
+
+    Raises ValueError, saying what the file holds instead, when there is none, or several to choose
+    from.
+    """
+    found = find_networks(names)
+    fits = [network for network in found if network.kind == kind]
+    for prefix in PREFIXES[kind] if kind in PREFIXES else ():
+        for network in fits:
+            if network.prefix == prefix:
+                return network
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        places = ", ".join(repr(network.prefix) for network in fits)
+        raise ValueError(f"{path} holds several networks of kind {kind}: give prefix, of {places}")
+    held = ", ".join(f"a {n.kind} under {n.prefix!r}" if n.prefix else f"a {n.kind}" for n in found)
+    raise ValueError(f"{path} holds no {kind}, but {held or 'no network that is known here'}")
+
+
+def describe(weights: Weights) -> list[str]:
+    """Say what a file or folder holds: a line for each network, with its prefix and, of a UNet, its
+    family."""
+    shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    lines = []
+    for found in find_networks(shapes):
+        under = {k: v for k, v in shapes.items() if k.startswith(found.prefix)}
+        what = unet_family(under).words if found.kind == "unet" else found.kind
+        place = f" under {found.prefix!r}" if found.prefix else ""
+        lines.append(f"{what}{place}, in the names of {found.name_map}")
+    averages = sum(name.startswith("model_ema.") for name in shapes)
+    return [*lines, f"{averages} averages (EMA)"] if averages else lines
+
+
+def unet_family(shapes: Shapes) -> Family:
+    """Tell where a UNet comes from by {name: shape} of its tensors, in either layout.
+
+    Names outside of FAMILIES get what can be said: the widths.
+    Source: diffusers, single_file_utils.CHECKPOINT_KEY_NAMES, told by shapes.
+    """
+    inputs = [shape[1] for name, shape in shapes.items() if _INPUT.search(name)]
+    contexts = {shape[1] for name, shape in shapes.items() if _TEXT.search(name)}
+    context = max(contexts) if contexts else None
+    in_channels = inputs[0] if inputs else None
+    if any(".time_stack." in name or ".temporal_" in name for name in shapes):
+        return VIDEO._replace(context=context, in_channels=in_channels)
+    vector = any(_VECTOR.search(name) for name in shapes)
+    if vector and (context, in_channels) == (REFINER.context, REFINER.in_channels):
+        return REFINER
+    for family in FAMILIES:
+        if (family.context, family.in_channels) == (context, in_channels):
+            return family
+    text = f"text of width {context}" if context else "no text"
+    return Family("other", f"a UNet for {in_channels} channels and {text}", context, in_channels)
+
+
+def checkpoint_layout(names: Iterable[str]) -> str:
+    """Tell which of layouts.LAYOUTS a whole checkpoint in one file has.
+
+    Raises ValueError when it is none of them.
+    """
+    found = {(n.name_map, n.prefix) for n in find_networks(names)}
+    for layout, markers in _WHOLE.items():
+        if markers <= found:
+            return layout
+    raise ValueError(
+        "this is no whole checkpoint of Stable Diffusion 1, 2, XL or SVD; it holds "
+        + (
+            ", ".join(sorted(f"{name} at {prefix!r}" for name, prefix in found))
+            or "no known network"
+        )
+    )
+
+
+_WHOLE = {
+    "sdxl": {
+        ("clip_text_hf", "conditioner.embedders.0.transformer."),
+        ("clip_text_open", "conditioner.embedders.1.model."),
+    },
+    "sdxl_refiner": {("clip_text_open", "conditioner.embedders.0.model.")},
+    "svd": {("clip_vision_open", "conditioner.embedders.0.open_clip.model.visual.")},
+    "sd2": {("clip_text_open", "cond_stage_model.model.")},
+    "sd1": {("clip_text_hf", "cond_stage_model.transformer.")},
+}

@@ -1,0 +1,127 @@
+"""Open weights by what they are: safetensors, sharded or not, folders of diffusers, torch.save."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusion_jax.convert.weights.safetensors import LazyTensor, read_safetensors
+from diffusion_jax.convert.weights.torch_pickle import LEGACY_MAGIC, read_torch
+
+
+class Weights(NamedTuple):
+    """The tensors of a file or folder by name, and where they are."""
+
+    path: Path
+    tensors: Mapping[str, LazyTensor]
+
+
+TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+INDEX = re.compile(r"\.safetensors\.index(\.\w+)?\.json$")
+# The folders of a diffusers pipeline that hold weights.
+COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
+
+
+def open_weights(
+    path: str | os.PathLike, component: str | None = None, *, variant: str | None = None
+) -> Weights:
+    """List the tensors of a file or folder, by name with shape and dtype; none is read yet.
+
+    path: a .safetensors file, the *.safetensors.index.json of a sharded one, a file by torch.save
+    (.ckpt .pt .pth .bin), a folder with one of these, or a folder of diffusers, of which
+    `component` ("unet", "vae", ...) names the part. variant: "fp16" for the *.fp16.* files of a
+    folder; without it they are taken where there are no others.
+    Raises FileNotFoundError when there is no such file, ValueError, naming the file and what it is
+    instead, when it is none of these, is cut off, or holds anything but weights.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there are no weights at {path}")
+    if path.is_dir():
+        return open_weights(weights_file(path, component, variant=variant))
+    if INDEX.search(path.name):
+        return Weights(path, _read_shards(path))
+    kind = _sniff(path)
+    wanted = "torch" if path.suffix in TORCH_SUFFIXES else path.suffix.removeprefix(".")
+    if wanted not in ("torch", "safetensors"):
+        raise ValueError(
+            f"{path} ends in {path.suffix!r}; weights end in .safetensors, "
+            f"{', '.join(TORCH_SUFFIXES)} or .safetensors.index.json"
+        )
+    if kind != wanted:
+        right = ".ckpt" if kind == "torch" else ".safetensors"
+        raise ValueError(f"{path} is named {path.suffix} but is a {right} file inside; rename it")
+    tensors = read_safetensors(path) if kind == "safetensors" else read_torch(path)
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors")
+    return Weights(path, tensors)
+
+
+def diffusers_components(path: str | os.PathLike) -> list[str]:
+    """Name the parts of a diffusers folder that hold weights; none for anything else."""
+    return [name for name in COMPONENTS if (Path(path) / name).is_dir()]
+
+
+def weights_file(folder: Path, component: str | None = None, *, variant: str | None = None) -> Path:
+    """Find the file (or index of shards) with the weights of a folder, or of one of its components.
+
+    Raises FileNotFoundError when there is none, ValueError when `component` has to be given.
+    """
+    parts = diffusers_components(folder)
+    if component is not None and component in parts:
+        folder = folder / component
+    for chosen in (variant,) if variant else ("", "fp16"):
+        middle = f".{chosen}" if chosen else ""
+        endings = (f".safetensors.index{middle}.json", f"{middle}.safetensors", f"{middle}.bin")
+        for name in (f"{stem}{ending}" for ending in endings for stem in STEMS):
+            if (folder / name).is_file():
+                return folder / name
+    if parts and component not in parts:
+        asked = "" if component is None else f", not {component!r}"
+        raise ValueError(f"{folder} is a diffusers folder: choose one of {', '.join(parts)}{asked}")
+    kind = f" {variant}" if variant else ""
+    raise FileNotFoundError(
+        f"{folder} has no{kind} weights; looked for {', '.join(f'{s}.safetensors' for s in STEMS)}"
+    )
+
+
+def _read_shards(path: Path) -> dict[str, LazyTensor]:
+    try:
+        places = json.loads(path.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} is no index of shards: it needs a "weight_map"') from error
+    tensors: dict[str, LazyTensor] = {}
+    for shard in sorted(set(places.values())):
+        if Path(shard).name != shard or not (path.parent / shard).is_file():
+            raise FileNotFoundError(f"{path} names the shard {shard}, which is not beside it")
+        held = open_weights(path.parent / shard).tensors
+        absent = [name for name, where in places.items() if where == shard and name not in held]
+        if absent:
+            raise ValueError(f"{path} says that {shard} holds {absent[0]}, and it does not")
+        tensors |= {name: held[name] for name, where in places.items() if where == shard}
+    return tensors
+
+
+def _sniff(path: Path) -> str:
+    """Tell by its first bytes whether a file is "safetensors" or "torch"; raise for another."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        raise ValueError(f"{path} is empty; download or copy it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` where it came from"
+        )
+    text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise ValueError(f"{path} is a web page, not weights: the download went wrong")
+    if start.startswith(b"PK\x03\x04") or LEGACY_MAGIC in start[:32]:
+        return "torch"
+    if len(start) > 8 and start[8:9] == b"{":
+        return "safetensors"
+    if start.startswith(b"\x80"):
+        raise ValueError(f"{path} is a bare pickle, which may run code; it is not read")
+    raise ValueError(f"{path} is neither safetensors nor a file by torch.save: {start[:24]!r}")

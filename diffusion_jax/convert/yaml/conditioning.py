@@ -1,0 +1,189 @@
+"""Text encoders, labels and sizes of a YAML config -> the section `conditioning`."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from diffusion_jax.convert.yaml.reading import NUMBER, Node
+from diffusion_jax.convert.yaml.rows import convert_options
+from diffusion_jax.convert.yaml.tables import (
+    CONDITIONING_KEYS,
+    EMBEDDERS,
+    INPUTS,
+    NO_DOWNLOAD,
+    NUMBERS,
+)
+
+TEXTS = ("clip_text", "open_clip_text", "transformer_text")
+_NAMES = {
+    "clip_text": "clip",
+    "open_clip_text": "open_clip",
+    "transformer_text": "text",
+    "class_embedding": "label",
+    "open_clip_image": "open_clip_image",
+}
+_DEFAULT_INPUTS = {**dict.fromkeys(TEXTS, "caption"), "class_embedding": "label"}
+_FROZEN_ALL_THE_SAME = (
+    "frozen there all the same (freeze is True); set conditioning.embedders.{name}.trainable "
+    "to train it"
+)
+
+
+class Use(NamedTuple):
+    """How an embedder is used: its input, whether it is trained, and what training drops of it.
+
+    ucg_rate: None where the YAML does not say. at: the key that says whether it is trained.
+    """
+
+    input_key: str
+    trainable: bool
+    ucg_rate: float | None
+    null_value: Any
+    at: tuple[Node, str]
+    is_ldm: bool
+
+
+class Found(NamedTuple):
+    """An embedder as we have it: its name, its section and the entries that it gives."""
+
+    name: str
+    section: dict[str, Any]
+    entries: tuple[str, ...]
+
+
+def convert_embedder(node: Node, use: Use) -> Found | None:
+    """Convert {target, params} of an embedder; None, with a note, for one that we lack."""
+    kind = node.target()
+    if kind not in EMBEDDERS:
+        node.seen.discard(node.at("target"))
+        node.note("target", f"{kind} is no embedder of ours; there are {', '.join(EMBEDDERS)}")
+        return None
+    params, row = node.child("params"), EMBEDDERS[kind]
+    section = {"name": row.name} | convert_options(params, row.options)
+    input_key = INPUTS[use.input_key] if use.input_key in INPUTS else use.input_key
+    name = _NAMES[row.name] if row.name in _NAMES else re.sub(r"\W", "_", input_key)
+    if row.name == "numbers":
+        if use.trainable:
+            use.at[0].note(use.at[1], "there is nothing to train")
+        section = _numbers(node, section, use)
+        name = section["input_key"]
+    elif row.name not in _DEFAULT_INPUTS or _DEFAULT_INPUTS[row.name] != input_key:
+        section["input_key"] = input_key
+    if row.name == "class_embedding":
+        section |= _classes(params, use)
+    elif use.ucg_rate is not None:
+        section["ucg_rate"] = use.ucg_rate
+        if row.name in TEXTS and use.null_value is not None:
+            section["legacy_ucg_value"] = use.null_value
+    if row.name in ("clip_text", "open_clip_text", "open_clip_image"):
+        section = _tower(params, name, section, use)
+    elif row.name in ("transformer_text", "spatial_rescaler", "class_embedding"):
+        section |= {} if use.trainable else {"trainable": False, "weights": "random"}
+    return Found(name, section, _entries(section))
+
+
+def conditioning_section(found: Sequence[Found]) -> dict[str, Any]:
+    """Join embedders, in their order, to the section `conditioning`.
+
+    Raises ValueError for a set of entries that no conditioning key has.
+    """
+    entries = frozenset(entry for one in found for entry in one.entries)
+    if entries not in CONDITIONING_KEYS:
+        raise ValueError(
+            f"the embedders give {' and '.join(sorted(entries))}; no conditioning key takes these"
+        )
+    embedders: dict[str, Any] = {}
+    for one in found:
+        number = sum(name.split("__")[0] == one.name for name in embedders) + 1
+        embedders[one.name if number == 1 else f"{one.name}__{number}"] = one.section
+    section: dict[str, Any] = {"key": CONDITIONING_KEYS[entries]}
+    return section | ({"embedders": embedders} if embedders else {})
+
+
+def choose_dropout(found: Sequence[Found], *, is_ldm: bool) -> tuple[list[Found], str | None]:
+    """Give the text encoders of a YAML that says nothing of it the dropout of the released models.
+
+    Without one there is no unconditional prediction to guide away from. Returns the embedders, and
+    what was chosen. Two encoders see zeros for a dropped caption (SDXL), one the empty caption (SD
+    1 and 2, the refiner), which is what upstream's sampling does with their models.
+    """
+    texts = [one for one in found if one.section["name"] in TEXTS]
+    said = any("ucg_rate" in one.section for one in found)
+    if said or not texts:
+        return list(found), None
+    rate: dict[str, Any] = {"ucg_rate": 0.1}
+    if len(texts) > 1 and not is_ldm:
+        rate["ucg_group"] = "caption"
+        what = "zeros, in both encoders together"
+    else:
+        rate["legacy_ucg_value"] = ""
+        what = "the empty one"
+    changed = [
+        one._replace(section=_before_weights(one.section, rate)) if one in texts else one
+        for one in found
+    ]
+    return changed, f"a tenth of the captions is dropped in training, for {what}"
+
+
+def _before_weights(section: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    last = {key: section[key] for key in ("trainable", "weights") if key in section}
+    return {key: value for key, value in section.items() if key not in last} | dict(more) | last
+
+
+def _numbers(node: Node, section: dict[str, Any], use: Use) -> dict[str, Any]:
+    if use.input_key not in NUMBERS:
+        node.note("input_key", "the YAML does not say how many numbers it has: set `size`, here 1")
+        return {"name": "numbers", "input_key": use.input_key, "size": 1} | section
+    input_key, size, default = NUMBERS[use.input_key]
+    own = {"name": "numbers", "input_key": input_key} | ({} if size == 2 else {"size": size})
+    return own | section | {"default": default}
+
+
+def _classes(params: Node, use: Use) -> dict[str, Any]:
+    """Labels: one row of the table is the null class here, the last one there if there is one."""
+    rows = params.take("n_classes", 1000, int)
+    rate = params.take("ucg_rate", use.ucg_rate, NUMBER)
+    has_null = use.null_value == rows - 1 or (use.is_ldm and rows % 10 == 1)
+    found: dict[str, Any] = {
+        "num_classes": rows - 1 if has_null else rows,
+        "add_sequence_dim": True if use.is_ldm else params.take("add_sequence_dim", False),
+    }
+    if not has_null:
+        params.note(
+            "n_classes",
+            f"{rows} classes become {rows + 1} rows: the last one is what a dropped label is, "
+            "in the place of zeros",
+        )
+    if rate is None and has_null:
+        rate = 0.1
+    return found | ({} if rate is None else {"ucg_rate": rate})
+
+
+def _tower(params: Node, name: str, section: Mapping[str, Any], use: Use) -> dict[str, Any]:
+    """Say which tower of CLIP it is, and that its weights come from a file."""
+    found: dict[str, Any] = dict(section)
+    freeze = params.take("freeze", True)
+    if section["name"] == "clip_text":
+        found = {"name": "clip_text", "tower": "ViT-L-14", **found}
+    params.note("version", NO_DOWNLOAD.format(section=f"conditioning.embedders.{name}"))
+    if use.trainable and not freeze:
+        found["trainable"] = True
+    elif not use.trainable and not freeze:
+        params.note("freeze", "it is frozen, since it is not said to be trained")
+    elif use.trainable:
+        node, key = use.at
+        node.note(key, _FROZEN_ALL_THE_SAME.format(name=name))
+    return found | {"weights": None}
+
+
+def _entries(section: Mapping[str, Any]) -> tuple[str, ...]:
+    kind = section["name"]
+    if kind in TEXTS:
+        pooled = "always_return_pooled" in section and section["always_return_pooled"]
+        return ("crossattn", "vector") if pooled else ("crossattn",)
+    if kind == "class_embedding":
+        return ("crossattn",) if section["add_sequence_dim"] else ("vector",)
+    if kind == "open_clip_image":
+        is_context = "unsqueeze_dim" in section and section["unsqueeze_dim"]
+        return ("crossattn",) if is_context else ("vector",)
+    return ("concat",) if kind in ("spatial_rescaler", "concat_image") else ("vector",)

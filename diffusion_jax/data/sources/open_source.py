@@ -1,0 +1,173 @@
+"""The door to data: any TFDS data set by name and split, as records that can be read in any
+order."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import constants, file_adapters
+
+from diffusion_jax.data.records import Records, captions_of, find_keys
+from diffusion_jax.data.sources import image_folder, mnist_subset, openmoji, preparation
+
+# Builders of this package: name -> factory(data_dir, **options). They prepare themselves without a
+# network.
+OWN_BUILDERS: dict[str, Callable[..., tfds.core.DatasetBuilder]] = {
+    "mnist_subset": mnist_subset.MnistSubset,
+    "openmoji": openmoji.builder,
+    "image_folder": image_folder.builder,
+}
+
+
+def open_source(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    **builder_config: Any,
+) -> Records:
+    """Open one split of a TFDS data set for random access; needs no TensorFlow.
+
+    Images stay encoded (bytes) until make_batches decodes them; the other features are decoded by
+    TFDS.
+
+    Args:
+        name: "cifar10", "imagenette/160px-v2", "cifar10:3.0.2", ... as for tfds.builder; the name
+            of a builder of this package (mnist_subset, openmoji, image_folder), which is prepared
+            on first use; or the path of a prepared version (".../cifar10/3.0.2").
+        split: "train", "train[:90%]", "train+test", ...
+        data_dir: where data sets are prepared; default: the environment variable TFDS_DATA_DIR,
+            else ~/tensorflow_datasets.
+        download: whether a data set that is not prepared may be downloaded and prepared now.
+        builder_config: options of the builder: config, version, or what the package's builder
+            takes.
+
+    Returns:
+        A sequence of dicts with len(), integer indexing and .dataset_info.
+
+    Raises:
+        FileNotFoundError: not prepared, and download is False.
+        ConnectionError: download is True and the host of the data set does not answer within
+            seconds.
+        ModuleNotFoundError: preparing needs a package that is not installed.
+        ValueError: unknown name, option, configuration or split, or prepared in a format without
+            random access.
+    """
+    data_dir = os.path.expanduser(data_dir or constants.get_default_data_dir())
+    builder: Any  # the decorators of TFDS hide its signatures from type checkers
+    if name in OWN_BUILDERS:
+        with preparation.quiet():
+            builder = _own_builder(name, data_dir, builder_config)
+            preparation.prepare(builder)
+    else:
+        builder = preparation.prepared_builder(
+            name, data_dir=data_dir, download=download, **builder_config
+        )
+    _check_format(name, builder)
+    features: Any = builder.info.features  # a mapping in every data set of images
+    decoders = {key: tfds.decode.SkipDecoding() for key in features if _is_encoded(features[key])}
+    try:
+        return builder.as_data_source(split=split, decoders=decoders)
+    except (ValueError, KeyError) as error:
+        splits = ", ".join(builder.info.splits)
+        raise ValueError(
+            f"split={split!r} cannot be read from the data set {name!r}, choose among {splits}, "
+            f"with slices such as 'train[:90%]' ({_first_line(error)})"
+        ) from error
+
+
+def class_names(source: Records, *, label_key: str | None = None) -> tuple[str, ...]:
+    """Names of the classes in the order of their numbers; empty when the source has no class
+    labels."""
+    key = find_keys(source, label_key=label_key).label
+    info = getattr(source, "dataset_info", None)
+    if key is None or info is None or not hasattr(info.features[key], "names"):
+        return ()
+    return tuple(info.features[key].names)
+
+
+def num_classes(source: Records, *, label_key: str | None = None) -> int:
+    """How many classes the labels distinguish; 0 when the source has no class labels."""
+    return len(class_names(source, label_key=label_key))
+
+
+def captions(
+    source: Records, limit: int | None = None, *, caption_key: str | None = None
+) -> list[str]:
+    """The captions of the first `limit` records (None: of all), in the order of the source.
+
+    Raises:
+        ValueError: the source has no captions.
+    """
+    key = find_keys(source, caption_key=caption_key).caption
+    if key is None:
+        raise ValueError(
+            "the data set has no captions; name the feature with caption_key if it has another name"
+        )
+    return [captions_of(source[i][key])[0] for i in range(len(source))[:limit]]
+
+
+def describe(source: Records) -> dict[str, Any]:
+    """What an overview at the start of a run says about a source: plain strings, numbers and lists.
+
+    Keys: num_examples, image, label, caption (feature names or None), num_classes, class_names;
+    from TFDS also name, split, features, path, size_bytes, file_format, citation, and skipped
+    (unreadable files left out when a folder was prepared).
+    """
+    keys = find_keys(source)
+    names = class_names(source)
+    overview = {
+        "num_examples": len(source),
+        **keys._asdict(),
+        "num_classes": len(names),
+        "class_names": list(names),
+    }
+    info = getattr(source, "dataset_info", None)
+    if info is None:
+        return overview
+    return {
+        "name": info.full_name,
+        "split": str(getattr(source, "split", "")),
+        **overview,
+        "features": {key: repr(feature) for key, feature in info.features.items()},
+        "path": os.fspath(info.data_dir),
+        "size_bytes": int(info.dataset_size),
+        "file_format": info.file_format.value,
+        "citation": info.citation,
+        "skipped": list(info.metadata["skipped"]) if "skipped" in (info.metadata or {}) else [],
+    }
+
+
+def _own_builder(name: str, data_dir: str, options: dict[str, Any]) -> tfds.core.DatasetBuilder:
+    try:
+        return OWN_BUILDERS[name](data_dir=data_dir, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"options {sorted(options)} do not fit the data set {name!r}: {error}"
+        ) from error
+
+
+def _is_encoded(feature: Any) -> bool:
+    """Images of bytes; TFDS itself has to reassemble those of floats, which it stores as RGBA."""
+    dtype: Any = getattr(feature, "np_dtype", None)
+    return isinstance(feature, tfds.features.Image) and np.dtype(dtype) != np.float32
+
+
+def _check_format(name: str, builder: tfds.core.DatasetBuilder) -> None:
+    readable = file_adapters.FileFormat.with_random_access()
+    found = builder.info.available_file_formats()
+    if not found & readable:
+        path = Path(builder.data_dir)
+        raise ValueError(
+            f"the data set {name!r} is prepared at {path} as {', '.join(f.value for f in found)}, "
+            "which cannot be read in any order; convert it once, with TensorFlow installed: tfds "
+            f"convert_format --dataset_version_dir={path} --out_file_format=array_record"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,126 @@
+"""Device meshes: four axes, and how a batch is split over them.
+
+"slices" are groups of devices with a slow network in between, each with a copy of the model; "data"
+copies the model inside a slice, "fsdp" splits parameters and optimizer state, "tensor" splits
+single layers. A batch is split over all but "tensor". Networks know nothing of this: the axis types
+are Auto, so the compiler propagates what the arguments of a jitted function carry.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("slices", "data", "fsdp", "tensor")
+BATCH_AXES = ("slices", "data", "fsdp")
+
+
+def make_mesh(
+    *,
+    slices: int = 1,
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
+    """A mesh with the axes "slices", "data", "fsdp", "tensor"; one size may be -1: what is left.
+
+    Args:
+        slices, data, fsdp, tensor: number of devices along each axis, positive, or -1 for at most
+            one of them. Only sums of gradients cross from slice to slice. Slices are those that the
+            devices name (TPU), or else equal numbers of devices in the order of the processes.
+        devices: the devices to use, all devices of all processes by default.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices, or TPU devices come from
+            another number of slices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = {"slices": slices, "data": data, "fsdp": fsdp, "tensor": tensor}
+    for axis, size in sizes.items():
+        if size != -1 and size < 1:
+            raise ValueError(f"mesh axis {axis}={size} must be a positive number of devices, or -1")
+    unknown = [axis for axis, size in sizes.items() if size == -1]
+    if len(unknown) > 1:
+        raise ValueError(f"mesh axes {unknown} are all -1; at most one can be inferred")
+    asked = " ".join(f"{axis}={size}" for axis, size in sizes.items())
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if unknown and len(devices) % known == 0:
+        sizes[unknown[0]] = len(devices) // known
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(
+            f"mesh {asked} does not fit {len(devices)} devices; the sizes must multiply to that "
+            "number"
+        )
+    shape = tuple(sizes[axis] for axis in MESH_AXES)
+    axis_types = (AxisType.Auto,) * len(shape)
+    return Mesh(_arrange(devices, shape), MESH_AXES, axis_types=axis_types)
+
+
+def _arrange(devices: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Put devices in the order in which neighbours along an axis are close to each other."""
+    slices, inside = shape[0], shape[1:]
+    named = {device.slice_index for device in devices if hasattr(device, "slice_index")}
+    if slices == 1 and len(named) <= 1:
+        return jax.make_mesh(shape, MESH_AXES, devices=devices).devices
+    if slices == len(named):
+        return mesh_utils.create_hybrid_device_mesh(
+            (1, *inside), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+        )
+    if devices[0].platform == "tpu":
+        raise ValueError(
+            f"mesh slices={slices} should be {max(len(named), 1)}, the number of slices that the "
+            f"{len(devices)} devices come from"
+        )
+    blocks = np.asarray(devices, dtype=object).reshape(slices, -1)
+    return np.stack([mesh_utils.create_device_mesh(inside, list(block)) for block in blocks])
+
+
+def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Trace `function` knowing the mesh, as under jax.set_mesh, but also inside of jax.jit.
+
+    What the compiler cannot split on its own, such as an attention kernel, asks for it.
+    """
+
+    @functools.wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    return traced
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding that keeps a whole copy on every device of the mesh."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: the leading axis is split over all mesh axes but "tensor"."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts `batch_sharding` splits a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Which rows of a global batch the devices of this process hold, ascending, int [rows].
+
+    Those of different processes differ, unless "tensor" spans processes: then they share rows.
+
+    Raises:
+        ValueError: the batch does not divide by the devices that split it.
+    """
+    shards = batch_shards(mesh)
+    if batch_size % shards:
+        raise ValueError(f"a batch of {batch_size} does not divide by the {shards} that split it")
+    rows = np.arange(batch_size)
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([rows[index] for index in indices if index is not None]))

@@ -1,0 +1,35 @@
+"""Where activations lie on a mesh: each device has its own samples.
+
+Left alone, the compiler takes hints from parameters that fsdp splits, and splits the features of
+some activations instead, which it then sends from all devices to all.
+"""
+
+import math
+
+import jax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+# The mesh axis that splits heads and features; every other one splits the batch (see
+# diffusion_jax/devices/partition.py).
+FEATURE_AXIS = "tensor"
+
+
+def batch_axes(mesh: jax.sharding.AbstractMesh, batch: int) -> tuple[str, ...] | None:
+    """Name the axes that split a batch of this size; None where they do not divide it."""
+    axes = tuple(axis for axis in mesh.axis_names if axis != FEATURE_AXIS)
+    return axes if batch % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
+
+
+def by_sample(x: Array) -> Array:
+    """Keep x [b ...] split by sample, and its gradient too; the values are x.
+
+    The mesh is that in context (jax.set_mesh, sharding.on_mesh). Without one, and where the devices
+    do not divide the batch, nothing is said. Other axes of x may still be split over "tensor".
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = batch_axes(mesh, x.shape[0])
+    if axes is None or all(mesh.shape[axis] == 1 for axis in axes):
+        return x
+    free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *free))

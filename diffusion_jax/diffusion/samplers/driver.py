@@ -1,0 +1,221 @@
+"""The one loop that every sampler runs in: from noise to images in a single scan."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffusion_jax.randomness import noise_like
+from diffusion_jax.types import Keys, Predict, PyTree
+
+# (x, coefficients of the step, keys [b]) -> x, applied before each step of a sampler.
+BeforeStep: TypeAlias = Callable[[Array, PyTree, Keys], Array]
+# (x_0 [b ...], coefficients of a step, unit noise [b ...]) -> x at the start of that step.
+AddNoise: TypeAlias = Callable[[Array, PyTree, Array], Array]
+
+# No step has these numbers, so their noise is that of no step.
+_INITIAL = np.uint32(2**32 - 1)
+_BEFORE_STEP = np.uint32(2**32 - 2)
+
+
+def _unit_noise(noise: Array, coefficients: PyTree) -> Array:
+    return noise
+
+
+def _cannot_add_noise(x_start: Array, coefficients: PyTree, noise: Array) -> Array:
+    raise ValueError("sampler.add_noise is not set; it should noise an image to a step's level")
+
+
+class Sampler(NamedTuple):
+    """A way from noise to data as a pair of pure functions.
+
+    init: x [b ...] -> memory, a pytree that the steps hand on.
+    step: (predict, x, memory, coefficients of this step, keys [b]) -> (x, memory, predicted x_0).
+    coefficients: a pytree of arrays with the leading axis num_steps, first step first. Its record
+      has a field `t` in discrete time, the timestep of each step, or `sigma`, its noise level. The
+      x of the former is sqrt(abar) x_0 + sqrt(1 - abar) eps, that of the latter x_0 + sigma eps.
+    start: (unit noise [b ...], coefficients of the first step) -> x_T; the noise itself unless set.
+    add_noise: (x_0, coefficients of a step, unit noise) -> x at the start of that step, a draw from
+      q(x | x_0).
+    first_step: the number of the first step, not 0 in a `segment`; step i takes its noise from
+      fold_in(key, first_step + i).
+    """
+
+    init: Callable[[Array], PyTree]
+    step: Callable[..., tuple[Array, PyTree, Array]]
+    coefficients: PyTree
+    start: Callable[[Array, PyTree], Array] = _unit_noise
+    add_noise: AddNoise = _cannot_add_noise
+    first_step: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps, known from the shapes."""
+        return jax.tree.leaves(self.coefficients)[0].shape[0]
+
+
+class Samples(NamedTuple):
+    """What `sample` returns: x [b ...], and the logged steps [n_log b ...] or None.
+
+    x_log holds x after a step, x_start_log the x_0 that was predicted in it (progressive
+    denoising); the last entry of x_log equals x.
+    """
+
+    x: Array
+    x_log: Array | None
+    x_start_log: Array | None
+
+
+def sample(
+    sampler: Sampler,
+    predict: Predict,
+    x_T: Float[Array, "b *shape"],
+    keys: Keys,
+    *,
+    log_every: int | None = None,
+    before_step: BeforeStep | None = None,
+) -> Samples:
+    """Run a sampler from x_T to x_0 in one lax.scan: x_{i+1} = step(x_i).
+
+    x_T: any float dtype; the loop runs in float32 at least.
+    keys: one a sample. Step i sees fold_in(key, i), counted in the whole sampler when this one is a
+      segment, so sample i depends on its own key, its own row of x_T and its own conditioning only.
+    log_every: with r steps to go after a step, it is logged when r % log_every == 0, and so is the
+      first (upstream's log_every_t). Memory grows with the logged steps, not with all of them.
+    before_step: changes x before each step, for example `inpaint`.
+
+    Raises ValueError when log_every is not positive.
+    """
+    num_steps = sampler.num_steps
+    x = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
+    slots = np.zeros(num_steps, np.int32)
+    logs = None
+    if log_every is not None:
+        slots = log_slots(num_steps, log_every)
+        empty = jnp.zeros((slots[-1] + 1, *x.shape), x.dtype)
+        logs = (empty, empty)
+
+    def advance(carry, inputs):
+        x, memory, logs = carry
+        i, slot, coefficients = inputs
+        step_keys = _fold_in(keys, i)
+        if before_step is not None:
+            x = before_step(x, coefficients, _fold_in(step_keys, _BEFORE_STEP))
+        x, memory, x_start = sampler.step(predict, x, memory, coefficients, step_keys)
+        if logs is not None:
+            # Every step writes into the slot of the next logged step, which so has the last word.
+            logs = jax.tree.map(lambda log, value: log.at[slot].set(value), logs, (x, x_start))
+        return (x, memory, logs), None
+
+    numbers = np.arange(num_steps, dtype=np.uint32) + np.uint32(sampler.first_step)
+    steps = (numbers, slots, sampler.coefficients)
+    (x, _, logs), _ = jax.lax.scan(advance, (x, sampler.init(x), logs), steps)
+    return Samples(x, *(logs if logs is not None else (None, None)))
+
+
+def segment(sampler: Sampler, first: int, last: int) -> Sampler:
+    """Take the steps [first, last) of a sampler, as a Sampler of its own.
+
+    Starts at the level of step `first`: with the x that the steps before it left (a refiner takes
+    over from a base model), or an image noised to it (`start_from_image`). Its steps draw the noise
+    that they draw in the whole. A sampler with memory begins it anew: its first steps have the
+    lower order that those of a whole run have.
+
+    Raises ValueError unless 0 <= first < last <= num_steps.
+    """
+    if not 0 <= first < last <= sampler.num_steps:
+        raise ValueError(
+            f"the steps [{first}, {last}) should be at least one of the sampler's "
+            f"{sampler.num_steps}"
+        )
+    rows = jax.tree.map(lambda values: values[first:last], sampler.coefficients)
+    return sampler._replace(coefficients=rows, first_step=sampler.first_step + first)
+
+
+def steps_of_strength(num_steps: int, strength: float) -> int:
+    """Count the last steps that image-to-image takes: max(floor(strength (num_steps + 1)) - 1, 1).
+
+    Of the num_steps + 1 noise levels, 0 among them, floor(strength (num_steps + 1)) are kept, so
+    that a strength of 1 takes every step (Img2ImgDiscretizationWrapper of sgm, which for a small
+    strength keeps the level 0 alone and returns the image; here one step is taken).
+
+    Raises ValueError for a strength outside (0, 1].
+    """
+    if not 0.0 < strength <= 1.0:
+        raise ValueError(f"strength = {strength!r} should lie in (0, 1]")
+    return max(int(strength * (num_steps + 1)) - 1, 1)
+
+
+def img2img(sampler: Sampler, strength: float) -> Sampler:
+    """Take only the last steps of a sampler, as many as steps_of_strength says.
+
+    Begin with `start_from_image`. Raises ValueError for a strength outside (0, 1].
+    """
+    total = sampler.num_steps
+    return segment(sampler, total - steps_of_strength(total, strength), total)
+
+
+def start_from_noise(sampler: Sampler, noise: Float[Array, "b *shape"]) -> Float[Array, "b *shape"]:
+    """Scale unit noise to the x_T of a sampler: noise, or sqrt(1 + sigma^2) noise."""
+    return sampler.start(noise, first_row(sampler))
+
+
+def start_from_image(
+    sampler: Sampler, x_start: Float[Array, "b *shape"], noise: Float[Array, "b *shape"]
+) -> Float[Array, "b *shape"]:
+    """Draw x from q(x | x_0) at the level where a sampler's first step begins."""
+    return sampler.add_noise(x_start, first_row(sampler), noise)
+
+
+def first_row(sampler: Sampler) -> PyTree:
+    """Take the coefficients of the first step."""
+    return jax.tree.map(lambda values: values[0], sampler.coefficients)
+
+
+def inpaint(
+    add_noise: AddNoise, x0: Float[Array, "b *shape"], mask: Float[Array, "*mask"]
+) -> BeforeStep:
+    """Keep an image: x = mask q_sample(x_0) + (1 - mask) x before each step.
+
+    add_noise: that of the sampler. x0 [b ...] in [-1, 1]; mask like x0 or with axes of length 1, 1
+    where x0 is kept. After the last step the kept part is the network's reconstruction of x0; put
+    x0 back where it must be exact. (Upstream's DDIM does so too; its DDPM loop mixes after the
+    step, with the noise of the step before.)
+    Raises ValueError for a mask whose shape does not fit.
+    """
+    fits = len(mask.shape) == len(x0.shape) and all(
+        m in (1, n) for m, n in zip(mask.shape, x0.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"mask has the shape {mask.shape}; it should be {x0.shape} or 1 in places")
+
+    def before_step(x: Array, coefficients: PyTree, keys: Keys) -> Array:
+        kept = add_noise(x0, coefficients, noise_like(keys, x0.shape[1:]))
+        return mask * kept + (1.0 - mask) * x
+
+    return before_step
+
+
+def log_slots(num_steps: int, log_every: int) -> np.ndarray:
+    """Find where each step is logged: int32 [num_steps], the slot of the next logged step.
+
+    Raises ValueError when log_every is not positive.
+    """
+    if log_every < 1:
+        raise ValueError(f"log_every = {log_every!r} should be at least 1, or None for no log")
+    remaining = np.arange(num_steps)[::-1]
+    logged = remaining % log_every == 0
+    logged[0] = True
+    return (np.cumsum(logged) - logged).astype(np.int32)
+
+
+def initial_noise(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "b *shape"]:
+    """Draw x_T ~ N(0, 1) [b, *shape] float32 from the keys that `sample` is then given."""
+    return noise_like(_fold_in(keys, _INITIAL), shape)
+
+
+def _fold_in(keys: Keys, number: Array | np.uint32) -> Keys:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)

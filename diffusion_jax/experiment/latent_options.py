@@ -1,0 +1,52 @@
+"""The `latent_cache` section -> its options, checked against what it would have to hold."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from diffusion_jax.data.batches import make_batches
+from diffusion_jax.experiment.binding import ConfigError, bind, check_range, value_of
+from diffusion_jax.experiment.data import Data
+from diffusion_jax.experiment.network import Network
+
+
+class LatentCacheOptions(NamedTuple):
+    """Where the training split is kept encoded, and how.
+
+    text: also keep the outputs of frozen text encoders. dtype: of what is kept. shard_size: records
+    in a file; what a kill costs is a part of one. batch_size: images that are encoded at a time.
+    """
+
+    folder: str
+    text: bool = True
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    shard_size: int = 512
+    batch_size: int = 16
+
+
+def bind_latent_cache(
+    sections: Mapping[str, Any], data: Data, network: Network | None
+) -> LatentCacheOptions | None:
+    """Bind the `latent_cache` section, None without one; network is None when none denoises.
+
+    Raises ConfigError for a wrong option, and when the data or the network cannot do with a cache.
+    """
+    if "latent_cache" not in sections:
+        return None
+    path = "config.latent_cache"
+    options = LatentCacheOptions(**bind(LatentCacheOptions, sections["latent_cache"], path))
+    for name in ("shard_size", "batch_size"):
+        check_range(getattr(options, name), f"{path}.{name}", low=1)
+    if network is None or network.first_stage is None:
+        raise ConfigError(f"{path} needs config.first_stage, whose latents it would keep")
+    if value_of(make_batches, data.batch_options, "crop") == "random":
+        raise ConfigError(
+            f"config.data.batches.crop = 'random' should be 'center' or 'stretch' with {path}: it "
+            "encodes an image once, and a random crop is another image each time"
+        )
+    for name, embedder in network.embedders.items():
+        if embedder.input_key == "image":
+            raise ConfigError(
+                f"config.conditioning.embedders.{name} reads the image, which training from "
+                f"{path} does not have: leave one of them out"
+            )
+    return options

@@ -1,0 +1,152 @@
+"""What the image hook shows: inputs, their diffusion, samples and how they came about."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.devices.arrays import put
+from diffusion_jax.devices.mesh import on_mesh, replicated
+from diffusion_jax.diffusion import ddpm
+from diffusion_jax.experiment.autoencoding import Autoencoding
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.randomness import noise_like
+from diffusion_jax.train.ema import ema_params, has_ema
+from diffusion_jax.train.first_stage.pictures import autoencoder_images
+from diffusion_jax.train.state import TrainState
+from diffusion_jax.types import PyTree
+
+
+def build_log_images(
+    experiment: Experiment,
+    frozen: PyTree,
+    *,
+    max_images: int,
+    log_every_t: int = 200,
+    class_names: tuple[str, ...] = (),
+) -> Callable[[TrainState, Mapping[str, Any]], dict[str, Any]]:
+    """Make log_images(state, batch) -> {key: images} for the first max_images of a host batch.
+
+    Keys as latent-diffusion's log_images: inputs, reconstructions (of a first stage), conditioning
+    (captions), diffusion_row (q(x_t | x_0) every log_every_t timesteps), samples and denoise_row
+    (predicted x_0 along the way), drawn with the EMA weights.
+    """
+    network = experiment.network
+    inputs_of = [embedder.input_key for embedder in network.embedders.values()]
+
+    # The host of every process reads the pictures: of several, none has all of a split array.
+    @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
+    @functools.partial(on_mesh, experiment.mesh)
+    def show(frozen: PyTree, images: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
+        latents = network.encode_mode(frozen, images)
+        row = _diffusion_row(frozen["schedule"], latents, keys, log_every_t)
+        if network.first_stage is None:
+            return {"diffusion_row": row}
+        decode = functools.partial(network.decode, frozen)
+        decoded = jnp.moveaxis(jax.lax.map(decode, jnp.moveaxis(row, 1, 0)), 0, 1)
+        return {"reconstructions": decode(latents), "diffusion_row": decoded}
+
+    num_steps = experiment.sampling_steps
+    # Rows of the same number of pictures, whatever the sampler's number of steps.
+    log_every = max(1, num_steps // 5)
+
+    def log_images(state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
+        batch = network.with_inputs(batch)
+        count = min(max_images, len(batch["image"]))
+        inputs = {key: np.asarray(batch[key][:count]) for key in inputs_of}
+        params = ema_params(state.opt_state) if has_ema(state.opt_state) else state.params
+        samples = experiment.sample_fn(
+            params,
+            frozen,
+            inputs,
+            _keys(experiment.seed, 0, count),
+            log_every=log_every,
+            size=np.shape(batch["image"])[1:3],
+        )
+        assert samples.x_start_log is not None  # log_every asks for it
+        images = np.asarray(batch["image"][:count])
+        placed = (images, _keys(experiment.seed, 1, count))
+        log = {
+            "inputs": images,
+            **show(frozen, *put(placed, replicated(experiment.mesh))),
+            "samples": samples.x,
+            "denoise_row": jnp.moveaxis(samples.x_start_log, 0, 1),
+        }
+        log = jax.device_get(log)
+        captions = _captions(batch, max_images, class_names)
+        return log if captions is None else log | {"conditioning": captions}
+
+    return log_images
+
+
+def build_log_reconstructions(
+    experiment: Experiment,
+    frozen: PyTree,
+    *,
+    max_images: int,
+    samples: bool = True,
+    diff_boost_factor: float = 3.0,
+    class_names: tuple[str, ...] = (),
+) -> Callable[[TrainState, Mapping[str, Any]], dict[str, Any]]:
+    """Make log_images(state, batch) of a first stage: see train.autoencoder_images.
+
+    samples: also decode latents from N(0, 1). diff_boost_factor: of the errors in diff_boost.
+    """
+    del frozen, class_names
+    task = experiment.task
+    assert isinstance(task, Autoencoding)
+
+    # The host of every process reads the pictures: of several, none has all of a split array.
+    @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
+    @functools.partial(on_mesh, experiment.mesh)
+    def show(state: TrainState, image: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
+        averaged = task.averaged(state) if has_ema(state.opt_state) else None
+        return autoencoder_images(
+            task.networks,
+            state.params,
+            state.mutable,
+            image,
+            keys,
+            averaged=averaged,
+            samples=samples,
+            diff_boost_factor=diff_boost_factor,
+        )
+
+    def log_images(state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
+        images = np.asarray(batch["image"][:max_images])
+        placed = (images, _keys(experiment.seed, 0, len(images)))
+        return jax.device_get(show(state, *put(placed, replicated(experiment.mesh))))
+
+    return log_images
+
+
+def _keys(seed: int, stream: int, count: int) -> jax.Array:
+    # The same noise at every step: the pictures of a run then show what training changed, not what
+    # chance did.
+    # Numbers that no training step has, so that the pictures share no noise with training.
+    key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 3 - stream))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+
+
+def _diffusion_row(
+    schedule: Any, images: jax.Array, keys: jax.Array, log_every_t: int
+) -> jax.Array:
+    last = schedule.num_timesteps - 1
+    timesteps = sorted({*range(0, last + 1, log_every_t), last})
+    noise = noise_like(keys, images.shape[1:])
+    rows = [ddpm.q_sample(schedule, images, jnp.full((len(images),), t), noise) for t in timesteps]
+    return jnp.stack(rows, axis=1)
+
+
+def _captions(
+    batch: Mapping[str, Any], count: int, class_names: tuple[str, ...]
+) -> list[str] | None:
+    if "caption" in batch:
+        return [str(caption) for caption in batch["caption"][:count]]
+    if "label" in batch:
+        labels = [int(label) for label in batch["label"][:count]]
+        return [class_names[label] if class_names else str(label) for label in labels]
+    return None

@@ -1,0 +1,308 @@
+"""The `sampler` and `guidance` sections -> the one sample_fn that Pipeline, image hook, evaluation
+and CLI call."""
+
+import functools
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from diffusion_jax.devices.arrays import put
+from diffusion_jax.devices.mesh import batch_sharding, batch_shards, on_mesh, replicated
+from diffusion_jax.diffusion import frame_guidance, guidance
+from diffusion_jax.diffusion.samplers import by_level as sigma_samplers
+from diffusion_jax.diffusion.samplers import by_timestep as samplers
+from diffusion_jax.diffusion.samplers import driver, plms
+from diffusion_jax.diffusion.schedule import Schedule
+from diffusion_jax.experiment.binding import ConfigError, bind, check_range, check_type, row
+from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.noise import Noise
+from diffusion_jax.models.conditioning.conditioner import can_guide
+from diffusion_jax.types import Batch, Conditioning, Keys, Predict, PyTree
+
+# Samplers that visit timesteps of the schedule, and samplers that visit noise levels.
+TIMESTEP_SAMPLERS = {
+    "ddpm": samplers.ddpm_ancestral,
+    "ddim": samplers.ddim,
+    "plms": plms.plms,
+}
+LEVEL_SAMPLERS = {
+    "euler": sigma_samplers.euler,
+    "heun": sigma_samplers.heun,
+    "euler_ancestral": sigma_samplers.euler_ancestral,
+    "dpmpp_2s_ancestral": sigma_samplers.dpmpp_2s_ancestral,
+    "dpmpp_2m": sigma_samplers.dpmpp_2m,
+    "dpmpp_2m_sde": sigma_samplers.dpmpp_2m_sde,
+    "lms": sigma_samplers.lms,
+}
+SAMPLERS = TIMESTEP_SAMPLERS | LEVEL_SAMPLERS
+GUIDERS = {
+    "none": guidance.identity,
+    "cfg": guidance.cfg,
+    # A scale for each frame of a video.
+    "linear": frame_guidance.linear,
+    "triangle": frame_guidance.triangle,
+    "trapezoid": frame_guidance.trapezoid,
+    "spatiotemporal": frame_guidance.spatiotemporal,
+}
+# Options of a guider that work on predicted images, which timestep samplers do not hand to it.
+ON_IMAGES = ("dynamic_percentile", "norm_limit")
+# The build supplies these; a config that sets one is told so.
+_GIVEN = (
+    "schedule",
+    "sigmas",
+    "num_steps",
+    "parameterization",
+    "apply",
+    "conditioning",
+    "unconditional",
+)
+
+# See build_sample_fn.
+SampleFn = Callable[..., driver.Samples]
+
+
+class _Plan(NamedTuple):
+    """How sections become a sampler and a guided prediction; nothing of it is an array."""
+
+    network: Network
+    noise: Noise
+    sampler: Callable[[Schedule, int], driver.Sampler]
+    on_timesteps: bool
+    guide: Callable[..., Predict]
+
+
+def build_sample_fn(
+    network: Network,
+    noise: Noise,
+    sampler: Mapping[str, Any],
+    guider: Mapping[str, Any],
+    mesh: Mesh,
+) -> tuple[SampleFn, int]:
+    """Assemble the sample_fn of a config, and its default number of steps.
+
+    sample_fn(params, frozen, inputs, keys, *, num_steps, guidance_scale, strength, log_every,
+    steps, size, decode, negative, image, mask, latents) -> Samples, x float32 [b h w c].
+
+    inputs holds what the embedders read ({"label": int32 [b]}), keys one key an image: image i is
+    a function of keys[i] and inputs[i]. num_steps and guidance_scale default to the config's; a
+    scale of 1 is no guidance and half the work. negative: inputs to guide away from, instead of
+    dropped conditions.
+    image [b h w c] in [-1, 1]: begin with this image under noise; strength in (0, 1] is the share
+    of the steps that are taken. mask [b h w 1]: keep the image where it is 1. latents: x as another
+    sampling left it after steps[0] steps; steps = (first, last) runs only these. size: (height,
+    width) in pixels, default the data's. decode=False returns x as the network works on it.
+    Compiles once per (b, size, num_steps, log_every) and kind of call.
+    Raises ValueError for a wrong option.
+    """
+    plan, default_steps = _plan(network, noise, sampler, guider)
+    default_scale = _default_scale(guider, network)
+    run = _jit_run(plan, mesh)
+
+    def sample_fn(
+        params: PyTree,
+        frozen: PyTree,
+        inputs: Mapping[str, np.ndarray | Array],
+        keys: Keys,
+        *,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        strength: float | None = None,
+        log_every: int | None = None,
+        steps: tuple[int, int] | None = None,
+        size: tuple[int, int] | None = None,
+        decode: bool = True,
+        negative: Mapping[str, np.ndarray | Array] | None = None,
+        image: np.ndarray | Array | None = None,
+        mask: np.ndarray | Array | None = None,
+        latents: np.ndarray | Array | None = None,
+    ) -> driver.Samples:
+        scale = default_scale if guidance_scale is None else guidance_scale
+        _check_scale(scale, network)
+        total = default_steps if num_steps is None else num_steps
+        if strength is not None:
+            steps = (total - driver.steps_of_strength(total, strength), total)
+        optional = {"negative": negative, "image": image, "mask": mask, "latents": latents}
+        given = {name: value for name, value in optional.items() if value is not None}
+        arrays, keys = _place(({"inputs": dict(inputs)} | given, keys), mesh)
+        return run(
+            params,
+            frozen,
+            arrays,
+            keys,
+            jnp.float32(scale),
+            num_steps=total,
+            guided=scale != 1.0,
+            kept=_kept(network, given),
+            log_every=log_every,
+            steps=(0, total) if steps is None else steps,
+            shape=network.shape_of(size),
+            decode=decode,
+        )
+
+    return sample_fn, default_steps
+
+
+def _jit_run(plan: _Plan, mesh: Mesh) -> Callable[..., driver.Samples]:
+    network = plan.network
+
+    @functools.partial(
+        jax.jit,
+        static_argnames=("num_steps", "guided", "kept", "log_every", "steps", "shape", "decode"),
+        out_shardings=replicated(mesh),
+    )
+    @functools.partial(on_mesh, mesh)
+    def run(params, frozen, arrays, keys, scale, *, num_steps, guided, kept, log_every, steps,
+            shape, decode):  # fmt: skip
+        whole = plan.sampler(frozen["schedule"], num_steps)
+        chosen = driver.segment(whole, *steps) if steps != (0, num_steps) else whole
+        predict = _predict(plan, params, frozen, arrays, scale if guided else None, kept)
+        x, before = _start(network, frozen, chosen, arrays, keys, shape)
+        found = driver.sample(chosen, predict, x, keys, log_every=log_every, before_step=before)
+        return _decoded(network, frozen, found) if decode else found
+
+    return run
+
+
+def _plan(
+    network: Network, noise: Noise, sampler: Mapping[str, Any], guider: Mapping[str, Any]
+) -> tuple[_Plan, int]:
+    section = {"num_steps": 50} | dict(sampler)
+    factory = row(SAMPLERS, section, "config.sampler")
+    default_steps = section.pop("num_steps")
+    check_steps(default_steps, "config.sampler.num_steps")
+    options = bind(factory, section, "config.sampler", given=_GIVEN)
+    on_timesteps = section["name"] in TIMESTEP_SAMPLERS
+    if on_timesteps and not noise.on_timesteps:
+        raise ConfigError(
+            f"config.sampler.name = {section['name']!r} visits the schedule's timesteps, but "
+            "config.denoiser describes a network that does not know them; choose from "
+            f"{', '.join(LEVEL_SAMPLERS)}"
+        )
+
+    def make(schedule: Schedule, num_steps: int) -> driver.Sampler:
+        if on_timesteps:
+            return factory(schedule, num_steps, parameterization=noise.parameterization, **options)
+        return factory(noise.grid(num_steps), **options)
+
+    make(noise.schedule, default_steps)  # a wrong value should not wait for the first image
+    return _Plan(network, noise, make, on_timesteps, _guide(guider, on_timesteps)), default_steps
+
+
+def _guide(guider: Mapping[str, Any], on_timesteps: bool) -> Callable[..., Predict]:
+    path = "config.guidance"
+    guide = row(GUIDERS, guider, path)
+    if guide is guidance.identity:
+        bind(guide, guider, path, given=_GIVEN)
+        return guidance.cfg  # for who asks for a scale all the same
+    options = bind(guide, guider, path, given=_GIVEN)
+    del options["scale"]  # that of a call wins
+    for name in ON_IMAGES:
+        if on_timesteps and name in options:
+            raise ConfigError(
+                f"{path}.{name} = {options[name]!r} works on predicted images; choose "
+                f"config.sampler.name from {', '.join(LEVEL_SAMPLERS)}"
+            )
+    return functools.partial(guide, **options)
+
+
+def check_steps(num_steps: Any, path: str) -> None:
+    """Raise ConfigError unless num_steps is a whole number of at least 1."""
+    check_range(check_type(num_steps, int, path), path, low=1)
+
+
+def _default_scale(guider: Mapping[str, Any], network: Network) -> float:
+    # Without a guider the conditional prediction is followed: a scale of 1.
+    scale = float(guider["scale"] if "scale" in guider else 1.0)
+    if scale != 1.0 and not can_guide(network.embedders):
+        raise ConfigError(
+            f"config.guidance.scale = {scale} needs an embedder with ucg_rate > 0: without "
+            "dropped conditions in training there is no unconditional prediction to guide away from"
+        )
+    return scale
+
+
+def _check_scale(scale: float, network: Network) -> None:
+    guides = can_guide(network.embedders)
+    if not math.isfinite(scale) or (scale != 1.0 and not guides):
+        wanted = "finite" if guides else "1: no condition was dropped in training"
+        raise ValueError(f"guidance_scale = {scale} should be {wanted}")
+
+
+def _kept(network: Network, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the embedders whose input a caller gave for the unconditional half."""
+    negative = given["negative"] if "negative" in given else {}
+    return tuple(name for name, e in network.embedders.items() if e.input_key in negative)
+
+
+def _predict(
+    plan: _Plan,
+    params: PyTree,
+    frozen: PyTree,
+    arrays: Mapping[str, Any],
+    scale: Array | None,
+    kept: Collection[str],
+) -> Predict:
+    network = plan.network
+
+    def apply(x: Array, level: Array, conditioning: Conditioning) -> Array:
+        return network.apply(params, x, level, conditioning)
+
+    if not plan.on_timesteps:
+        apply = plan.noise.denoise(apply, frozen)
+    inputs: Batch = arrays["inputs"]
+    conditioning = network.embed(params, frozen, inputs)
+    if scale is None:
+        return guidance.identity(apply, conditioning)
+    if "negative" in arrays:
+        inputs = {**inputs, **arrays["negative"]}
+    unconditional = network.embed(params, frozen, inputs, unconditional=True, kept=kept)
+    return plan.guide(apply, conditioning, unconditional, scale)
+
+
+def _start(
+    network: Network,
+    frozen: PyTree,
+    sampler: driver.Sampler,
+    arrays: Mapping[str, Any],
+    keys: Keys,
+    shape: tuple[int, int, int],
+) -> tuple[Array, driver.BeforeStep | None]:
+    """Make what the first step sees, and what keeps an image in place if there is a mask."""
+    noise = driver.initial_noise(keys, shape)
+    x, before = driver.start_from_noise(sampler, noise), None
+    if "image" in arrays:
+        image = network.encode_mode(frozen, arrays["image"])
+        if "mask" in arrays:
+            rows = (*image.shape[:3], 1)
+            mask = jax.image.resize(arrays["mask"], rows, "nearest")
+            before = driver.inpaint(sampler.add_noise, image, mask)
+        if "mask" not in arrays or sampler.first_step > 0:
+            x = driver.start_from_image(sampler, image, noise)
+    return (arrays["latents"] if "latents" in arrays else x), before
+
+
+def _decoded(network: Network, frozen: PyTree, found: driver.Samples) -> driver.Samples:
+    """Decode x and, step by step, the logged predictions; x_log stays as it is."""
+    decode = functools.partial(network.decode, frozen)
+    log = found.x_start_log
+    if log is not None and network.first_stage is not None:
+        log = jax.lax.map(decode, log)
+    return found._replace(x=decode(found.x), x_start_log=log)
+
+
+def _place(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Put host values on the mesh, split over it when their rows divide by it, else a copy on each
+    device."""
+    shards = batch_shards(mesh)
+
+    def place(leaf: Any) -> Array:
+        rows = batch_sharding(mesh) if leaf.shape[0] % shards == 0 else replicated(mesh)
+        return put(leaf, rows)
+
+    return jax.tree.map(place, tree)

@@ -1,0 +1,355 @@
+"""Released weights and the frozen networks of a run: where they come from, and where they go."""
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.convert.weights.identify import find_networks
+from diffusion_jax.convert.weights.importing import import_network
+from diffusion_jax.convert.weights.reading import TORCH_SUFFIXES, diffusers_components, open_weights
+from diffusion_jax.devices.mesh import on_mesh, replicated
+from diffusion_jax.experiment.autoencoding import Autoencoding
+from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.diffusion import Diffusion
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.first_stage_weights import RANDOM, check_lpips_source, read_lpips
+from diffusion_jax.experiment.regularizer import CODEBOOK
+from diffusion_jax.models.conditioning.conditioner import Embedder
+from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipImage, OpenClipText
+from diffusion_jax.models.first_stage.autoencoder import Autoencoder
+from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.train.checkpoints.checksums import path_name
+from diffusion_jax.train.checkpoints.saving import (
+    load_mutable,
+    load_params,
+    open_checkpoints,
+    resolve_checkpoint,
+    restore_state,
+    saved_steps,
+)
+from diffusion_jax.types import PyTree
+
+FROZEN_FOLDER = "frozen"
+# What convert calls the network of a module.
+KINDS: dict[type[nn.Module], str] = {
+    UNet: "unet",
+    Autoencoder: "vae",
+    ClipText: "clip text",
+    OpenClipText: "clip text",
+    OpenClipImage: "clip vision",
+}
+_FOLDERS = {"clip text": "text_encoder", "clip vision": "image_encoder"}
+
+
+class Loaded(NamedTuple):
+    """Parameters of a run that were read from a file, and the names of those that were not."""
+
+    params: PyTree
+    not_loaded: list[str]
+
+
+def is_released(path: str | os.PathLike) -> bool:
+    """Tell whether a path is a file of released weights, or a folder of diffusers, and not a run
+    of this program."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return bool(diffusers_components(path))
+    return path.suffix in (".safetensors", *TORCH_SUFFIXES) or path.name.endswith(
+        ".safetensors.index.json"
+    )
+
+
+def load_released(
+    experiment: Experiment,
+    params: PyTree,
+    path: str | os.PathLike,
+    *,
+    ema: bool = False,
+    ignore_keys: Sequence[str] = (),
+    load_only_unet: bool = False,
+    keep_dims: int | None = None,
+) -> Loaded:
+    """Read trained parameters out of a released file into the dtypes and shardings of `params`.
+
+    params: {"network": ..., "conditioner": ...}, arrays, or shapes where the file has everything.
+    ema takes the averages of the network; ignore_keys are regular expressions from the start of a
+    name in the file: what matches keeps its initial value, as does the rest with load_only_unet.
+    keep_dims: see convert.import_params.
+    Raises ValueError when the file does not fit; the message lists what is missing or left over.
+    """
+    network = import_network(
+        params["network"],
+        open_part(path, "unet"),
+        "unet",
+        ema=ema,
+        ignore_keys=ignore_keys,
+        allow_missing=ignore_keys,
+        keep_dims=keep_dims,
+    )
+    conditioner = dict(params["conditioner"])
+    not_loaded = ["logvar"] if "logvar" in params else []
+    for name, own in conditioner.items():
+        embedder = experiment.network.embedders[name]
+        if load_only_unet or type(embedder.module) not in KINDS:
+            not_loaded.append(f"conditioner/{name}")
+        else:
+            conditioner[name] = _import_embedder(experiment, name, own, path)
+    return Loaded({**params, "network": network, "conditioner": conditioner}, not_loaded)
+
+
+def check_frozen_sources(experiment: Experiment) -> None:
+    """Find out, before any long work, whether every frozen network has weights.
+
+    Raises ConfigError when nothing says where they are, FileNotFoundError when a file is missing.
+    """
+    if isinstance(experiment.task, Autoencoding):
+        check_lpips_source(experiment.task, _checkpoint_source(experiment))
+        return
+    source = _checkpoint_source(experiment)
+    for path, weights in _frozen_networks(experiment):
+        if weights is None and source is None:
+            raise ConfigError(
+                f"{path}.weights is not set: name a file with its weights, '{RANDOM}' for a dry "
+                "run, or set config.train.ckpt_path to a released checkpoint that holds them"
+            )
+        if weights not in (None, RANDOM) and not pathlib.Path(weights).expanduser().exists():
+            raise FileNotFoundError(f"{path}.weights = {weights!r} does not exist")
+
+
+def make_frozen(experiment: Experiment, source: str | os.PathLike | None = None) -> PyTree:
+    """Make what training reads and never changes, on its devices: constants and frozen networks.
+
+    A network's own `weights` file comes first, then source, a released checkpoint (default: the
+    config's train.ckpt_path), then random weights where the config asks for them.
+    Raises ConfigError when a network has no weights, ValueError when a file does not fit.
+    """
+    if isinstance(experiment.task, Autoencoding):
+        source = _checkpoint_source(experiment) if source is None else source
+        return experiment.frozen_constants() | {"lpips": _lpips(experiment, source)}
+    if source is None:
+        check_frozen_sources(experiment)
+        source = _checkpoint_source(experiment)
+    abstract, network = experiment.abstract_frozen(), experiment.network
+    random = experiment.random_frozen() if _needs_random(experiment, source) else None
+    frozen = experiment.frozen_constants()
+    conditioner = {}
+    for name, own in abstract["conditioner"].items():
+        embedder = network.embedders[name]
+        path = _own_file(embedder.weights)
+        if path is not None:
+            kind = _kind(embedder.module, f"config.conditioning.embedders.{name}.weights")
+            conditioner[name] = import_network(own, open_part(path, kind), kind)
+        elif source is not None:
+            conditioner[name] = _import_embedder(experiment, name, own, source)
+        else:
+            assert random is not None
+            conditioner[name] = random["conditioner"][name]
+    frozen["conditioner"] = conditioner
+    if "scale_factor" not in frozen and network.first_stage is not None:
+        frozen["scale_factor"] = jnp.float32(1.0)  # until start_frozen has seen a batch
+    frozen["first_stage"] = _first_stage(experiment, abstract["first_stage"], source, random)
+    return frozen
+
+
+def run_frozen(experiment: Experiment, workdir: pathlib.Path) -> PyTree:
+    """Read the frozen networks that a run saved at its start, beside the constants of its config.
+
+    Raises FileNotFoundError when the run has frozen networks and did not save them.
+    """
+    frozen = experiment.frozen_constants()
+    weights = _weights_of(experiment.abstract_frozen(), frozen)
+    if not jax.tree.leaves(weights):
+        return frozen | weights
+    return frozen | restore_state(workdir / FROZEN_FOLDER, weights)[0]
+
+
+def start_frozen(
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    frozen: PyTree | None = None,
+    *,
+    first_batch: Callable[[], Mapping[str, Any]] | None = None,
+) -> PyTree:
+    """Make the frozen networks of a run, unless they are given, and save them once; or read what an
+    earlier start saved. first_batch gives the host batch that scale_by_std looks at."""
+    if saved_steps(workdir / FROZEN_FOLDER):
+        return run_frozen(experiment, workdir)
+    frozen = dict(make_frozen(experiment) if frozen is None else frozen)
+    if first_batch is not None and isinstance(experiment.task, Diffusion):
+        stage = experiment.task.network.first_stage
+        if stage is not None and stage.scale_by_std:
+            frozen["scale_factor"] = scale_by_std(experiment, frozen, first_batch())
+    weights = _weights_of(frozen, experiment.task.constants)
+    if jax.tree.leaves(weights):
+        checkpoints = open_checkpoints(workdir / FROZEN_FOLDER, keep_last=1)
+        checkpoints.save(0, weights, {"what": "weights of the frozen networks"})
+        checkpoints.close()
+    return frozen
+
+
+def scale_by_std(
+    experiment: Experiment, frozen: PyTree, host_batch: Mapping[str, Any]
+) -> jax.Array:
+    """Compute 1 / std of the latents of a batch, float32 scalar, so that they have variance 1.
+
+    Source: latent-diffusion, LatentDiffusion.on_train_batch_start.
+    """
+    batch = experiment.to_devices(host_batch)
+    keys = jax.random.split(jax.random.key(experiment.seed), len(next(iter(batch.values()))))
+
+    @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
+    @functools.partial(on_mesh, experiment.mesh)
+    def factor(frozen: PyTree, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
+        frozen = {**frozen, "scale_factor": jnp.float32(1.0)}
+        return 1.0 / jnp.std(experiment.network.encode(frozen, batch, keys), ddof=1)
+
+    return factor(frozen, batch, keys)
+
+
+def open_part(path: str | os.PathLike, kind: str, number: int = 0) -> Any:
+    """Open the file, or the part of a diffusers folder, that holds the number-th network of a
+    kind."""
+    path = pathlib.Path(path).expanduser()
+    parts = diffusers_components(path) if path.is_dir() else []
+    if not parts:
+        return open_weights(path)
+    wanted = _FOLDERS[kind] if kind in _FOLDERS else kind
+    fits = [part for part in parts if part == wanted or part.startswith(f"{wanted}_")]
+    if number >= len(fits):
+        raise ValueError(
+            f"{path} has {len(fits)} parts named {wanted}, and number {number + 1} is needed; it "
+            f"has {', '.join(parts)}"
+        )
+    return open_weights(path, fits[number])
+
+
+def _import_embedder(
+    experiment: Experiment, name: str, own: PyTree, path: str | os.PathLike
+) -> PyTree:
+    """Read the encoder of an embedder out of a whole checkpoint: the n-th of its kind is the file's
+    n-th."""
+    embedders = experiment.network.embedders
+    where = f"config.conditioning.embedders.{name}"
+    kind = _kind(embedders[name].module, where)
+    same = [n for n, e in embedders.items() if type(e.module) in KINDS and _is(e, kind)]
+    number = same.index(name)
+    weights = open_part(path, kind, number)
+    prefixes = sorted(n.prefix for n in find_networks(weights.tensors) if n.kind == kind)
+    if pathlib.Path(path).expanduser().is_dir():
+        return import_network(own, weights, kind, zeros=_left_out_by_diffusers(embedders[name]))
+    if number >= len(prefixes):
+        raise ValueError(
+            f"{path} holds {len(prefixes)} networks of the kind {kind!r}, and {where} needs number "
+            f"{number + 1}; set {where}.weights to a file that has it"
+        )
+    return import_network(own, weights, kind, prefix=prefixes[number])
+
+
+def _left_out_by_diffusers(embedder: Embedder) -> tuple[str, ...]:
+    """Name what diffusers does not store of SD 2's text encoder, which never uses it."""
+    module = embedder.module
+    if not (isinstance(module, OpenClipText) and module.legacy and module.layer == "penultimate"):
+        return ()
+    last = module.tower.num_layers - 1
+    return rf"(text_model\.)?encoder\.layers\.{last}\.", r"text_projection\."
+
+
+def _first_stage(
+    experiment: Experiment, abstract: PyTree, source: str | os.PathLike | None, random: Any
+) -> PyTree:
+    stage = experiment.network.first_stage
+    if stage is None:
+        return {}
+    path = _own_file(stage.weights)
+    path = source if path is None else path
+    if path is None:
+        return random["first_stage"]
+    folder = pathlib.Path(path).expanduser()
+    if folder.is_dir() and not is_released(folder):
+        return _run_weights(folder, abstract)
+    return import_network(abstract, open_part(path, "vae"), "vae")
+
+
+def _kind(module: nn.Module, where: str) -> str:
+    if type(module) not in KINDS:
+        raise ConfigError(
+            f"{where}: weights of {type(module).__name__} cannot be read from a released file"
+        )
+    return KINDS[type(module)]
+
+
+def _is(embedder: Embedder, kind: str) -> bool:
+    return KINDS[type(embedder.module)] == kind
+
+
+def _own_file(weights: str | None) -> str | None:
+    return None if weights == RANDOM else weights
+
+
+def _frozen_networks(experiment: Experiment) -> list[tuple[str, str | None]]:
+    """List (path in the config, weights) of every frozen network that has parameters."""
+    network = experiment.network
+    has_weights = jax.eval_shape(network.init_frozen, jax.random.key(0))["conditioner"]
+    found = [
+        (f"config.conditioning.embedders.{name}", network.embedders[name].weights)
+        for name in has_weights
+    ]
+    if network.first_stage is not None:
+        found.append(("config.first_stage", network.first_stage.weights))
+    return found
+
+
+def _needs_random(experiment: Experiment, source: str | os.PathLike | None) -> bool:
+    return source is None and any(weights == RANDOM for _, weights in _frozen_networks(experiment))
+
+
+def _checkpoint_source(experiment: Experiment) -> str | None:
+    path = experiment.training.ckpt_path
+    return path if path is not None and is_released(path) else None
+
+
+def _weights_of(frozen: PyTree, constants: Mapping[str, Any]) -> PyTree:
+    return {name: value for name, value in frozen.items() if name not in constants}
+
+
+def _lpips(experiment: Experiment, source: str | os.PathLike | None) -> PyTree:
+    assert isinstance(experiment.task, Autoencoding)
+    if experiment.task.lpips_weights == RANDOM:
+        return experiment.random_frozen()["lpips"]
+    return jax.device_put(read_lpips(experiment.task, source), replicated(experiment.mesh))
+
+
+def _run_weights(path: pathlib.Path, abstract: PyTree) -> PyTree:
+    """Read the averaged autoencoder of a first stage's run into shapes and shardings."""
+    workdir, step = resolve_checkpoint(path)
+    params = load_params(workdir / "checkpoints", step=step)
+    if "autoencoder" not in params:
+        raise ValueError(f"{path} is a run that trained no first stage: it has {sorted(params)}")
+    own = params["autoencoder"]
+    averages = load_mutable(workdir / "checkpoints", step=step)
+    if CODEBOOK in abstract and "regularizer" in averages:  # ema_vq has its codes there
+        codes = averages["regularizer"]["codebook"]["embedding"]
+        own = {**own, CODEBOOK: {"embedding": codes}}
+    wanted, found = (
+        {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (abstract, own)
+    )
+    different = [
+        name
+        for name in sorted(wanted.keys() | found.keys())
+        if name not in wanted or name not in found or wanted[name].shape != found[name].shape
+    ]
+    if different:
+        raise ValueError(
+            f"the first stage of {path} is not that of config.first_stage: {len(different)} "
+            f"parameters differ, among them {', '.join(different[:4])}"
+        )
+    return jax.tree.map(
+        lambda leaf, value: jax.device_put(value.astype(leaf.dtype), leaf.sharding), abstract, own
+    )

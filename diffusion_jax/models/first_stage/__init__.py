@@ -1,0 +1,6 @@
+"""The first stage of latent diffusion: autoencoder, regularizers, discriminator and LPIPS."""
+
+from diffusion_jax.models.first_stage.autoencoder import Autoencoder
+from diffusion_jax.models.first_stage.patchgan import NLayerDiscriminator
+
+__all__ = ["Autoencoder", "NLayerDiscriminator"]

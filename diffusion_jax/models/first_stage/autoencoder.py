@@ -1,0 +1,237 @@
+"""The first stage of latent diffusion: encoder, decoder, and both as one autoencoder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax.models.first_stage.blocks import EPSILON, HalveSides, block_makers, check_options
+from diffusion_jax.models.layers.basic import GroupNorm, Upsample, conv
+
+# Path of the weight whose gradients balance reconstruction and adversary (Esser et al. 2021).
+LAST_LAYER = ("decoder", "conv_out", "kernel")
+# Fields that an Autoencoder hands on to its Encoder and its Decoder.
+SHARED_FIELDS = (
+    "ch",
+    "ch_mult",
+    "num_res_blocks",
+    "attn_resolutions",
+    "resolution",
+    "z_channels",
+    "attn_type",
+    "dropout",
+    "resamp_with_conv",
+    "num_groups",
+    "attention_impl",
+    "remat",
+    "dtype",
+    "param_dtype",
+)
+
+
+class Encoder(nn.Module):
+    """Encode x [b h w in_channels] -> [b h/f w/f z], f = 2^(levels - 1), z = z_channels (1 or 2 x).
+
+    Fields as in Autoencoder. Raises ValueError when fields or the sides of x do not fit.
+    Source: latent diffusion, modules/diffusionmodules/model.py, Encoder.
+    """
+
+    ch: int = 128
+    ch_mult: Sequence[int] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: Sequence[int] = ()
+    resolution: int = 256
+    in_channels: int = 3
+    z_channels: int = 4
+    double_z: bool = True
+    attn_type: str = "vanilla"
+    dropout: float = 0.0
+    resamp_with_conv: bool = True
+    num_groups: int = 32
+    attention_impl: str = "auto"
+    remat: bool | str = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool = False
+    ) -> Float[Array, "b h2 w2 z"]:
+        check_options(self)
+        self._check_image(x)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        res_block, attend = block_makers(self, train=train)
+        h = conv(self.in_channels, self.ch, name="conv_in", **dtypes)(x.astype(self.dtype))
+        for level, mult in enumerate(self.ch_mult):
+            attends = self.resolution // 2**level in self.attn_resolutions
+            for i in range(self.num_res_blocks):
+                h = res_block(h, self.ch * mult, f"down_{level}_block_{i}")
+                h = attend(h, f"down_{level}_attn_{i}") if attends else h
+            if level < len(self.ch_mult) - 1:
+                name = f"down_{level}_downsample"
+                h = HalveSides(self.resamp_with_conv, name=name, **dtypes)(h)
+        h = res_block(h, h.shape[-1], "mid_block_1")
+        h = attend(h, "mid_attn_1")
+        h = res_block(h, h.shape[-1], "mid_block_2")
+        out = {"dtype": x.dtype, "param_dtype": self.param_dtype}
+        h = GroupNorm(self.num_groups, EPSILON, silu=True, name="norm_out", **out)(h)
+        features = 2 * self.z_channels if self.double_z else self.z_channels
+        return conv(h.shape[-1], features, name="conv_out", **out)(h.astype(x.dtype))
+
+    @nn.nowrap
+    def _check_image(self, x: Array) -> None:
+        factor = 2 ** (len(self.ch_mult) - 1)
+        if x.shape[1] % factor or x.shape[2] % factor:
+            raise ValueError(
+                f"the image is {x.shape[1]} x {x.shape[2]} pixels; "
+                f"both should be multiples of {factor}"
+            )
+        if x.shape[-1] != self.in_channels:
+            raise ValueError(
+                f"the image has {x.shape[-1]} channels and in_channels = {self.in_channels}"
+            )
+
+
+class Decoder(nn.Module):
+    """Decode z [b h w z_channels] -> [b fh fw out_ch], f = 2^(levels - 1).
+
+    Fields as in Autoencoder. Level 0 has the full resolution, as in the Encoder. Raises ValueError
+    when fields or the channels of z do not fit.
+    Source: latent diffusion, modules/diffusionmodules/model.py, Decoder.
+    """
+
+    ch: int = 128
+    out_ch: int = 3
+    ch_mult: Sequence[int] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: Sequence[int] = ()
+    resolution: int = 256
+    z_channels: int = 4
+    attn_type: str = "vanilla"
+    dropout: float = 0.0
+    resamp_with_conv: bool = True
+    tanh_out: bool = False
+    give_pre_end: bool = False
+    num_groups: int = 32
+    attention_impl: str = "auto"
+    remat: bool | str = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, z: Float[Array, "b h w c"], *, train: bool = False
+    ) -> Float[Array, "b h2 w2 o"]:
+        check_options(self)
+        if z.shape[-1] != self.z_channels:
+            raise ValueError(f"z has {z.shape[-1]} channels and z_channels = {self.z_channels}")
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        res_block, attend = block_makers(self, train=train)
+        widest = self.ch * self.ch_mult[-1]
+        h = conv(self.z_channels, widest, name="conv_in", **dtypes)(z.astype(self.dtype))
+        h = res_block(h, widest, "mid_block_1")
+        h = attend(h, "mid_attn_1")
+        h = res_block(h, widest, "mid_block_2")
+        for level in reversed(range(len(self.ch_mult))):
+            attends = self.resolution // 2**level in self.attn_resolutions
+            for i in range(self.num_res_blocks + 1):
+                h = res_block(h, self.ch * self.ch_mult[level], f"up_{level}_block_{i}")
+                h = attend(h, f"up_{level}_attn_{i}") if attends else h
+            if level:
+                name = f"up_{level}_upsample"
+                h = Upsample(h.shape[-1], self.resamp_with_conv, name=name, **dtypes)(h)
+        if self.give_pre_end:
+            return h
+        out = {"dtype": z.dtype, "param_dtype": self.param_dtype}
+        h = GroupNorm(self.num_groups, EPSILON, silu=True, name="norm_out", **out)(h)
+        h = conv(h.shape[-1], self.out_ch, name="conv_out", **out)(h.astype(z.dtype))
+        return jnp.tanh(h) if self.tanh_out else h
+
+
+class Autoencoder(nn.Module):
+    """Image <-> latent: encode(image) -> moments or codes, decode(z) -> image.
+
+    `encode` gives [mean, log variance] of double_z, else one latent; what becomes of them is the
+    regularizer's or quantizer's business (regularizers.py, quantizers.py). The defaults are kl-f8,
+    the first stage of Stable Diffusion 1, 2 and XL.
+
+    embed_dim: channels of the latent. use_quant_conv: 1 x 1 convolutions between the latent and
+        the z_channels of encoder and decoder; without them embed_dim is z_channels.
+    ch, ch_mult, num_res_blocks: widths ch * ch_mult per level, with blocks per level (the decoder
+        has one more).
+    attn_resolutions: sides at which blocks attend, counted from `resolution`, whatever the sides
+        of the image; the middle always attends. attn_type: "vanilla", or "none" for no attention
+        anywhere; "vanilla-xformers" is another name of "vanilla".
+    resamp_with_conv: whether convolutions halve and double the sides. give_pre_end: decode returns
+        what the last norm would see; tanh_out: it ends in tanh.
+    dtype: what most is computed in; norms and softmax use float32, the last layers the input's
+        dtype. param_dtype: what is stored. remat: False, True or a name of layers.REMAT_POLICIES.
+
+    Raises ValueError, with the value and what would be right, when fields or inputs do not fit.
+    Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models",
+    appendix E.1 and G; without quant_conv Blattmann et al. 2023, "Stable Video Diffusion".
+    """
+
+    embed_dim: int = 4
+    ch: int = 128
+    out_ch: int = 3
+    ch_mult: Sequence[int] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: Sequence[int] = ()
+    resolution: int = 256
+    in_channels: int = 3
+    z_channels: int = 4
+    double_z: bool = True
+    use_quant_conv: bool = True
+    attn_type: str = "vanilla"
+    dropout: float = 0.0
+    resamp_with_conv: bool = True
+    tanh_out: bool = False
+    give_pre_end: bool = False
+    num_groups: int = 32
+    attention_impl: str = "auto"
+    remat: bool | str = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        shared = {name: getattr(self, name) for name in SHARED_FIELDS}
+        self.encoder = Encoder(in_channels=self.in_channels, double_z=self.double_z, **shared)
+        self.decoder = Decoder(
+            out_ch=self.out_ch, tanh_out=self.tanh_out, give_pre_end=self.give_pre_end, **shared
+        )
+        if self.use_quant_conv:
+            # Without a dtype of their own they compute in the wider of input and parameters.
+            parts = 2 if self.double_z else 1
+            options = {"dtype": None, "param_dtype": self.param_dtype}
+            width, latent = self.z_channels, self.embed_dim
+            self.quant_conv = conv(parts * width, parts * latent, (1, 1), **options)
+            self.post_quant_conv = conv(latent, width, (1, 1), **options)
+        elif self.embed_dim != self.z_channels:
+            raise ValueError(
+                f"embed_dim = {self.embed_dim} needs use_quant_conv = True, "
+                f"or should be z_channels = {self.z_channels}"
+            )
+
+    def encode(
+        self, image: Float[Array, "b h w c"], *, train: bool = False
+    ) -> Float[Array, "b h2 w2 m"]:
+        """Encode an image in [-1, 1]: [b h w c] -> [b h/f w/f embed_dim (x 2 with double_z)]."""
+        h = self.encoder(image, train=train)
+        return self.quant_conv(h).astype(image.dtype) if self.use_quant_conv else h
+
+    def decode(
+        self, z: Float[Array, "b h w d"], *, train: bool = False
+    ) -> Float[Array, "b h2 w2 o"]:
+        """Decode a latent, unscaled: [b h w embed_dim] -> an image [b fh fw out_ch] in [-1, 1]."""
+        h = self.post_quant_conv(z).astype(z.dtype) if self.use_quant_conv else z
+        return self.decoder(h, train=train)
+
+    def __call__(
+        self, image: Float[Array, "b h w c"], *, train: bool = False
+    ) -> Float[Array, "b h2 w2 o"]:
+        """Decode what was encoded, a Gaussian by its mean; `init` makes all parameters with it."""
+        moments = self.encode(image, train=train)
+        return self.decode(moments[..., : self.embed_dim], train=train)

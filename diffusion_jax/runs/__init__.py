@@ -1,0 +1,1 @@
+"""A run: its folder, its training and evaluation, its frozen networks and its latent cache."""

@@ -1,0 +1,114 @@
+"""What watches a run, in the order in which it acts."""
+
+import collections
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from diffusion_jax.data.batches import Batches
+from diffusion_jax.experiment.autoencoding import is_first_stage
+from diffusion_jax.experiment.binding import value_of
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.hooks import HookOptions
+from diffusion_jax.experiment.pictures import build_log_images, build_log_reconstructions
+from diffusion_jax.runs.evaluation import build_evaluate
+from diffusion_jax.runs.speed import build_speed
+from diffusion_jax.train.checkpoints.saving import Checkpoints
+from diffusion_jax.train.hooks.checkpoint import checkpoint
+from diffusion_jax.train.hooks.early_stopping import early_stopping
+from diffusion_jax.train.hooks.images import images
+from diffusion_jax.train.hooks.nan_stop import nan_stop
+from diffusion_jax.train.hooks.profiler import profiler
+from diffusion_jax.train.hooks.progress import progress
+from diffusion_jax.train.hooks.scalars import scalars
+from diffusion_jax.train.hooks.signals import signal_hook
+from diffusion_jax.train.hooks.validation import Scores, validation
+from diffusion_jax.train.loop import Hook
+from diffusion_jax.train.writers import Writer
+from diffusion_jax.types import PyTree
+
+
+class Watched(NamedTuple):
+    """What the hooks of a run look at and write to.
+
+    with_images: (batch, n) -> its first n rows with images, when batches of training have none.
+    """
+
+    workdir: pathlib.Path
+    writer: Writer
+    checkpoints: Checkpoints
+    metadata: Mapping[str, Any]
+    scores: Scores
+    frozen: PyTree
+    validation_batches: Batches | None
+    class_names: tuple[str, ...]
+    signals: collections.deque[int]
+    hang: Hook
+    with_images: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
+
+
+def build_hooks(experiment: Experiment, options: HookOptions, watched: Watched) -> list[Hook]:
+    """Make the hooks in the order in which they act: speak, measure, show, validate, decide,
+    save."""
+    training, writer, scores = experiment.training, watched.writer, watched.scores
+    speed = build_speed(experiment)
+    make: dict[str, Callable[..., Hook | list[Hook]]] = {
+        "hang": lambda o: watched.hang,
+        "nan_stop": lambda o: nan_stop(checkpoints=watched.checkpoints, **o),
+        "progress": lambda o: progress(num_steps=training.num_steps, speed=speed, **o),
+        "scalars": lambda o: scalars(writer, lr_at=experiment.lr_at, speed=speed, **o),
+        "profiler": lambda o: profiler(watched.workdir / "profile", **o),
+        "images": lambda o, pictures: _images(experiment, watched, o, pictures),
+        "validation": lambda o, passes: _validation(experiment, watched, o, passes),
+        "early_stopping": lambda o: early_stopping(scores, **o),
+    }
+    hooks = [
+        hook
+        for name in make
+        if name in options.hooks
+        for hook in _as_list(make[name](*options.hooks[name]))
+    ]
+    saving = checkpoint(
+        watched.checkpoints, watched.metadata, scores=scores, writer=writer, **options.checkpoint
+    )
+    # A signal saves behind validation, so that a score of the same step is not lost.
+    (signal_options,) = options.hooks["signals"]
+    return [*hooks, signal_hook(watched.signals, saving.end, **signal_options), saving]
+
+
+def _as_list(hooks: Hook | list[Hook]) -> list[Hook]:
+    return [hooks] if isinstance(hooks, Hook) else hooks
+
+
+def _images(
+    experiment: Experiment, watched: Watched, options: dict[str, Any], pictures: dict[str, Any]
+) -> list[Hook]:
+    """Show batches of training and, always the same, the first of validation."""
+    first_stage = is_first_stage(experiment.sections)
+    build = build_log_reconstructions if first_stage else build_log_images
+    count, with_images = value_of(images, options, "max_images"), watched.with_images
+    log_images = build(
+        experiment,
+        watched.frozen,
+        class_names=watched.class_names,
+        max_images=count,
+        **pictures,
+    )
+    shown = log_images
+    if with_images is not None:
+        shown = lambda state, batch: log_images(state, with_images(batch, count))  # noqa: E731
+    hooks = [images(shown, watched.writer, **options)]
+    if watched.validation_batches is not None:
+        first = next(watched.validation_batches.iterate(0))
+        hooks.append(images(log_images, watched.writer, split="val", batch=first, **options))
+    return hooks
+
+
+def _validation(
+    experiment: Experiment, watched: Watched, options: dict[str, Any], passes: dict[str, Any]
+) -> Hook:
+    assert watched.validation_batches is not None  # bind_hooks asks for the split
+    evaluate = build_evaluate(
+        experiment, watched.frozen, watched.validation_batches, prefix="val", **passes
+    )
+    return validation(evaluate, watched.writer, watched.scores, **options)

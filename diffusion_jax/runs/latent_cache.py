@@ -1,0 +1,362 @@
+"""How a config's data and frozen networks make a latent cache, and how training reads it."""
+
+import functools
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffusion_jax.data import transforms
+from diffusion_jax.data.batches import Batches, make_batches, prefetched, read_or_next
+from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
+from diffusion_jax.data.latent_cache import (
+    Entry,
+    LatentCache,
+    Layout,
+    claim_folder,
+    missing_shards,
+    open_cache,
+    verify_shards,
+    write_null,
+    write_shard,
+)
+from diffusion_jax.data.records import Record, Records, find_keys, make_reader
+from diffusion_jax.devices.mesh import batch_sharding, batch_shards, make_mesh, replicated
+from diffusion_jax.experiment.binding import value_of
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.weights import FROZEN_FOLDER, make_frozen, run_frozen
+from diffusion_jax.models.conditioning.conditioner import cached_outputs, name_outputs, outputs_of
+from diffusion_jax.runs.latent_key import cache_options, cached_embedders, describe_cache
+from diffusion_jax.train.checkpoints.saving import saved_steps
+from diffusion_jax.types import PyTree
+
+SECONDS_BETWEEN_LINES = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+class CachedTraining(NamedTuple):
+    """Training from a cache: its batches, and what else a run needs for them.
+
+    frozen: the networks that made it, with the constants. null: what stands for dropped texts, to
+    be added to frozen. with_images: see image_reader.
+    """
+
+    batches: Batches
+    frozen: PyTree
+    null: dict[str, PyTree]
+    with_images: Callable[[Mapping[str, Any], int], dict[str, Any]]
+
+
+def train_from_cache(
+    experiment: Experiment, source: Records, workdir: pathlib.Path | None = None
+) -> CachedTraining:
+    """Make or finish the cache of the training split, with the frozen networks that a run has saved
+    if it is in workdir, and open it for training.
+
+    Raises ValueError as make_latent_cache does.
+    """
+    frozen = load_frozen(experiment, workdir)
+    cache = make_latent_cache(experiment, frozen, source)
+    batches = experiment.data.cached_batches(
+        cache, batch_size=experiment.training.batch_size, seed=experiment.seed
+    )
+    null = jax.device_put(dict(cache.null), replicated(experiment.mesh))
+    null = {"null_outputs": null} if null else {}
+    return CachedTraining(batches, frozen, null, image_reader(experiment, source))
+
+
+def load_frozen(experiment: Experiment, workdir: pathlib.Path | None) -> PyTree:
+    """Read the frozen networks that a run saved in a folder, or make them from their files."""
+    if workdir is not None and saved_steps(workdir / FROZEN_FOLDER):
+        return run_frozen(experiment, workdir)
+    return make_frozen(experiment)
+
+
+def make_latent_cache(
+    experiment: Experiment,
+    frozen: PyTree,
+    source: Records,
+    *,
+    verify: bool = False,
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> LatentCache:
+    """Encode what the cache of a config still lacks, saying how far it is, and open it.
+
+    verify: compare the checksums of all shards, which reads every byte. Process p of n writes the
+    shards p, p + n, ...; give both numbers to play one of several, then a cache that waits for the
+    others is an error.
+
+    Raises ValueError when the folder has a cache made from other weights, data or options, naming
+    them; when a shard is damaged; and when too many images are unreadable.
+    """
+    options = cache_options(experiment)
+    folder = pathlib.Path(options.folder).expanduser()
+    digest = claim_folder(folder, describe_cache(experiment, frozen, source))
+    layout = Layout(folder, digest, len(source), options.shard_size)
+    index = jax.process_index() if process_index is None else process_index
+    count = jax.process_count() if process_count is None else process_count
+    missing = missing_shards(layout)
+    own = [shard for shard in missing if shard % count == index]
+    if missing:
+        _log.info(
+            "encoding %d records into %s: %d of %d shards are there already",
+            len(source), folder, layout.num_shards - len(missing), layout.num_shards,
+        )  # fmt: skip
+        encoder = _build_encoder(experiment, frozen)
+        write_null(folder, encoder.null)
+        _write_shards(experiment, source, layout, own, encoder)
+    elif verify:
+        _log.info("comparing the checksums of %d shards in %s", layout.num_shards, folder)
+        verify_shards(layout)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("latent cache")
+    return open_cache(layout)
+
+
+def image_reader(
+    experiment: Experiment, source: Records
+) -> Callable[[Mapping[str, Any], int], dict[str, Any]]:
+    """Make with_images(batch, n): the first n rows of a batch, and if it came from a cache, with
+    images, which are read now, in the place of what the cache gave."""
+    read = _make_read(experiment, source)
+
+    def with_images(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
+        rows = {name: column[:count] for name, column in batch.items()}
+        if "image" in rows:
+            return rows
+        height, width = rows["target_size"][0].tolist()
+        images: list[Any] = [read(int(i), (height, width)).image for i in rows["index"]]
+        pixels = np.stack(images)
+        if "mirrored" in rows:
+            pixels[rows["mirrored"]] = pixels[rows["mirrored"], :, ::-1]
+        embedders = experiment.network.embedders
+        kept = [key for name in embedders for key in cached_outputs(rows, name)]
+        rows = {k: v for k, v in rows.items() if k not in ("moments", "mirrored", *kept)}
+        return {"image": transforms.to_float(pixels), **rows}
+
+    return with_images
+
+
+class _Encoder(NamedTuple):
+    """Frozen networks on the devices of this process. size: rows that go through at a time.
+
+    moments: float32 images [n h w c] -> [n ...]. texts: n captions -> name in a batch -> [n ...].
+    null: name in a batch -> what stands for a dropped text.
+    """
+
+    size: int
+    moments: Callable[[np.ndarray], np.ndarray]
+    texts: Callable[[Sequence[str]], dict[str, np.ndarray]]
+    null: Mapping[str, np.ndarray]
+
+
+def _build_encoder(experiment: Experiment, frozen: PyTree) -> _Encoder:
+    network, embedders = experiment.network, cached_embedders(experiment)
+    stage = network.first_stage
+    assert stage is not None
+    here = jax.process_index()
+    mesh = make_mesh(devices=[d for d in experiment.mesh.devices.flat if d.process_index == here])
+    size = -(-cache_options(experiment).batch_size // batch_shards(mesh)) * batch_shards(mesh)
+    weights = {
+        "first_stage": frozen["first_stage"],
+        "texts": {name: frozen["conditioner"][name] for name in embedders},
+    }
+    weights = _on_own_devices(experiment, weights, mesh)
+    encode = jax.jit(stage.moments)
+
+    @jax.jit
+    def embed(params: PyTree, tokens: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        named = [
+            name_outputs(name, outputs_of(embedder, params[name], tokens[name]))
+            for name, embedder in embedders.items()
+        ]
+        return {key: output for outputs in named for key, output in outputs.items()}
+
+    def in_batches(function: Callable[[Any], Any], rows: PyTree) -> Any:
+        total, parts = len(jax.tree.leaves(rows)[0]), []
+        for start in range(0, total, size):
+            part = jax.tree.map(lambda x, start=start: x[start : start + size], rows)
+            padded = jax.tree.map(lambda x: _padded(x, size), part)
+            parts.append(jax.device_get(function(jax.device_put(padded, batch_sharding(mesh)))))
+        return jax.tree.map(lambda *found: np.concatenate(found)[:total], *parts)
+
+    def texts(captions: Sequence[str]) -> dict[str, np.ndarray]:
+        tokenizers = {name: network.tokenize[e.input_key][1] for name, e in embedders.items()}
+        tokens = {name: tokenize(captions) for name, tokenize in tokenizers.items()}
+        return in_batches(functools.partial(embed, weights["texts"]), tokens)
+
+    def null_outputs() -> dict[str, np.ndarray]:
+        tokens = {
+            name: np.broadcast_to(
+                np.asarray(0 if e.null_value is None else e.null_value, np.int32), (1, *e.shape)
+            )
+            for name, e in embedders.items()
+        }
+        found = in_batches(functools.partial(embed, weights["texts"]), tokens)
+        return {
+            key: np.zeros_like(output[0]) if embedder.null_value is None else output[0]
+            for name, embedder in embedders.items()
+            for key, output in cached_outputs(found, name).items()
+        }
+
+    return _Encoder(
+        size,
+        lambda image: in_batches(functools.partial(encode, weights["first_stage"]), image),
+        texts,
+        null_outputs() if embedders else {},
+    )
+
+
+def _on_own_devices(experiment: Experiment, weights: PyTree, mesh: Any) -> PyTree:
+    """Copy weights whole to every device of this process, so that it can encode on its own."""
+    if jax.process_count() > 1:
+        gather = jax.jit(lambda tree: tree, out_shardings=replicated(experiment.mesh))
+        weights = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), gather(weights))
+    return jax.device_put(weights, replicated(mesh))
+
+
+class _Chunk(NamedTuple):
+    """Records of one shape in one shard that are encoded together."""
+
+    shard: int
+    bucket: int
+    numbers: np.ndarray
+
+
+def _write_shards(
+    experiment: Experiment,
+    source: Records,
+    layout: Layout,
+    shards: Sequence[int],
+    encoder: _Encoder,
+) -> None:
+    data, dtype = experiment.data, cache_options(experiment).dtype
+    shapes, members = _sort(experiment, source)
+    buckets = np.zeros(len(source), np.int64)
+    for bucket, numbers in enumerate(members):
+        buckets[numbers] = bucket
+    chunks = list(_chunks(layout, shards, buckets, encoder.size))
+    read = _make_read(experiment, source)
+
+    def load(number: int) -> list[Record]:
+        size = shapes[chunks[number].bucket]
+        return [read(int(i), size) for i in chunks[number].numbers]
+
+    threads = value_of(make_batches, data.batch_options, "num_threads")
+    loaded = prefetched(grain.MapDataset.range(len(chunks)).map(load), threads, 0, 2)(0)
+    entries: dict[int, Entry] = {}
+    flips = value_of(make_batches, data.batch_options, "random_flip")
+    for chunk, records in _progress(zip(chunks, loaded, strict=True), chunks):
+        found = _encode(encoder, chunk, records, flips=flips)
+        entries |= dict(zip(chunk.numbers.tolist(), found, strict=True))
+        numbers = layout.records(chunk.shard)
+        if len(entries) == len(numbers):
+            write_shard(layout, chunk.shard, [entries[n] for n in numbers], shapes, dtype)
+            entries = {}
+
+
+def _chunks(
+    layout: Layout, shards: Iterable[int], buckets: np.ndarray, size: int
+) -> Iterator[_Chunk]:
+    for shard in shards:
+        numbers = np.asarray(layout.records(shard))
+        for bucket in np.unique(buckets[numbers]):
+            chosen = numbers[buckets[numbers] == bucket]
+            for start in range(0, len(chosen), size):
+                yield _Chunk(shard, int(bucket), chosen[start : start + size])
+
+
+def _encode(
+    encoder: _Encoder, chunk: _Chunk, records: Sequence[Record], *, flips: bool
+) -> list[Entry]:
+    images: Any = [record.image for record in records]  # all readable: see read_or_next
+    image = transforms.to_float(np.stack(images))
+    views = [image, np.ascontiguousarray(image[:, :, ::-1])] if flips else [image]
+    moments = np.stack([encoder.moments(view) for view in views], axis=1)
+    outputs: list[dict[str, np.ndarray]] = [{} for _ in records]
+    if encoder.null:
+        captions = [_captions(record) for record in records]
+        found = encoder.texts([text for texts in captions for text in texts])
+        ends = np.cumsum([len(texts) for texts in captions])
+        outputs = [
+            {name: x[end - len(texts) : end] for name, x in found.items()}
+            for texts, end in zip(captions, ends, strict=True)
+        ]
+    return [
+        Entry(record._replace(image=None), chunk.bucket, own, texts)
+        for record, own, texts in zip(records, moments, outputs, strict=True)
+    ]
+
+
+def _captions(record: Record) -> tuple[str, ...]:
+    if record.captions is None:
+        raise ValueError(
+            "config.latent_cache.text = True needs captions, and the data set has none; name the "
+            "feature with config.data.batches.caption_key if it has another name"
+        )
+    return record.captions
+
+
+def _progress(items: Iterable[Any], chunks: Sequence[_Chunk]) -> Iterator[Any]:
+    """Yield the items, and say every ten seconds how far it is and how long it will take."""
+    total, done = sum(len(chunk.numbers) for chunk in chunks), 0
+    start = said = time.monotonic()
+    for number, item in enumerate(items):
+        yield item
+        done += len(chunks[number].numbers)
+        now = time.monotonic()
+        if now - said > SECONDS_BETWEEN_LINES or done == total:
+            said, speed = now, done / (now - start)
+            left = int((total - done) / speed)
+            _log.info(
+                "latent cache: %d of %d records, %.1f a second, %d min %02d s left",
+                done, total, speed, left // 60, left % 60,
+            )  # fmt: skip
+
+
+def _sort(
+    experiment: Experiment, source: Records
+) -> tuple[tuple[tuple[int, int], ...], tuple[np.ndarray, ...]]:
+    """Put the records into the buckets that online training has."""
+    options = experiment.data.batch_options
+    option = functools.partial(value_of, make_batches, options)
+    rule = BucketRule(option("bucket_divisor"), option("max_aspect"), option("pad"))
+    return sort_into_buckets(
+        source,
+        _keys(experiment, source).image,
+        transforms.check_size(option("image_size")),
+        rule if option("buckets") else None,
+        at_least=experiment.training.batch_size,
+    )
+
+
+def _make_read(experiment: Experiment, source: Records) -> Callable[[int, tuple[int, int]], Record]:
+    """Make read(number, size): the record that online training shows for a number, decoded."""
+    option = functools.partial(value_of, make_batches, experiment.data.batch_options)
+    fit = transforms.make_fit(**{key: option(key) for key in ("channels", "crop", "resize", "pad")})
+    read = make_reader(
+        source,
+        fit,
+        _keys(experiment, source),
+        cache=False,
+        max_corrupt=option("max_corrupt"),
+    )
+    return lambda number, size: read_or_next(read, number, size, len(source))
+
+
+def _keys(experiment: Experiment, source: Records) -> Any:
+    option = functools.partial(value_of, make_batches, experiment.data.batch_options)
+    names = ("image_key", "label_key", "caption_key")
+    return find_keys(source, **{name: option(name) for name in names})
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(rows, ((0, size - len(rows)), *[(0, 0)] * (rows.ndim - 1)), mode="edge")

@@ -1,0 +1,35 @@
+"""What the speed of a run is measured against: its model's FLOPs and the peak of its devices."""
+
+from diffusion_jax.devices.chips import find_chip
+from diffusion_jax.devices.flops import count_flops
+from diffusion_jax.experiment.experiment import Experiment, assemble
+from diffusion_jax.runs.arguments import arguments_of
+from diffusion_jax.train.hooks.scalars import Speed
+
+# What changes how a network is computed, not what: without it nothing is computed twice, and no
+# kernel hides what it does. Scanned blocks are traced once.
+PLAIN = {"remat": False, "attention_impl": "xla", "scan": True}
+NOT_SCANNED = ("autoencoder",)
+
+
+def build_speed(experiment: Experiment) -> Speed:
+    """Tell what a step of the experiment does; its FLOPs where the peak of the devices is known."""
+    images, devices = experiment.training.batch_size, experiment.mesh.size
+    chip = find_chip(experiment.mesh.devices.flat[0].device_kind)
+    if chip is None:
+        return Speed(images, devices)
+    return Speed(images, devices, model_flops(experiment), devices * chip.peak_flops)
+
+
+def model_flops(experiment: Experiment) -> int:
+    """Count the FLOPs of one training step, forward and backward, on all devices.
+
+    They are those of the model: what remat computes again does not count. Nothing is compiled.
+    Frozen networks in the step count too, unless a latent cache stands for them; of images in
+    buckets, those of config.data's size.
+    """
+    model = experiment.sections["model"]
+    plain = {k: v for k, v in PLAIN.items() if k != "scan" or model["name"] not in NOT_SCANNED}
+    sections = {**experiment.sections, "model": {**model, **plain}}
+    twin = assemble(sections, list(experiment.mesh.devices.flat))
+    return count_flops(twin.train_step, *arguments_of(twin))

@@ -1,0 +1,288 @@
+"""Reading checkpoints: exactly what was saved, or one sentence on what is wrong with it.
+
+Nothing falls back in silence to another checkpoint, and nothing is written.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from diffusion_jax.train.checkpoints.checksums import checksums, path_name
+from diffusion_jax.types import PyTree
+
+_SHOWN = 4  # names in one message
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be read back as it was written.
+
+    whole: the step of the newest one before it that can, None if there is none or nobody looked.
+    """
+
+    def __init__(self, message: str, whole: int | None = None) -> None:
+        super().__init__(message)
+        self.whole = whole
+
+
+def restore_state(
+    directory: str | os.PathLike, abstract_state: PyTree, step: int | None = None
+) -> tuple[PyTree, dict[str, Any]]:
+    """Read a checkpoint into shapes, dtypes and shardings -> (state, metadata).
+
+    abstract_state: jax.ShapeDtypeStruct leaves with shardings; the checkpoint must hold exactly
+    these arrays. step: None for the newest. Every array is checked against its checksum.
+    Raises FileNotFoundError when there is no such checkpoint, ValueError when it holds other
+    arrays, DamagedCheckpoint, naming the newest whole one before it, when it cannot be read.
+    """
+    directory = epath.Path(directory).absolute()
+    step = _choose(directory, step)
+    try:
+        return _read_state(directory, abstract_state, step)
+    except DamagedCheckpoint as error:
+        whole = _newest_whole(directory, abstract_state, before=step)
+        found = (
+            "there is no whole one before it"
+            if whole is None
+            else f"the newest whole one before it is {directory / str(whole)}"
+        )
+        raise DamagedCheckpoint(f"{error}; {found}", whole) from error
+
+
+def load_params(
+    directory: str | os.PathLike,
+    abstract_params: PyTree = None,
+    *,
+    step: int | None = None,
+    ema: bool = True,
+) -> PyTree:
+    """Read only the averaged (EMA) or the raw parameters of a checkpoint, and check them.
+
+    abstract_params: shapes, dtypes and shardings to read them into; without it, and for leaves
+    without a sharding, come NumPy arrays. Raises ValueError when the run keeps no average.
+    """
+    directory = epath.Path(directory).absolute()
+    step = _choose(directory, step)
+    tree, record = _read_description(directory, step)
+    prefix = _ema_prefix(tree, directory / str(step)) if ema else "params/"
+    return _load_under(prefix, directory, step, tree, record, abstract_params)
+
+
+def load_mutable(directory: str | os.PathLike, *, step: int | None = None) -> PyTree:
+    """Read only the mutable collections of a checkpoint, such as running statistics, and check
+    them -> nested dictionaries of NumPy arrays."""
+    directory = epath.Path(directory).absolute()
+    step = _choose(directory, step)
+    return _load_under("mutable/", directory, step, *_read_description(directory, step))
+
+
+def load_metadata(directory: str | os.PathLike, *, step: int | None = None) -> dict[str, Any]:
+    """Read only what was saved beside the state: config, revision, data position, seed."""
+    directory = epath.Path(directory).absolute()
+    return _read_description(directory, _choose(directory, step))[1]["metadata"]
+
+
+def saved_steps(directory: str | os.PathLike) -> list[int]:
+    """List the steps of a folder's finished checkpoints, whole or damaged, in order."""
+    directory = epath.Path(directory)
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and p.is_dir())
+
+
+def resolve_checkpoint(path: str | os.PathLike) -> tuple[epath.Path, int]:
+    """Find what --resume means -> (workdir, step).
+
+    path: a run's folder or its checkpoints/ (the newest one), one checkpoint, or a file in it.
+    Raises FileNotFoundError when there is nothing of the kind.
+    """
+    path = epath.Path(path).absolute()
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint at {path}: it does not exist")
+    for place in (path, *path.parents):
+        if place.name.isdigit() and place.parent.name == "checkpoints":
+            return place.parent.parent, int(place.name)
+    directory = path if path.name == "checkpoints" else path / "checkpoints"
+    return directory.parent, _choose(directory, None)
+
+
+def _choose(directory: epath.Path, step: int | None) -> int:
+    steps = saved_steps(directory)
+    if not steps:
+        raise FileNotFoundError(f"there is no checkpoint in {directory}")
+    if step is None:
+        return steps[-1]
+    if step not in steps:
+        raise FileNotFoundError(
+            f"there is no checkpoint of step {step} in {directory}; there are {_few(steps)}"
+        )
+    return step
+
+
+def _read_state(directory: epath.Path, abstract_state: PyTree, step: int) -> tuple[PyTree, dict]:
+    tree, record = _read_description(directory, step)
+    _check_same(_named(tree), _named(abstract_state), directory / str(step))
+    return _read_arrays(directory, step, abstract_state, record["checksums"]), record["metadata"]
+
+
+def _read_description(directory: epath.Path, step: int) -> tuple[PyTree, dict[str, Any]]:
+    """Read what a checkpoint says it holds -> (tree of array metadata, record)."""
+    folder = directory / str(step)
+    try:
+        record = json.loads((folder / "metadata" / "metadata").read_text())
+        described: Any = ocp.PyTreeCheckpointHandler().metadata(folder / "state")
+        if absent := {"checksums", "metadata"} - set(record):
+            raise KeyError(*absent)
+    except Exception as error:
+        raise _damage(folder, "its description is missing or broken", error) from error
+    return described.tree, record
+
+
+def _load_under(
+    prefix: str,
+    directory: epath.Path,
+    step: int,
+    tree: PyTree,
+    record: dict[str, Any],
+    abstract: PyTree = None,
+) -> PyTree:
+    """Read the arrays whose names start with prefix, into `abstract` or as nested dictionaries."""
+    saved = {n: a for n, a in _named(tree).items() if n.startswith(prefix)}
+    wanted = saved if abstract is None else _named(abstract, prefix)
+    if not wanted and abstract is None:
+        return {}
+    _check_same(saved, wanted, directory / str(step))
+    item = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _wanted_leaf(wanted, path_name(path), leaf), tree
+    )
+    values = _named(_read_arrays(directory, step, item, record["checksums"]))
+    if abstract is None:
+        return _nest({n.removeprefix(prefix): values[n] for n in wanted})
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: values[prefix + path_name(path)], abstract
+    )
+
+
+def _read_arrays(directory: epath.Path, step: int, item: PyTree, sums: dict[str, int]) -> PyTree:
+    folder = directory / str(step)
+    arguments = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(_restore_args, item))
+    with _failing_together(folder):
+        values = ocp.PyTreeCheckpointHandler().restore(folder / "state", args=arguments)
+    read = {name: leaf for name, leaf in _named(values).items() if leaf is not ocp.PLACEHOLDER}
+    changed = [name for name, value in checksums(read).items() if sums.get(name) != value]
+    if changed:
+        raise _damage(folder, f"the values of {_few(changed)} are not those that were saved")
+    return values
+
+
+@contextlib.contextmanager
+def _failing_together(folder: epath.Path) -> Iterator[None]:
+    """Raise in all processes if one cannot read its part, lest the others wait for it."""
+    try:
+        yield
+    except Exception as error:
+        _anywhere(True)
+        raise _damage(folder, "its arrays cannot be read", error) from error
+    if _anywhere(False):
+        raise _damage(folder, "another process cannot read its part of the arrays")
+
+
+def _anywhere(failed: bool) -> bool:
+    if jax.process_count() == 1:
+        return failed
+    return bool(np.any(multihost_utils.process_allgather(np.int32(failed))))
+
+
+def _restore_args(leaf: Any) -> ocp.RestoreArgs:
+    sharding = _sharding(leaf)
+    if sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+
+def _wanted_leaf(wanted: Mapping[str, Any], name: str, saved: Any) -> Any:
+    if name not in wanted:
+        return ocp.PLACEHOLDER
+    sharding = _sharding(wanted[name])
+    return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=sharding)
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
+    # Orbax describes saved arrays with objects that have a "sharding" of another kind.
+    sharding = getattr(leaf, "sharding", None)
+    return sharding if isinstance(sharding, jax.sharding.Sharding) else None
+
+
+def _named(tree: PyTree, prefix: str = "") -> dict[str, Any]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {prefix + path_name(path): leaf for path, leaf in leaves}
+
+
+def _nest(named: Mapping[str, Any]) -> dict[str, Any]:
+    root: dict[str, Any] = {}
+    for name, leaf in named.items():
+        *parents, last = name.split("/")
+        node = root
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return root
+
+
+def _ema_prefix(tree: PyTree, folder: epath.Path) -> str:
+    # An EmaState is saved as its fields, {"num_updates", "params"}; no other state has both.
+    counts = [n for n in _named(tree["opt_state"]) if n.rpartition("/")[2] == "num_updates"]
+    if len(counts) != 1:
+        raise ValueError(
+            f"the checkpoint {folder} holds {len(counts)} averages of the parameters, expected 1; "
+            "pass ema=False for the raw parameters"
+        )
+    return f"opt_state/{counts[0].removesuffix('num_updates')}params/"
+
+
+def _check_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: epath.Path) -> None:
+    problems = []
+    if missing := [name for name in wanted if name not in saved]:
+        problems.append(f"it lacks {_few(missing)}")
+    if unknown := [name for name in saved if name not in wanted]:
+        problems.append(f"it holds {_few(unknown)}, which the config does not have")
+    if different := [
+        f"{name} ({_kind(saved[name])}, not {_kind(wanted[name])})"
+        for name in wanted
+        if name in saved and _kind(saved[name]) != _kind(wanted[name])
+    ]:
+        problems.append(f"it has other shapes or dtypes: {_few(different)}")
+    if problems:
+        raise ValueError(f"the checkpoint {folder} is of another config: {'; '.join(problems)}")
+
+
+def _kind(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+
+
+def _few(names: list) -> str:
+    shown = ", ".join(str(name) for name in names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def _damage(folder: epath.Path, what: str, error: Exception | None = None) -> DamagedCheckpoint:
+    reason = "" if error is None else f" ({type(error).__name__}: {str(error)[:200]})"
+    return DamagedCheckpoint(f"the checkpoint {folder} is damaged: {what}{reason}")
+
+
+def _newest_whole(directory: epath.Path, abstract_state: PyTree, *, before: int) -> int | None:
+    earlier = [step for step in saved_steps(directory) if step < before]
+    for step in reversed(earlier):
+        try:
+            _read_state(directory, abstract_state, step)
+        except DamagedCheckpoint:
+            continue
+        return step
+    return None

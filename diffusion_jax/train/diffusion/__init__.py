@@ -1,0 +1,1 @@
+"""The losses of a diffusion model as functions of a batch."""

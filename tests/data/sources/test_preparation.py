@@ -1,0 +1,83 @@
+"""Several processes may prepare one data set at the same time."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorflow_datasets.core.utils import tqdm_utils
+
+from diffusion_jax.data import transforms
+from diffusion_jax.data.sources.open_source import open_source
+
+SCRIPT = """
+import sys
+from diffusion_jax.data.sources import open_source
+
+source = open_source("image_folder", "train", data_dir=sys.argv[1], folder=sys.argv[2])
+print(len(source), len({source[i]["file_name"] for i in range(len(source))}))
+"""
+
+
+@pytest.fixture
+def photos(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(200):
+        Image.new("L", (8, 8), i).save(folder / f"{i}.png")
+    return folder
+
+
+def test_processes_at_the_same_time(tmp_path, photos):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "tfds"), str(photos)]
+    root = Path(__file__).parents[3]
+    running = [
+        subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for process in running:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err.decode()
+        assert out.decode().split() == ["200", "200"]
+    assert not list((tmp_path / "tfds").rglob("incomplete.*"))
+
+
+def test_coming_second_reads_what_the_first_prepared(tmp_path, photos, monkeypatch):
+    """The other process finishes while this one is writing: its name is taken."""
+    options = {"data_dir": tmp_path / "tfds", "folder": photos}
+    decode = transforms.decode
+    first_read = []
+
+    def race(encoded, channels):
+        if not first_read:
+            first_read.append(encoded)
+            first_read.append(len(open_source("image_folder", "train", **options)))
+        return decode(encoded, channels)
+
+    monkeypatch.setattr(transforms, "decode", race)
+    assert len(open_source("image_folder", "train", **options)) == 200
+    assert first_read[1] == 200
+    assert not list((tmp_path / "tfds").rglob("incomplete.*"))
+
+
+def test_data_directory_that_cannot_be_written(tmp_path, photos):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.raises(OSError, match=r"data_dir: .* could not be prepared in .*file"):
+        open_source("image_folder", "train", data_dir=blocked, folder=photos)
+
+
+def test_preparing_says_one_line_and_draws_no_bars(tmp_path, photos, capfd, caplog):
+    """Asked for the bars again afterwards, as TFDS's own data sets may need them."""
+    with caplog.at_level(logging.INFO):
+        open_source("image_folder", "train", data_dir=tmp_path / "tfds", folder=photos)
+    (line,) = [record.message for record in caplog.records if record.name.startswith("diffusion")]
+    assert line.startswith("preparing image_folder/photos-")
+    out, err = capfd.readouterr()
+    assert "Generating" not in out + err
+    assert "\r" not in out + err
+    list(tqdm_utils.tqdm(range(3)))
+    assert "3/3" in capfd.readouterr().err

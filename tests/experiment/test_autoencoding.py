@@ -1,0 +1,167 @@
+"""A config of a first stage: it trains, its mistakes are told, and a latent model reads its run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.experiment import make_experiment
+from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.weights import check_frozen_sources, make_frozen, scale_by_std
+from diffusion_jax.train.checkpoints.saving import open_checkpoints
+from diffusion_jax.train.ema import ema_params
+
+ONE = jax.devices()[:1]
+VAE = "configs/emoji_vae.py:tiny"
+LDM = "configs/emoji_ldm.py:tiny"
+
+
+def build(path, *overrides):
+    return make_experiment(load_config(path, list(overrides)), devices=ONE)
+
+
+@pytest.mark.parametrize("path", [VAE, "configs/vq_f4.py:tiny"])
+def test_one_program_trains_and_evaluates(path):
+    built = build(path)
+    state = built.check()
+    assert set(state.params) == {"autoencoder", "loss", "discriminator"}
+    assert set(ema_params(state.opt_state)) == {"autoencoder", "loss"}
+    _, metrics = jax.eval_shape(
+        built.train_step, state, built.abstract_batch(), built.abstract_frozen()
+    )
+    names = {"loss/total", "loss/nll", "loss/rec", "loss/g", "scalars/logvar", "scalars/d_weight"}
+    names |= {"loss/disc", "logits/real", "logits/fake"}
+    assert names <= set(metrics)
+    assert ("kl_loss" if path == VAE else "loss/vq") in metrics
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("conditioning", {}, r"config\.conditioning is for diffusion models"),
+        ("regularizer", dict(name="kll"), r"config\.regularizer\.name = 'kll' is unknown; did you"),
+        ("regularizer", dict(name="vq"), r"config\.model\.double_z = True should be False"),
+        ("regularizer", dict(name="kl", beta=1.0), r"config\.regularizer\.beta = 1\.0 is not an"),
+        ("discriminator", dict(name="patchgn"), r"config\.discriminator\.name = 'patchgn' is unk"),
+        (
+            "perceptual",
+            dict(name="lpips", net="vgg"),
+            r"config\.perceptual\.net = 'vgg' is unknown",
+        ),
+        ("loss", dict(name="autoencoder"), r"config\.loss\.disc_start is missing"),
+        ("loss", dict(name="ddpm"), r"config\.loss\.name = 'ddpm' is unknown"),
+        (
+            "disc_optimizer",
+            dict(name="adam", ema_decay=0.9),
+            r"config\.disc_optimizer\.ema_decay = 0\.9 should be None",
+        ),
+    ],
+)
+def test_mistakes_are_told(section, value, message):
+    config = load_config(VAE, [])
+    with config.unlocked():
+        config[section] = value
+    with pytest.raises(ConfigError, match=message):
+        make_experiment(config, devices=ONE)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.train.accumulate=2", r"config\.train\.accumulate = 2 should be 1"),
+        ("--config.data.batches.image_size=31", r"image_size = \(31, 31\) should be a multiple"),
+        ("--config.model.in_channels=1", r"config\.model\.in_channels = 1 .* should be 3"),
+        ("--config.loss.disc_loss=hing", r"config\.loss\.disc_loss = 'hing' should be one of"),
+    ],
+)
+def test_wrong_values_are_told(override, message):
+    with pytest.raises(ConfigError, match=message):
+        build(VAE, override)
+
+
+def test_sections_of_first_stages_are_refused_elsewhere():
+    config = load_config(LDM, [])
+    with config.unlocked():
+        config.perceptual = dict(name="lpips")
+    with pytest.raises(
+        ConfigError, match=r"config\.perceptual is for the training of first stages"
+    ):
+        make_experiment(config, devices=ONE)
+    with pytest.raises(ValueError, match="trains a first stage"):
+        _ = build(VAE).network
+
+
+def test_missing_weights_are_told_before_anything_runs(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"perceptual\.weights = '.*none\.ckpt' does not"):
+        check_frozen_sources(build(VAE, f"--config.perceptual.weights={tmp_path}/none.ckpt"))
+    with pytest.raises(FileNotFoundError, match=r"first_stage\.weights = '.*none' does not exist"):
+        check_frozen_sources(build(LDM, f"--config.first_stage.weights={tmp_path}/none"))
+    with pytest.raises(ConfigError, match=r"config\.first_stage\.weights is not set"):
+        check_frozen_sources(build(LDM, "--config.first_stage.weights=None"))
+
+
+@pytest.fixture(scope="module")
+def first_stage_run(tmp_path_factory):
+    """A run folder with a checkpoint of an untrained first stage."""
+    folder = tmp_path_factory.mktemp("vae")
+    state = build(VAE).init_state()
+    checkpoints = open_checkpoints(folder / "checkpoints")
+    checkpoints.save(1, state, {})
+    checkpoints.close()
+    return folder, state
+
+
+def test_a_latent_model_reads_the_averages_of_a_first_stages_run(first_stage_run):
+    folder, state = first_stage_run
+    frozen = make_frozen(build(LDM, f"--config.first_stage.weights={folder}"))
+    expected = ema_params(state.opt_state)["autoencoder"]
+    jax.tree.map(np.testing.assert_array_equal, frozen["first_stage"], expected)
+    with pytest.raises(ValueError, match="is not that of config.first_stage: .* parameters differ"):
+        make_frozen(build(LDM, f"--config.first_stage.weights={folder}",
+                          "--config.first_stage.ch=64"))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["vq", "ema_vq"])
+def test_a_latent_model_reads_the_codes_of_a_run(tmp_path, name):
+    config = load_config("configs/vq_f4.py:tiny", [])
+    with config.unlocked():
+        config.regularizer = dict(name=name, num_codes=16)
+    state = make_experiment(config, devices=ONE).init_state()
+    checkpoints = open_checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, state, {})
+    checkpoints.close()
+    config = load_config(LDM, [])
+    with config.unlocked():
+        config.first_stage.update(dict(name="autoencoder_vq", num_codes=16, embed_dim=3))
+        config.first_stage.update(dict(z_channels=3, ch=32, num_groups=32, attn_type="vanilla"))
+        config.first_stage.weights = str(tmp_path)
+        config.model.out_channels = 3
+    frozen = make_frozen(make_experiment(config, devices=ONE))
+    codes = frozen["first_stage"]["quantize"]["embedding"]
+    if name == "vq":
+        expected = ema_params(state.opt_state)["autoencoder"]["quantize"]["embedding"]
+    else:
+        expected = state.mutable["regularizer"]["codebook"]["embedding"]
+    np.testing.assert_array_equal(codes, expected)
+
+
+def test_the_scale_factor_makes_the_latents_of_a_batch_unit(first_stage_run):
+    folder, _ = first_stage_run
+    built = build(LDM, f"--config.first_stage.weights={folder}")
+    frozen = make_frozen(built)
+    assert float(frozen["scale_factor"]) == 1.0
+    generator = np.random.default_rng(0)
+    batch = {
+        "image": generator.uniform(-1, 1, (8, 32, 32, 3)).astype(np.float32),
+        "caption": np.array(["a"] * 8),
+    }
+    factor = scale_by_std(built, frozen, batch)
+    keys = jax.random.split(jax.random.key(5), 8)
+    encode = jax.jit(built.network.encode)
+    scaled = encode(
+        {**frozen, "scale_factor": factor}, {"image": jnp.asarray(batch["image"])}, keys
+    )
+    np.testing.assert_allclose(scaled.std(), 1.0, rtol=0.02)
+    with pytest.raises(ConfigError, match=r"scale_factor = 2\.0 should be left out"):
+        build(LDM, "--config.first_stage.scale_factor=2.0")

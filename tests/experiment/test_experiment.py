@@ -1,0 +1,105 @@
+"""An experiment from a shipped config: one loss curve for any number of devices or
+micro-batches."""
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.cli.arguments import load_config
+from diffusion_jax.experiment import make_experiment
+from diffusion_jax.train.ema import ema_params
+from diffusion_jax.train.step import jit_train_step
+
+STEPS = 3
+
+
+def build(*overrides, devices=1):
+    config = load_config("configs/mnist.py:tiny", list(overrides))
+    return make_experiment(config, devices=jax.devices()[:devices])
+
+
+def host_batch(step):
+    generator = np.random.default_rng(step)
+    return {
+        "image": generator.uniform(-1, 1, (8, 28, 28, 1)).astype(np.float32),
+        "label": generator.integers(0, 10, 8).astype(np.int32),
+        "caption": np.array(["not a number"] * 8),
+    }
+
+
+def losses(built):
+    state = built.init_state()
+    step_fn = jit_train_step(built.train_step, built.abstract_state())
+    frozen, found = built.random_frozen(), []
+    for step in range(STEPS):
+        state, metrics = step_fn(state, built.to_devices(host_batch(step)), frozen)
+        found.append(float(metrics["loss"]))
+    return np.array(found), state
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return losses(build())
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_the_loss_curve_is_that_of_one_device(one_device, devices):
+    found, state = losses(build(devices=devices))
+    np.testing.assert_allclose(found, one_device[0], rtol=2e-5)
+    for ours, theirs in zip(
+        jax.tree.leaves(ema_params(state.opt_state)),
+        jax.tree.leaves(ema_params(one_device[1].opt_state)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+def test_the_loss_curve_is_that_of_one_micro_batch(one_device):
+    found, _ = losses(build("--config.train.accumulate=4", devices=2))
+    np.testing.assert_allclose(found, one_device[0], rtol=2e-5)
+
+
+def test_learned_logvar_trains():
+    _, state = losses(build("--config.loss.learn_logvar=true", "--config.loss.logvar_init=0.5"))
+    logvar = np.asarray(state.params["logvar"])
+    assert logvar.shape == (1000,) and np.any(logvar != 0.5)
+
+
+def test_scale_lr_multiplies_by_the_batch_size():
+    plain, scaled = build(), build("--config.train.scale_lr=True")
+    np.testing.assert_allclose(scaled.lr_at(5), 8 * plain.lr_at(5), rtol=1e-6)
+
+
+def test_scale_lr_also_scales_the_default():
+    config = load_config("configs/mnist.py:tiny", ["--config.train.scale_lr=True"])
+    with config.unlocked():
+        del config.optimizer.learning_rate
+    scaled = make_experiment(config, devices=jax.devices()[:1])
+    np.testing.assert_allclose(
+        scaled.lr_at(2) / scaled.lr_at(4), build().lr_at(2) / build().lr_at(4)
+    )
+    np.testing.assert_allclose(scaled.lr_at(4) / 1e-4, 8 * build().lr_at(4) / 2e-3, rtol=1e-5)
+
+
+def test_initialisation_shares_no_key_with_training():
+    built = build()
+    root = jax.random.key(built.seed)
+    steps = jax.vmap(jax.random.fold_in, (None, 0))(root, np.arange(64, dtype=np.uint32))
+    used = {tuple(row) for row in np.asarray(jax.random.key_data(steps))}
+    first = jax.random.key_data(built._init_key())
+    children = jax.random.key_data(jax.random.split(built._init_key(), 4))
+    assert not used & {tuple(row) for row in np.asarray([first, *children])}
+
+
+def test_class_dropout_never_reaches_evaluation():
+    # With every label dropped in training, evaluation still tells labels apart.
+    built = build("--config.conditioning.embedders.label.ucg_rate=1.0")
+    state = built.init_state()
+    params = jax.tree.map(lambda p: p + 0.05, state.params)  # zero-initialised outputs hide labels
+    batch = {key: value for key, value in host_batch(0).items() if key != "caption"}
+    other = batch | {"label": (batch["label"] + 1) % 10}
+    eval_step = jax.jit(built.eval_step)
+    first, second = (
+        eval_step(params, {}, built.random_frozen(), b, 0)["loss"] for b in (batch, other)
+    )
+    assert float(first) != float(second)

@@ -1,0 +1,125 @@
+"""A first stage in a config: sizes, memory limits that do not change the numbers, mistakes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.first_stage import build_first_stage
+
+SECTION = dict(
+    name="autoencoder_kl",
+    ch=8,
+    ch_mult=(1, 2),
+    num_res_blocks=1,
+    num_groups=4,
+    attn_type="none",
+    scale_factor=0.2,
+)
+SHAPE = (16, 16, 3)
+
+
+def build(**options):
+    return build_first_stage(SECTION | options, SHAPE)
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    stage = build()
+    params = stage.init(jax.random.key(0))
+    image = jax.random.uniform(jax.random.key(1), (5, *SHAPE), minval=-1.0)
+    return params, image, stage.moments(params, image)
+
+
+def test_sizes_follow_from_the_levels():
+    stage = build()
+    assert (stage.latent_shape, stage.factor, stage.scale_factor) == ((8, 8, 4), 2, 0.2)
+
+
+def test_few_samples_at_a_time_give_the_same_numbers(numbers):
+    params, image, moments = numbers
+    few = build(samples_at_a_time=2)
+    np.testing.assert_allclose(few.moments(params, image), moments, atol=1e-5)
+    z = moments[..., :4]
+    plain = build().decode(params, z)
+    assert plain.shape == image.shape
+    np.testing.assert_allclose(few.decode(params, z), plain, atol=1e-5)
+
+
+def test_large_latents_are_decoded_in_tiles_and_small_ones_whole(numbers):
+    params, _, moments = numbers
+    tiled = build(tile=16)
+    np.testing.assert_allclose(
+        tiled.decode(params, moments[..., :4]), build().decode(params, moments[..., :4]), atol=1e-6
+    )
+    z = jax.random.normal(jax.random.key(2), (1, 24, 40, 4))
+    shapes = []
+    stage = tiled._replace(module=Spy(shapes))
+    assert stage.decode(params, z).shape == (1, 48, 80, 3)
+    assert {shape[1:] for shape in shapes} == {(16, 16, 4)}
+
+
+VQ = dict(name="autoencoder_vq", embed_dim=3, z_channels=3, num_codes=16, scale_factor=1.0)
+
+
+@pytest.fixture(scope="module")
+def quantised():
+    stage = build(**VQ)
+    params = stage.init(jax.random.key(0))
+    image = jax.random.uniform(jax.random.key(1), (2, *SHAPE), minval=-1.0)
+    return stage, params, stage.moments(params, image)
+
+
+def test_latents_of_a_codebook_are_those_before_it_and_no_matter_of_chance(quantised):
+    stage, _, moments = quantised
+    assert (stage.latent_shape, moments.shape) == ((8, 8, 3), (2, 8, 8, 3))
+    keys = jax.random.split(jax.random.key(2), 2)
+    np.testing.assert_array_equal(stage.draw(moments, keys), moments)
+    assert len(np.unique(np.asarray(moments).reshape(-1, 3), axis=0)) > 100  # no codes yet
+
+
+def test_decoding_quantises_unless_told_not_to(quantised):
+    stage, params, moments = quantised
+    codes = np.asarray(params["quantize"]["embedding"])
+    squares = np.square(np.asarray(moments)[..., None, :] - codes).sum(-1)
+    nearest = jnp.asarray(codes[squares.argmin(-1)])
+    networks = {name: own for name, own in params.items() if name != "quantize"}
+    decode = lambda z: stage.module.apply({"params": networks}, z, method="decode")
+    np.testing.assert_allclose(stage.decode(params, moments), decode(nearest), atol=1e-6)
+    plain = build(**VQ, quantize=False)
+    np.testing.assert_allclose(plain.decode(params, moments), decode(moments), atol=1e-6)
+    assert np.abs(decode(nearest) - decode(moments)).max() > 1e-2
+    few = build(**VQ, samples_at_a_time=1)
+    np.testing.assert_allclose(few.decode(params, moments), decode(nearest), atol=1e-5)
+
+
+class Spy:
+    """Decodes to zeros and remembers the shapes of what it saw."""
+
+    def __init__(self, shapes):
+        self.shapes = shapes
+
+    def apply(self, variables, z, method):
+        self.shapes.append(z.shape)
+        return jax.numpy.zeros((z.shape[0], 2 * z.shape[1], 2 * z.shape[2], 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(name="autoencoder"), r"config\.first_stage\.name = 'autoencoder' is unknown"),
+        (dict(samples_at_a_time=0), r"config\.first_stage\.samples_at_a_time = 0 should be at"),
+        (dict(tile=4), r"config\.first_stage\.tile = 4 should be at least 16"),
+        (dict(chs=3), r"config\.first_stage\.chs = 3 is not an option; did you mean 'ch'"),
+        (dict(ch_mult=(1, 2, 4, 4, 4, 4)), r"image_size = \(16, 16\) should be a multiple of 32"),
+        (dict(double_z=False), r"double_z = False should be True: .*'autoencoder_kl' has mean"),
+        (VQ | dict(double_z=True), r"double_z = True should be False: .*'autoencoder_vq' has one"),
+        (VQ | dict(num_codes=0), r"config\.first_stage\.num_codes = 0 should be at least 1"),
+        (dict(num_codes=4), r"config\.first_stage\.num_codes = 4 is not an option"),
+        (dict(scale_factor=0.0), r"config\.first_stage\.scale_factor = 0\.0 should be at least"),
+    ],
+)
+def test_mistakes_are_told(options, message):
+    with pytest.raises(ConfigError, match=message):
+        build(**options)

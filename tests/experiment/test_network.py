@@ -1,0 +1,89 @@
+"""Every conditioning key reaches a real UNet: what it sees, changes what it predicts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.network import build_network
+from diffusion_jax.models.conditioning.routing import CONDITIONING_KEYS
+
+UNET = dict(
+    name="unet",
+    out_channels=1,
+    model_channels=8,
+    channel_mult=(1,),
+    num_res_blocks=1,
+    num_groups=4,
+    num_heads=1,
+)
+ROWS = {
+    "concat": ("low", dict(name="concat_image", input_key="low", channels=2)),
+    "crossattn": ("words", dict(name="class_embedding", num_classes=4, embed_dim=6)),
+    "vector": (
+        "kind",
+        dict(
+            name="class_embedding", num_classes=4, embed_dim=5, add_sequence_dim=False,
+            input_key="kind",
+        ),
+    ),
+}  # fmt: skip
+
+
+def make(key):
+    needed = CONDITIONING_KEYS[key]
+    model = dict(UNET)
+    if "crossattn" in needed:
+        model |= dict(use_spatial_transformer=True, context_dim=6)
+    if "vector" in needed:
+        model |= dict(num_classes="sequential", adm_in_channels=5)
+    embedders = {ROWS[entry][0]: ROWS[entry][1] for entry in needed}
+    return build_network(model, dict(key=key, embedders=embedders), (8, 8, 1))
+
+
+@pytest.mark.parametrize("key", CONDITIONING_KEYS)
+def test_every_entry_changes_the_prediction(key):
+    network = make(key)
+    params = jax.jit(network.init)(jax.random.key(0))
+    noise = iter(jax.random.split(jax.random.key(1), 500))
+    # Zero-initialised outputs would hide the conditioning.
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(noise), p.shape), params)
+    x = jax.random.normal(jax.random.key(2), (2, 8, 8, 1))
+    t = jnp.array([3, 7])
+    batch = network.example_inputs(2)
+
+    @jax.jit
+    def predict(batch):
+        return network.apply(params, x, t, network.embed(params, {"conditioner": {}}, batch))
+
+    before = predict(batch)
+    assert before.shape == (2, 8, 8, 1) and before.dtype == jnp.float32
+    for name, value in batch.items():
+        after = predict(batch | {name: value + 1})
+        assert np.abs(np.asarray(after - before)).max() > 1e-4, name
+
+
+def test_conditioning_that_the_key_does_not_use_is_an_error():
+    network = build_network(UNET, dict(embedders={"low": ROWS["concat"][1]}), (8, 8, 1))
+    with pytest.raises(ValueError, match=r"'none' needs the entries \[\], got \['concat'\]"):
+        network.init(jax.random.key(0))
+
+
+def test_labels_need_a_row_for_the_null_class():
+    conditioning = dict(key="adm", embedders={"label": dict(name="class_label", num_classes=4)})
+    with pytest.raises(ConfigError, match=r"config\.model\.num_classes = 4 should be 5"):
+        build_network(UNET | dict(num_classes=4), conditioning, (8, 8, 1))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_dtype_is_for_computing_and_parameters_stay_float32(dtype):
+    network = build_network(UNET | dict(dtype=dtype), {}, (8, 8, 1))
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"float32"}
+    assert network.module.dtype == jnp.dtype(dtype)
+
+
+def test_unknown_dtype_lists_the_choices():
+    with pytest.raises(ConfigError, match=r"config\.model\.dtype = 'bf16' is unknown.*bfloat16"):
+        build_network(UNET | dict(dtype="bf16"), {}, (8, 8, 1))

@@ -1,0 +1,92 @@
+"""The loss sections: which go together, and that the two losses agree where they should."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.noise import build_noise
+from diffusion_jax.experiment.objective import build_objective
+
+SCHEDULE = dict(name="linear", num_timesteps=100, parameterization="eps")
+CONTINUOUS = dict(name="continuous", scaling=dict(name="edm"))
+
+
+class Half(Network):
+    """A network that halves what it sees."""
+
+    def apply(self, params, x, t, conditioning, dropout_key=None):
+        return params["scale"] * x
+
+
+NETWORK = Half(None, {}, "none", (4, 4, 1))
+PARAMS = {"scale": jnp.float32(0.5), "conditioner": {}}
+
+
+def objective(loss, schedule=SCHEDULE, denoiser=None, **sections):
+    noise = build_noise(schedule, denoiser, None)
+    return noise, build_objective(NETWORK, noise, {"loss": loss, **sections}, 8)
+
+
+def value(noise, built, seed=0):
+    batch = {
+        "image": 0.3 * jax.random.normal(jax.random.key(9), (512, 4, 4, 1)),
+        "position": jnp.arange(512, dtype=jnp.int32),
+    }
+    keys = jax.random.split(jax.random.key(seed), 512)
+    frozen = noise.constants() | built.constants | {"conditioner": {}}
+    return float(built.loss_fn(PARAMS, {}, frozen, batch, keys, train=True)[0])
+
+
+def test_the_denoisers_loss_is_the_ddpm_loss_with_the_natural_weights():
+    ddpm = value(*objective(dict(name="ddpm")))
+    denoiser = value(*objective(dict(name="denoiser")))
+    np.testing.assert_allclose(denoiser, ddpm, rtol=0.05)  # other timesteps were drawn
+    unit = value(*objective(dict(name="denoiser"), weighting=dict(name="unit")))
+    assert abs(unit - ddpm) > 0.2 * ddpm
+
+
+def test_the_default_noise_levels_are_those_of_the_denoiser():
+    noise, built = objective(dict(name="denoiser"), denoiser=CONTINUOUS)
+    assert "sigmas" not in noise.constants() and np.isfinite(value(noise, built))
+    listed = dict(name="discrete", num_idx=10, discretization=dict(name="edm"))
+    noise, built = objective(dict(name="denoiser"), denoiser=CONTINUOUS, sigma_sampling=listed)
+    assert np.isfinite(value(noise, built))
+
+
+@pytest.mark.parametrize(
+    ("loss", "denoiser", "sections", "message"),
+    [
+        (dict(name="ddpm"), CONTINUOUS, {}, "config.loss.name = 'ddpm' trains on the schedule's"),
+        (
+            dict(name="ddpm"),
+            None,
+            dict(weighting=dict(name="v")),
+            r"config\.weighting is read with config\.loss\.name = 'denoiser' only",
+        ),
+        (
+            dict(name="denoiser"),
+            CONTINUOUS,
+            dict(sigma_sampling=dict(name="discrete")),
+            r"config\.sigma_sampling\.discretization is missing",
+        ),
+        (
+            dict(name="denoiser"),
+            None,
+            dict(sigma_sampling=dict(name="lognormal", mean=1.0)),
+            r"config\.sigma_sampling\.mean = 1\.0 is not an option",
+        ),
+        (
+            dict(name="denoiser"),
+            None,
+            dict(weighting=dict(name="min_snr", gama=1.0)),
+            r"config\.weighting\.gama = 1\.0 is not an option; did you mean 'gamma'",
+        ),
+        (dict(name="denoiser", logvar_init=0.0), None, {}, r"config\.loss\.logvar_init = 0\.0 is"),
+    ],
+)
+def test_mistakes_are_told(loss, denoiser, sections, message):
+    with pytest.raises(ConfigError, match=message):
+        objective(loss, denoiser=denoiser, **sections)

@@ -1,0 +1,146 @@
+"""The one sample_fn: every sampler reaches the data, from noise, from an image, and in parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.devices.mesh import make_mesh
+from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.noise import build_noise
+from diffusion_jax.experiment.sampling import LEVEL_SAMPLERS, TIMESTEP_SAMPLERS, build_sample_fn
+from diffusion_jax.models.conditioning.embedders import class_embedding, class_label
+
+SCHEDULE = dict(name="linear", linear_start=0.00085, linear_end=0.012, num_timesteps=1000)
+EDM = dict(name="continuous", scaling=dict(name="edm"))
+MESH = make_mesh(devices=jax.devices()[:1])
+SIZE = (4, 4, 1)
+
+
+class Constant(Network):
+    """The exact network of data that is one image per class: label / 10 everywhere.
+
+    It predicts eps from the timestep, or F of EDM's scaling from ln(sigma) / 4.
+    """
+
+    def apply(self, params, x, t, conditioning, dropout_key=None):
+        image = jnp.broadcast_to(conditioning["vector"][:, None, None, None] / 10.0, x.shape)
+        if jnp.issubdtype(t.dtype, jnp.integer):
+            abar = params["alphas_cumprod"][t][:, None, None, None]
+            return (x - jnp.sqrt(abar) * image) / jnp.sqrt(1.0 - abar)
+        sigma = jnp.exp(4.0 * t)[:, None, None, None]
+        root = jnp.sqrt(sigma**2 + 0.25)
+        return (image - 0.25 / root * x) / (sigma * 0.5 / root)  # c_in x = x / root
+
+    def size_multiple(self):
+        return 1
+
+
+NETWORK = Constant(None, {"label": class_label(num_classes=9, ucg_rate=0.1)}, "adm", SIZE)
+LABELS = np.arange(4, dtype=np.int32)
+
+
+def make(sampler, denoiser=None, guidance=None, network=NETWORK):
+    noise = build_noise(SCHEDULE, denoiser, None)
+    guidance = dict(name="none") if guidance is None else guidance
+    sample_fn, _ = build_sample_fn(network, noise, sampler, guidance, MESH)
+    params = {"alphas_cumprod": noise.schedule.alphas_cumprod, "conditioner": {}}
+    frozen = noise.constants() | {"conditioner": {}, "first_stage": {}}
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    def draw(**options):
+        options = {"num_steps": 10} | options
+        return np.asarray(sample_fn(params, frozen, {"label": LABELS}, keys, **options).x)
+
+    return draw
+
+
+@pytest.mark.parametrize("name", [*TIMESTEP_SAMPLERS, *LEVEL_SAMPLERS])
+def test_every_sampler_draws_the_image_of_its_class(name):
+    x = make(dict(name=name))()
+    # Samplers that stop at timestep 0 leave its noise, 0.03.
+    tolerance = 0.15 if name in ("ddim", "plms") else 1e-3
+    np.testing.assert_allclose(x, np.broadcast_to(LABELS[:, None, None, None] / 10, x.shape),
+                               atol=tolerance)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m"])
+def test_a_continuous_denoiser_is_sampled_on_edms_grid(name):
+    x = make(dict(name=name), EDM)()
+    np.testing.assert_allclose(x, np.broadcast_to(LABELS[:, None, None, None] / 10, x.shape),
+                               atol=1e-3)  # fmt: skip
+
+
+def test_guidance_extrapolates_away_from_the_null_class():
+    draw = make(dict(name="euler"), guidance=dict(name="cfg", scale=3.0))
+    # Conditional label / 10, null class 9 / 10: 0.9 + 3 (label / 10 - 0.9).
+    expected = 0.9 + 3.0 * (LABELS / 10 - 0.9)
+    np.testing.assert_allclose(draw()[:, 0, 0, 0], expected, atol=1e-3)
+    np.testing.assert_allclose(draw(guidance_scale=1.0)[:, 0, 0, 0], LABELS / 10, atol=1e-3)
+    negative = {"label": np.full(4, 5, np.int32)}
+    expected = 0.5 + 3.0 * (LABELS / 10 - 0.5)
+    np.testing.assert_allclose(draw(negative=negative)[:, 0, 0, 0], expected, atol=1e-3)
+
+
+def test_two_parts_make_the_whole():
+    for name in ("euler", "ddim", "euler_ancestral"):
+        draw = make(dict(name=name))
+        first = draw(steps=(0, 6), decode=False)
+        assert np.abs(first - draw()).max() > 0.05
+        np.testing.assert_allclose(draw(steps=(6, 10), latents=first), draw(), atol=1e-5)
+
+
+def test_an_image_is_where_sampling_begins_and_a_mask_keeps_it():
+    draw = make(dict(name="euler", num_steps=50))
+    image = np.full((4, *SIZE), 0.7, np.float32)
+    weak = draw(image=image, strength=0.3, steps=None, num_steps=50, decode=False)
+    np.testing.assert_allclose(weak[:, 0, 0, 0], LABELS / 10, atol=1e-3)
+    stopped = make(dict(name="ddim"))(image=image, strength=0.2)
+    assert np.all(np.isfinite(stopped))
+    mask = np.zeros((4, 4, 4, 1), np.float32)
+    mask[:, :2] = 1.0
+    kept = draw(image=image, mask=mask, num_steps=50)
+    # Before the last step the kept half is the image under that step's noise.
+    np.testing.assert_allclose(kept[:, 3, 0, 0], LABELS / 10, atol=1e-3)
+
+
+def test_another_size_than_the_datas():
+    assert make(dict(name="euler"))(size=(8, 6)).shape == (4, 8, 6, 1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "denoiser", "guidance", "message"),
+    [
+        (dict(name="ddim"), EDM, None, "visits the schedule's timesteps.*choose from euler"),
+        (dict(name="eulr"), None, None, "'eulr' is unknown; did you mean 'euler'"),
+        (dict(name="euler", eta=1.0), None, None, r"config\.sampler\.eta = 1\.0 is not an option"),
+        (dict(name="euler", num_steps=0), None, None, r"config\.sampler\.num_steps = 0 should be"),
+        (dict(name="euler", num_steps=1.5), None, None, r"num_steps = 1\.5 should be int"),
+        (
+            dict(name="ddim"),
+            None,
+            dict(name="cfg", scale=2.0, dynamic_percentile=0.99),
+            r"config\.guidance\.dynamic_percentile = 0\.99 works on predicted images",
+        ),
+        (
+            dict(name="euler"),
+            None,
+            dict(name="cfg", scale=2.0, rescales=0.7),
+            r"config\.guidance\.rescales = 0\.7 is not an option; did you mean 'rescale'",
+        ),
+        (dict(name="euler"), None, dict(name="cfg"), r"config\.guidance\.scale is missing"),
+    ],
+)
+def test_mistakes_are_told(sampler, denoiser, guidance, message):
+    with pytest.raises(ConfigError, match=message):
+        make(sampler, denoiser, guidance)
+
+
+def test_guidance_needs_dropped_conditions():
+    network = NETWORK._replace(embedders={"label": class_embedding(num_classes=3, embed_dim=2)})
+    with pytest.raises(ConfigError, match="scale = 2.0 needs an embedder with ucg_rate > 0"):
+        make(dict(name="euler"), guidance=dict(name="cfg", scale=2.0), network=network)
+    draw = make(dict(name="euler"))
+    with pytest.raises(ValueError, match="guidance_scale = nan should be finite"):
+        draw(guidance_scale=float("nan"))
