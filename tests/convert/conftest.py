@@ -52,8 +52,8 @@ def same():
 
 @pytest.fixture(scope="session")
 def released():
-    """What tests/models/test_unet.py knows of the released UNets: fields, channels and names."""
-    tests = load(ROOT / "tests/models/test_unet.py")
+    """The released UNets that tests/models/unet/test_unet.py knows: fields, channels, names."""
+    tests = load(ROOT / "tests/models/unet/test_unet.py")
 
     @functools.cache
     def tree(name, scan=False):

@@ -13,6 +13,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from diffusion_jax.devices import mesh
 from diffusion_jax.devices import partition as sharding
 from diffusion_jax.devices.arrays import shard_batch
 from diffusion_jax.devices.mesh import (
@@ -83,16 +84,16 @@ class Chip:
 
 def test_slices_are_those_that_the_devices_name():
     chips = [Chip(i, slice_index=i // 4) for i in (4, 0, 5, 1, 6, 2, 7, 3)]
-    arranged = sharding._arrange(chips, (2, 2, 2, 1))
+    arranged = mesh._arrange(chips, (2, 2, 2, 1))
     assert [{chip.slice_index for chip in part.flat} for part in arranged] == [{0}, {1}]
     assert {chip.id for chip in arranged.flat} == set(range(8))
     with pytest.raises(ValueError, match="slices=1 should be 2, the number of slices that the 8"):
-        sharding._arrange(chips, (1, 4, 2, 1))
+        mesh._arrange(chips, (1, 4, 2, 1))
     with pytest.raises(ValueError, match="slices=4 should be 2"):
-        sharding._arrange(chips, (4, 1, 2, 1))
+        mesh._arrange(chips, (4, 1, 2, 1))
     # GPUs name the group that is tied by NVLink; a mesh may well cross it
     gpus = [dataclasses.replace(chip, platform="gpu", device_kind="H100") for chip in chips]
-    assert sharding._arrange(gpus, (1, 4, 2, 1)).shape == (1, 4, 2, 1)
+    assert mesh._arrange(gpus, (1, 4, 2, 1)).shape == (1, 4, 2, 1)
     whole = make_mesh(slices=2, data=2, fsdp=2)
     np.testing.assert_array_equal(whole.devices.flat, jax.devices())
 

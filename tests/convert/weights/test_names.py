@@ -27,7 +27,7 @@ def named(tree, name_map):
 
 def diffusers_names():
     """What diffusers and transformers call the same: {network: {name: shape}}."""
-    text = lzma.decompress((Path(__file__).parent / "data/diffusers_names.xz").read_bytes())
+    text = lzma.decompress((Path(__file__).parents[1] / "data/diffusers_names.xz").read_bytes())
     networks = {}
     for line in text.decode().splitlines():
         name, last = line.split()

@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax.convert.weights.exporting import Exported, save_weights
 from diffusion_jax.convert.weights.reading import diffusers_components, open_weights, weights_file
 
-CKPT = Path(__file__).parent / "data/lightning.ckpt"
+CKPT = Path(__file__).parents[1] / "data/lightning.ckpt"
 
 
 def save(path, **arrays):

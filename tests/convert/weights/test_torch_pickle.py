@@ -12,8 +12,8 @@ import pytest
 
 from diffusion_jax.convert.weights.torch_pickle import Inert, _Unpickler, read_torch
 
-CKPT = Path(__file__).parent / "data/lightning.ckpt"
-OLD = Path(__file__).parent / "data/old.pth"
+CKPT = Path(__file__).parents[1] / "data/lightning.ckpt"
+OLD = Path(__file__).parents[1] / "data/old.pth"
 
 
 @pytest.mark.parametrize("path", [CKPT, OLD])

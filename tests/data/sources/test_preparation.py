@@ -13,7 +13,7 @@ from diffusion_jax.data.sources.open_source import open_source
 
 SCRIPT = """
 import sys
-from diffusion_jax.data.sources import open_source
+from diffusion_jax.data.sources.open_source import open_source
 
 source = open_source("image_folder", "train", data_dir=sys.argv[1], folder=sys.argv[2])
 print(len(source), len({source[i]["file_name"] for i in range(len(source))}))
