@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -30,6 +29,7 @@ from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.sampling import SampleFn
 from diffusion_jax.models.conditioning.conditioner import cached_outputs
+from diffusion_jax.randomness import Stream, stream_key
 from diffusion_jax.train.state import TrainState, abstract_state, init_sharded
 from diffusion_jax.types import PyTree
 
@@ -48,8 +48,6 @@ DEFAULT_SECTIONS: dict[str, Any] = {
     "mesh": {},
 }
 MAX_SEED = 2**32 - 1  # jax.random.key drops what is above
-# No training step has this number, so the keys of initialisation are those of no step.
-INIT_STREAM = np.uint32(2**32 - 2)
 
 
 class Training(NamedTuple):
@@ -159,7 +157,7 @@ class Experiment(NamedTuple):
         return self.task.constants | self.task.init_frozen(key)
 
     def _init_key(self) -> Array:
-        return jax.random.fold_in(jax.random.key(self.seed), INIT_STREAM)
+        return stream_key(self.seed, Stream.INITIALISATION)
 
     def check(self) -> TrainState:
         """Trace training and evaluation without computing; return the abstract state.

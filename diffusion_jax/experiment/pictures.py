@@ -13,7 +13,7 @@ from diffusion_jax.devices.mesh import on_mesh, replicated
 from diffusion_jax.diffusion import ddpm
 from diffusion_jax.experiment.autoencoding import Autoencoding
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.randomness import noise_like
+from diffusion_jax.randomness import Stream, noise_like, sample_keys, stream_key
 from diffusion_jax.train.ema import ema_params, has_ema
 from diffusion_jax.train.first_stage.pictures import autoencoder_images
 from diffusion_jax.train.state import TrainState
@@ -62,13 +62,13 @@ def build_log_images(
             params,
             frozen,
             inputs,
-            _keys(experiment.seed, 0, count),
+            _keys(experiment.seed, Stream.LOGGED_SAMPLES, count),
             log_every=log_every,
             size=np.shape(batch["image"])[1:3],
         )
         assert samples.x_start_log is not None  # log_every asks for it
         images = np.asarray(batch["image"][:count])
-        placed = (images, _keys(experiment.seed, 1, count))
+        placed = (images, _keys(experiment.seed, Stream.LOGGED_DIFFUSION, count))
         log = {
             "inputs": images,
             **show(frozen, *put(placed, replicated(experiment.mesh))),
@@ -117,18 +117,16 @@ def build_log_reconstructions(
 
     def log_images(state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
         images = np.asarray(batch["image"][:max_images])
-        placed = (images, _keys(experiment.seed, 0, len(images)))
+        placed = (images, _keys(experiment.seed, Stream.LOGGED_SAMPLES, len(images)))
         return jax.device_get(show(state, *put(placed, replicated(experiment.mesh))))
 
     return log_images
 
 
-def _keys(seed: int, stream: int, count: int) -> jax.Array:
+def _keys(seed: int, stream: Stream, count: int) -> jax.Array:
     # The same noise at every step: the pictures of a run then show what training changed, not what
     # chance did.
-    # Numbers that no training step has, so that the pictures share no noise with training.
-    key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 3 - stream))
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    return sample_keys(stream_key(seed, stream), jnp.arange(count))
 
 
 def _diffusion_row(

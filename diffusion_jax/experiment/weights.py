@@ -24,6 +24,7 @@ from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipImage, OpenClipText
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.randomness import Stream, sample_keys, stream_key
 from diffusion_jax.train.checkpoints.checksums import path_name
 from diffusion_jax.train.checkpoints.saving import (
     load_mutable,
@@ -201,7 +202,8 @@ def scale_by_std(
     Source: latent-diffusion, LatentDiffusion.on_train_batch_start.
     """
     batch = experiment.to_devices(host_batch)
-    keys = jax.random.split(jax.random.key(experiment.seed), len(next(iter(batch.values()))))
+    count = len(next(iter(batch.values())))
+    keys = sample_keys(stream_key(experiment.seed, Stream.LATENT_SCALE), jnp.arange(count))
 
     @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
     @functools.partial(on_mesh, experiment.mesh)
