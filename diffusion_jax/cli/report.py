@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from diffusion_jax.runs.folder import load_saved_config
 from diffusion_jax.train.writers import read_jsonl
@@ -60,7 +61,7 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     )
 
 
-def _curve(name: str, rows: list[dict[str, float]]) -> str:
+def _curve(name: str, rows: list[dict[str, Any]]) -> str:
     values = _series(name, rows)
     return (
         f"  {name:32} {sparkline(values)}\n"
@@ -68,7 +69,7 @@ def _curve(name: str, rows: list[dict[str, float]]) -> str:
     )
 
 
-def _series(name: str, rows: list[dict[str, float]]) -> list[float]:
+def _series(name: str, rows: list[dict[str, Any]]) -> list[float]:
     return [row[name] for row in rows if name in row]
 
 
