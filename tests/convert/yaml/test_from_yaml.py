@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from diffusion_jax.convert.yaml.from_yaml import config_from_yaml, convert_sections
-from diffusion_jax.convert.yaml.reading import Node, leaves, leftovers, read_yaml
+from diffusion_jax.convert.yaml.reading import leaves, leftovers, read_yaml, root_node
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.config_files import load_config
 
@@ -405,9 +405,8 @@ def test_sdxl_converts_to_the_shipped_config(name, shipped, tmp_path):
 
 def parts(tree: Any) -> tuple[Any, dict[str, str]]:
     """Convert a tree as it is read, without its text: sections, and what is not in them."""
-    root = Node("", copy.deepcopy(tree), set(), {})
-    sections, chosen = convert_sections(root)
-    return (sections, chosen), dict(leftovers(root))
+    root = root_node(copy.deepcopy(tree))
+    return (convert_sections(root), root.chosen), dict(leftovers(root))
 
 
 def changed(tree: Any, path: str, value: Any) -> Any:
