@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion.samplers import driver
-from diffusion_jax.diffusion.samplers.driver import AddNoise, BeforeStep, Sampler, Samples, sample
+from diffusion_jax.diffusion.samplers.driver import AddNoise, Sampler, Samples, sample
 from diffusion_jax.diffusion.schedule import Schedule, check_choice
 from diffusion_jax.randomness import noise_like
 from diffusion_jax.types import Keys, Predict, Timesteps
@@ -327,7 +327,7 @@ def p_sample_loop(
     x_T: noise, or x_t at t = start_T - 1 when start_T shortens the way (capped at T, as upstream).
     log_every_t: log where t % log_every_t == 0 and at the first step; Samples.x_start_log is the
       progressive denoising.
-    mask, x0: keep x0 where the mask is 1, see `inpaint`.
+    mask, x0: keep x0 where the mask is 1, see driver.inpaint.
     temperature: of the noise; a number, or entry t for each t.
 
     Raises ValueError for a mask without x0, start_T or log_every_t below 1, and unknown names.
@@ -356,14 +356,6 @@ def diffuse(schedule: Schedule) -> AddNoise:
         return q_sample(schedule, x_start, jnp.full(x_start.shape[:1], coefficients.t), noise)
 
     return add_noise
-
-
-def inpaint(schedule: Schedule, x0: Sample, mask: Float[Array, "*mask"]) -> BeforeStep:
-    """Keep an image: x_t = mask q_sample(x0, t) + (1 - mask) x_t before each step.
-
-    For samplers whose coefficients have `t`; driver.inpaint is for all, and says the rest.
-    """
-    return driver.inpaint(diffuse(schedule), x0, mask)
 
 
 def _per_step(temperature: Any, num_steps: int) -> Array:

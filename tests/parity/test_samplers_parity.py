@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.diffusion import samplers
 from diffusion_jax.diffusion.samplers import by_level as ss
-from diffusion_jax.diffusion.samplers import by_timestep as samplers
 from diffusion_jax.diffusion.samplers import driver
-from diffusion_jax.diffusion.samplers.plms import plms
 from diffusion_jax.diffusion.schedule import make_schedule
 
 pytestmark = pytest.mark.parity
@@ -175,7 +174,7 @@ def test_plms(num_steps):
     for t in theirs.timesteps:
         out = theirs.step(discrete(out, float(t), torch), int(t), out).prev_sample
     schedule = make_schedule("linear", linear_start=START, linear_end=END)
-    compare(plms(schedule, num_steps), predict, x, out.numpy())
+    compare(samplers.plms(schedule, num_steps), predict, x, out.numpy())
 
 
 @pytest.mark.parametrize("num_steps", [10, 50])

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion import ddpm
-from diffusion_jax.diffusion.samplers import by_timestep as samplers
+from diffusion_jax.diffusion import ddpm, samplers
 from diffusion_jax.diffusion.schedule import make_beta_schedule, make_schedule, respace
 from diffusion_jax.randomness import noise_like
 

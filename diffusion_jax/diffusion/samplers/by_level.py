@@ -19,18 +19,6 @@ from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.randomness import noise_like
 from diffusion_jax.types import Predict
 
-__all__ = [
-    "FACTORIES",
-    "ancestral_levels",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "dpmpp_2s_ancestral",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "lms",
-]
-
 Steps = TypeVar("Steps", bound=tuple)
 
 
@@ -363,7 +351,3 @@ def _denoise(predict: Predict, x: Array, sigma: Array) -> Array:
 def _towards(x: Array, x_start: Array, ratio: Array) -> Array:
     """Move x to x_start until `ratio` of the noise is left: Euler's step, exact at ratio 0."""
     return ratio * x + (1.0 - ratio) * x_start
-
-
-# Those that a config can name; each (sigmas, **options) -> Sampler.
-FACTORIES = (euler, heun, euler_ancestral, dpmpp_2s_ancestral, dpmpp_2m, dpmpp_2m_sde, lms)

@@ -149,15 +149,6 @@ def steps_of_strength(num_steps: int, strength: float) -> int:
     return max(int(strength * (num_steps + 1)) - 1, 1)
 
 
-def img2img(sampler: Sampler, strength: float) -> Sampler:
-    """Take only the last steps of a sampler, as many as steps_of_strength says.
-
-    Begin with `start_from_image`. Raises ValueError for a strength outside (0, 1].
-    """
-    total = sampler.num_steps
-    return segment(sampler, total - steps_of_strength(total, strength), total)
-
-
 def start_from_noise(sampler: Sampler, noise: Float[Array, "b *shape"]) -> Float[Array, "b *shape"]:
     """Scale unit noise to the x_T of a sampler: noise, or sqrt(1 + sigma^2) noise."""
     return sampler.start(noise, first_row(sampler))
