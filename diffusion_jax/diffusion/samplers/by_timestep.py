@@ -19,7 +19,6 @@ from diffusion_jax.diffusion.schedule import (
     respace,
     step_betas,
 )
-from diffusion_jax.randomness import noise_like
 
 
 def ddpm_ancestral(
@@ -92,22 +91,23 @@ def ddim(
     check_choice("parameterization", parameterization, ("eps", "x0", "v"))
     visited, previous = visited_timesteps(schedule.num_timesteps, num_steps, discretize)
 
-    def step(predict, x, memory, now: DDIMStep, keys):
+    def step(predict, x, memory, now: DDIMStep, noise):
         t = jnp.full(x.shape[:1], now.t)
         output = predict(x, t)
         x_start = ddpm.predict_start(schedule, output, x, t, parameterization)
-        noise = ddpm.predict_noise(schedule, output, x, t, parameterization)
+        eps = ddpm.predict_noise(schedule, output, x, t, parameterization)
         if clip_denoised:
             x_start = jnp.clip(x_start, -1.0, 1.0)
             if use_clipped_noise:
-                noise = ddpm.predict_noise_from_start(schedule, x, t, x_start)
-        x = now.signal_prev * x_start + now.direction * noise
+                eps = ddpm.predict_noise_from_start(schedule, x, t, x_start)
+        x = now.signal_prev * x_start + now.direction * eps
         if eta > 0.0:
-            x = x + temperature * now.sigma * noise_like(keys, x.shape[1:])
+            x = x + temperature * now.sigma * noise
         return x, memory, x_start
 
     steps = _ddim_steps(schedule, visited, previous, eta)
-    return Sampler(lambda x: (), step, steps, add_noise=ddpm.diffuse(schedule))
+    add_noise = ddpm.diffuse(schedule)
+    return Sampler(lambda x: (), step, steps, add_noise=add_noise, stochastic=eta > 0.0)
 
 
 class DDIMInversionStep(NamedTuple):
@@ -141,11 +141,11 @@ def ddim_inversion(
     check_choice("parameterization", parameterization, ("eps", "x0", "v"))
     visited, previous = visited_timesteps(schedule.num_timesteps, num_steps, discretize)
 
-    def step(predict, x, memory, now: DDIMInversionStep, keys):
+    def step(predict, x, memory, now: DDIMInversionStep, noise):
         t = jnp.full(x.shape[:1], now.t)
-        noise = ddpm.predict_noise(schedule, predict(x, t), x, t, parameterization)
-        x_start = (x - now.sigma_now * noise) / now.signal_now
-        return now.signal * x_start + now.sigma * noise, memory, x_start
+        eps = ddpm.predict_noise(schedule, predict(x, t), x, t, parameterization)
+        x_start = (x - now.sigma_now * eps) / now.signal_now
+        return now.signal * x_start + now.sigma * eps, memory, x_start
 
     def add_noise(x_start, now: DDIMInversionStep, noise):
         return now.signal_now * x_start + now.sigma_now * noise
@@ -229,35 +229,35 @@ def plms(
     ahead = np.append(visited[1:], visited[-1])
     steps = PLMSStep(jnp.asarray(visited), jnp.asarray(ahead), *at_or_clean(schedule, previous))
 
-    def noise_at(predict, x: Array, t: Array) -> Array:
+    def eps_at(predict, x: Array, t: Array) -> Array:
         t = jnp.full(x.shape[:1], t)
-        noise = ddpm.predict_noise(schedule, predict(x, t), x, t, parameterization)
-        return noise.astype(x.dtype)
+        eps = ddpm.predict_noise(schedule, predict(x, t), x, t, parameterization)
+        return eps.astype(x.dtype)
 
-    def move(x: Array, noise: Array, now: PLMSStep) -> tuple[Array, Array]:
+    def move(x: Array, eps: Array, now: PLMSStep) -> tuple[Array, Array]:
         t = jnp.full(x.shape[:1], now.t)
-        x_start = ddpm.predict_start_from_noise(schedule, x, t, noise)
+        x_start = ddpm.predict_start_from_noise(schedule, x, t, eps)
         if norm_limit is not None:
             x_start = norm_threshold(x_start, norm_limit)
-        return now.signal_prev * x_start + now.sigma_prev * noise, x_start
+        return now.signal_prev * x_start + now.sigma_prev * eps, x_start
 
     def init(x: Array) -> tuple[Array, Array]:
         return jnp.zeros((), jnp.int32), jnp.zeros((4, *x.shape), x.dtype)
 
-    def step(predict, x, memory, now: PLMSStep, keys):
-        known, noises = memory
-        noise = noise_at(predict, x, now.t)
-        noises = jnp.concatenate([noise[None], noises[:-1]])
+    def step(predict, x, memory, now: PLMSStep, noise):
+        known, before = memory
+        eps = eps_at(predict, x, now.t)
+        before = jnp.concatenate([eps[None], before[:-1]])
 
         def look_ahead():
-            trial, _ = move(x, noise, now)
-            return 0.5 * (noise + noise_at(predict, trial, now.t_ahead))
+            trial, _ = move(x, eps, now)
+            return 0.5 * (eps + eps_at(predict, trial, now.t_ahead))
 
         def look_back():
-            return jnp.tensordot(jnp.asarray(_WEIGHTS)[known], noises, 1)
+            return jnp.tensordot(jnp.asarray(_WEIGHTS)[known], before, 1)
 
         x, x_start = move(x, jax.lax.cond(known == 0, look_ahead, look_back), now)
-        return x, (jnp.minimum(known + 1, 3), noises), x_start
+        return x, (jnp.minimum(known + 1, 3), before), x_start
 
     return Sampler(init, step, steps, add_noise=ddpm.diffuse(schedule))
 

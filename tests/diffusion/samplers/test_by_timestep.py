@@ -208,12 +208,12 @@ def test_clipped_ddim_derives_its_noise_from_the_clipped_image():
     x_start = ddpm.predict_start_from_noise(schedule, x, t, 0.2 * x)
     assert float(x_start[0, 0]) > 1.0
     noise = ddpm.predict_noise_from_start(schedule, x, t, jnp.ones((1, 1)))
-    clipped, _, start = sampler.step(predict, x, (), row, keys_of(1))
-    kept, *_ = raw.step(predict, x, (), row, keys_of(1))
+    clipped, _, start = sampler.step(predict, x, (), row, None)
+    kept, *_ = raw.step(predict, x, (), row, None)
     assert float(start[0, 0]) == 1.0
     np.testing.assert_allclose(clipped, row.signal_prev + row.direction * noise, rtol=1e-6)
     np.testing.assert_allclose(kept, row.signal_prev + row.direction * 0.6, rtol=1e-6)
-    unclipped, _, start = samplers.ddim(schedule, 10).step(predict, x, (), row, keys_of(1))
+    unclipped, _, start = samplers.ddim(schedule, 10).step(predict, x, (), row, None)
     np.testing.assert_allclose(start, x_start, rtol=1e-6)
     np.testing.assert_allclose(
         unclipped, row.signal_prev * x_start + row.direction * 0.6, rtol=1e-6
