@@ -51,11 +51,16 @@ def _finish(result: Result, workdir: pathlib.Path) -> int:
     if stopped is not None and not stopped.save:
         return EXIT_NOT_A_NUMBER
     if stopped is not None and stopped.reason in SIGNALS:
-        processes.say(f"saved; the same command, or --resume={workdir}, goes on from here")
+        _say(f"saved; the same command, or --resume={workdir}, goes on from here")
         return EXIT_SIGNAL
     if result.experiment.task.drawing is not None:
-        processes.say(f"draw images: python launch.py sample --workdir={workdir}")
+        _say(f"draw images: python launch.py sample --workdir={workdir}")
     return 0
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def _run_folder_and_config(

@@ -6,7 +6,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TextIO, TypeAlias
+from typing import Any, Literal, NamedTuple, TextIO, TypeAlias
 
 import jax
 import ml_collections
@@ -126,17 +126,12 @@ def train_run(
         writer = open_writer(workdir, resume_step=first_step)
         stack.callback(writer.close)
         announce(experiment, state, data, workdir, writer, say)
-        metadata = {
-            "config": folder.to_plain(config),
-            "revision": folder.git_revision(),
-            "seed": experiment.seed,
-        }
         with _signals() as received, watch_hangs(**options.hooks["hang"][0]) as hang:
             watched = Watched(
                 workdir=workdir,
                 writer=writer,
                 checkpoints=checkpoints,
-                metadata=metadata,
+                metadata=_metadata(experiment, config),
                 scores=scores,
                 frozen=_frozen(experiment, workdir, data),
                 validation_batches=data.validation,
@@ -153,10 +148,19 @@ def train_run(
                 data.train.iterate(first_step),
                 build_hooks(experiment, options, watched),
                 num_steps=experiment.training.num_steps,
-                rescue=make_rescue(checkpoints, metadata, scores, first_step=first_step),
+                rescue=make_rescue(checkpoints, watched.metadata, scores, first_step=first_step),
             )
         checkpoints.wait()
         return _finish(experiment, state, stop, watched, data.test if test else None, say)
+
+
+def _metadata(experiment: Experiment, config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Name what a checkpoint was made from."""
+    return {
+        "config": folder.to_plain(config),
+        "revision": folder.git_revision(),
+        "seed": experiment.seed,
+    }
 
 
 def _in_process_0(on_event: Listener | None) -> Listener:

@@ -17,7 +17,11 @@ TINY = "configs/mnist.py:tiny"
 
 
 def config(steps=4):
-    return load_config(TINY, [f"--config.train.num_steps={steps}", "--config.checkpoint.every=2"])
+    changes = dict(num_steps=steps), dict(every=2, keep_last=3, keep_best=0)
+    found = load_config(TINY)
+    found.train.update(changes[0])
+    found.checkpoint.update(changes[1])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +36,9 @@ def trained(tmp_path_factory):
 def test_the_result_is_what_the_run_came_to(trained):
     workdir, result, _ = trained
     assert (result.step, int(result.state.step), result.stopped) == (4, 4, None)
-    averages = load_params(workdir / "checkpoints", step=4, ema=True)
-    same = jax.tree.map(np.array_equal, ema_params(result.state.opt_state), averages)
-    assert jax.tree.all(same)
+    averages = ema_params(result.state.opt_state)
+    read = load_params(workdir / "checkpoints", averages, step=4, ema=True)
+    assert jax.tree.all(jax.tree.map(np.array_equal, averages, read))
     logged = {k: v for row in read_jsonl(workdir / "metrics.jsonl") for k, v in row.items()}
     names = {"val/loss_simple", "val/loss_simple_ema", "test/loss_simple", "test/loss_simple_ema"}
     assert names <= result.metrics.keys()
