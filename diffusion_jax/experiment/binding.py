@@ -30,7 +30,8 @@ class Section(NamedTuple):
 
     targets: take keys whatever the name is. table: rows that `name` picks; the row takes keys, too,
     but for those in given. extras: more that takes keys, for some names only. default: the name in
-    a config that lacks the section.
+    a config that lacks the section. own: what the caller supplies to a user's own object, which
+    name may then be as "package.module:Object"; None where there is no such choice.
     """
 
     path: str
@@ -38,21 +39,22 @@ class Section(NamedTuple):
     targets: tuple[Target, ...] = ()
     table: Mapping[str, Callable] = {}
     given: Collection[str] = ()
-    extras: Mapping[str, Target] = {}
+    extras: Mapping[str, tuple[Target, ...]] = {}
     default: str | None = None
+    own: Collection[str] | None = None
 
 
 class Bound(NamedTuple):
-    """A section after binding: keywords for the row that it names, for its targets and the extra.
+    """A section after binding: keywords for the row that it names, its targets and its extras.
 
-    Without a table the name is "", and without an extra for the name the extra is empty.
+    Without a table the name is "".
     """
 
     name: str
     factory: Callable
     keywords: dict[str, Any]
     own: tuple[dict[str, Any], ...]
-    extra: dict[str, Any]
+    extra: tuple[dict[str, Any], ...]
 
     def make(self, *args: Any, **given: Any) -> Any:
         """Call the row with its keywords and with what the caller supplies."""
@@ -73,10 +75,12 @@ def pick(table: Mapping[str, Any], name: Any, path: str) -> Any:
     return table[name]
 
 
-def row(table: Mapping[str, Any], section: Mapping[str, Any], path: str) -> Any:
+def row(
+    table: Mapping[str, Any], section: Mapping[str, Any], path: str, *, own: bool = False
+) -> Any:
     """Look up the row of a table that a section's `name` picks, or import a user's own object.
 
-    A name with a colon, such as "package.module:Object", is imported instead of looked up.
+    With own, a name such as "package.module:Object" is imported instead of looked up.
     Raises ConfigError with the choices when there is no name or no such row, and when the module
     or the object does not exist.
     """
@@ -84,14 +88,17 @@ def row(table: Mapping[str, Any], section: Mapping[str, Any], path: str) -> Any:
     if "name" not in section:
         raise ConfigError(f"{path}.name is missing; choose from {', '.join(sorted(table))}")
     name = section["name"]
-    if is_own(name):
+    if own and is_own(name):
         return import_object(name, f"{path}.name")
     return pick(table, name, f"{path}.name")
 
 
 def is_own(name: Any) -> bool:
-    """Tell whether a name of a config is that of a user's own object, "package.module:Object"."""
-    return isinstance(name, str) and ":" in name
+    """Tell whether a name of a config is that of a user's own object, "package.module:Object".
+
+    "cifar10:3.0.2" is not: what follows the colon is a version.
+    """
+    return isinstance(name, str) and bool(re.search(":[^0-9]", name))
 
 
 def import_object(name: str, path: str) -> Callable:
@@ -212,13 +219,14 @@ def bind_section(spec: Section, section: Mapping[str, Any] | None) -> Bound:
         section = {} if spec.default is None else {"name": spec.default}
     name, factory, targets = "", dict, list(spec.targets)
     if spec.table:
-        factory = row(spec.table, section, spec.path)
+        factory = row(spec.table, section, spec.path, own=spec.own is not None)
         name = section["name"]
-        targets += [(factory, spec.given), *([spec.extras[name]] if name in spec.extras else [])]
+        given = spec.own if spec.own is not None and is_own(name) else spec.given
+        targets += [(factory, given), *(spec.extras[name] if name in spec.extras else ())]
     found = bind_shared(section, spec.path, *targets)
-    own, rest = found[: len(spec.targets)], found[len(spec.targets) :]
-    keywords, extra, *_ = [*rest, {}, {}]
-    return Bound(name, factory, keywords, tuple(own), extra)
+    own, row_and_extra = found[: len(spec.targets)], found[len(spec.targets) :]
+    keywords, *extra = row_and_extra or [{}]
+    return Bound(name, factory, keywords, tuple(own), tuple(extra))
 
 
 def value_of(function: Callable, keywords: Mapping[str, Any], name: str) -> Any:
@@ -303,9 +311,17 @@ def type_name(annotation: Any) -> str:
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(annotation))
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(type_name(arg) for arg in typing.get_args(annotation))
+        arguments = typing.get_args(annotation)
+        # Arrays and functions come from Python only; a config holds the others.
+        plain = [a for a in arguments if not _module_of(a).startswith(("jax", "numpy"))]
+        plain = [a for a in plain if typing.get_origin(a) is not Callable]
+        return " or ".join(type_name(argument) for argument in plain or arguments)
     if annotation is type(None):
         return "None"
     if origin is None and isinstance(annotation, type):
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+
+
+def _module_of(annotation: Any) -> str:
+    return str(getattr(annotation, "__module__", ""))

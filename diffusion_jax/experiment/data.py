@@ -9,11 +9,20 @@ import jax
 from diffusion_jax.data.batches import Batches, eval_batches, make_batches
 from diffusion_jax.data.latent_cache import LatentCache, cached_batches
 from diffusion_jax.data.sources.open_source import class_names, open_source
-from diffusion_jax.experiment.binding import ConfigError, bind, known_sections, options, value_of
+from diffusion_jax.experiment.binding import (
+    ConfigError,
+    bind,
+    import_object,
+    is_own,
+    known_sections,
+    options,
+    value_of,
+)
 
 ROLES = ("train", "validation", "test")
 # What a run decides, not a data section.
 _GIVEN = ("source", "batch_size", "seed", "repeat", "process_index", "process_count")
+_SOURCE = "config.data.source.name"
 
 
 class Data(NamedTuple):
@@ -37,6 +46,8 @@ class Data(NamedTuple):
         split = self.splits[role]
         if split is None:
             raise ConfigError(f"config.data.splits.{role} is not set, so there is no {role} split")
+        if is_own(self.name):
+            return import_object(self.name, _SOURCE)(split=split, **self.source_options)
         return open_source(self.name, split, **self.source_options)
 
     def class_names(self, source: Any) -> tuple[str, ...]:
@@ -88,6 +99,8 @@ def build_data(section: Mapping[str, Any]) -> Data:
     source = section["source"]
     if "name" not in source:
         raise ConfigError("config.data.source.name is missing; name a TFDS data set")
+    if is_own(source["name"]):
+        bind(import_object(source["name"], _SOURCE), source, "config.data.source", given=("split",))
     return Data(
         (height, width, channels),
         source["name"],

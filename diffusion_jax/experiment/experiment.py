@@ -24,10 +24,11 @@ from diffusion_jax.experiment.binding import (
 )
 from diffusion_jax.experiment.data import Data, build_data
 from diffusion_jax.experiment.diffusion import Diffusion, build_diffusion
-from diffusion_jax.experiment.latent_options import LatentCacheOptions, bind_latent_cache
+from diffusion_jax.experiment.latent_options import bind_latent_cache
 from diffusion_jax.experiment.layout import first_stage_rules, frozen_rules, state_rules
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
+from diffusion_jax.experiment.options import LatentCacheOptions
 from diffusion_jax.experiment.sampling import SampleFn
 from diffusion_jax.models.conditioning.conditioner import cached_outputs
 from diffusion_jax.train.state import TrainState, abstract_state, init_sharded

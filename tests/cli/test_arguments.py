@@ -1,8 +1,12 @@
 """The command line: defaults to training, names what it does not know."""
 
+import sys
+from importlib.util import find_spec
+
 import pytest
 
 from diffusion_jax.cli.arguments import parse_arguments
+from diffusion_jax.cli.flags import COMMANDS
 
 MNIST = "configs/mnist.py"
 
@@ -23,7 +27,12 @@ def test_sample_flags():
     [
         (
             ["smaple"],
-            "'smaple' is not a command; choose from train, sample, evaluate, convert, report",
+            "'smaple' is not a command; did you mean 'sample'? choose from cache, convert",
+        ),
+        (["--confg=x"], "'--confg=x' is not a flag of train; did you mean '--config'? choose from"),
+        (
+            ["sample", "--width_=3"],
+            "is not a flag of sample; did you mean '--width'? choose from -",
         ),
         (["--workdir=x", "--batchsize=3"], "'--batchsize=3' is not a flag of train"),
         (["sample", "--workdir=x", "extra"], "'extra' is not a flag of sample"),
@@ -42,3 +51,25 @@ def test_help_lists_every_command(capsys):
     text = capsys.readouterr().out
     assert stopped.value.code == 0
     assert all(command in text for command in ("train", "sample", "evaluate", "report", "--config"))
+
+
+def test_every_command_has_its_module_and_its_flags():
+    for command in COMMANDS:
+        assert find_spec(f"diffusion_jax.cli.{command}") is not None
+        required = [
+            f"{name}=x" for name, options in COMMANDS[command].flags if "required" in options
+        ]
+        assert parse_arguments([command, *required, "--debug"]).debug
+    assert parse_arguments(["train", "--process_id=3"]).process_id == 3
+    assert parse_arguments(["cache", "--local_device_ids=0,1"]).local_device_ids == "0,1"
+
+
+@pytest.mark.parametrize("name", ["launch.py", "__main__.py", "diffusion-jax"])
+def test_messages_name_the_program_as_it_was_called(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"/somewhere/{name}"])
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    called = {"launch.py": "python launch.py", "__main__.py": "python -m diffusion_jax"}
+    program = called[name] if name in called else name
+    text = capsys.readouterr().out
+    assert f"usage: {program} " in text and f"  {program} plan --config" in text
