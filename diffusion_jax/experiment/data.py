@@ -11,11 +11,20 @@ from diffusion_jax.data.images import ImageOptions
 from diffusion_jax.data.latent_cache import LatentCache, cached_batches
 from diffusion_jax.data.records import Records
 from diffusion_jax.data.sources.open_source import class_names, open_source
-from diffusion_jax.experiment.binding import ConfigError, bind, bind_shared, known_sections, options
+from diffusion_jax.experiment.binding import (
+    ConfigError,
+    bind,
+    bind_shared,
+    import_object,
+    is_own,
+    known_sections,
+    options,
+)
 
 ROLES = ("train", "validation", "test")
 # What a run decides, not a data section.
 _GIVEN = "source batch_size seed repeat process_index process_count finish".split()
+_SOURCE = "config.data.source.name"
 
 
 class Data(NamedTuple):
@@ -41,6 +50,8 @@ class Data(NamedTuple):
         split = self.splits[role]
         if split is None:
             raise ConfigError(f"config.data.splits.{role} is not set, so there is no {role} split")
+        if is_own(self.name):
+            return import_object(self.name, _SOURCE)(split=split, **self.source_options)
         return open_source(self.name, split, **self.source_options)
 
     def class_names(self, source: Records) -> tuple[str, ...]:
@@ -109,6 +120,8 @@ def build_data(section: Mapping[str, Any]) -> Data:
         for name, parameter in inspect.signature(make_batches).parameters.items()
         if name not in _GIVEN and parameter.default is not parameter.empty
     }
+    if is_own(source["name"]):
+        bind(import_object(source["name"], _SOURCE), source, "config.data.source", given=("split",))
     return Data(
         (height, width, images.channels),
         source["name"],

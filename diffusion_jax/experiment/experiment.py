@@ -21,8 +21,9 @@ from diffusion_jax.experiment.binding import (
 )
 from diffusion_jax.experiment.data import Data, build_data
 from diffusion_jax.experiment.diffusion import make_diffusion
-from diffusion_jax.experiment.latent_options import LatentCacheOptions, bind_latent_cache
+from diffusion_jax.experiment.latent_options import bind_latent_cache
 from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.options import LatentCacheOptions
 from diffusion_jax.experiment.sampling import SampleFn
 from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
 from diffusion_jax.models.conditioning.conditioner import cached_outputs
