@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from diffusion_jax.diffusion.schedule import Schedule, make_schedule
     from diffusion_jax.pipeline import Pipeline
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "Pipeline": "diffusion_jax.pipeline",
     "Schedule": "diffusion_jax.diffusion.schedule",

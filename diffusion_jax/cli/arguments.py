@@ -4,6 +4,8 @@ import argparse
 import importlib
 from collections.abc import Callable, Sequence
 
+from diffusion_jax import __version__
+from diffusion_jax.cli.program import program_name
 from diffusion_jax.experiment.config_files import load_config
 
 __all__ = ["load_config", "parse_arguments"]
@@ -35,7 +37,7 @@ Any value of a config can be changed on the command line: --config.section.key=v
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; prints help or a one-line error and exits as argparse does."""
     argv = list(argv)
-    if not argv or argv[0].startswith("--config") or argv[0] not in (*COMMANDS, "-h", "--help"):
+    if not argv or argv[0] not in (*COMMANDS, "-h", "--help", "--version"):
         if argv and not argv[0].startswith("-"):
             _parser().error(f"{argv[0]!r} is not a command; choose from {', '.join(COMMANDS)}")
         argv = ["train", *argv]
@@ -62,12 +64,13 @@ def _lazy(command: str) -> Callable[[argparse.Namespace], int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python launch.py",
+        prog=program_name(),
         description="Train and sample diffusion models in JAX.",
-        epilog=EPILOG,
+        epilog=EPILOG.replace("python launch.py", program_name()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"diffusion-jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         sub = commands.add_parser(

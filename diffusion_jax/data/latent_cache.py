@@ -246,7 +246,7 @@ def open_cache(layout: Layout) -> LatentCache:
     if missing or not (layout.folder / NULL_FILE).exists():
         raise ValueError(
             f"the latent cache in {layout.folder} is not complete: {len(missing)} of its "
-            f"{layout.num_shards} shards are missing; make them with python launch.py cache"
+            f"{layout.num_shards} shards are missing; the command cache makes them"
         )
     indices = [_check_shard(layout, shard) for shard in range(layout.num_shards)]
     shapes = tuple((height, width) for height, width in indices[0]["shapes"])
