@@ -77,7 +77,7 @@ def read_blocks(page: Path, root: Path) -> list[Block]:
 
 def _rule(line: str) -> str:
     found = _RULE.fullmatch(line)
-    if "<!-- docs" in line and not found:
+    if line.lstrip().startswith("<!-- docs") and not found:
         raise ValueError(f"{line!r} should be <!-- docs: RULE -->")
     return found[1] if found else ""
 
