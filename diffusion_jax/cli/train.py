@@ -11,11 +11,15 @@ import jax
 import ml_collections
 
 from diffusion_jax.cli.arguments import load_config
+from diffusion_jax.cli.program import program_name
 from diffusion_jax.devices import processes as distributed
-from diffusion_jax.experiment import make_experiment
 from diffusion_jax.runs import folder as run_folder
-from diffusion_jax.runs.training import train_run
+from diffusion_jax.runs.training import SIGNALS, Result, train_run
 from diffusion_jax.train.checkpoints.saving import resolve_checkpoint
+
+EXIT_NOT_A_NUMBER = 3  # a metric was NaN or infinite; the message names the last good checkpoint
+# Stopped by SIGTERM or Ctrl-C and saved: the same command goes on (sysexits.h, EX_TEMPFAIL).
+EXIT_SIGNAL = 75
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -23,14 +27,29 @@ def run(arguments: argparse.Namespace) -> int:
     distributed.start(arguments)
     workdir, config, step = _run_folder_and_config(arguments)
     with _debugging(arguments.debug):
-        return train_run(
-            make_experiment(config),
-            workdir,
+        result = train_run(
             config,
-            from_step=step,
+            workdir,
+            resume=True if step is None else step,
+            on_event=lambda event: print(event.text, flush=True),
+            progress=sys.stderr,
             donate=not arguments.debug,
             test=not arguments.no_test,
         )
+    return _finish(result, workdir)
+
+
+def _finish(result: Result, workdir: pathlib.Path) -> int:
+    """Say how to go on; choose the exit code."""
+    stopped = result.stopped
+    if stopped is not None and not stopped.save:
+        return EXIT_NOT_A_NUMBER
+    if stopped is not None and stopped.reason in SIGNALS:
+        distributed.say(f"saved; the same command, or --resume={workdir}, goes on from here")
+        return EXIT_SIGNAL
+    if result.experiment.task.drawing is not None:
+        distributed.say(f"draw images: {program_name()} sample --workdir={workdir}")
+    return 0
 
 
 def _run_folder_and_config(

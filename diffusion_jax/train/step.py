@@ -11,19 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 
+from diffusion_jax.randomness import Stream, sample_keys, step_key, stream_key
 from diffusion_jax.train.state import TrainState, strengthen
-from diffusion_jax.types import Batch, Keys, PyTree
+from diffusion_jax.types import Batch, PyTree
 
 Metrics: TypeAlias = dict[str, jax.Array]
 # (params, mutable, frozen, batch, keys [b], *, train: bool) -> (loss, (metrics, mutable)); loss and
 # metrics are means over the samples of the batch, weighted by batch["weight"] where there is one.
 # batch["position"] int32 [b] is the place of each sample in the global batch.
 LossFn: TypeAlias = Callable[..., tuple[Any, tuple[Mapping[str, Any], PyTree]]]
-
-# No training step has this number, so that validation never repeats the noise of training.
-_EVAL_STREAM = np.uint32(2**32 - 1)
 
 
 def make_train_step(
@@ -51,7 +49,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Metrics]:
         batch = with_positions(batch)
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = step_key(seed, state.step)
         gradients, loss, metrics, mutable = _gradients(
             loss_fn, state, frozen, batch, key, accumulate=accumulate
         )
@@ -87,8 +85,8 @@ def make_eval_step(
         params: PyTree, mutable: PyTree, frozen: PyTree, batch: Batch, batch_number: Any
     ) -> Metrics:
         batch = with_positions(batch)
-        stream = jax.random.fold_in(jax.random.key(seed), _EVAL_STREAM)
-        keys = sample_keys(jax.random.fold_in(stream, batch_number), batch["position"])
+        key = jax.random.fold_in(stream_key(seed, Stream.EVALUATION), batch_number)
+        keys = sample_keys(key, batch["position"])
         loss, (metrics, _) = loss_fn(params, mutable, frozen, batch, keys, train=False)
         weight = jnp.sum(batch["weight"]) if "weight" in batch else keys.shape[0]
         return _float32({"loss": loss, **metrics, "weight": weight})
@@ -213,11 +211,6 @@ def with_positions(batch: Batch) -> Batch:
     if len(set(sizes.values())) != 1:
         raise ValueError(f"the arrays of a batch must share their leading axis, got {sizes}")
     return {**batch, "position": jnp.arange(next(iter(sizes.values())), dtype=jnp.int32)}
-
-
-def sample_keys(key: Key[Array, ""], positions: Int[Array, "b"]) -> Keys:
-    """Make the keys of samples from that of a step: fold_in(key, position), [b]."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
 
 
 def _float32(metrics: Mapping[str, Any]) -> Metrics:

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion.schedule import check_choice
+from diffusion_jax.randomness import sample_keys, step_key
 from diffusion_jax.train.ema import ema_params
 from diffusion_jax.train.first_stage.loss import (
     AutoencoderLoss,
@@ -20,7 +21,7 @@ from diffusion_jax.train.first_stage.loss import (
     reconstruct,
 )
 from diffusion_jax.train.state import TrainState, strengthen
-from diffusion_jax.train.step import Metrics, make_eval_step, sample_keys, with_positions
+from diffusion_jax.train.step import Metrics, make_eval_step, with_positions
 from diffusion_jax.types import Batch, Keys, PyTree
 
 SCHEDULES = ("both", "alternate")
@@ -144,7 +145,7 @@ def make_autoencoder_step(
 
     def train_step(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Metrics]:
         batch = with_positions(batch)
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = step_key(seed, state.step)
         keys = jax.vmap(lambda key: jax.random.split(key, 2))(sample_keys(key, batch["position"]))
         active = state.step >= loss.disc_start
         step = _Step(frozen, batch, keys[:, 0], keys[:, 1], active)

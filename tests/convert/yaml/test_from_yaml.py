@@ -517,7 +517,7 @@ def test_devices_and_micro_batches_make_the_global_batch():
 
 def test_a_learning_rate_schedule_is_the_same_function(tmp_path):
     built = build(load(imagenet_f8(), tmp_path))
-    rates = [float(built.lr_at(step)) for step in (0, 5000, 10_000, 90_000)]
+    rates = [float(built.task.lr_at(step)) for step in (0, 5000, 10_000, 90_000)]
     ramp = 1e-4 * (1e-6 + (1 - 1e-6) * 0.5)
     assert rates == pytest.approx([1e-4 * 1e-6, ramp, 1e-4, 1e-4], rel=1e-5)
 

@@ -474,7 +474,7 @@ def test_half_written_checkpoints_are_cleared(tmp_path):
 SCRIPT = textwrap.dedent(
     """
     import jax, jax.numpy as jnp, numpy as np, optax
-    from diffusion_jax.train.checkpoint import open_checkpoints, saved_steps
+    from diffusion_jax.train.checkpoints.saving import open_checkpoints, saved_steps
     from diffusion_jax.train.ema import ema
     from diffusion_jax.train.hooks.checkpoint import checkpoint
     from diffusion_jax.train.loop import Hook, train

@@ -12,6 +12,7 @@ import pytest
 from diffusion_jax.devices.arrays import shard_batch
 from diffusion_jax.devices.mesh import make_mesh, replicated
 from diffusion_jax.devices.partition import fsdp
+from diffusion_jax.randomness import sample_keys
 from diffusion_jax.train.ema import ema, ema_params
 from diffusion_jax.train.first_stage.loss import (
     AutoencoderLoss,
@@ -26,7 +27,7 @@ from diffusion_jax.train.first_stage.step import (
     make_autoencoder_step,
 )
 from diffusion_jax.train.state import abstract_state, init_sharded
-from diffusion_jax.train.step import jit_train_step, mean_metrics, sample_keys
+from diffusion_jax.train.step import jit_train_step, mean_metrics
 
 BATCH = 8
 START = 2

@@ -90,10 +90,10 @@ SCRIPT = textwrap.dedent(
     import sys, time
     import jax, jax.numpy as jnp
     from typing import NamedTuple
-    from diffusion_jax.train.checkpoint import open_checkpoints
+    from diffusion_jax.train.checkpoints.saving import open_checkpoints
     from diffusion_jax.train.hooks.checkpoint import checkpoint
     from diffusion_jax.train.loop import Hook, train
-    from diffusion_jax.train.signals import handle_signals, signal_hook
+    from diffusion_jax.train.hooks.signals import handle_signals, signal_hook
 
     class State(NamedTuple):
         step: jax.Array
@@ -217,10 +217,10 @@ PROCESSES = textwrap.dedent(
     import jax.numpy as jnp, numpy as np
     from typing import NamedTuple
     from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-    from diffusion_jax.train.checkpoint import open_checkpoints, saved_steps
+    from diffusion_jax.train.checkpoints.saving import open_checkpoints, saved_steps
     from diffusion_jax.train.hooks.checkpoint import checkpoint
     from diffusion_jax.train.loop import Hook, train
-    from diffusion_jax.train.signals import handle_signals, signal_hook
+    from diffusion_jax.train.hooks.signals import handle_signals, signal_hook
 
     def say(*words):  # in one write, for Gloo prints in between
         sys.stdout.write(" ".join(map(str, ("\\n", *words, "\\n"))))
