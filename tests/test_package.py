@@ -1,5 +1,6 @@
 """The installed package: its version, its type marker, and the name by which it was called."""
 
+import os
 import re
 import subprocess
 import sys
@@ -59,3 +60,35 @@ def test_pre_commit_runs_the_pinned_ruff():
     (pinned,) = re.findall(r"^ruff==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
     assert re.search(rf"ruff-pre-commit\n\s+rev: v{re.escape(pinned)}\n", hooks)
+
+
+@pytest.mark.slow
+def test_the_wheel_works_without_a_checkout(tmp_path):
+    pytest.importorskip("hatchling", reason="is in the extra docs")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wheels, site = tmp_path / "wheels", tmp_path / "site"
+    build = ["wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={wheels}", str(ROOT)]
+    subprocess.run([*pip, *build], check=True, timeout=300)
+    (wheel,) = wheels.iterdir()
+    install = ["install", "--no-deps", f"--target={site}", str(wheel)]
+    subprocess.run([*pip, *install], check=True, timeout=300)
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    result = subprocess.run(
+        [site / "bin" / "diffusion-jax", "--config=mnist:tiny", "--workdir=run"],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "draw images: diffusion-jax sample --workdir=run" in result.stdout
+    assert str(site) in call_from(elsewhere, site, "import diffusion_jax; print(diffusion_jax)")
+
+
+def call_from(folder: Path, site: Path, code: str) -> str:
+    command = [sys.executable, "-c", code]
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env).stdout
