@@ -1,8 +1,8 @@
 """The shipped tiny config through the front door: train, be killed, resume exactly, sample,
 report."""
 
+import functools
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from support import commands
 
 from diffusion_jax.cli import main
 from diffusion_jax.train.checkpoints.reading import load_params, saved_steps
@@ -30,43 +31,25 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def data(folder, monkeypatch):
-    """The data folder that the runs of this file share, for commands in this process."""
+    """The data folder that the runs of this file share, for commands on all eight devices."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "data"))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
-
-
-def start(folder, *arguments):
-    environment = os.environ | {
-        "TFDS_DATA_DIR": str(folder / "data"),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "PYTHONUNBUFFERED": "1",
-    }
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "launch.py"), *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def launch(folder, *arguments):
-    process = start(folder, *arguments)
-    output = process.communicate()[0]
-    return process.returncode, output
-
-
-def train(folder, workdir, *more):
-    return ("--config=configs/mnist.py:tiny", f"--workdir={workdir}", *OVERRIDES, *more)
 
 
 @pytest.fixture(scope="module")
-def whole(folder):
+def launch(folder):
+    """Run a command in this process on two devices -> its exit code, and all that it printed."""
+    return functools.partial(commands.run, environment={"TFDS_DATA_DIR": str(folder / "data")})
+
+
+def train(workdir, *more):
+    return (TINY, f"--workdir={workdir}", *OVERRIDES, *more)
+
+
+@pytest.fixture(scope="module")
+def whole(folder, launch):
     """A run that nobody disturbs."""
     workdir = folder / "whole"
-    code, output = launch(folder, *train(folder, workdir))
+    code, output = launch(*train(workdir))
     assert code == 0, output
     return workdir, output
 
@@ -102,9 +85,9 @@ def test_a_run_leaves_what_it_promises(whole):
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
-def test_a_killed_run_continues_bit_for_bit(folder, whole, how):
+def test_a_killed_run_continues_bit_for_bit(folder, whole, launch, how):
     workdir = folder / how
-    process = start(folder, *train(folder, workdir))
+    process = commands.start(*train(workdir), environment={"TFDS_DATA_DIR": str(folder / "data")})
     deadline = time.monotonic() + 300
     while not saved_steps(workdir / "checkpoints") and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -116,7 +99,7 @@ def test_a_killed_run_continues_bit_for_bit(folder, whole, how):
         assert process.returncode == 75 and "goes on from here" in output
     if how == "SIGKILL":
         assert process.returncode == -signal.SIGKILL
-    code, output = launch(folder, *train(folder, workdir))
+    code, output = launch(*train(workdir))
     assert code == 0, output
     for ema in (False, True):
         expected, found = leaves(whole[0], ema), leaves(workdir, ema)
@@ -125,11 +108,11 @@ def test_a_killed_run_continues_bit_for_bit(folder, whole, how):
             np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-def test_resume_takes_a_run_or_one_of_its_checkpoints(folder, whole):
+def test_resume_takes_a_run_or_one_of_its_checkpoints(folder, whole, launch):
     workdir = folder / "resumed"
-    code, output = launch(folder, *train(folder, workdir, "--no_test"))
+    code, output = launch(*train(workdir, "--no_test"))
     assert code == 0 and "test/loss" not in output
-    code, output = launch(folder, f"--resume={workdir / 'checkpoints' / '8'}")
+    code, output = launch(f"--resume={workdir / 'checkpoints' / '8'}")
     assert code == 0 and "continues at step 8" in output, output
     assert (workdir / "checkpoints" / "set_aside" / "12").is_dir()
     for name, value in leaves(whole[0], True).items():
@@ -139,11 +122,11 @@ def test_resume_takes_a_run_or_one_of_its_checkpoints(folder, whole):
     assert steps == sorted(set(steps))
 
 
-def test_sample_writes_the_images_that_were_asked_for(folder, whole):
+def test_sample_writes_the_images_that_were_asked_for(folder, whole, launch):
     for count in (2, 3):
         out = folder / f"samples{count}"
         code, output = launch(
-            folder, "sample", f"--workdir={whole[0]}", "--class=3", f"--n={count}", "--steps=3",
+            "sample", f"--workdir={whole[0]}", "--class=3", f"--n={count}", "--steps=3",
             "--guidance_scale=2", f"--out={out}",
         )  # fmt: skip
         assert code == 0, output
@@ -154,14 +137,15 @@ def test_sample_writes_the_images_that_were_asked_for(folder, whole):
     # image i depends on (seed, i), not on how many are drawn; another batch size may round
     # otherwise
     assert np.abs(two - three).max() <= 1
-    code, output = launch(folder, "sample", f"--workdir={whole[0]}", "--class=10")
+    code, output = launch("sample", f"--workdir={whole[0]}", "--class=10")
     assert code == 2 and "class 10 is out of range" in output and "Traceback" not in output
 
 
-def test_report_and_evaluate_speak_of_the_run(folder, whole):
-    code, output = launch(folder, "report", f"--workdir={whole[0]}")
-    assert code == 0 and f"step {STEPS} of {STEPS}" in output and "checkpoints: 4, 8, 12" in output
-    code, output = launch(folder, "evaluate", f"--workdir={whole[0]}", "--split=validation")
+def test_report_and_evaluate_speak_of_the_run(folder, whole, launch):
+    command = [sys.executable, ROOT / "launch.py", "report", f"--workdir={whole[0]}"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"step {STEPS} of {STEPS}" in output and "checkpoints: 4, 8, 12" in output
+    code, output = launch("evaluate", f"--workdir={whole[0]}", "--split=validation")
     assert code == 0 and "validation/loss_simple_ema" in output
     rows = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()]
     logged = [row["val/loss_simple_ema"] for row in rows if "val/loss_simple_ema" in row][-1]
@@ -169,22 +153,22 @@ def test_report_and_evaluate_speak_of_the_run(folder, whole):
     assert abs(printed - logged) < 1e-5 * abs(logged)
 
 
-def test_a_finished_run_trains_on_when_its_schedule_does(folder, whole):
+def test_a_finished_run_trains_on_when_its_schedule_does(folder, whole, launch):
     workdir = folder / "longer"
     shutil.copytree(whole[0], workdir)
     longer = [f"--resume={workdir}", f"--config.train.num_steps={STEPS + 2}"]
-    code, output = launch(folder, *longer)
+    code, output = launch(*longer)
     assert code == 2 and "a learning rate of 0 from step 12" in output, output
-    code, output = launch(folder, *longer, "--config.lr_schedule.decay_steps=20", "--no_test")
+    code, output = launch(*longer, "--config.lr_schedule.decay_steps=20", "--no_test")
     assert code == 0 and saved_steps(workdir / "checkpoints")[-1] == STEPS + 2, output
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["lr"] for row in rows if row["step"] == STEPS + 2 and "lr" in row][0] > 0
 
 
-def test_a_new_run_starts_from_the_weights_of_another(folder, whole):
+def test_a_new_run_starts_from_the_weights_of_another(folder, whole, launch):
     workdir = folder / "warm"
     code, output = launch(
-        folder, *train(folder, workdir, f"--config.train.ckpt_path={whole[0]}"),
+        *train(workdir, f"--config.train.ckpt_path={whole[0]}"),
         "--config.train.ckpt_ema=true", "--config.train.ignore_keys=('network/out_2',)",
         "--config.optimizer.learning_rate=1e-9", "--no_test",
     )  # fmt: skip
@@ -202,7 +186,7 @@ BAD_INPUT = [
     ([TINY + "y"], "'tinyy' of configs/mnist.py is unknown"),
     ([TINY, "--config.train.batch_size=7"], "batch_size = 7 should be a multiple of 8"),
     ([TINY, "--config.data.source.name=mnist_subst"], "mnist_subst"),
-    (["--config=configs/cifar10.py"], "'cifar10' is not prepared"),
+    ([TINY, "--config.data.source.name=cifar10"], "'cifar10' is not prepared"),
     (["--config=configs/nope.py"], "configs/nope.py does not exist"),
     ([TINY, "--config.model.model_channels=33"], "33"),
     (["--resume=/nowhere"], "/nowhere"),

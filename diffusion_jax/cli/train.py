@@ -12,7 +12,7 @@ import ml_collections
 
 from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.cli.program import program_name
-from diffusion_jax.devices import processes as distributed
+from diffusion_jax.devices import processes
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.training import SIGNALS, Result, train_run
 from diffusion_jax.train.checkpoints.saving import resolve_checkpoint
@@ -24,7 +24,14 @@ EXIT_SIGNAL = 75
 
 def run(arguments: argparse.Namespace) -> int:
     """Train until the config's last step, a stop or a signal; return the exit code."""
-    distributed.start(arguments)
+    processes.join(
+        processes.place_of_flags(
+            arguments.coordinator_address,
+            arguments.num_processes,
+            arguments.process_id,
+            arguments.local_device_ids,
+        )
+    )
     workdir, config, step = _run_folder_and_config(arguments)
     with _debugging(arguments.debug):
         result = train_run(
@@ -45,10 +52,10 @@ def _finish(result: Result, workdir: pathlib.Path) -> int:
     if stopped is not None and not stopped.save:
         return EXIT_NOT_A_NUMBER
     if stopped is not None and stopped.reason in SIGNALS:
-        distributed.say(f"saved; the same command, or --resume={workdir}, goes on from here")
+        processes.say(f"saved; the same command, or --resume={workdir}, goes on from here")
         return EXIT_SIGNAL
     if result.experiment.task.drawing is not None:
-        distributed.say(f"draw images: {program_name()} sample --workdir={workdir}")
+        processes.say(f"draw images: {program_name()} sample --workdir={workdir}")
     return 0
 
 
@@ -74,7 +81,7 @@ def _run_folder_and_config(
             arguments.logdir, arguments.config, name=arguments.name, postfix=arguments.postfix
         )
         # Its name holds the time, which may differ from process to process.
-        workdir = pathlib.Path(distributed.same_for_all(str(workdir)))
+        workdir = pathlib.Path(processes.same_for_all(str(workdir)))
     else:
         raise ValueError(
             "nothing to train: give --config=configs/mnist.py, or --resume=RUN; see --help"

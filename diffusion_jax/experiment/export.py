@@ -14,7 +14,7 @@ from diffusion_jax.convert.weights.diffusers_folder import (
     unet_config,
     vae_config,
 )
-from diffusion_jax.convert.weights.layouts import export_checkpoint
+from diffusion_jax.convert.weights.places import export_checkpoint
 from diffusion_jax.diffusion.schedule import make_schedule
 from diffusion_jax.experiment.binding import ConfigError, value_of
 from diffusion_jax.experiment.network import Network
