@@ -76,7 +76,10 @@ FUNCTIONS: dict[str, tuple[Iterable[Callable[..., Any]], tuple[str, ...]]] = {
     "data.splits": ([Splits], ()),
     "data.batches": ([make_batches, ImageOptions], ()),
     "data.source": ([], ("folder",)),
-    "first_stage": ([Autoencoder, Codes], ("name", "scale_factor", "scale_by_std", "weights")),
+    "first_stage": (
+        [Autoencoder, Codes],
+        ("name", "scale_factor", "scale_by_std", "weights", "samples_at_a_time"),
+    ),
     "regularizer": (QUANTIZERS.values(), ("num_codes", "temperature")),
     "discriminator": ([NLayerDiscriminator], ()),
     "perceptual": ([], ("net", "weights")),

@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
+from diffusion_jax import __version__
 from diffusion_jax.cli.flags import COMMANDS, DEBUG
 from diffusion_jax.cli.program import program_name
 from diffusion_jax.experiment.config_files import load_config
@@ -33,7 +34,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         _refuse(parser, f"{argv[0]!r} is not a command", argv[0], COMMANDS)
-    if not argv or argv[0] not in (*COMMANDS, "-h", "--help"):
+    if not argv or argv[0] not in (*COMMANDS, "-h", "--help", "--version"):
         argv = ["train", *argv]
     arguments, rest = parser.parse_known_args(argv)
     unknown = [item for item in rest if not item.startswith("--config.")]
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"diffusion-jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(

@@ -11,6 +11,7 @@ import jax
 import ml_collections
 
 from diffusion_jax.cli.arguments import load_config
+from diffusion_jax.cli.program import program_name
 from diffusion_jax.devices import processes
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.training import SIGNALS, Result, train_run
@@ -54,7 +55,7 @@ def _finish(result: Result, workdir: pathlib.Path) -> int:
         _say(f"saved; the same command, or --resume={workdir}, goes on from here")
         return EXIT_SIGNAL
     if result.experiment.task.drawing is not None:
-        _say(f"draw images: python launch.py sample --workdir={workdir}")
+        _say(f"draw images: {program_name()} sample --workdir={workdir}")
     return 0
 
 

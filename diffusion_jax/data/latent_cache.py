@@ -252,7 +252,7 @@ def open_cache(shards: Shards) -> LatentCache:
     if missing or not (shards.folder / NULL_FILE).exists():
         raise ValueError(
             f"the latent cache in {shards.folder} is not complete: {len(missing)} of its "
-            f"{shards.num_shards} shards are missing; make them with python launch.py cache"
+            f"{shards.num_shards} shards are missing; the command cache makes them"
         )
     indices = [_check_shard(shards, shard) for shard in range(shards.num_shards)]
     shapes = tuple((height, width) for height, width in indices[0]["shapes"])

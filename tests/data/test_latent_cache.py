@@ -141,7 +141,9 @@ def test_what_a_kill_leaves_is_made_again_with_the_same_bytes(tmp_path):
     torn.path(0).with_suffix(".json").unlink()  # killed between shard and index
     (torn.folder / f".{torn.path(1).name}.unfinished").write_bytes(b"half a shard")
     assert missing_shards(torn) == [0, 1]
-    with pytest.raises(ValueError, match="not complete: 2 of its 3 shards are missing; make them"):
+    with pytest.raises(
+        ValueError, match="not complete: 2 of its 3 shards are missing; the command cache"
+    ):
         open_cache(torn)
     make_cache(tmp_path / "torn", wanted=[0, 1])
     contents = [
