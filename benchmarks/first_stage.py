@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.autoencoding import Autoencoding
 from diffusion_jax.models.first_stage.lpips import load_lpips, lpips
 from diffusion_jax.runs.folder import load_saved_config
 from diffusion_jax.train.checkpoints.saving import restore_state
@@ -82,8 +81,9 @@ def score(workdir: pathlib.Path, split: str) -> Scores:
     """Reconstruct every image of a split and compare."""
     built = make_experiment(load_saved_config(workdir))
     task = built.task
-    if not isinstance(task, Autoencoding):
+    if task.reconstructing is None:
         raise ValueError(f"{workdir} holds no first stage; train configs/emoji_vae.py there")
+    networks = task.reconstructing.networks
     state, _ = restore_state(workdir / "checkpoints", built.abstract_state(), None)
     params = task.averaged(state) if has_ema(state.opt_state) else state.params
     judge = load_lpips(net="vgg16")
@@ -92,7 +92,7 @@ def score(workdir: pathlib.Path, split: str) -> Scores:
     def look(params: Any, mutable: Any, judge: Any, image: jax.Array) -> tuple[jax.Array, ...]:
         keys = jax.random.split(jax.random.key(0), len(image))
         shown, _, _ = reconstruct(
-            task.networks, params["autoencoder"], mutable["regularizer"], image, keys, train=False
+            networks, params["autoencoder"], mutable["regularizer"], image, keys, train=False
         )
         shown = jnp.round((jnp.clip(shown, -1.0, 1.0) + 1.0) * 127.5)
         real = jnp.round((image + 1.0) * 127.5)

@@ -54,8 +54,8 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
         "device_memory": stats["peak_bytes_in_use"] if stats else 0,
         "network": {name: config[name].to_dict() for name in ("loss", "optimizer", "discriminator")}
         | {
-            "lpips": built.task.lpips_net,
-            "vae": vae_config(built.task.module, scale_factor=1.0),
+            "lpips": built.task.reconstructing.lpips_net,
+            "vae": vae_config(built.task.reconstructing.module, scale_factor=1.0),
         },
     }
     return report, run
@@ -82,7 +82,8 @@ def train(
 def look(built: Experiment, state: Any, frozen: Any, image: Any) -> dict[str, float]:
     """What both sides have to see in the same images: without chance, by the mean of the latents,
     and the discriminator by the statistics of the batch."""
-    networks, module = built.task.networks, built.task.module
+    parts = built.task.reconstructing
+    networks, module = parts.networks, parts.module
 
     @jax.jit
     def values(state: Any, frozen: Any, image: Any) -> dict[str, Any]:

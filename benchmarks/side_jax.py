@@ -42,7 +42,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
             "model": config.model.to_dict(),
             "image_shape": built.network.image_shape,
             "schedule": config.schedule.to_dict(),
-            "parameterization": built.noise.parameterization,
+            "parameterization": built.drawing.noise.parameterization,
             "optimizer": config.optimizer.to_dict(),
             "guidance_scale": GUIDANCE_SCALE,
             "num_steps": NUM_STEPS,

@@ -104,7 +104,7 @@ def write_inputs(
     size = specification["latents"]
     shape = network.shape_of(image_size(built, size))
     noise = initial_noise(keys, shape)
-    arrays = {"noise": noise, "sigmas": built.noise.grid(specification["num_steps"])}
+    arrays = {"noise": noise, "sigmas": built.drawing.noise.grid(specification["num_steps"])}
     batch = {name: jnp.asarray(value) for name, value in inputs.items()}
     for half in ("conditional", "unconditional"):
         embedded = network.embed(params, frozen, batch, unconditional=half == "unconditional")

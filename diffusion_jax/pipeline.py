@@ -14,10 +14,9 @@ from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.experiment.experiment import MAX_SEED
 from diffusion_jax.experiment.sampling import check_steps
-from diffusion_jax.experiment.weights import load_released, make_frozen, run_frozen
 from diffusion_jax.runs.conditions import Conditions, encode_conditions, encode_negative
 from diffusion_jax.runs.folder import load_saved_config
-from diffusion_jax.train.checkpoints.saving import load_params
+from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
 
@@ -45,10 +44,8 @@ class Pipeline(NamedTuple):
         """
         workdir = pathlib.Path(workdir)
         built = make_experiment(load_saved_config(workdir))
-        params = load_params(
-            workdir / "checkpoints", built.abstract_state().params, step=step, ema=ema
-        )
-        return cls(built, params, run_frozen(built, workdir))
+        trained = load_trained(built, workdir, step=step, ema=ema)
+        return cls(built, trained.params, trained.frozen)
 
     @classmethod
     def from_checkpoint(
@@ -73,12 +70,8 @@ class Pipeline(NamedTuple):
         elif overrides:
             raise ValueError(f"overrides = {overrides!r} are for the path of a config file")
         built = make_experiment(config)
-        abstract = built.abstract_state().params
-        loaded = load_released(built, abstract, path, ema=ema)
-        unknown = [name for name in loaded.not_loaded if name.startswith("conditioner/")]
-        if unknown:
-            raise ValueError(f"{path} cannot hold {', '.join(unknown)}, which the config trains")
-        return cls(built, loaded.params, make_frozen(built, path))
+        trained, _ = load_checkpoint_file(built, path, ema=ema)
+        return cls(built, trained.params, trained.frozen)
 
     def __call__(
         self,
@@ -122,7 +115,7 @@ class Pipeline(NamedTuple):
         network = self.experiment.network
         _check_numbers(batch_size, seed, output)
         _check_image_use(image, mask, strength)
-        total = self.experiment.sampling_steps if num_steps is None else num_steps
+        total = self.experiment.drawing.num_steps if num_steps is None else num_steps
         check_steps(total, "num_steps")
         size = self._size(height, width)
         shape = (*size, self.experiment.data.image_shape[-1])

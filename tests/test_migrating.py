@@ -23,11 +23,12 @@ from diffusion_jax.diffusion.schedule import BETA_SCHEDULES, make_schedule
 from diffusion_jax.diffusion.sigma_sampling import SIGMA_SAMPLINGS
 from diffusion_jax.diffusion.weighting import WEIGHTINGS
 from diffusion_jax.experiment.data import Splits
-from diffusion_jax.experiment.experiment import SECTIONS, Training
+from diffusion_jax.experiment.experiment import SECTIONS
 from diffusion_jax.experiment.first_stage import Codes
-from diffusion_jax.experiment.pictures import build_log_images
+from diffusion_jax.experiment.pictures import draw_pictures
 from diffusion_jax.experiment.regularizer import QUANTIZERS, REGULARIZERS
 from diffusion_jax.experiment.sampling import GUIDERS, SAMPLERS
+from diffusion_jax.experiment.task import Training
 from diffusion_jax.models.conditioning.embedders import EMBEDDERS
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.patchgan import NLayerDiscriminator
@@ -83,7 +84,7 @@ FUNCTIONS: dict[str, tuple[Iterable[Callable[..., Any]], tuple[str, ...]]] = {
         [],
         ("images", "scalars", "validation", "profiler", "progress", "early_stopping", "nan_stop"),
     ),
-    "hooks.images": ([images, build_log_images], ()),
+    "hooks.images": ([images, draw_pictures], ()),
     "hooks.validation": ([validation], ("num_batches",)),
     "hooks.scalars": ([scalars], ()),
     "hooks.progress": ([progress], ()),

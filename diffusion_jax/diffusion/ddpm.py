@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion.samplers import driver
-from diffusion_jax.diffusion.samplers.driver import AddNoise, BeforeStep, Sampler, Samples, sample
+from diffusion_jax.diffusion.samplers.driver import AddNoise, Sampler, Samples, sample
 from diffusion_jax.diffusion.schedule import Schedule, check_choice
-from diffusion_jax.randomness import noise_like
 from diffusion_jax.types import Keys, Predict, Timesteps
 
 Sample = Float[Array, "b *shape"]
@@ -221,7 +220,7 @@ def p_sample(
     predict: Predict,
     x_t: Sample,
     t: Timesteps,
-    keys: Keys,
+    noise: Sample,
     *,
     parameterization: str = "eps",
     clip_denoised: bool = True,
@@ -230,7 +229,7 @@ def p_sample(
 ) -> tuple[Array, Array]:
     """Draw x_{t-1} = mean + [t > 0] temperature exp(log_variance / 2) noise.
 
-    predict: (x_t, t) -> model output. Sample i takes its noise from keys[i].
+    predict: (x_t, t) -> model output. noise: N(0, 1), like x_t.
     Returns: (x_{t-1}, predicted x_0), both like x_t. Raises ValueError as p_mean_variance does.
     Source: Ho et al. 2020, algorithm 2.
     """
@@ -244,7 +243,7 @@ def p_sample(
         variance=variance,
     )
     std = temperature * jnp.exp(0.5 * p.log_variance) * expand(t > 0, x_t)
-    return p.mean + std * noise_like(keys, x_t.shape[1:]), p.pred_x_start
+    return p.mean + std * noise, p.pred_x_start
 
 
 class AncestralStep(NamedTuple):
@@ -287,13 +286,13 @@ def ancestral(
         jnp.asarray(index), jnp.asarray(told), _per_step(temperature, num_steps)[index]
     )
 
-    def step(predict, x, memory, now: AncestralStep, keys):
+    def step(predict, x, memory, now: AncestralStep, noise):
         x, x_start = p_sample(
             schedule,
             lambda x, index: predict(x, jnp.full_like(index, now.t)),
             x,
             jnp.full(x.shape[:1], now.index),
-            keys,
+            noise,
             parameterization=parameterization,
             clip_denoised=clip_denoised,
             variance=variance,
@@ -304,7 +303,7 @@ def ancestral(
     def add_noise(x_start, now: AncestralStep, noise):
         return q_sample(schedule, x_start, jnp.full(x_start.shape[:1], now.index), noise)
 
-    return Sampler(lambda x: (), step, coefficients, add_noise=add_noise)
+    return Sampler(lambda x: (), step, coefficients, add_noise=add_noise, stochastic=True)
 
 
 def p_sample_loop(
@@ -327,7 +326,7 @@ def p_sample_loop(
     x_T: noise, or x_t at t = start_T - 1 when start_T shortens the way (capped at T, as upstream).
     log_every_t: log where t % log_every_t == 0 and at the first step; Samples.x_start_log is the
       progressive denoising.
-    mask, x0: keep x0 where the mask is 1, see `inpaint`.
+    mask, x0: keep x0 where the mask is 1, see driver.inpaint.
     temperature: of the noise; a number, or entry t for each t.
 
     Raises ValueError for a mask without x0, start_T or log_every_t below 1, and unknown names.
@@ -356,14 +355,6 @@ def diffuse(schedule: Schedule) -> AddNoise:
         return q_sample(schedule, x_start, jnp.full(x_start.shape[:1], coefficients.t), noise)
 
     return add_noise
-
-
-def inpaint(schedule: Schedule, x0: Sample, mask: Float[Array, "*mask"]) -> BeforeStep:
-    """Keep an image: x_t = mask q_sample(x0, t) + (1 - mask) x_t before each step.
-
-    For samplers whose coefficients have `t`; driver.inpaint is for all, and says the rest.
-    """
-    return driver.inpaint(diffuse(schedule), x0, mask)
 
 
 def _per_step(temperature: Any, num_steps: int) -> Array:

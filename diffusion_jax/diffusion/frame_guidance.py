@@ -204,7 +204,3 @@ def _between(low: Scale, high: Scale, share: np.ndarray) -> FrameScales:
 def _check_frames(num_frames: int) -> None:
     if num_frames < 1:
         raise ValueError(f"num_frames = {num_frames!r} should be at least 1")
-
-
-# Those that a config can name; each (apply, conditioning, unconditional, scale, **options).
-FACTORIES = (linear, triangle, trapezoid, spatiotemporal)

@@ -22,5 +22,5 @@ def make_experiment(
     """
     sections = config.to_dict()  # references are resolved; from here on everything is plain
     built = assemble(sections, devices)
-    bind_hooks(sections)  # a typo there should not show after an hour of training
+    bind_hooks(sections, built.task)  # a typo there should not show after an hour of training
     return built

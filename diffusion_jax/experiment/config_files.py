@@ -11,7 +11,7 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 
-def load_config(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
+def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     """Load configs/x.py[:variant] and apply --config.a.b=value overrides.
 
     A key that the file has keeps its type, unless that is None. One that it lacks is added, so that

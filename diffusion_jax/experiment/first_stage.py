@@ -22,6 +22,7 @@ from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.quantizers import VectorQuantizer, nearest_code
 from diffusion_jax.models.first_stage.regularizers import diagonal_gaussian, mode, sample
 from diffusion_jax.models.first_stage.tiling import in_chunks, tiled_decode
+from diffusion_jax.randomness import noise_like
 from diffusion_jax.types import Image, Keys, PyTree
 
 FIRST_STAGES = {"autoencoder_kl": Autoencoder, "autoencoder_vq": Autoencoder}
@@ -107,7 +108,9 @@ class FirstStage(NamedTuple):
         if self.codes is not None:
             return moments
         posterior = diagonal_gaussian(moments)
-        return mode(posterior) if keys is None else sample(posterior, keys)
+        if keys is None:
+            return mode(posterior)
+        return sample(posterior, noise_like(keys, posterior.mean.shape[1:]))
 
     def decode(self, params: PyTree, latents: Array) -> Array:
         """Decode latents [b h/f w/f z], not scaled -> images [b h w c], about [-1, 1], float32."""

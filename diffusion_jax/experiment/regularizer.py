@@ -15,12 +15,8 @@ from diffusion_jax.models.first_stage.quantizers import (
     Quantized,
     VectorQuantizer,
 )
-from diffusion_jax.models.first_stage.regularizers import (
-    diagonal_gaussian,
-    identity_regularizer,
-    kl,
-    sample,
-)
+from diffusion_jax.models.first_stage.regularizers import gaussian_regularizer, identity_regularizer
+from diffusion_jax.randomness import noise_like
 from diffusion_jax.train.lr_schedules import LR_SCHEDULES
 from diffusion_jax.types import Keys, PyTree
 
@@ -28,8 +24,8 @@ from diffusion_jax.types import Keys, PyTree
 def gaussian(moments: Array, keys: Keys) -> tuple[Array, dict[str, Array]]:
     """Sample the latents of a Gaussian posterior, and log the divergence of each sample from
     N(0, 1), so that padding in a batch can count for nothing."""
-    posterior = diagonal_gaussian(moments)
-    return sample(posterior, keys), {"kl_loss": kl(posterior)}
+    noise = noise_like(keys, (*moments.shape[1:-1], moments.shape[-1] // 2))
+    return gaussian_regularizer(moments, noise)
 
 
 WITHOUT_PARAMETERS = {"kl": gaussian, "identity": identity_regularizer}
@@ -41,7 +37,7 @@ QUANTIZERS: dict[str, type[nn.Module]] = {
 REGULARIZERS = WITHOUT_PARAMETERS | QUANTIZERS
 # Name of a codebook in the parameters of an autoencoder, as in the released files.
 CODEBOOK = "quantize"
-_GIVEN = ("moments", "keys", "n_e", "e_dim", "n_embed", "embedding_dim", "num_hiddens")
+_GIVEN = ("moments", "keys", "noise", "n_e", "e_dim", "n_embed", "embedding_dim", "num_hiddens")
 
 
 class Regularizer(NamedTuple):

@@ -14,10 +14,8 @@ from jaxtyping import Array
 
 from diffusion_jax.devices.arrays import put
 from diffusion_jax.devices.mesh import batch_sharding, batch_shards, on_mesh, replicated
-from diffusion_jax.diffusion import frame_guidance, guidance
-from diffusion_jax.diffusion.samplers import by_level as sigma_samplers
-from diffusion_jax.diffusion.samplers import by_timestep as samplers
-from diffusion_jax.diffusion.samplers import driver, plms
+from diffusion_jax.diffusion import frame_guidance, guidance, samplers
+from diffusion_jax.diffusion.samplers import driver
 from diffusion_jax.diffusion.schedule import Schedule
 from diffusion_jax.experiment.binding import ConfigError, bind, check_range, check_type, row
 from diffusion_jax.experiment.network import Network
@@ -29,16 +27,16 @@ from diffusion_jax.types import Batch, Conditioning, Keys, Predict, PyTree
 TIMESTEP_SAMPLERS = {
     "ddpm": samplers.ddpm_ancestral,
     "ddim": samplers.ddim,
-    "plms": plms.plms,
+    "plms": samplers.plms,
 }
 LEVEL_SAMPLERS = {
-    "euler": sigma_samplers.euler,
-    "heun": sigma_samplers.heun,
-    "euler_ancestral": sigma_samplers.euler_ancestral,
-    "dpmpp_2s_ancestral": sigma_samplers.dpmpp_2s_ancestral,
-    "dpmpp_2m": sigma_samplers.dpmpp_2m,
-    "dpmpp_2m_sde": sigma_samplers.dpmpp_2m_sde,
-    "lms": sigma_samplers.lms,
+    "euler": samplers.euler,
+    "heun": samplers.heun,
+    "euler_ancestral": samplers.euler_ancestral,
+    "dpmpp_2s_ancestral": samplers.dpmpp_2s_ancestral,
+    "dpmpp_2m": samplers.dpmpp_2m,
+    "dpmpp_2m_sde": samplers.dpmpp_2m_sde,
+    "lms": samplers.lms,
 }
 SAMPLERS = TIMESTEP_SAMPLERS | LEVEL_SAMPLERS
 GUIDERS = {

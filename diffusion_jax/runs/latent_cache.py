@@ -30,10 +30,9 @@ from diffusion_jax.data.records import Record, Records, find_keys, make_reader
 from diffusion_jax.devices.mesh import batch_sharding, batch_shards, make_mesh, replicated
 from diffusion_jax.experiment.binding import value_of
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.weights import FROZEN_FOLDER, make_frozen, run_frozen
 from diffusion_jax.models.conditioning.conditioner import cached_outputs, name_outputs, outputs_of
 from diffusion_jax.runs.latent_key import cache_options, cached_embedders, describe_cache
-from diffusion_jax.train.checkpoints.saving import saved_steps
+from diffusion_jax.runs.weights import has_frozen, make_frozen, run_frozen
 from diffusion_jax.types import PyTree
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -74,7 +73,7 @@ def train_from_cache(
 
 def load_frozen(experiment: Experiment, workdir: pathlib.Path | None) -> PyTree:
     """Read the frozen networks that a run saved in a folder, or make them from their files."""
-    if workdir is not None and saved_steps(workdir / FROZEN_FOLDER):
+    if workdir is not None and has_frozen(workdir):
         return run_frozen(experiment, workdir)
     return make_frozen(experiment)
 

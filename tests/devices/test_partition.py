@@ -309,9 +309,9 @@ TWO_PROCESSES = textwrap.dedent("""
     jax.config.update("jax_num_cpu_devices", 4)
     rank, port = int(sys.argv[1]), sys.argv[2]
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
-    from diffusion_jax.devices.partition import fsdp
-    from diffusion_jax.devices.mesh import make_mesh
     from diffusion_jax.devices.arrays import shard_batch
+    from diffusion_jax.devices.mesh import make_mesh
+    from diffusion_jax.devices.partition import fsdp
     from diffusion_jax.train.optimizer import make_optimizer
     from diffusion_jax.train.state import init_sharded, init_state
     from diffusion_jax.train.step import jit_train_step, make_train_step

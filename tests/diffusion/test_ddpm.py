@@ -191,10 +191,10 @@ def test_p_sample_adds_noise_except_at_timestep_0():
     t = jnp.array([0, 30], jnp.int32)
     predict = lambda x, t: output
     p = ddpm.p_mean_variance(SCHEDULE, output, x_t, t, variance="fixed_large")
-    x, x_start = ddpm.p_sample(
-        SCHEDULE, predict, x_t, t, keys_of(2), variance="fixed_large", temperature=0.5
-    )
     noise = noise_like(keys_of(2), (5,))
+    x, x_start = ddpm.p_sample(
+        SCHEDULE, predict, x_t, t, noise, variance="fixed_large", temperature=0.5
+    )
     np.testing.assert_array_equal(x_start, p.pred_x_start)
     np.testing.assert_allclose(x[0], p.mean[0], rtol=1e-6)
     want = p.mean[1] + 0.5 * jnp.sqrt(p.variance[1]) * noise[1]
@@ -212,9 +212,9 @@ def test_loop_is_p_sample_from_the_last_timestep_to_0():
     x = x_T
     logged, starts = {}, {}
     for i, t in enumerate(reversed(range(8))):
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        noise = noise_like(jax.vmap(jax.random.fold_in, (0, None))(keys, i), (3,))
         x, start = ddpm.p_sample(
-            schedule, shrink, x, jnp.full((2,), t), step_keys, temperature=temperature[t]
+            schedule, shrink, x, jnp.full((2,), t), noise, temperature=temperature[t]
         )
         logged[t], starts[t] = x, start
     samples = ddpm.p_sample_loop(

@@ -8,7 +8,8 @@ import pytest
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.config_files import load_config
-from diffusion_jax.experiment.weights import check_frozen_sources, make_frozen, scale_by_std
+from diffusion_jax.experiment.weights import scale_by_std
+from diffusion_jax.runs.weights import make_frozen
 from diffusion_jax.train.checkpoints.saving import open_checkpoints
 from diffusion_jax.train.ema import ema_params
 
@@ -94,11 +95,11 @@ def test_sections_of_first_stages_are_refused_elsewhere():
 
 def test_missing_weights_are_told_before_anything_runs(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"perceptual\.weights = '.*none\.ckpt' does not"):
-        check_frozen_sources(build(VAE, f"--config.perceptual.weights={tmp_path}/none.ckpt"))
+        build(VAE, f"--config.perceptual.weights={tmp_path}/none.ckpt").task.check_sources()
     with pytest.raises(FileNotFoundError, match=r"first_stage\.weights = '.*none' does not exist"):
-        check_frozen_sources(build(LDM, f"--config.first_stage.weights={tmp_path}/none"))
+        build(LDM, f"--config.first_stage.weights={tmp_path}/none").task.check_sources()
     with pytest.raises(ConfigError, match=r"config\.first_stage\.weights is not set"):
-        check_frozen_sources(build(LDM, "--config.first_stage.weights=None"))
+        build(LDM, "--config.first_stage.weights=None").task.check_sources()
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_the_scale_factor_makes_the_latents_of_a_batch_unit(first_stage_run):
         "image": generator.uniform(-1, 1, (8, 32, 32, 3)).astype(np.float32),
         "caption": np.array(["a"] * 8),
     }
-    factor = scale_by_std(built, frozen, batch)
+    factor = scale_by_std(built.network, built.mesh, built.seed, frozen, built.to_devices(batch))
     keys = jax.random.split(jax.random.key(5), 8)
     encode = jax.jit(built.network.encode)
     scaled = encode(

@@ -10,7 +10,7 @@ from support.experiments import built
 
 from diffusion_jax.diffusion.samplers.driver import Samples, initial_noise
 from diffusion_jax.diffusion.schedule import make_schedule
-from diffusion_jax.experiment.pictures import build_log_images
+from diffusion_jax.experiment.pictures import draw_pictures
 from diffusion_jax.randomness import fold_in_all, noise_like
 
 COUNT, STEPS = 3, 4
@@ -26,10 +26,12 @@ def shown():
         x = jnp.zeros((COUNT, 28, 28, 1))
         return Samples(x, None, jnp.stack([x, x + 1]))
 
-    experiment = experiment._replace(task=experiment.task._replace(sample_fn=sample_fn))
+    drawing = experiment.drawing._replace(sample_fn=sample_fn)
     state = experiment.init_state()
     frozen = experiment.random_frozen()
-    log_images = build_log_images(experiment, frozen, max_images=COUNT, log_every_t=400)
+    log_images = draw_pictures(
+        drawing, experiment.setting, frozen, max_images=COUNT, log_every_t=400
+    )
     batch = {
         "image": np.full((5, 28, 28, 1), 0.5, np.float32),
         "label": np.arange(5, dtype=np.int32),

@@ -44,6 +44,22 @@ def test_without_a_schedule_it_is_one_and_evaluation_does_not_log_it():
     assert "scalars/temperature" not in at_step(plain, None, train=False)[1]
 
 
+def test_a_gaussian_draws_for_each_sample_from_its_own_key():
+    regularizer = build_regularizer(dict(name="kl"), MODULE.clone(double_z=True))
+    moments = jax.random.normal(jax.random.key(1), (4, 2, 2, 6))
+    rows = jnp.array([3, 1])
+    keys = lambda: jax.random.split(jax.random.key(2), 4)
+    drawn, log, _ = regularizer.apply({}, {}, moments, keys(), train=True)
+    part, part_log, _ = regularizer.apply({}, {}, moments[rows], keys()[rows], train=True)
+    np.testing.assert_array_equal(part, drawn[rows])
+    np.testing.assert_array_equal(part_log["kl_loss"], log["kl_loss"][rows])
+    noise = (drawn - moments[..., :3]) / jnp.exp(moments[..., 3:] / 2)
+    for i, key in enumerate(keys()):
+        np.testing.assert_allclose(
+            noise[i], jax.random.normal(key, (2, 2, 3)), rtol=1e-4, atol=1e-5
+        )
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.diffusion import samplers
 from diffusion_jax.diffusion.samplers import by_level as ss
-from diffusion_jax.diffusion.samplers import by_timestep as samplers
 from diffusion_jax.diffusion.samplers import driver
-from diffusion_jax.diffusion.samplers.plms import plms
 from diffusion_jax.diffusion.schedule import make_schedule
 
 pytestmark = pytest.mark.parity
@@ -20,6 +19,9 @@ diffusers = pytest.importorskip("diffusers")
 START, END = 0.00085, 0.012
 OPTIONS = {"beta_schedule": "scaled_linear", "beta_start": START, "beta_end": END}
 SHAPE = (3, 4, 2, 1)
+# For x_T, and for each of the 12 steps.
+NOISE = np.random.default_rng(0).standard_normal((13, *SHAPE), np.float32)
+INITIAL, STEP_NOISE = NOISE[0], NOISE[1:]
 
 
 def network(x, level, xp):
@@ -32,18 +34,11 @@ def denoiser(x, sigma):
     return x - sigma * network(x / jnp.sqrt(sigma**2 + 1), 0.2 * jnp.log(sigma), jnp)
 
 
-def keys_of(count):
-    return jax.random.split(jax.random.key(0), count)
-
-
-def step_noise(i):
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys_of(SHAPE[0]), i)
-    return np.array(driver.noise_like(keys, SHAPE[1:]))
-
-
 def compare(sampler, predict, x, want):
-    run = jax.jit(lambda x, keys: driver.sample(sampler, predict, x, keys))
-    got = run(jnp.asarray(x), keys_of(SHAPE[0]))
+    keys = jax.random.split(jax.random.key(0), SHAPE[0])
+    noise = jnp.asarray(STEP_NOISE[: sampler.num_steps]) if sampler.stochastic else None
+    run = jax.jit(lambda x, noise: driver.sample(sampler, predict, x, keys, step_noise=noise))
+    got = run(jnp.asarray(x), noise)
     np.testing.assert_allclose(got.x, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 
@@ -57,7 +52,7 @@ class Theirs:
         self.step = 0
         module = __import__(cls.__module__, fromlist=["randn_tensor"])
         if hasattr(module, "randn_tensor"):
-            draw = lambda *args, **kwargs: torch.tensor(step_noise(self.step))
+            draw = lambda *args, **kwargs: torch.tensor(STEP_NOISE[self.step])
             monkeypatch.setattr(module, "randn_tensor", draw)
         evaluated = self.scheduler.sigmas.double().numpy()
         self.evaluations = evaluated[:-1]
@@ -78,8 +73,7 @@ class Theirs:
 
 
 def x_T(sigma):
-    noise = np.array(driver.initial_noise(keys_of(SHAPE[0]), SHAPE[1:]))
-    return (noise * np.sqrt(1 + sigma**2)).astype(np.float32)
+    return (INITIAL * np.sqrt(1 + sigma**2)).astype(np.float32)
 
 
 @pytest.mark.parametrize("karras", [False, True])
@@ -175,7 +169,7 @@ def test_plms(num_steps):
     for t in theirs.timesteps:
         out = theirs.step(discrete(out, float(t), torch), int(t), out).prev_sample
     schedule = make_schedule("linear", linear_start=START, linear_end=END)
-    compare(plms(schedule, num_steps), predict, x, out.numpy())
+    compare(samplers.plms(schedule, num_steps), predict, x, out.numpy())
 
 
 @pytest.mark.parametrize("num_steps", [10, 50])

@@ -5,10 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion import ddpm
-from diffusion_jax.diffusion.samplers import by_timestep as samplers
+from diffusion_jax.diffusion import ddpm, samplers
 from diffusion_jax.diffusion.schedule import make_beta_schedule, make_schedule, respace
-from diffusion_jax.randomness import noise_like
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -28,10 +26,6 @@ SHAPE = (4, 5, 3, 2)
 def arrays(seed=0):
     rng = np.random.default_rng(seed)
     return [rng.standard_normal(SHAPE).astype(np.float32) for _ in range(3)]
-
-
-def keys_of(i):
-    return jax.random.split(jax.random.key(i), SHAPE[0])
 
 
 def in_float64(theirs, name):
@@ -90,8 +84,7 @@ def test_ddpm_step(name, parameterization, variance, num_steps, monkeypatch):
     )
     for i in (0, num_steps // 2, num_steps - 2, num_steps - 1):
         t = int(theirs.timesteps[i])
-        x, output, _ = arrays(seed=i)
-        noise = np.array(noise_like(keys_of(i), SHAPE[1:]))
+        x, output, noise = arrays(seed=i)
         monkeypatch.setattr(
             diffusers.schedulers.scheduling_ddpm,
             "randn_tensor",
@@ -101,7 +94,7 @@ def test_ddpm_step(name, parameterization, variance, num_steps, monkeypatch):
         row = jax.tree.map(lambda values, i=i: values[i], sampler.coefficients)
         assert int(row.t) == t
         predict = lambda x, t, output=output: jnp.asarray(output)
-        got, _, x_start = sampler.step(predict, jnp.asarray(x), (), row, keys_of(i))
+        got, _, x_start = sampler.step(predict, jnp.asarray(x), (), row, jnp.asarray(noise))
         np.testing.assert_allclose(x_start, want.pred_original_sample, atol=1e-5)
         np.testing.assert_allclose(got, want.prev_sample, atol=1e-5)
 
@@ -144,8 +137,7 @@ def compare_ddim(theirs, sampler, **options):
     np.testing.assert_array_equal(sampler.coefficients.t, theirs.timesteps)
     steps = range(0, sampler.num_steps, max(1, sampler.num_steps // 10))
     for i in sorted({*steps, sampler.num_steps - 1}):
-        x, output, _ = arrays(seed=i)
-        noise = np.array(noise_like(keys_of(i), SHAPE[1:]))
+        x, output, noise = arrays(seed=i)
         t = int(sampler.coefficients.t[i])
         want = theirs.step(
             torch.tensor(output),
@@ -156,7 +148,7 @@ def compare_ddim(theirs, sampler, **options):
         )
         row = jax.tree.map(lambda values, i=i: values[i], sampler.coefficients)
         predict = lambda x, t, output=output: jnp.asarray(output)
-        got, _, x_start = sampler.step(predict, jnp.asarray(x), (), row, keys_of(i))
+        got, _, x_start = sampler.step(predict, jnp.asarray(x), (), row, jnp.asarray(noise))
         scale = 1.0 + np.abs(np.asarray(want.pred_original_sample)).max()
         np.testing.assert_allclose(x_start, want.pred_original_sample, atol=2e-6 * scale)
         np.testing.assert_allclose(got, want.prev_sample, atol=2e-6 * scale)

@@ -226,7 +226,8 @@ def test_weights_and_data_of_another_kind_are_refused(tmp_path, frozen, key):
     key, (name, tokenizer) = next(iter(network.tokenize.items()))
     other = {key: (name, tokenizer._replace(tokenizer=Tokenizer(BPE())))}
     network = network._replace(tokenize=network.tokenize | other)
-    built = built._replace(task=built.task._replace(network=network))
+    drawing = built.drawing._replace(network=network)
+    built = built._replace(task=built.task._replace(drawing=drawing))
     refused(f"the vocabulary of {CLIP} = '", frozen, source())
     built = build(*KEPT, "latent_cache.folder=x")
     refused("the number of records = 10 .this config has 9.", frozen, source()[:9])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.convert.weights.exporting import export_params, save_weights
-from diffusion_jax.convert.weights.layouts import DIFFUSERS, WEIGHTS_OF_FOLDER, slots_of
+from diffusion_jax.convert.weights.places import DIFFUSERS, WEIGHTS_OF_FOLDER, slots_of
 from diffusion_jax.models.unet.options import per_level
 from diffusion_jax.types import PyTree
 

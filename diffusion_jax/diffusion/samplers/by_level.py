@@ -16,20 +16,7 @@ from jaxtyping import Array
 
 from diffusion_jax.diffusion.samplers.driver import Sampler
 from diffusion_jax.diffusion.schedule import check_choice
-from diffusion_jax.randomness import noise_like
 from diffusion_jax.types import Predict
-
-__all__ = [
-    "FACTORIES",
-    "ancestral_levels",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "dpmpp_2s_ancestral",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "lms",
-]
 
 Steps = TypeVar("Steps", bound=tuple)
 
@@ -63,13 +50,13 @@ def euler(
     """
     steps = _churned(sigmas, s_churn, s_tmin, s_tmax, s_noise)
 
-    def step(predict, x, memory, now: ChurnedStep, keys):
+    def step(predict, x, memory, now: ChurnedStep, noise):
         if s_churn > 0.0:
-            x = x + now.churn * noise_like(keys, x.shape[1:])
+            x = x + now.churn * noise
         x_start = _denoise(predict, x, now.sigma_hat)
         return _towards(x, x_start, now.sigma_next / now.sigma_hat), memory, x_start
 
-    return _sampler(step, steps)
+    return _sampler(step, steps, stochastic=s_churn > 0.0)
 
 
 def heun(
@@ -90,9 +77,9 @@ def heun(
     """
     steps = _churned(sigmas, s_churn, s_tmin, s_tmax, s_noise)
 
-    def step(predict, x, memory, now: ChurnedStep, keys):
+    def step(predict, x, memory, now: ChurnedStep, noise):
         if s_churn > 0.0:
-            x = x + now.churn * noise_like(keys, x.shape[1:])
+            x = x + now.churn * noise
         x_start = _denoise(predict, x, now.sigma_hat)
         guess = _towards(x, x_start, now.sigma_next / now.sigma_hat)
 
@@ -104,7 +91,7 @@ def heun(
         x = jax.lax.cond(now.sigma_next > 0.0, correct, lambda: guess)
         return x, memory, x_start
 
-    return _sampler(step, steps)
+    return _sampler(step, steps, stochastic=s_churn > 0.0)
 
 
 class AncestralStep(NamedTuple):
@@ -125,14 +112,14 @@ def euler_ancestral(sigmas: np.ndarray, *, eta: float = 1.0, s_noise: float = 1.
     """
     steps = _ancestral(sigmas, eta, s_noise)
 
-    def step(predict, x, memory, now: AncestralStep, keys):
+    def step(predict, x, memory, now: AncestralStep, noise):
         x_start = _denoise(predict, x, now.sigma)
         x = _towards(x, x_start, now.sigma_down / now.sigma)
         if eta > 0.0:
-            x = x + now.up * noise_like(keys, x.shape[1:])
+            x = x + now.up * noise
         return x, memory, x_start
 
-    return _sampler(step, steps)
+    return _sampler(step, steps, stochastic=eta > 0.0)
 
 
 def dpmpp_2s_ancestral(sigmas: np.ndarray, *, eta: float = 1.0, s_noise: float = 1.0) -> Sampler:
@@ -147,7 +134,7 @@ def dpmpp_2s_ancestral(sigmas: np.ndarray, *, eta: float = 1.0, s_noise: float =
     """
     steps = _ancestral(sigmas, eta, s_noise)
 
-    def step(predict, x, memory, now: AncestralStep, keys):
+    def step(predict, x, memory, now: AncestralStep, noise):
         x_start = _denoise(predict, x, now.sigma)
 
         def look_ahead():
@@ -157,20 +144,20 @@ def dpmpp_2s_ancestral(sigmas: np.ndarray, *, eta: float = 1.0, s_noise: float =
         ahead = jax.lax.cond(now.sigma_down > 0.0, look_ahead, lambda: x_start)
         x = _towards(x, ahead, now.sigma_down / now.sigma)
         if eta > 0.0:
-            x = x + now.up * noise_like(keys, x.shape[1:])
+            x = x + now.up * noise
         return x, memory, x_start
 
-    return _sampler(step, steps)
+    return _sampler(step, steps, stochastic=eta > 0.0)
 
 
 class MultistepStep(NamedTuple):
-    """One step: x_next = keep x + gain D + bend (D - D_before) + noise eps; each [num_steps]."""
+    """One step: x_next = keep x + gain D + bend (D - D_before) + up eps; each [num_steps]."""
 
     sigma: Any
     keep: Any
     gain: Any
     bend: Any
-    noise: Any
+    up: Any
 
 
 def dpmpp_2m(sigmas: np.ndarray) -> Sampler:
@@ -216,21 +203,22 @@ def _multistep(sigmas: np.ndarray, *, eta: float, s_noise: float, solver_type: s
         share = 1.0 - (1.0 - keep[:-1]) / ((1.0 + eta) * h)
     bend = np.zeros_like(sigma)
     bend[1:-1] = share[1:] * h[1:] / h[:-1]
-    noise = s_noise * sigma_next * np.sqrt(1.0 - ratio ** (2.0 * eta))
+    up = s_noise * sigma_next * np.sqrt(1.0 - ratio ** (2.0 * eta))
 
     def init(x: Array) -> tuple[Array, Array]:
         return jnp.zeros((), bool), jnp.zeros_like(x)
 
-    def step(predict, x, memory, now: MultistepStep, keys):
+    def step(predict, x, memory, now: MultistepStep, noise):
         begun, before = memory
         x_start = _denoise(predict, x, now.sigma)
         bend = jnp.where(begun, now.bend, 0.0)
         x = now.keep * x + now.gain * x_start + bend * (x_start - before)
         if eta > 0.0:
-            x = x + now.noise * noise_like(keys, x.shape[1:])
+            x = x + now.up * noise
         return x, (jnp.ones_like(begun), x_start), x_start
 
-    return _sampler(step, MultistepStep(sigma, keep, 1.0 - keep, bend, noise), init)
+    steps = MultistepStep(sigma, keep, 1.0 - keep, bend, up)
+    return _sampler(step, steps, init, stochastic=eta > 0.0)
 
 
 class LMSStep(NamedTuple):
@@ -264,7 +252,7 @@ def lms(sigmas: np.ndarray, *, order: int = 4) -> Sampler:
     def init(x: Array) -> tuple[Array, Array]:
         return jnp.zeros((), jnp.int32), jnp.zeros((order, *x.shape), x.dtype)
 
-    def step(predict, x, memory, now: LMSStep, keys):
+    def step(predict, x, memory, now: LMSStep, noise):
         known, slopes = memory
         x_start = _denoise(predict, x, now.sigma)
         slope = (x - x_start) / now.sigma
@@ -339,8 +327,10 @@ def _check_not_negative(**options: float) -> None:
             raise ValueError(f"{name} = {value!r} should not be negative")
 
 
-def _sampler(step: Any, steps: tuple, init: Any = lambda x: ()) -> Sampler:
-    return Sampler(init, step, _float32(steps), start=_start, add_noise=_add_noise)
+def _sampler(
+    step: Any, steps: tuple, init: Any = lambda x: (), *, stochastic: bool = False
+) -> Sampler:
+    return Sampler(init, step, _float32(steps), _start, _add_noise, stochastic)
 
 
 def _float32(steps: Steps) -> Steps:
@@ -363,7 +353,3 @@ def _denoise(predict: Predict, x: Array, sigma: Array) -> Array:
 def _towards(x: Array, x_start: Array, ratio: Array) -> Array:
     """Move x to x_start until `ratio` of the noise is left: Euler's step, exact at ratio 0."""
     return ratio * x + (1.0 - ratio) * x_start
-
-
-# Those that a config can name; each (sigmas, **options) -> Sampler.
-FACTORIES = (euler, heun, euler_ancestral, dpmpp_2s_ancestral, dpmpp_2m, dpmpp_2m_sde, lms)

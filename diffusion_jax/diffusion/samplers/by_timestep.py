@@ -1,24 +1,17 @@
-"""Samplers as (init, step) pairs for the driver; which timesteps they visit is a table of names."""
+"""Samplers over timesteps: x = sqrt(abar) x_0 + sqrt(1 - abar) eps, from t = T - 1 down to 0."""
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion import ddpm
-from diffusion_jax.diffusion.ddpm import inpaint
-from diffusion_jax.diffusion.samplers.driver import (
-    Sampler,
-    Samples,
-    img2img,
-    initial_noise,
-    sample,
-    segment,
-    start_from_image,
-    start_from_noise,
-)
+from diffusion_jax.diffusion.guidance import check_norm_threshold, norm_threshold
+from diffusion_jax.diffusion.samplers.driver import Sampler
+from diffusion_jax.diffusion.samplers.timesteps import Discretize, visited_timesteps
 from diffusion_jax.diffusion.schedule import (
     Schedule,
     at_or_clean,
@@ -26,27 +19,6 @@ from diffusion_jax.diffusion.schedule import (
     respace,
     step_betas,
 )
-from diffusion_jax.randomness import noise_like
-
-__all__ = [
-    "DISCRETIZATIONS",
-    "Sampler",
-    "Samples",
-    "ddim",
-    "ddim_inversion",
-    "ddpm_ancestral",
-    "img2img",
-    "initial_noise",
-    "inpaint",
-    "sample",
-    "segment",
-    "start_from_image",
-    "start_from_noise",
-    "visited_timesteps",
-]
-
-# Wherever a config chooses, so that a wrong name is found before anything runs.
-Discretize = Literal["uniform", "quad", "leading", "trailing", "linspace"]
 
 
 def ddpm_ancestral(
@@ -119,22 +91,23 @@ def ddim(
     check_choice("parameterization", parameterization, ("eps", "x0", "v"))
     visited, previous = visited_timesteps(schedule.num_timesteps, num_steps, discretize)
 
-    def step(predict, x, memory, now: DDIMStep, keys):
+    def step(predict, x, memory, now: DDIMStep, noise):
         t = jnp.full(x.shape[:1], now.t)
         output = predict(x, t)
         x_start = ddpm.predict_start(schedule, output, x, t, parameterization)
-        noise = ddpm.predict_noise(schedule, output, x, t, parameterization)
+        eps = ddpm.predict_noise(schedule, output, x, t, parameterization)
         if clip_denoised:
             x_start = jnp.clip(x_start, -1.0, 1.0)
             if use_clipped_noise:
-                noise = ddpm.predict_noise_from_start(schedule, x, t, x_start)
-        x = now.signal_prev * x_start + now.direction * noise
+                eps = ddpm.predict_noise_from_start(schedule, x, t, x_start)
+        x = now.signal_prev * x_start + now.direction * eps
         if eta > 0.0:
-            x = x + temperature * now.sigma * noise_like(keys, x.shape[1:])
+            x = x + temperature * now.sigma * noise
         return x, memory, x_start
 
     steps = _ddim_steps(schedule, visited, previous, eta)
-    return Sampler(lambda x: (), step, steps, add_noise=ddpm.diffuse(schedule))
+    add_noise = ddpm.diffuse(schedule)
+    return Sampler(lambda x: (), step, steps, add_noise=add_noise, stochastic=eta > 0.0)
 
 
 class DDIMInversionStep(NamedTuple):
@@ -168,11 +141,11 @@ def ddim_inversion(
     check_choice("parameterization", parameterization, ("eps", "x0", "v"))
     visited, previous = visited_timesteps(schedule.num_timesteps, num_steps, discretize)
 
-    def step(predict, x, memory, now: DDIMInversionStep, keys):
+    def step(predict, x, memory, now: DDIMInversionStep, noise):
         t = jnp.full(x.shape[:1], now.t)
-        noise = ddpm.predict_noise(schedule, predict(x, t), x, t, parameterization)
-        x_start = (x - now.sigma_now * noise) / now.signal_now
-        return now.signal * x_start + now.sigma * noise, memory, x_start
+        eps = ddpm.predict_noise(schedule, predict(x, t), x, t, parameterization)
+        x_start = (x - now.sigma_now * eps) / now.signal_now
+        return now.signal * x_start + now.sigma * eps, memory, x_start
 
     def add_noise(x_start, now: DDIMInversionStep, noise):
         return now.signal_now * x_start + now.sigma_now * noise
@@ -195,68 +168,104 @@ def _ddim_steps(
     return DDIMStep(jnp.asarray(visited), signal_prev, direction, sigma)
 
 
-def visited_timesteps(
-    num_timesteps: int, num_steps: int, discretize: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Choose num_steps of T timesteps, and where the step from each of them ends.
+# Adams-Bashforth on an even grid: weights of this prediction, of the one before, ..., by how many
+# of those before are known. With none, the first step looks ahead instead.
+_WEIGHTS = np.array(
+    [
+        [1.0, 0.0, 0.0, 0.0],
+        [3 / 2, -1 / 2, 0.0, 0.0],
+        [23 / 12, -16 / 12, 5 / 12, 0.0],
+        [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+    ],
+    np.float32,
+)
 
-    Returns: (visited, previous), int32 [num_steps], smallest first. visited increases strictly;
-      previous[i] is visited[i - 1], and previous[0] is 0 or, for the clean image, -1.
-    discretize:
-      uniform: floor(i T / S) + 1, upstream's "uniform" where S divides T; ends at timestep 0.
-        Upstream takes more than S steps where S does not divide T and leaves the schedule for
-        S = T, where this visits 0 ... T - 1 and ends clean.
-      quad: squares of an even grid up to 0.8 T, plus 1, as upstream; ends at timestep 0. Where
-        upstream would visit a timestep twice, the next free one is taken.
-      leading: i floor(T / S), the even grid from 0; ends clean (diffusers).
-      trailing: the even grid of spacing T / S that ends at T - 1; ends clean (Lin et al. 2023).
-      linspace: S points from 0 to T - 1, both included, rounded; one step is T - 1; ends clean.
 
-    Raises ValueError for num_steps outside [1, T] and for an unknown name.
+class PLMSStep(NamedTuple):
+    """One step from timestep t: x_prev = signal_prev x_0 + sigma_prev eps, each [num_steps].
+
+    t_ahead is where the first step looks ahead: the timestep of the next step, and in the last
+    step t itself.
     """
-    check_choice("discretize", discretize, tuple(DISCRETIZATIONS))
-    if not 1 <= num_steps <= num_timesteps:
+
+    t: Any
+    t_ahead: Any
+    signal_prev: Any
+    sigma_prev: Any
+
+
+def plms(
+    schedule: Schedule,
+    num_steps: int,
+    *,
+    eta: float = 0.0,
+    discretize: Discretize = "uniform",
+    parameterization: Literal["eps", "x0", "v"] = "eps",
+    norm_limit: float | None = None,
+) -> Sampler:
+    """Make the PLMS sampler: DDIM's step with eps' = (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24.
+
+    eps_k is the prediction k steps before; while fewer are known the order is lower, and the first
+    step (also of a segment) takes the mean of eps here and after a trial step: num_steps + 1
+    network evaluations in all.
+
+    eta: 0, the method is deterministic; there so that a config of the original loads.
+    discretize: which timesteps are visited and where the last step ends, see visited_timesteps.
+    norm_limit: hold the root mean square of the predicted x_0 below it, see
+      guidance.norm_threshold (Stable Diffusion 2's dynamic_threshold); None leaves x_0 alone.
+
+    Raises ValueError for eta other than 0, num_steps outside [1, T], norm_limit that is not
+    positive, unknown names, and (unless the schedule is traced) where the first timestep visited
+    has abar = 0: x_0 does not follow from eps there.
+    Source: Liu et al. 2022 (PNDM), section 3.3; latent-diffusion, PLMSSampler.
+    """
+    if eta != 0.0:
+        raise ValueError(f"eta = {eta!r} should be 0: PLMS is deterministic; ddim has an eta")
+    check_choice("parameterization", parameterization, ("eps", "x0", "v"))
+    check_norm_threshold("norm_limit", norm_limit)
+    visited, previous = visited_timesteps(schedule.num_timesteps, num_steps, discretize)
+    visited, previous = visited[::-1], previous[::-1]
+    _check_signal(schedule, int(visited[0]))
+    ahead = np.append(visited[1:], visited[-1])
+    steps = PLMSStep(jnp.asarray(visited), jnp.asarray(ahead), *at_or_clean(schedule, previous))
+
+    def eps_at(predict, x: Array, t: Array) -> Array:
+        t = jnp.full(x.shape[:1], t)
+        eps = ddpm.predict_noise(schedule, predict(x, t), x, t, parameterization)
+        return eps.astype(x.dtype)
+
+    def move(x: Array, eps: Array, now: PLMSStep) -> tuple[Array, Array]:
+        t = jnp.full(x.shape[:1], now.t)
+        x_start = ddpm.predict_start_from_noise(schedule, x, t, eps)
+        if norm_limit is not None:
+            x_start = norm_threshold(x_start, norm_limit)
+        return now.signal_prev * x_start + now.sigma_prev * eps, x_start
+
+    def init(x: Array) -> tuple[Array, Array]:
+        return jnp.zeros((), jnp.int32), jnp.zeros((4, *x.shape), x.dtype)
+
+    def step(predict, x, memory, now: PLMSStep, noise):
+        known, before = memory
+        eps = eps_at(predict, x, now.t)
+        before = jnp.concatenate([eps[None], before[:-1]])
+
+        def look_ahead():
+            trial, _ = move(x, eps, now)
+            return 0.5 * (eps + eps_at(predict, trial, now.t_ahead))
+
+        def look_back():
+            return jnp.tensordot(jnp.asarray(_WEIGHTS)[known], before, 1)
+
+        x, x_start = move(x, jax.lax.cond(known == 0, look_ahead, look_back), now)
+        return x, (jnp.minimum(known + 1, 3), before), x_start
+
+    return Sampler(init, step, steps, add_noise=ddpm.diffuse(schedule))
+
+
+def _check_signal(schedule: Schedule, t: int) -> None:
+    signal = schedule.sqrt_alphas_cumprod
+    if not isinstance(signal, Tracer) and float(signal[t]) == 0.0:
         raise ValueError(
-            f"num_steps = {num_steps!r} should lie in [1, {num_timesteps}], "
-            "the timesteps of the schedule"
+            f"abar is 0 at timestep {t}, the first of plms, which goes from eps to x_0; take "
+            "another discretize (uniform, leading), or ddim"
         )
-    if num_steps == num_timesteps:
-        visited = np.arange(num_timesteps, dtype=np.int32)
-    else:
-        visited = DISCRETIZATIONS[discretize](num_timesteps, num_steps).astype(np.int32)
-    stops_short = discretize in ("uniform", "quad") and visited[0] > 0
-    previous = np.concatenate([[0 if stops_short else -1], visited[:-1]]).astype(np.int32)
-    return visited, previous
-
-
-def _uniform(T: int, S: int) -> np.ndarray:
-    return np.arange(S) * T // S + 1
-
-
-def _quad(T: int, S: int) -> np.ndarray:
-    visited = (np.linspace(0.0, np.sqrt(0.8 * T), S) ** 2).astype(np.int64) + 1
-    offset = np.arange(S)
-    # Push repeated timesteps up to the next free one, and keep room for those above.
-    return np.minimum(np.maximum.accumulate(visited - offset) + offset, T - S + offset)
-
-
-def _leading(T: int, S: int) -> np.ndarray:
-    return np.arange(S) * (T // S)
-
-
-def _trailing(T: int, S: int) -> np.ndarray:
-    return np.round(np.arange(1, S + 1) * (T / S)) - 1
-
-
-def _linspace(T: int, S: int) -> np.ndarray:
-    return np.round(np.linspace(T - 1, 0, S))[::-1]
-
-
-# (num_timesteps, num_steps) -> timesteps, smallest first
-DISCRETIZATIONS: dict[str, Callable[[int, int], np.ndarray]] = {
-    "uniform": _uniform,
-    "quad": _quad,
-    "leading": _leading,
-    "trailing": _trailing,
-    "linspace": _linspace,
-}

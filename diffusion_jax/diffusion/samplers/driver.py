@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.randomness import SamplerStream, fold_in_all, noise_like
-from diffusion_jax.types import Keys, Predict, PyTree
+from diffusion_jax.types import Keys, PyTree
 
 # (x, coefficients of the step, keys [b]) -> x, applied before each step of a sampler.
 BeforeStep: TypeAlias = Callable[[Array, PyTree, Keys], Array]
@@ -26,18 +26,20 @@ def _cannot_add_noise(x_start: Array, coefficients: PyTree, noise: Array) -> Arr
 
 
 class Sampler(NamedTuple):
-    """A way from noise to data as a pair of pure functions.
+    """A way from noise to data as a pair of pure functions, init and step.
 
-    init: x [b ...] -> memory, a pytree that the steps hand on.
-    step: (predict, x, memory, coefficients of this step, keys [b]) -> (x, memory, predicted x_0).
+    init: x [b ...] -> memory, a pytree that each step hands to the next one.
+    step: (predict, x, memory, coefficients of this step, noise) -> (x, memory, predicted x_0).
+      noise is N(0, 1) like x, or None for a sampler that is not stochastic.
     coefficients: a pytree of arrays with the leading axis num_steps, first step first. Its record
-      has a field `t` in discrete time, the timestep of each step, or `sigma`, its noise level. The
-      x of the former is sqrt(abar) x_0 + sqrt(1 - abar) eps, that of the latter x_0 + sigma eps.
-    start: (unit noise [b ...], coefficients of the first step) -> x_T; the noise itself unless set.
-    add_noise: (x_0, coefficients of a step, unit noise) -> x at the start of that step, a draw from
-      q(x | x_0).
-    first_step: the number of the first step, not 0 in a `segment`; step i takes its noise from
-      fold_in(key, first_step + i).
+      has the field `t` (the timestep of each step; x is sqrt(abar) x_0 + sqrt(1 - abar) eps) or
+      the field `sigma` (the noise level; x is x_0 + sigma eps).
+    start: (unit noise [b ...], coefficients of the first step) -> x_T; by default the noise itself.
+    add_noise: (x_0, coefficients of a step, unit noise) -> a draw from q(x | x_0) at the level
+      where that step starts.
+    stochastic: whether the steps use noise.
+    first_step: the number of the first step, which is not 0 in a `segment`; step i takes its noise
+      from fold_in(key, first_step + i).
     """
 
     init: Callable[[Array], PyTree]
@@ -45,18 +47,19 @@ class Sampler(NamedTuple):
     coefficients: PyTree
     start: Callable[[Array, PyTree], Array] = _unit_noise
     add_noise: AddNoise = _cannot_add_noise
+    stochastic: bool = False
     first_step: int = 0
 
     @property
     def num_steps(self) -> int:
-        """How many steps, known from the shapes."""
+        """How many steps there are; known from the shapes."""
         return jax.tree.leaves(self.coefficients)[0].shape[0]
 
 
 class Samples(NamedTuple):
     """What `sample` returns: x [b ...], and the logged steps [n_log b ...] or None.
 
-    x_log holds x after a step, x_start_log the x_0 that was predicted in it (progressive
+    x_log holds x after each logged step, x_start_log the x_0 that was predicted in it (progressive
     denoising); the last entry of x_log equals x.
     """
 
@@ -67,26 +70,36 @@ class Samples(NamedTuple):
 
 def sample(
     sampler: Sampler,
-    predict: Predict,
+    predict: Callable[..., Array],
     x_T: Float[Array, "b *shape"],
     keys: Keys,
     *,
+    step_noise: Float[Array, "S b *shape"] | None = None,
+    per_step: PyTree = None,
     log_every: int | None = None,
     before_step: BeforeStep | None = None,
 ) -> Samples:
     """Run a sampler from x_T to x_0 in one lax.scan: x_{i+1} = step(x_i).
 
+    predict: (x [b ...], t or sigma [b]) -> what the sampler asks for.
     x_T: any float dtype; the loop runs in float32 at least.
-    keys: one a sample. Step i sees fold_in(key, i), counted in the whole sampler when this one is a
-      segment, so sample i depends on its own key, its own row of x_T and its own conditioning only.
+    keys: one a sample. Step i draws from fold_in(key, i), counted in the whole sampler when this
+      one is a segment. So sample i depends on keys[i], x_T[i] and its own conditioning only.
+    step_noise: N(0, 1) noise of each step, in place of what the keys would give.
+    per_step: a pytree of arrays [num_steps ...], for example guidance scales. When it is given,
+      predict is called with a third argument: the row of the step.
     log_every: with r steps to go after a step, it is logged when r % log_every == 0, and so is the
       first (upstream's log_every_t). Memory grows with the logged steps, not with all of them.
     before_step: changes x before each step, for example `inpaint`.
 
-    Raises ValueError when log_every is not positive.
+    Raises ValueError when log_every is not positive, or step_noise or per_step has other lengths.
     """
     num_steps = sampler.num_steps
     x = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
+    if step_noise is not None and step_noise.shape != (num_steps, *x.shape):
+        raise ValueError(
+            f"step_noise has the shape {step_noise.shape}; it should be {(num_steps, *x.shape)}"
+        )
     slots = np.zeros(num_steps, np.int32)
     logs = None
     if log_every is not None:
@@ -96,18 +109,21 @@ def sample(
 
     def advance(carry, inputs):
         x, memory, logs = carry
-        i, slot, coefficients = inputs
-        step_keys = fold_in_all(keys, i)
+        i, slot, coefficients, noise, row = inputs
+        keys_i = fold_in_all(keys, i)
         if before_step is not None:
-            x = before_step(x, coefficients, fold_in_all(step_keys, SamplerStream.BEFORE_STEP))
-        x, memory, x_start = sampler.step(predict, x, memory, coefficients, step_keys)
+            x = before_step(x, coefficients, fold_in_all(keys_i, SamplerStream.BEFORE_STEP))
+        if noise is None and sampler.stochastic:
+            noise = noise_like(keys_i, x.shape[1:])
+        predict_i = predict if row is None else lambda x, level: predict(x, level, row)
+        x, memory, x_start = sampler.step(predict_i, x, memory, coefficients, noise)
         if logs is not None:
             # Every step writes into the slot of the next logged step, which so has the last word.
             logs = jax.tree.map(lambda log, value: log.at[slot].set(value), logs, (x, x_start))
         return (x, memory, logs), None
 
     numbers = np.arange(num_steps, dtype=np.uint32) + np.uint32(sampler.first_step)
-    steps = (numbers, slots, sampler.coefficients)
+    steps = (numbers, slots, sampler.coefficients, step_noise, per_step)
     (x, _, logs), _ = jax.lax.scan(advance, (x, sampler.init(x), logs), steps)
     return Samples(x, *(logs if logs is not None else (None, None)))
 
@@ -143,15 +159,6 @@ def steps_of_strength(num_steps: int, strength: float) -> int:
     if not 0.0 < strength <= 1.0:
         raise ValueError(f"strength = {strength!r} should lie in (0, 1]")
     return max(int(strength * (num_steps + 1)) - 1, 1)
-
-
-def img2img(sampler: Sampler, strength: float) -> Sampler:
-    """Take only the last steps of a sampler, as many as steps_of_strength says.
-
-    Begin with `start_from_image`. Raises ValueError for a strength outside (0, 1].
-    """
-    total = sampler.num_steps
-    return segment(sampler, total - steps_of_strength(total, strength), total)
 
 
 def start_from_noise(sampler: Sampler, noise: Float[Array, "b *shape"]) -> Float[Array, "b *shape"]:

@@ -1,17 +1,14 @@
-"""What turns an encoder's moments into a latent: a diagonal Gaussian, or nothing at all.
+"""What turns an encoder's output into a latent: a diagonal Gaussian, or nothing at all.
 
-A regularizer takes moments [b ... 2d] and returns (z [b ... d], log), where log holds scalars that
-the loss may weigh by name. Codebooks are in quantizers.py.
+A regularizer takes moments [b ... m] and returns (z [b ... d], log), where log holds numbers [b]
+that the loss may weigh by name. Codebooks are in quantizers.py.
 """
 
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-from diffusion_jax.types import Keys
 
 MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0
 
@@ -38,11 +35,11 @@ def diagonal_gaussian(moments: Float[Array, "b *dims m"]) -> DiagonalGaussian:
     return DiagonalGaussian(mean, jnp.clip(logvar, MIN_LOGVAR, MAX_LOGVAR))
 
 
-def sample(gaussian: DiagonalGaussian, keys: Keys) -> Float[Array, "b *dims d"]:
-    """Draw mean + exp(logvar / 2) eps, with one key per sample: keys [b]."""
-    shape = gaussian.mean.shape[1:]
-    eps = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-    return gaussian.mean + jnp.exp(0.5 * gaussian.logvar) * eps
+def sample(
+    gaussian: DiagonalGaussian, noise: Float[Array, "b *dims d"]
+) -> Float[Array, "b *dims d"]:
+    """Compute a draw, mean + exp(logvar / 2) noise, from N(0, 1) noise."""
+    return gaussian.mean + jnp.exp(0.5 * gaussian.logvar) * noise
 
 
 def mode(gaussian: DiagonalGaussian) -> Float[Array, "b *dims d"]:
@@ -77,23 +74,23 @@ def nll(gaussian: DiagonalGaussian, value: Float[Array, "b *dims d"]) -> Float[A
 
 
 def gaussian_regularizer(
-    moments: Float[Array, "b *dims m"], keys: Keys | None = None
-) -> tuple[Float[Array, "b *dims d"], dict[str, Float[Array, ""]]]:
-    """Sample the latent (without keys: take the mean), and log the KL divergence to N(0, 1).
+    moments: Float[Array, "b *dims m"], noise: Float[Array, "b *dims d"] | None = None
+) -> tuple[Float[Array, "b *dims d"], dict[str, Float[Array, "b"]]]:
+    """Draw the latent from N(0, 1) noise (without it: take the mean), and log the KL divergence.
 
-    moments [b ... 2d], keys [b] -> z [b ... d], {"kl_loss": the mean over b}.
+    moments [b ... 2d] -> z [b ... d], {"kl_loss": divergence [b] from N(0, 1), in nats}.
     Source: generative-models, DiagonalGaussianRegularizer.
     """
     gaussian = diagonal_gaussian(moments)
-    z = mode(gaussian) if keys is None else sample(gaussian, keys)
-    return z, {"kl_loss": jnp.mean(kl(gaussian))}
+    z = mode(gaussian) if noise is None else sample(gaussian, noise)
+    return z, {"kl_loss": kl(gaussian)}
 
 
 def identity_regularizer(
-    moments: Float[Array, "b *dims d"], keys: Keys | None = None
-) -> tuple[Float[Array, "b *dims d"], dict[str, Float[Array, ""]]]:
-    """Take the encoder's output as the latent, and log nothing; keys are not used."""
-    del keys
+    moments: Float[Array, "b *dims d"], noise: Array | None = None
+) -> tuple[Float[Array, "b *dims d"], dict[str, Float[Array, "b"]]]:
+    """Take the encoder's output as the latent, and log nothing; noise is not used."""
+    del noise
     return moments, {}
 
 

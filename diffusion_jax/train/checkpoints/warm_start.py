@@ -8,8 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.train.checkpoints.checksums import path_name
-from diffusion_jax.train.checkpoints.reading import load_mutable, load_params, resolve_checkpoint
+from diffusion_jax.train.checkpoints.checksums import named_leaves, path_name
+from diffusion_jax.train.checkpoints.reading import (
+    few,
+    load_mutable,
+    load_params,
+    resolve_checkpoint,
+)
 from diffusion_jax.types import PyTree
 
 _UNET = "network/"
@@ -42,20 +47,20 @@ def warm_start(
     Source: latent-diffusion, DDPM.init_from_ckpt.
     """
     workdir, step = resolve_checkpoint(ckpt_path)
-    source = _named(load_params(workdir / "checkpoints", step=step, ema=ema))
+    source = named_leaves(load_params(workdir / "checkpoints", step=step, ema=ema))
     wanted = {
         name: value
         for name, value in source.items()
         if not any(re.match(pattern, name) for pattern in ignore_keys)
         and (name.startswith(_UNET) or not load_only_unet)
     }
-    own = _named(params)
+    own = named_leaves(params)
     _check_shapes(own, wanted, f"checkpoint {step} in {workdir}")
     taken = [name for name in own if name in wanted]
     if not taken:
         raise ValueError(
-            f"nothing was loaded from checkpoint {step} in {workdir}: it has {_few(source)}, "
-            f"this run has {_few(own)}"
+            f"nothing was loaded from checkpoint {step} in {workdir}: it has {few(source)}, "
+            f"this run has {few(own)}"
         )
     loaded = jax.tree_util.tree_map_with_path(
         lambda path, leaf: _place(wanted.get(path_name(path)), leaf), params
@@ -75,10 +80,10 @@ def warm_start_mutable(
     workdir, step = resolve_checkpoint(ckpt_path)
     source = {
         name: value
-        for name, value in _named(load_mutable(workdir / "checkpoints", step=step)).items()
+        for name, value in named_leaves(load_mutable(workdir / "checkpoints", step=step)).items()
         if not any(re.match(pattern, name) for pattern in ignore_keys)
     }
-    _check_shapes(_named(mutable), source, f"checkpoint {step} in {workdir}")
+    _check_shapes(named_leaves(mutable), source, f"checkpoint {step} in {workdir}")
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: _place(source.get(path_name(path)), leaf), mutable
     )
@@ -99,15 +104,6 @@ def _check_shapes(own: dict[str, Any], wanted: dict[str, Any], where: str) -> No
     ]
     if different:
         raise ValueError(
-            f"{where} has other shapes: {_few(different)}; "
+            f"{where} has other shapes: {few(different)}; "
             "list what should keep its initial values in ignore_keys"
         )
-
-
-def _named(tree: PyTree) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
-def _few(names: Sequence[str] | dict[str, Any]) -> str:
-    names = list(names)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -16,7 +16,7 @@ from diffusion_jax.convert.weights.diffusers_folder import (
     vae_config,
 )
 from diffusion_jax.convert.weights.importing import import_network
-from diffusion_jax.convert.weights.layouts import import_checkpoint
+from diffusion_jax.convert.weights.places import import_checkpoint
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.unet.unet import UNet
 

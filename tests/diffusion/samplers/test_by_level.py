@@ -251,7 +251,8 @@ def test_image_to_image_stays_near_the_image():
     noise = driver.initial_noise(keys, (16,))
     distances = []
     for strength in (0.2, 0.6, 1.0):
-        part = driver.img2img(ss.euler(grid(30)), strength)
+        first = 30 - driver.steps_of_strength(30, strength)
+        part = driver.segment(ss.euler(grid(30)), first, 30)
         x = driver.start_from_image(part, image, noise)
         x = np.asarray(run(part, exact, x, keys).x)
         distances.append(np.sqrt(((x - 0.9) ** 2).mean()))
@@ -274,7 +275,7 @@ def test_inpainting_keeps_what_the_mask_says():
     [[1.0], [2.0, 1.0], [1.0, 2.0, 0.0], [1.0, 1.0, 0.0], [np.inf, 1.0, 0.0], [np.nan, 0.0]],
 )
 def test_sigmas_must_decrease_to_zero(sigmas):
-    for factory in ss.FACTORIES:
+    for factory in ALL.values():
         with pytest.raises(ValueError, match="strictly decreasing to 0"):
             factory(np.array(sigmas))
 

@@ -1,4 +1,4 @@
-"""Samplers on Gaussian data, where the answers are known, and the timesteps that they visit."""
+"""Samplers on Gaussian data, where the answers are known."""
 
 from functools import partial
 
@@ -6,11 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from diffusion_jax.diffusion import ddpm
-from diffusion_jax.diffusion.samplers import by_timestep as samplers
+from diffusion_jax.diffusion import ddpm, samplers
 from diffusion_jax.diffusion.schedule import make_beta_schedule, make_schedule
 
 MEAN, STD = 0.4, 0.6
@@ -47,61 +44,6 @@ def marginal(abar):
 
 def keys_of(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
-
-
-def test_uniform_is_upstreams_where_steps_divide():
-    visited, previous = samplers.visited_timesteps(1000, 50, "uniform")
-    np.testing.assert_array_equal(visited, np.arange(50) * 20 + 1)
-    np.testing.assert_array_equal(previous, [0, *visited[:-1]])
-
-
-def test_uniform_spans_the_schedule_where_steps_do_not_divide():
-    """Upstream would take 334 steps for 300."""
-    visited, _ = samplers.visited_timesteps(1000, 300, "uniform")
-    assert len(visited) == 300 and visited[0] == 1 and visited[-1] == 997
-    assert set(np.diff(visited)) == {3, 4}
-
-
-def test_quad_is_upstreams_where_it_does_not_repeat():
-    visited, previous = samplers.visited_timesteps(1000, 50, "quad")
-    assert visited[:6].tolist() == [1, 2, 3, 4, 6, 9]  # upstream: 1, 1, 2, 3, 6, 9
-    assert visited[-2:].tolist() == [768, 801]
-    assert previous[0] == 0
-
-
-def test_diffusers_spacings():
-    visited = {name: samplers.visited_timesteps(1000, 10, name)[0] for name in NAMES}
-    np.testing.assert_array_equal(visited["leading"], np.arange(10) * 100)
-    np.testing.assert_array_equal(visited["trailing"], np.arange(10) * 100 + 99)
-    np.testing.assert_array_equal(visited["linspace"], np.arange(10) * 111)
-    assert samplers.visited_timesteps(1000, 1, "linspace")[0].tolist() == [999]
-    assert samplers.visited_timesteps(1000, 1, "trailing")[0].tolist() == [999]
-
-
-@settings(deadline=None, max_examples=300)
-@given(st.data())
-def test_every_spacing_takes_exactly_the_steps_asked_for(data):
-    total = data.draw(st.integers(1, 1200), "T")
-    steps = data.draw(st.integers(1, total), "S")
-    name = data.draw(st.sampled_from(NAMES))
-    visited, previous = samplers.visited_timesteps(total, steps, name)
-    assert visited.shape == previous.shape == (steps,)
-    assert visited.dtype == previous.dtype == np.int32
-    assert visited[0] >= 0 and visited[-1] <= total - 1
-    assert np.all(np.diff(visited) > 0)
-    np.testing.assert_array_equal(previous[1:], visited[:-1])
-    assert previous[0] == (0 if name in ("uniform", "quad") and visited[0] > 0 else -1)
-
-
-@pytest.mark.parametrize("steps", [0, 11, -3])
-def test_steps_outside_the_schedule_are_refused(steps):
-    with pytest.raises(ValueError, match=rf"num_steps = {steps} should lie in \[1, 10\]"):
-        samplers.visited_timesteps(10, steps, "uniform")
-
-
-def test_unknown_spacing_lists_the_choices():
-    with pytest.raises(ValueError, match="'even' is unknown; choose from " + ", ".join(NAMES)):
-        samplers.visited_timesteps(10, 5, "even")
 
 
 def test_eta_outside_its_range_is_refused():
@@ -266,12 +208,12 @@ def test_clipped_ddim_derives_its_noise_from_the_clipped_image():
     x_start = ddpm.predict_start_from_noise(schedule, x, t, 0.2 * x)
     assert float(x_start[0, 0]) > 1.0
     noise = ddpm.predict_noise_from_start(schedule, x, t, jnp.ones((1, 1)))
-    clipped, _, start = sampler.step(predict, x, (), row, keys_of(1))
-    kept, *_ = raw.step(predict, x, (), row, keys_of(1))
+    clipped, _, start = sampler.step(predict, x, (), row, None)
+    kept, *_ = raw.step(predict, x, (), row, None)
     assert float(start[0, 0]) == 1.0
     np.testing.assert_allclose(clipped, row.signal_prev + row.direction * noise, rtol=1e-6)
     np.testing.assert_allclose(kept, row.signal_prev + row.direction * 0.6, rtol=1e-6)
-    unclipped, _, start = samplers.ddim(schedule, 10).step(predict, x, (), row, keys_of(1))
+    unclipped, _, start = samplers.ddim(schedule, 10).step(predict, x, (), row, None)
     np.testing.assert_allclose(start, x_start, rtol=1e-6)
     np.testing.assert_allclose(
         unclipped, row.signal_prev * x_start + row.direction * 0.6, rtol=1e-6
@@ -316,7 +258,7 @@ def test_inpainting_keeps_what_the_mask_says():
     seen = []
 
     def record(x, coefficients, keys):
-        x = samplers.inpaint(schedule, x0, mask)(x, coefficients, keys)
+        x = samplers.inpaint(ddpm.diffuse(schedule), x0, mask)(x, coefficients, keys)
         jax.debug.callback(lambda t, x: seen.append((int(t), np.asarray(x))), coefficients.t, x)
         return x
 
@@ -338,7 +280,7 @@ def test_inpainting_keeps_what_the_mask_says():
 def test_a_mask_that_does_not_fit_is_refused():
     schedule = make_schedule("linear", 10)
     with pytest.raises(ValueError, match=r"mask has the shape \(2, 3, 4, 1\); it should be"):
-        samplers.inpaint(schedule, jnp.ones((2, 4, 4, 1)), jnp.ones((2, 3, 4, 1)))
+        samplers.inpaint(ddpm.diffuse(schedule), jnp.ones((2, 4, 4, 1)), jnp.ones((2, 3, 4, 1)))
 
 
 @pytest.mark.parametrize("discretize", NAMES)

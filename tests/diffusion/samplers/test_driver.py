@@ -18,18 +18,18 @@ def keys_of(count, seed=0):
 def counting_sampler(num_steps):
     """x counts the steps, memory doubles, and the predicted x_0 is 100 + step."""
 
-    def step(predict, x, memory, i, keys):
+    def step(predict, x, memory, i, noise):
         return x + 1.0, memory * 2.0, jnp.full_like(x, 100.0) + i.astype(x.dtype)
 
     return driver.Sampler(lambda x: jnp.ones(()), step, jnp.arange(num_steps))
 
 
 def noise_sampler(num_steps):
-    def step(predict, x, memory, i, keys):
-        x = 0.5 * x + noise_like(keys, x.shape[1:])
+    def step(predict, x, memory, i, noise):
+        x = 0.5 * x + noise
         return x, memory, x
 
-    return driver.Sampler(lambda x: (), step, jnp.arange(num_steps))
+    return driver.Sampler(lambda x: (), step, jnp.arange(num_steps), stochastic=True)
 
 
 @given(num_steps=st.integers(1, 60), log_every=st.integers(1, 70))
@@ -92,6 +92,40 @@ def test_noise_of_step_i_is_that_of_fold_in():
         for i in range(2)
     )
     np.testing.assert_allclose(x, 0.5 * first + second, atol=1e-6)
+
+
+def test_given_noise_takes_the_place_of_the_keys():
+    noise = jax.random.normal(jax.random.key(5), (3, 2, 4))
+    run = lambda sampler, x, **options: (
+        driver.sample(sampler, lambda x, t: x, x, keys_of(2), **options).x
+    )
+    x_T = jnp.ones((2, 4))
+    got = run(noise_sampler(3), x_T, step_noise=noise)
+    np.testing.assert_allclose(got, 0.125 + 0.25 * noise[0] + 0.5 * noise[1] + noise[2], atol=1e-6)
+    # A segment is given the rows of its own steps.
+    x = run(driver.segment(noise_sampler(3), 0, 1), x_T, step_noise=noise[:1])
+    x = run(driver.segment(noise_sampler(3), 1, 3), x, step_noise=noise[1:])
+    np.testing.assert_allclose(x, got, atol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"step_noise has the shape \(3, 2, 4\); it should be \(4,"
+    ):
+        run(noise_sampler(4), x_T, step_noise=noise)
+
+
+def test_predict_sees_the_row_of_its_step():
+    def step(predict, x, memory, i, noise):
+        assert noise is None
+        return x + predict(x, i), memory, x
+
+    sampler = driver.Sampler(lambda x: (), step, jnp.arange(4))
+    seen = driver.sample(
+        sampler,
+        lambda x, t, row: row["scale"] * 10.0**t * jnp.ones_like(x),
+        jnp.zeros((2, 1)),
+        keys_of(2),
+        per_step={"scale": jnp.array([4.0, 3.0, 2.0, 1.0])},
+    )
+    np.testing.assert_array_equal(seen.x, 1234.0)
 
 
 def test_initial_noise_is_that_of_no_step():
@@ -158,10 +192,7 @@ def test_strength_keeps_the_levels_that_sgm_keeps(num_steps, strength):
     """Img2ImgDiscretizationWrapper on levels n ... 0; where it keeps 0 alone, one step is taken."""
     ascending = np.arange(num_steps + 1)
     kept = ascending[: max(int(strength * len(ascending)), 1)]
-    sampler = counting_sampler(1)._replace(coefficients=np.arange(num_steps))
-    part = driver.img2img(sampler, strength)
-    assert part.num_steps == max(len(kept) - 1, 1)
-    assert part.first_step + part.num_steps == num_steps
+    assert driver.steps_of_strength(num_steps, strength) == max(len(kept) - 1, 1)
 
 
 def test_full_strength_takes_every_step():

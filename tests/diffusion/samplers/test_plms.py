@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion import ddpm
-from diffusion_jax.diffusion.samplers import driver
-from diffusion_jax.diffusion.samplers.by_timestep import visited_timesteps
-from diffusion_jax.diffusion.samplers.plms import plms
+from diffusion_jax.diffusion.samplers import driver, plms, visited_timesteps
 from diffusion_jax.diffusion.schedule import make_beta_schedule, make_schedule
 
 MEAN, STD = 0.4, 0.6
@@ -128,7 +126,7 @@ def test_predictions_in_half_precision_run_in_float32():
 
 def test_inpainting_and_images_use_the_schedule():
     schedule = make_schedule("linear", 100, linear_end=0.1)
-    part = driver.img2img(plms(schedule, 10), 0.5)
+    part = driver.segment(plms(schedule, 10), 6, 10)
     image, noise = jnp.full((1, 2), 0.8), jnp.array([[1.0, -1.0]])
     got = driver.start_from_image(part, image, noise)
     t = np.array([int(part.coefficients.t[0])])

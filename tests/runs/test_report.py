@@ -6,9 +6,9 @@ import math
 import pytest
 
 from diffusion_jax.cli import main
-from diffusion_jax.cli.report import BARS, report, sparkline
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.runs.folder import save_config
+from diffusion_jax.runs.report import BARS, report_run, sparkline
 
 
 def logged(workdir, rows):
@@ -29,7 +29,7 @@ def test_it_tells_progress_losses_speed_and_what_is_in_the_folder(workdir):
         (workdir / name).mkdir(parents=True)
     for name in ("images/train/a.png", "images/train/b.png"):
         (workdir / name).touch()
-    lines = "\n".join(report(workdir)).splitlines()
+    lines = "\n".join(report_run(workdir)).splitlines()
     assert lines[0].endswith("run: step 3 of 8")
     curve = next(i for i, line in enumerate(lines) if "train/loss" in line)
     assert lines[curve].split() == ["train/loss", "█▁▃"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffusion_jax.convert.weights.layouts import LAYOUTS, export_checkpoint, import_checkpoint
+from diffusion_jax.convert.weights.places import LAYOUTS, export_checkpoint, import_checkpoint
 from diffusion_jax.convert.weights.reading import open_weights
 
 SMALL = {"channel_mult": (1,), "attention_resolutions": (1,), "transformer_depth": 1}
