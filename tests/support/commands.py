@@ -31,7 +31,12 @@ def first_devices(count: int) -> Iterator[None]:
 
 
 def run(*arguments: object, devices: int = 2, environment: Mapping[str, str]) -> tuple[int, str]:
-    """Run a command in this process; return its exit code and what it printed to both streams."""
+    """Run a command in this process; return its exit code and what it printed to both streams.
+
+    As in a process of its own, nobody looks at the use of random keys: that takes 5 s of a run.
+    """
+    import jax
+
     from diffusion_jax.cli import main
 
     said = io.StringIO()
@@ -44,6 +49,7 @@ def run(*arguments: object, devices: int = 2, environment: Mapping[str, str]) ->
         for name, value in environment.items():
             patch.setenv(name, value)
         stack.enter_context(first_devices(devices))
+        stack.enter_context(jax.debug_key_reuse(False))
         stack.enter_context(contextlib.redirect_stdout(said))
         stack.enter_context(contextlib.redirect_stderr(said))
         code = main([str(argument) for argument in arguments])
