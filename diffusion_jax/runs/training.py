@@ -41,7 +41,7 @@ from diffusion_jax.train.ema import has_ema, reset_ema
 from diffusion_jax.train.hooks.checkpoint import make_rescue
 from diffusion_jax.train.hooks.hang import watch_hangs
 from diffusion_jax.train.hooks.overview import overview
-from diffusion_jax.train.hooks.signals import handle_signals
+from diffusion_jax.train.hooks.signals import STOPS, handle_signals
 from diffusion_jax.train.hooks.validation import Scores, scores_from
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import jit_train_step
@@ -52,7 +52,7 @@ EXIT_NOT_A_NUMBER = 3  # a metric was NaN or infinite; the message names the las
 EXIT_SIGNAL = (
     75  # stopped by SIGTERM or Ctrl-C and saved: the same command goes on (sysexits.h, EX_TEMPFAIL)
 )
-SIGNALS = ("SIGTERM", "SIGINT")
+SIGNALS = tuple(number.name for number in STOPS)
 
 
 class Opened(NamedTuple):
