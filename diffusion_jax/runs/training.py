@@ -34,7 +34,7 @@ from diffusion_jax.train.ema import has_ema, reset_ema
 from diffusion_jax.train.hooks.checkpoint import make_rescue
 from diffusion_jax.train.hooks.hang import watch_hangs
 from diffusion_jax.train.hooks.overview import overview
-from diffusion_jax.train.hooks.signals import handle_signals
+from diffusion_jax.train.hooks.signals import STOPS, handle_signals
 from diffusion_jax.train.hooks.validation import Scores, scores_from
 from diffusion_jax.train.loop import Stop
 from diffusion_jax.train.state import TrainState
@@ -42,7 +42,8 @@ from diffusion_jax.train.step import jit_train_step
 from diffusion_jax.train.writers import Writer, open_writer
 from diffusion_jax.types import PyTree
 
-SIGNALS = ("SIGTERM", "SIGINT")  # reasons to stop after which the same command goes on
+# Reasons to stop after which the same command goes on.
+SIGNALS = tuple(number.name for number in STOPS)
 
 
 class RunEvent(NamedTuple):
