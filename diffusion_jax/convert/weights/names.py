@@ -30,32 +30,32 @@ class Part(NamedTuple):
 class FileTensor(NamedTuple):
     """A tensor of a file: its parts are joined along its first axis.
 
-    layout: "same" (our axes), "kernel" ([*sides in out] here is [out in *sides] there),
-    "pointwise" (our 1 x 1 convolution is a dense layer there) or "channel" ([c] is [1 c 1 1]
-    there). aliases: other names it may have.
+    axes: "same" as here, "kernel" ([*sides in out] here is [out in *sides] there), "pointwise"
+    (our 1 x 1 convolution is a dense layer there) or "channel" ([c] is [1 c 1 1] there).
+    aliases: other names that it may have.
     """
 
     name: str
     shape: tuple[int, ...]
-    layout: str
+    axes: str
     parts: tuple[Part, ...]
     aliases: tuple[str, ...] = ()
 
 
 class NameMap(NamedTuple):
-    """The names of one kind of network in one layout of files; all but the kind is tables.py's.
+    """The names that one family of programs gives to the tensors of one kind of network.
 
-    structural: makes renames that depend on which names there are; they come between dotted and
-    renames. layouts: (pattern of the name, layout) where it is not that of the leaf. aliases: other
-    names to look for. ignorable: names in files that are no parameters. first: the convolution that
-    sees the input.
+    A name is made by `dotted`, then by the renames that `structural` returns for the names that
+    there are, then by `renames`. axes: (pattern of a name, FileTensor.axes) where the leaf's name
+    does not say. aliases: renames to other names to look for. ignorable: names in files that are
+    no parameters. first: the name of the convolution that sees the input.
     """
 
     kind: str
     dotted: Renames
     renames: Renames = ()
     structural: Callable[[Iterable[str]], Renames] | None = None
-    layouts: tuple[tuple[str, str], ...] = ()
+    axes: tuple[tuple[str, str], ...] = ()
     aliases: Renames = ()
     ignorable: tuple[str, ...] = ()
     first: str = ""
@@ -114,24 +114,32 @@ def vae_levels(names: Iterable[str]) -> Renames:
     return tuple(renames)
 
 
-_DENSE_ATTENTION = ((r"\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight$", "pointwise"),)
+def _transformers(kind: str, projection: str) -> NameMap:
+    """Name a CLIP tower as transformers does: all but the projection is inside of a model."""
+    return NameMap(
+        f"clip {kind}",
+        tables.DOTTED,
+        ((rf"^(?!{projection}\.)", f"{kind}_model."),),
+        # transformers 5 writes no such prefix for a model without a projection.
+        aliases=((rf"^{kind}_model\.", ""),),
+        ignorable=(rf"({kind}_model\.)?embeddings\.position_ids$",),
+    )
+
+
+_UNET_DIFFUSERS = NameMap(
+    "unet",
+    tables.DOTTED,
+    tables.UNET_DIFFUSERS,
+    unet_blocks,
+    aliases=tables.UNET_ALIASES,
+    first="conv_in.weight",
+)
 NAME_MAPS: dict[str, NameMap] = {
     "unet_ldm": NameMap("unet", tables.DOTTED, first="input_blocks.0.0.weight"),
-    "unet_diffusers": NameMap(
-        "unet",
-        tables.DOTTED,
-        tables.UNET_DIFFUSERS,
-        unet_blocks,
-        aliases=tables.UNET_ALIASES,
-        first="conv_in.weight",
-    ),
+    "unet_diffusers": _UNET_DIFFUSERS,
     # unCLIP: the vector enters as class_embedding.
-    "unet_diffusers_class": NameMap(
-        "unet",
-        tables.DOTTED,
-        tables.UNET_DIFFUSERS + tables.UNET_ALIASES,
-        unet_blocks,
-        first="conv_in.weight",
+    "unet_diffusers_class": _UNET_DIFFUSERS._replace(
+        renames=tables.UNET_DIFFUSERS + tables.UNET_ALIASES, aliases=()
     ),
     # Everything else of a training checkpoint belongs to the loss.
     "vae_ldm": NameMap(
@@ -139,7 +147,7 @@ NAME_MAPS: dict[str, NameMap] = {
         tables.VAE_DOTTED,
         structural=first_stage_names.codebook_names,
         aliases=tables.CODES_ALIASES,
-        ignorable=(r"loss\.", "model_ema\\."),
+        ignorable=(r"loss\.", r"model_ema\."),
         first="encoder.conv_in.weight",
     ),
     "vae_diffusers": NameMap(
@@ -147,39 +155,27 @@ NAME_MAPS: dict[str, NameMap] = {
         tables.VAE_DOTTED,
         tables.VAE_DIFFUSERS,
         vae_levels,
-        layouts=_DENSE_ATTENTION,
+        axes=((r"\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight$", "pointwise"),),
         aliases=tables.VAE_ALIASES,
         first="encoder.conv_in.weight",
     ),
-    "clip_text_hf": NameMap(
-        "clip text",
-        tables.DOTTED,
-        tables.TEXT_HF,
-        aliases=tables.TEXT_ALIASES,
-        ignorable=(r"(text_model\.)?embeddings\.position_ids$",),
-    ),
+    "clip_text_hf": _transformers("text", "text_projection"),
     "clip_text_open": NameMap(
         "clip text",
         tables.DOTTED,
         tables.TEXT_OPEN,
-        layouts=((r"^text_projection$", "same"),),
+        axes=((r"^text_projection$", "same"),),
         ignorable=(r"logit_scale$", r"attn_mask$", r"visual\.", r"text_projection$"),
     ),
-    "clip_vision_hf": NameMap(
-        "clip vision",
-        tables.DOTTED,
-        tables.VISION_HF,
-        aliases=tables.VISION_ALIASES,
-        ignorable=(r"(vision_model\.)?embeddings\.position_ids$",),
-    ),
+    "clip_vision_hf": _transformers("vision", "visual_projection"),
     "clip_vision_open": NameMap(
-        "clip vision", tables.DOTTED, tables.VISION_OPEN, layouts=((r"^proj$", "same"),)
+        "clip vision", tables.DOTTED, tables.VISION_OPEN, axes=((r"^proj$", "same"),)
     ),
     "first_stage_ldm": NameMap(
         "first stage",
         tables.VAE_DOTTED,
         structural=first_stage_names.training_names,
-        layouts=((r"\.main\.\d+\.(loc|scale)$", "channel"),),
+        axes=((r"\.main\.\d+\.(loc|scale)$", "channel"),),
         aliases=tables.CODES_ALIASES,
         ignorable=(*first_stage_names.BUFFERS, r"loss\.perceptual_loss\.", r"model_ema\."),
         first="encoder.conv_in.weight",
@@ -195,10 +191,49 @@ NAME_MAPS: dict[str, NameMap] = {
 }
 
 
+class NetworkKind(NamedTuple):
+    """Where diffusers keeps a kind of network, and the NameMap of a file with one of them alone."""
+
+    folder: str
+    name_map: str
+
+
+KINDS = {
+    "unet": NetworkKind("unet", "unet_ldm"),
+    "vae": NetworkKind("vae", "vae_ldm"),
+    "clip text": NetworkKind("text_encoder", "clip_text_hf"),
+    "clip vision": NetworkKind("image_encoder", "clip_vision_hf"),
+}
+
+
+def find_kind(kind: str) -> NetworkKind:
+    """Look up a kind of network; ValueError for an unknown one."""
+    if kind not in KINDS:
+        raise ValueError(f"kind = {kind!r} is unknown; choose from {', '.join(KINDS)}")
+    return KINDS[kind]
+
+
 def leaves_of(tree: PyTree) -> dict[str, Any]:
     """List a tree's leaves by path, such as "out_0/scale"."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(str(entry.key) for entry in path): leaf for path, leaf in flat}
+
+
+def find_name_map(name_map: NameMap | str) -> NameMap:
+    """Look up a name in NAME_MAPS; a NameMap stands for itself. ValueError for an unknown name."""
+    if not isinstance(name_map, str):
+        return name_map
+    if name_map not in NAME_MAPS:
+        raise ValueError(f"name_map = {name_map!r} is unknown; choose from {', '.join(NAME_MAPS)}")
+    return NAME_MAPS[name_map]
+
+
+def average_name(prefix: str, name: str) -> str:
+    """Name the average (EMA) of a tensor, which loses the first module of its prefix and all dots.
+
+    The average of "model.diffusion_model." + "out.0.bias" is "model_ema.diffusion_modelout0bias".
+    """
+    return tables.EMA + (prefix.partition(".")[2] + name).replace(".", "")
 
 
 def file_tensors(tree: PyTree, name_map: NameMap | str) -> list[FileTensor]:
@@ -207,21 +242,18 @@ def file_tensors(tree: PyTree, name_map: NameMap | str) -> list[FileTensor]:
     tree: nested dicts of anything with a shape. name_map: a NameMap or a name in NAME_MAPS.
     Raises ValueError for an unknown name, or a tree that the map does not fit.
     """
-    if isinstance(name_map, str):
-        if name_map not in NAME_MAPS:
-            raise ValueError(f"name map {name_map!r} is unknown; choose one of {list(NAME_MAPS)}")
-        name_map = NAME_MAPS[name_map]
+    name_map = find_name_map(name_map)
     parts = [part for path, leaf in leaves_of(tree).items() for part in _parts(path, leaf.shape)]
     named = {part: _rename(_dotted_path(path), name_map.dotted) for part, path, _ in parts}
     renames = name_map.structural(named.values()) if name_map.structural else ()
     joined: dict[str, list[tuple[str, Part, tuple[int, ...], str]]] = {}
     for part, path, shape in parts:
         name = _rename(named[part], renames + name_map.renames)
-        layout = next((kind for pattern, kind in name_map.layouts if re.search(pattern, name)), "")
-        layout = layout or ("kernel" if path.endswith("/kernel") else "same")
+        axes = next((axes for pattern, axes in name_map.axes if re.search(pattern, name)), "")
+        axes = axes or ("kernel" if path.endswith("/kernel") else "same")
         match = _FUSED.search(path)
         place = str("qkv".index(match[1])) if match else ""
-        joined.setdefault(name, []).append((place, part, _file_shape(shape, layout), layout))
+        joined.setdefault(name, []).append((place, part, _file_shape(shape, axes), axes))
     return [
         _join(name, sorted(held, key=lambda h: h[0]), name_map.aliases)
         for name, held in joined.items()
@@ -248,36 +280,36 @@ def _rename(name: str, renames: Renames) -> str:
     return name
 
 
-def _file_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
-    if layout == "kernel":
+def _file_shape(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
+    if axes == "kernel":
         return (shape[-1], shape[-2], *shape[:-2])
-    if layout == "channel":
+    if axes == "channel":
         return (1, *shape, 1, 1)
-    return (shape[-1], shape[-2]) if layout == "pointwise" else shape
+    return (shape[-1], shape[-2]) if axes == "pointwise" else shape
 
 
 def _join(name: str, held: list[tuple[str, Part, tuple[int, ...], str]], aliases: Renames) -> Any:
-    places, parts, shapes, layouts = zip(*held, strict=True)
+    places, parts, shapes, axes = zip(*held, strict=True)
     if len(parts) > 1 and "".join(places) != "012":
         raise ValueError(f"{', '.join(part.path for part in parts)} would all be called {name}")
     shape = (sum(shape[0] for shape in shapes), *shapes[0][1:]) if len(parts) > 1 else shapes[0]
     other = _rename(name, aliases)
-    return FileTensor(name, shape, layouts[0], parts, () if other == name else (other,))
+    return FileTensor(name, shape, axes[0], parts, () if other == name else (other,))
 
 
-def to_file(array: np.ndarray, layout: str) -> np.ndarray:
+def to_file(array: np.ndarray, axes: str) -> np.ndarray:
     """Move the axes of our array to where a file has them: a view."""
-    if layout == "kernel":
+    if axes == "kernel":
         return np.moveaxis(array, (-1, -2), (0, 1))
-    if layout == "channel":
+    if axes == "channel":
         return array[None, :, None, None]
-    return array[0, 0].T if layout == "pointwise" else array
+    return array[0, 0].T if axes == "pointwise" else array
 
 
-def to_ours(array: np.ndarray, layout: str) -> np.ndarray:
+def to_ours(array: np.ndarray, axes: str) -> np.ndarray:
     """Move the axes of a file's array to where ours are: a view, the inverse of to_file."""
-    if layout == "kernel":
+    if axes == "kernel":
         return np.moveaxis(array, (0, 1), (-1, -2))
-    if layout == "channel":
+    if axes == "channel":
         return array[0, :, 0, 0]
-    return array.T[None, None] if layout == "pointwise" else array
+    return array.T[None, None] if axes == "pointwise" else array

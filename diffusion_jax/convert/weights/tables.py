@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 Renames: TypeAlias = tuple[tuple[str, str], ...]
 
+# Averages stand beside the weights that they are of, under this prefix.
+EMA = "model_ema."
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 # input_blocks_1_0 is input_blocks.1.0, to_out_0 is to_out.0.
@@ -75,13 +77,6 @@ VAE_ALIASES: Renames = (
     (r"\.to_v\.", ".value."),
     (r"\.to_out\.0\.", ".proj_attn."),
 )
-
-# transformers: all but the projections are inside of the text or vision model.
-TEXT_HF: Renames = ((r"^(?!text_projection\.)", "text_model."),)
-VISION_HF: Renames = ((r"^(?!visual_projection\.)", "vision_model."),)
-# What transformers 5 writes for a model without a projection.
-TEXT_ALIASES: Renames = ((r"^text_model\.", ""),)
-VISION_ALIASES: Renames = ((r"^vision_model\.", ""),)
 
 _OPEN_LAYERS: Renames = (
     (r"^encoder\.layers\.(\d+)\.", r"transformer.resblocks.\1."),

@@ -31,19 +31,9 @@ STORAGES: dict[str, Any] = {
     "BoolStorage": np.bool_,
 }
 # Packages whose objects trainers store beside the weights: callbacks, configs, metrics.
-INERT = (
-    "argparse",
-    "datetime",
-    "lightning",
-    "lightning_fabric",
-    "lightning_utilities",
-    "numpy",
-    "omegaconf",
-    "pathlib",
-    "pytorch_lightning",
-    "torch",
-    "torchmetrics",
-    "typing",
+INERT = frozenset(
+    "argparse datetime lightning lightning_fabric lightning_utilities numpy omegaconf pathlib "
+    "pytorch_lightning torch torchmetrics typing".split()
 )
 # Harmless names of other modules that come with those: sets, counters, types, the bytes of scalars.
 INERT_NAMES = {
@@ -81,20 +71,10 @@ class Inert:
     def __call__(self, *args: Any, **kwargs: Any) -> "Inert":
         return Inert()
 
-    def __setstate__(self, state: Any) -> None:
+    def _ignore(self, *args: Any) -> None:
         pass
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        pass
-
-    def extend(self, values: Any) -> None:
-        pass
-
-    def add(self, value: Any) -> None:
-        pass
+    __setstate__ = __setitem__ = append = extend = add = _ignore
 
 
 class _Kind(NamedTuple):
@@ -135,9 +115,8 @@ def read_torch(path: str | Path) -> dict[str, LazyTensor]:
     if isinstance(content, dict):
         tensors = {str(k): v for k, v in content.items() if isinstance(v, LazyTensor)}
     if not tensors:
-        held = (
-            sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
-        )
+        is_dict = isinstance(content, dict)
+        held = sorted(map(str, content))[:5] if is_dict else type(content).__name__
         raise ValueError(
             f"{path} holds no tensors by name, at its top or under 'state_dict', but {held}"
         )
