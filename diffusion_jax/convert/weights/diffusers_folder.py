@@ -115,7 +115,7 @@ def _refuse(module: Any, bad: Mapping[str, bool], theirs: str) -> None:
     for field in (field for field, is_bad in bad.items() if is_bad):
         raise ValueError(
             f"{field} = {getattr(module, field)!r} has no counterpart in diffusers' {theirs}; "
-            "export this network in the layout of latent-diffusion"
+            "export this network in the names of latent-diffusion"
         )
 
 

@@ -28,6 +28,8 @@ from diffusion_jax.types import PyTree
 
 MIN_EMA = 100
 _SHOWN = 10
+# What holds a leaf, or a block of it, and where its numbers are.
+Source = tuple[FileTensor, Part, LazyTensor]
 
 
 class Rules(NamedTuple):
@@ -118,21 +120,28 @@ def import_params(
     wanted = file_tensors(tree, name_map)
     held = _averages(weights, wanted, prefix) if ema else _under(weights.tensors, prefix)
     sources = _match(wanted, held, name_map, Rules(**rules), weights.path, prefix)
-    by_leaf: dict[str, list[tuple[FileTensor, Part, LazyTensor]]] = {}
+    by_leaf: dict[str, list[Source]] = {}
     for tensor in wanted:
         for part in tensor.parts if tensor.name in sources else ():
             by_leaf.setdefault(part.path, []).append((tensor, part, sources[tensor.name]))
     leaves = leaves_of(tree)
-    kept = [path for path, leaf in leaves.items() if _absent(by_leaf, path, leaf)]
-    abstract = [path for path in kept if isinstance(leaves[path], jax.ShapeDtypeStruct)]
-    if abstract:
+    for path, found in by_leaf.items():
+        if found[0][1].index is not None and len(found) != leaves[path].shape[0]:
+            count = f"only {len(found)} of the {leaves[path].shape[0]} blocks"
+            raise ValueError(f"{weights.path}: {count} of {path} are there")
+    shapes = [p for p, leaf in leaves.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+    absent = [path for path in shapes if path not in by_leaf]
+    if absent:
         raise ValueError(
-            f"{weights.path} does not have {_few(abstract)}; to allow that, give arrays as their "
+            f"{weights.path} does not have {_few(absent)}; to allow that, give arrays as their "
             "initial values, not only shapes"
         )
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _read_leaf(by_leaf, "/".join(e.key for e in path), leaf, kept), tree
-    )
+
+    def read(path: Any, leaf: Any) -> Any:
+        name = "/".join(entry.key for entry in path)
+        return _read_leaf(by_leaf[name], leaf) if name in by_leaf else leaf
+
+    return jax.tree_util.tree_map_with_path(read, tree)
 
 
 def _under(tensors: Mapping[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:
@@ -254,34 +263,19 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if all(side == 1 for side in shape[2:]) else shape
 
 
-def _absent(by_leaf: Mapping[str, list], path: str, leaf: Any) -> bool:
-    """Whether a leaf keeps its values; ones that are there in part are an error."""
-    if path not in by_leaf:
-        return True
-    blocks = [part.index for _, part, _ in by_leaf[path]]
-    if blocks != [None] and len(blocks) != leaf.shape[0]:
-        raise ValueError(f"only {len(blocks)} of the {leaf.shape[0]} blocks of {path} are there")
-    return False
-
-
-def _read_leaf(by_leaf: Mapping[str, list], path: str, leaf: Any, kept: Sequence[str]) -> Any:
+def _read_leaf(sources: Sequence[Source], leaf: Any) -> Any:
     """Read one leaf into its sharding, its parts one after the other."""
-    if path in kept:
-        return leaf
-    sources, cache = by_leaf[path], {}
     sharding = getattr(leaf, "sharding", None)
-    # One piece is read for all devices, so nothing is kept for the next one.
-    whole_at_once = sharding is None or sharding.is_fully_replicated
+    # Every device of a split leaf asks for its piece; the last tensor is kept for the next device.
+    keep = sharding is not None and not sharding.is_fully_replicated
+    cache: dict[int, np.ndarray] = {}
 
     def part(i: int) -> np.ndarray:
         tensor, part, source = sources[i]
-        if i in cache:
-            whole = cache[i]
-        else:
+        if i not in cache:
             cache.clear()
-            whole = source.load()
-            if not whole_at_once:
-                cache[i] = whole
+            cache[i] = source.load()
+        whole = cache[i] if keep else cache.pop(i)
         if len(tensor.parts) > 1:
             size = whole.shape[0] // len(tensor.parts)
             place = tensor.parts.index(part) * size

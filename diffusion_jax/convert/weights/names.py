@@ -71,7 +71,7 @@ def unet_blocks(names: Iterable[str]) -> Renames:
     if any(".qkv." in name for name in names):
         raise ValueError(
             "attention blocks without text (qkv) have no place in diffusers' UNet2DConditionModel; "
-            "use the layout of latent-diffusion"
+            "use the names of latent-diffusion"
         )
     blocks = sorted({tuple(name.split(".")[:3]) for name in names if "put_blocks." in name})
     numbers = {side: {int(n) for s, n, _ in blocks if s == side} for side, _, _ in blocks}

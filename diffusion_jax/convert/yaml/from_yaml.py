@@ -66,7 +66,7 @@ def convert_sections(root: Node) -> dict[str, Any]:
     if kind not in CONVERTERS:
         known = ", ".join(CONVERTERS)
         raise ValueError(f"model.target names {kind!r}, which is unknown; there are {known}")
-    sections = CONVERTERS[kind](root)
+    sections = {"seed": 0} | CONVERTERS[kind](root)
     return {name: section for name, section in sections.items() if section is not None}
 
 

@@ -159,7 +159,12 @@ def convert_scheduler(node: Node) -> Sections:
 
 
 def convert_loop(
-    root: Node, trainer: Trainer, monitor: str | None, log_every_t: int | None = None
+    root: Node,
+    trainer: Trainer,
+    monitor: str | None = None,
+    log_every_t: int | None = None,
+    *,
+    is_ldm: bool,
 ) -> Sections:
     """Convert lengths, hooks and checkpoints to `train`, `hooks` and `checkpoint`.
 
@@ -179,6 +184,10 @@ def convert_loop(
     train: Sections = {"num_steps": steps, "batch_size": batch_size}
     if trainer.accumulate > 1:
         train["accumulate"] = trainer.accumulate
+    # Their main.py scales the rate by the samples of an update unless --scale_lr=False.
+    if is_ldm and trainer.batch_size is not None:
+        train["scale_lr"] = True
+    train["ckpt_path"] = root.child("model").child("params").take("ckpt_path", None)
     checkpoint = _checkpoint(stanza, monitor if trainer.is_validated else None)
     hooks: Sections = {"scalars": {"every": options.take("log_every_n_steps", 50)}}
     hooks |= _callbacks(stanza.child("callbacks"), log_every_t)

@@ -87,6 +87,7 @@ def test_import_takes_back_what_export_wrote(kind, dtype, unet, vae, text, visio
     shapes = {"unet": unet(), "vae": vae(), "clip text": text, "clip vision": vision}[kind]
     params, path = draw(shapes), tmp_path / "x.safetensors"
     export_network(params, path, kind, dtype=dtype)
+    assert {t.dtype for t in read_safetensors(path).values()} == {jnp.dtype(dtype or jnp.float32)}
     expected = jax.tree.map(lambda leaf: leaf.astype(dtype or leaf.dtype), params)
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), expected)
     read = import_network(wanted, path, kind)

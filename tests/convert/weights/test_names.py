@@ -193,7 +193,7 @@ def test_video_networks_need_no_table_of_their_own():
 
 
 def test_networks_without_diffusers_names_are_told(unet):
-    with pytest.raises(ValueError, match="qkv.*use the layout of latent-diffusion"):
+    with pytest.raises(ValueError, match="qkv.*use the names of latent-diffusion"):
         file_tensors({"input_blocks_1_1": {"qkv": {"bias": np.ones(3)}}}, "unet_diffusers")
     with pytest.raises(ValueError, match="this is no UNet: its parameters are encoder.x"):
         file_tensors({"encoder": {"x": np.ones(3)}}, "unet_diffusers")
