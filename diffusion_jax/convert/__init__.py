@@ -1,8 +1,8 @@
-"""Checkpoint files <-> parameter trees, without torch; the names of layers are tables.
+"""Files of other programs <-> our parameters and configs, without torch.
 
     from diffusion_jax.convert import describe_weights, export_network, import_network
 
-Names are loaded on first use, as those of diffusion_jax itself.
+These names are loaded on first use, so that importing the package costs nothing.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""Folders that diffusers loads: the weights, and the config.json that it builds each network from.
+"""Folders that diffusers loads: weights, and the config.json from which it builds each network.
 
-Tokenizers are not written: they are files of text that belong to no parameter tree, so a whole
-pipeline is loaded with from_pretrained(folder, tokenizer=...).
+Tokenizers are not written, because they are no parameters: load a whole pipeline with
+from_pretrained(folder, tokenizer=...).
 """
 
 import json
@@ -16,7 +16,7 @@ from diffusion_jax.convert.weights.places import DIFFUSERS, slots_of
 from diffusion_jax.models.unet.options import per_level
 from diffusion_jax.types import PyTree
 
-# The oldest version that the configs are for.
+# The configs are valid from this version of diffusers on.
 VERSION = "0.36.0"
 Config = dict[str, Any]
 
@@ -26,10 +26,10 @@ def unet_config(
 ) -> Config:
     """Translate the fields of our UNet into the config of diffusers' UNet2DConditionModel.
 
-    unet: the module. sample_size: side of the latent. text_time: for num_classes = "sequential",
-    whether y is what SDXL's is, a pooled text and numbers embedded in time_dim channels each;
-    else y enters as it is (unCLIP; export it with the name map "unet_diffusers_class").
-    Raises ValueError for a field that diffusers has no counterpart of.
+    unet: the module. sample_size: side of the latent. text_time: used for num_classes =
+    "sequential"; True when y is a pooled text and numbers that are embedded in time_dim channels
+    each (SDXL), False when y enters as it is (unCLIP, with the name map "unet_diffusers_class").
+    Raises ValueError for a field that has no counterpart in diffusers.
     """
     _check_unet(unet)
     levels = range(len(unet.channel_mult))
@@ -54,7 +54,7 @@ def unet_config(
         "up_block_types": up,
         "mid_block_type": "UNetMidBlock2DCrossAttn",
         "cross_attention_dim": dims if isinstance(dims, int) else dims[0],
-        # A misnomer of diffusers: these are numbers of heads.
+        # diffusers expects numbers of heads under this name.
         "attention_head_dim": heads,
         "transformer_layers_per_block": list(per_level(unet, "transformer_depth")),
         "use_linear_projection": unet.use_linear_in_transformer,
@@ -111,7 +111,7 @@ def _check_unet(unet: Any) -> None:
 
 
 def _refuse(module: Any, bad: Mapping[str, bool], theirs: str) -> None:
-    """Raise ValueError for the first field of a module whose value diffusers has no place for."""
+    """Raise ValueError for the first bad field of a module, which diffusers has no place for."""
     for field in (field for field, is_bad in bad.items() if is_bad):
         raise ValueError(
             f"{field} = {getattr(module, field)!r} has no counterpart in diffusers' {theirs}; "
@@ -122,8 +122,8 @@ def _refuse(module: Any, bad: Mapping[str, bool], theirs: str) -> None:
 def vae_config(vae: Any, *, scale_factor: float, num_codes: int | None = None) -> Config:
     """Translate the fields of our Autoencoder into the config of diffusers' AutoencoderKL.
 
-    num_codes: the size of the codebook, where it has one; the config is VQModel's then.
-    Raises ValueError for a field that diffusers has no counterpart of.
+    num_codes: the size of the codebook, for an autoencoder with one; it becomes a VQModel.
+    Raises ValueError for a field that has no counterpart in diffusers.
     """
     name = "AutoencoderKL" if num_codes is None else "VQModel"
     bad = {
@@ -197,9 +197,9 @@ def text_config(
 
 
 def penultimate_text(params: PyTree) -> PyTree:
-    """Leave out what a text encoder of Stable Diffusion 2 never uses: last layer and projection.
+    """Drop what Stable Diffusion 2 never uses of its text tower: last layer and projection.
 
-    diffusers applies the final norm after the last layer that there is, so its text encoder of
+    diffusers applies the final norm after the last layer of the file, so its text encoder of
     Stable Diffusion 2 has 23 of the 24 layers. params: a tree of layers_0, layers_1, ...
     """
     layers = params["encoder"]
@@ -209,7 +209,7 @@ def penultimate_text(params: PyTree) -> PyTree:
 
 
 def unused_of_penultimate(num_layers: int) -> tuple[str, str]:
-    """Name what penultimate_text leaves out of a tower, for `zeros` of importing.Rules."""
+    """Match the names of what penultimate_text drops, for `zeros` of importing.Rules."""
     return rf"(text_model\.)?encoder\.layers\.{num_layers - 1}\.", r"text_projection\."
 
 
@@ -292,7 +292,7 @@ def save_diffusers(
 
 
 def _model_index(slots: Mapping[str, Any], configs: Mapping[str, Config]) -> Config:
-    """Describe the pipeline, which depends on the text encoders; null stands for no such part."""
+    """Write the model_index.json of the pipeline that has these text encoders."""
     texts = tuple(name for name in ("text", "text_2") if name in slots)
     index: Config = {"_diffusers_version": VERSION, **_PIPELINES[texts]}
     for name, (slot, _) in slots.items():

@@ -1,4 +1,4 @@
-"""Write parameters as released weights: the exact names and layouts, leaf by leaf."""
+"""Write parameters as released weights, with the exact names and axes, leaf by leaf."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -57,7 +57,7 @@ def export_params(
 
     dtype: None keeps the dtype of each leaf. ema: the parameters are averages, and get the names
     of averages (see average_name).
-    On a pod every process has to run through the tensors: leaves held in parts are gathered.
+    On a pod every process has to iterate over the tensors, because split leaves are gathered.
     Raises ValueError when a dtype cannot be written or two leaves would get one name.
     """
     leaves = leaves_of(params)
@@ -85,8 +85,8 @@ def save_weights(
 ) -> None:
     """Write networks and extra arrays (such as buffers) into one new .safetensors file.
 
-    The file appears only when it is complete; on a pod process 0 writes it. At most one tensor is
-    held beside the parameters.
+    The file appears only when it is complete; on a pod process 0 writes it. The host holds at most
+    one tensor beside the parameters.
     Raises FileExistsError when there is something at path, ValueError for another suffix or when
     two tensors have one name.
     """

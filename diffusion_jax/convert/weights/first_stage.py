@@ -52,7 +52,7 @@ def join_parts(
 
 
 def split_parts(tree: Mapping[str, Any], params: PyTree, mutable: PyTree) -> tuple[PyTree, PyTree]:
-    """Split a tree of join_parts into params and mutable, with the structure of the given ones."""
+    """Undo join_parts: split its tree into params and mutable of the given structures."""
     loss = tree["loss"]
     sources = {"autoencoder": tree, "discriminator": loss["discriminator"], "loss": loss}
     own = {name: _like(params[name], sources[name]) for name in params}

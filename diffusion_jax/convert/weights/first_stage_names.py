@@ -17,7 +17,7 @@ BUFFERS = (
 
 
 def codebook_names(names: Iterable[str]) -> Renames:
-    """Rename a codebook; a Gumbel quantizer, which has a projection, calls it `embed`."""
+    """Rename a codebook; it is `embed` in a Gumbel quantizer, known by its projection."""
     gumbel = any(name.startswith("quantize.proj.") for name in names)
     own = ((r"^quantize\.embedding\.weight$", "quantize.embed.weight"),) if gumbel else ()
     return (*own, (r"^quantize\.(cluster_size|embed_avg)$", r"quantize.embedding.\1"))

@@ -11,7 +11,7 @@ from diffusion_jax.convert.weights.tables import EMA
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# A name that only a network of this map has, after its prefix.
+# For each NameMap a name, without prefix, that no other network has.
 MARKERS = {
     "unet_ldm": r"input_blocks\.0\.0\.weight",
     "unet_diffusers": r"time_embedding\.linear_1\.weight",
@@ -22,7 +22,7 @@ MARKERS = {
     "clip_vision_hf": r"(?:vision_model\.)?embeddings\.class_embedding",
     "clip_vision_open": r"(?<=visual\.)transformer\.resblocks\.0\.ln_1\.weight",
 }
-# Where released checkpoints keep these networks; the first that is there is meant.
+# The usual prefixes of released checkpoints; the first one that a file has is taken.
 PREFIXES = {
     "unet": ("model.diffusion_model.", "diffusion_model.", "unet.", ""),
     "vae": ("first_stage_model.", "vae.", ""),
@@ -82,8 +82,9 @@ def find_network(
 ) -> FoundNetwork:
     """Find one network of a kind ("unet", "vae", "clip text", "clip vision") in a file.
 
-    number: which one, in the order of the prefixes; None for the only one, or the one in its usual
-    place. Raises ValueError, saying what the file holds instead, when there is none or no such one.
+    number: which of them, counted from 0 in the order of their prefixes; None for the only one, or
+    the one with a usual prefix.
+    Raises ValueError, saying what the file holds instead, when it does not hold that network.
     """
     found = find_networks(names)
     fits = sorted((n for n in found if n.kind == kind), key=lambda n: n.prefix)
@@ -105,7 +106,7 @@ def find_network(
 
 
 def describe_weights(path: str | os.PathLike) -> list[str]:
-    """Say what a file or folder holds, a line for each network: which UNet, where, in whose names.
+    """Say in a line for each network of a file or folder what it is, where, and in which names.
 
     Raises what open_weights raises.
     """
@@ -124,8 +125,9 @@ def describe_weights(path: str | os.PathLike) -> list[str]:
 
 
 def unet_family(shapes: Shapes) -> Family:
-    """Tell where a UNet comes from, by {name: shape} of its tensors, in the names of any program.
+    """Recognise a released UNet by the shapes of its tensors.
 
+    shapes: {name: shape}, in the names of latent-diffusion or diffusers.
     A UNet that is in no row of FAMILIES gets the family "other", and its widths as the words.
     Source of the idea: diffusers, single_file_utils.CHECKPOINT_KEY_NAMES.
     """

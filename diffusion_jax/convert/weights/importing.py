@@ -1,4 +1,4 @@
-"""Read parameters out of released weights: tensor by tensor, into the shardings of the target."""
+"""Read parameters out of released weights, tensor by tensor, into the target's shardings."""
 
 import os
 import re
@@ -33,14 +33,15 @@ Source = tuple[FileTensor, Part, LazyTensor]
 
 
 class Rules(NamedTuple):
-    """What a file may lack or have besides, and which shapes are made to fit.
+    """How a file may differ from the network: names that may be absent or extra, other shapes.
 
-    ignore_keys, allow_missing, allow_unused: regular expressions matched from the start of a name
-    in the file, after its prefix: tensors that are not looked at; that may be absent; that may be
-    left over. zeros: tensors that are zeros where they are absent, because nothing uses them.
+    The first four are regular expressions, matched from the start of a name without its prefix.
+    ignore_keys: tensors of the file that are not read. allow_missing: tensors that the file may
+    lack. allow_unused: tensors of the file that nothing needs. zeros: tensors that become zeros
+    where the file lacks them, because nothing uses them.
     keep_dims: the first convolution takes this many input channels from the file, and zeros for
-    the other ones (a network that sees more than the file's did). make_it_fit: tensors of other
-    widths are repeated or cut along their first two axes, see cyclic.
+    the other ones. make_it_fit: tensors of other widths are repeated or cut along their first two
+    axes, see cyclic.
     Source: latent-diffusion, DDPM.init_from_ckpt; Stable Diffusion 2, LatentFinetuneDiffusion.
     """
 
@@ -64,9 +65,9 @@ def import_network(
 ) -> PyTree:
     """Read one network out of a file or folder, whose names are recognised -> parameters.
 
-    tree: see import_params. kind: "unet", "vae", "clip text" or "clip vision". number: the first
-    (0), second (1), ... network of this kind; None for the only one, or the one in its usual place.
-    prefix: what its names start with, where this is known. rules: the fields of Rules.
+    tree, ema, rules: see import_params. kind: "unet", "vae", "clip text" or "clip vision". number:
+    which network of this kind, counted from 0; None for the only one, or the one with a usual
+    prefix. prefix: what its names start with, where this is known.
     Raises ValueError when the file does not hold this network, and what import_params raises.
     """
     if not isinstance(weights, Weights):
@@ -173,7 +174,7 @@ def _match(
     path: Path,
     prefix: str,
 ) -> dict[str, LazyTensor]:
-    """Pair what is wanted with what a file holds; raise one error for all that does not fit."""
+    """Pair wanted tensors with a file's tensors; raise one error for everything that differs."""
     held = {name: t for name, t in held.items() if not _matches(name, rules.ignore_keys)}
     sources, missing, shapes, used = {}, [], [], set()
     for tensor in wanted:
@@ -214,7 +215,7 @@ def _families(wanted: list[FileTensor], held: Mapping[str, LazyTensor], name_map
 def _fit(
     held: LazyTensor, tensor: FileTensor, name_map: NameMap, rules: Rules
 ) -> LazyTensor | None:
-    """See a file's tensor in the wanted shape; None when it does not fit."""
+    """Give a file's tensor the wanted shape; None when it does not fit."""
     shape = tensor.shape
     if held.shape == shape:
         return held
@@ -241,9 +242,9 @@ def _fit(
 def cyclic(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Make a file's [out in ...] or [out] as large as shape: new[i, j] = old[i % out, j % in] / n.
 
-    n of j is one more than how often its old channel is used: with 4 old channels and 9 new ones 4
-    for the first and 3 for the others. One more is what Stable Diffusion 2 counts; with the true
-    count, sums over repeated inputs would be kept.
+    n is one more than the number of new channels that repeat the old channel j % in: with 4 old and
+    9 new channels, 4 for the first and 3 for the others. Stable Diffusion 2 counts that one more;
+    without it, sums over repeated inputs would stay the same.
     Source: Stable Diffusion 2, DDPM.init_from_ckpt, make_it_fit.
     """
     rows = np.arange(shape[0]) % array.shape[0]
@@ -264,7 +265,7 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _read_leaf(sources: Sequence[Source], leaf: Any) -> Any:
-    """Read one leaf into its sharding, its parts one after the other."""
+    """Read one leaf into its sharding, from one file tensor after the other."""
     sharding = getattr(leaf, "sharding", None)
     # Every device of a split leaf asks for its piece; the last tensor is kept for the next device.
     keep = sharding is not None and not sharding.is_fully_replicated

@@ -1,6 +1,6 @@
-"""Which tensors of a file hold which of our parameters: one description, read in both directions.
+"""Which tensors of a file hold which of our parameters, for reading and for writing.
 
-A NameMap is data (tables.py); file_tensors applies it to the leaves of a network.
+A NameMap is made of the tables in tables.py; file_tensors applies it to the leaves of a network.
 """
 
 import re
@@ -14,14 +14,14 @@ from diffusion_jax.convert.weights import first_stage_names, tables
 from diffusion_jax.convert.weights.tables import Renames
 from diffusion_jax.types import PyTree
 
-# A leaf whose path has this module without a number holds a scan's blocks along its first axis.
+# Without a number after it, such a module is scanned: its leaves hold blocks on their first axis.
 STACKS = re.compile(r"(^|/)(transformer_blocks|layers)(?=/)")
-# Leaves that stand in one tensor, in this order (OpenCLIP's in_proj_weight).
+# OpenCLIP joins these three leaves, in this order, in one tensor (in_proj_weight).
 _FUSED = re.compile(r"/self_attn/([qkv])_proj/")
 
 
 class Part(NamedTuple):
-    """A leaf, or with an index one block of a stacked leaf."""
+    """A whole leaf (index None), or one block of a leaf that holds stacked blocks."""
 
     path: str
     index: int | None
@@ -45,10 +45,10 @@ class FileTensor(NamedTuple):
 class NameMap(NamedTuple):
     """The names that one family of programs gives to the tensors of one kind of network.
 
-    A name is made by `dotted`, then by the renames that `structural` returns for the names that
-    there are, then by `renames`. axes: (pattern of a name, FileTensor.axes) where the leaf's name
-    does not say. aliases: renames to other names to look for. ignorable: names in files that are
-    no parameters. first: the name of the convolution that sees the input.
+    dotted, structural, renames: renames that are applied in this order; structural makes its own
+    from the dotted names of the whole network. axes: (pattern of a name, FileTensor.axes) where
+    the leaf's name does not say. aliases: renames to other names to look for. ignorable: patterns
+    of names in files that are no parameters. first: the name of the convolution of the input.
     """
 
     kind: str
@@ -62,7 +62,7 @@ class NameMap(NamedTuple):
 
 
 def unet_blocks(names: Iterable[str]) -> Renames:
-    """Renames of input_blocks.N and output_blocks.N to diffusers' levels and blocks.
+    """Rename input_blocks.N and output_blocks.N to diffusers' levels and blocks.
 
     A level of the way down ends with a convolution `op`, one of the way up with `conv`.
     Raises ValueError for a network that diffusers' UNet2DConditionModel has no place for.
@@ -100,7 +100,7 @@ def unet_blocks(names: Iterable[str]) -> Renames:
 
 
 def vae_levels(names: Iterable[str]) -> Renames:
-    """Renames of the decoder's levels: diffusers counts from the lowest resolution."""
+    """Rename the decoder's levels, which diffusers counts from the lowest resolution."""
     found = [re.search(r"\bup\.(\d+)\.", name) for name in names]
     count = 1 + max((int(match[1]) for match in found if match), default=-1)
     renames = []
@@ -115,12 +115,12 @@ def vae_levels(names: Iterable[str]) -> Renames:
 
 
 def _transformers(kind: str, projection: str) -> NameMap:
-    """Name a CLIP tower as transformers does: all but the projection is inside of a model."""
+    """Name a CLIP tower as transformers does, with a prefix for all but the projection."""
     return NameMap(
         f"clip {kind}",
         tables.DOTTED,
         ((rf"^(?!{projection}\.)", f"{kind}_model."),),
-        # transformers 5 writes no such prefix for a model without a projection.
+        # transformers 5 writes no prefix for a model without a projection.
         aliases=((rf"^{kind}_model\.", ""),),
         ignorable=(rf"({kind}_model\.)?embeddings\.position_ids$",),
     )
@@ -137,11 +137,11 @@ _UNET_DIFFUSERS = NameMap(
 NAME_MAPS: dict[str, NameMap] = {
     "unet_ldm": NameMap("unet", tables.DOTTED, first="input_blocks.0.0.weight"),
     "unet_diffusers": _UNET_DIFFUSERS,
-    # unCLIP: the vector enters as class_embedding.
+    # For unCLIP, whose vector enters as class_embedding.
     "unet_diffusers_class": _UNET_DIFFUSERS._replace(
         renames=tables.UNET_DIFFUSERS + tables.UNET_ALIASES, aliases=()
     ),
-    # Everything else of a training checkpoint belongs to the loss.
+    # Training checkpoints hold the loss beside the network.
     "vae_ldm": NameMap(
         "vae",
         tables.VAE_DOTTED,
@@ -192,7 +192,7 @@ NAME_MAPS: dict[str, NameMap] = {
 
 
 class NetworkKind(NamedTuple):
-    """Where diffusers keeps a kind of network, and the NameMap of a file with one of them alone."""
+    """The folder of a network in a diffusers pipeline, and its NameMap in a file of its own."""
 
     folder: str
     name_map: str

@@ -28,7 +28,7 @@ from diffusion_jax.convert.yaml.training import (
 )
 
 DDPM_CLASSES = ("DDPM", "LatentDiffusion")
-# What subclasses of LatentDiffusion add to it.
+# Subclasses of LatentDiffusion, and what each adds that has no counterpart.
 SUBCLASSES = {
     "LatentInpaintDiffusion": "batches must carry the mask and the masked latents themselves",
     "LatentDepth2ImageDiffusion": "batches must carry the depth themselves",
@@ -149,7 +149,7 @@ def _channels(params: Node, network: Node, stage: Sections | None, is_latent: bo
 
 
 def _concatenated(network: Node, key: str, channels: int, taken: int) -> list[ConvertedEmbedder]:
-    """Make an embedder of the channels that the network reads beside those that have a source."""
+    """Make an embedder for the input channels of the network that have no source yet."""
     extra = network.take("in_channels", channels, int) - taken
     if extra < 0:
         network.note("in_channels", f"it should be {channels}, the channels of what is denoised")

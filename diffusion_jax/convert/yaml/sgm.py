@@ -121,7 +121,7 @@ def _denoising(params: Node, can_guide: bool) -> Sections:
     old = denoiser.child("params").child("weighting_config")
     if old.values:
         weighting = convert_class(old, tables.WEIGHTINGS, "weighting")
-        sections["weighting"] = weighting or sections.get("weighting")
+        sections |= {} if weighting is None else {"weighting": weighting}
     sampler: Sections = {"name": "euler", "num_steps": 50}
     guidance: Sections = {"name": "cfg", "scale": 5.0} if can_guide else {"name": "none"}
     sections |= {"sampler": sampler, "guidance": guidance}

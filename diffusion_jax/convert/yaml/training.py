@@ -12,7 +12,7 @@ _CROPS = ("RandomCrop", "AddOriginalImageSizeAsTupleAndCropToSquare")
 
 
 class Trainer(NamedTuple):
-    """What the trainer says that shapes other sections.
+    """The options of the trainer that other sections depend on.
 
     batch_size: samples of an update, over all devices and micro-batches. dtype: options of `model`
     for the trainer's precision.
@@ -26,7 +26,7 @@ class Trainer(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """What the model says of its images, and whether captions and sizes come with them.
+    """The images that the model is made for, and whether captions and sizes come with them.
 
     image_size: the side in pixels, None where only the data can say.
     """
@@ -90,7 +90,7 @@ def _batches(train: Node, picture: Picture) -> Sections:
 
 
 def convert_trainer(root: Node) -> Trainer:
-    """Read what counts devices, micro-batches and bits."""
+    """Convert the trainer's devices, micro-batches and precision."""
     trainer = root.child("lightning").child("trainer")
     convert_options(trainer, tables.TRAINER)
     accumulate = trainer.take("accumulate_grad_batches", 1, int)
@@ -117,7 +117,7 @@ def convert_trainer(root: Node) -> Trainer:
 
 
 def _count(devices: Any) -> int:
-    """Count what `devices: 0,1` or a number or a list means."""
+    """Count devices, given as a number, a list or text such as "0,1"."""
     if isinstance(devices, str):
         return len([part for part in devices.split(",") if part.strip()])
     return len(devices) if isinstance(devices, tuple) else devices
@@ -213,7 +213,7 @@ def _checkpoint(stanza: Node, monitor: str | None) -> Sections:
         checkpoint["keep_every"] = checkpoint["every"]
     elif monitor is not None and best > 0:
         checkpoint |= {"keep_best": best, "monitor": monitor, "mode": params.take("mode", "min")}
-    # This callback keeps all that it saves.
+    # This callback keeps everything that it saves.
     name = "metrics_over_trainsteps_checkpoint"
     if stanza.child("callbacks").has(name):
         params = _saving(stanza.child("callbacks").child(name))
@@ -224,7 +224,7 @@ def _checkpoint(stanza: Node, monitor: str | None) -> Sections:
 
 
 def _saving(callback: Node) -> Node:
-    """Open the options of a checkpoint callback, and read those without a number."""
+    """Open the options of a checkpoint callback, and convert the ones that MODEL_CHECKPOINT has."""
     callback.take("target", None)
     convert_options(callback.child("params"), tables.MODEL_CHECKPOINT)
     return callback.child("params")
