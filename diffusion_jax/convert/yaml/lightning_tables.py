@@ -115,7 +115,7 @@ CALLBACKS: Table = {
     "cuda_callback": Drop("not needed: hooks.scalars logs speed and memory"),
     "ignore_keys_callback": Drop("train.ignore_keys is read at the warm start only"),
 }
-# Loaders of the originals whose data TFDS has: name there, image size, channels.
+# Loaders of the originals whose data TFDS has: name in TFDS, image size, channels.
 LOADERS = {"MNISTLoader": ("mnist", 28, 1), "CIFAR10Loader": ("cifar10", 32, 3)}
 DATA: Table = {
     **drop("num_workers prefetch_factor", "not needed: data.batches.num_threads reads ahead"),
