@@ -220,16 +220,19 @@ def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
                 f"config.conditioning.embedders.{name}.num_classes = {embedder.num_classes} is too "
                 f"few: the data set {data.name!r} has {len(names)} classes"
             )
+    finish = experiment.task.with_inputs  # tokenising must not wait for the main thread
     validation, test = (
         None
         if data.splits[role] is None
-        else data.eval_batches(data.source(role), batch_size=training.batch_size)
+        else data.eval_batches(data.source(role), batch_size=training.batch_size, finish=finish)
         for role in ("validation", "test")
     )
     if experiment.latent_cache is not None:
-        cached = train_from_cache(experiment, source, workdir)
+        cached = train_from_cache(experiment, source, workdir, finish=finish)
         return Opened(cached.batches, validation, test, names, cached)
-    train = data.train_batches(source, batch_size=training.batch_size, seed=experiment.seed)
+    train = data.train_batches(
+        source, batch_size=training.batch_size, seed=experiment.seed, finish=finish
+    )
     return Opened(train, validation, test, names)
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from support.commands import first_devices
 
-from diffusion_jax import load_config, train_run
+from diffusion_jax import load_config, make_experiment, train_run
 from diffusion_jax.pipeline import Pipeline
+from diffusion_jax.runs.training import open_data
 from diffusion_jax.train.checkpoints.reading import load_params, saved_steps
 from diffusion_jax.train.ema import ema_params
 from diffusion_jax.train.writers import read_jsonl
@@ -88,3 +89,18 @@ def test_the_result_draws(trained):
     with first_devices(1):
         images = Pipeline.from_workdir(workdir)([3], num_steps=2)
     assert images.shape == (1, 28, 28, 1) and result.experiment.drawing.num_steps == 4
+
+
+def test_batches_are_finished_where_they_are_read(tmp_path):
+    # Tokenising takes milliseconds that the device would wait for in the main thread.
+    found = load_config("configs/emoji.py:tiny")
+    experiment, threads = make_experiment(found, devices=jax.devices()[:1]), set()
+
+    def with_inputs(batch):
+        threads.add(threading.get_ident())
+        return experiment.task.with_inputs(batch)
+
+    task = experiment.task._replace(with_inputs=with_inputs)
+    batch = next(open_data(experiment._replace(task=task), tmp_path).train.iterate(0))
+    assert threads and threading.get_ident() not in threads
+    assert batch["caption_tokens"].dtype == np.int32
