@@ -103,4 +103,5 @@ def test_batches_are_finished_where_they_are_read(tmp_path):
     task = experiment.task._replace(with_inputs=with_inputs)
     batch = next(open_data(experiment._replace(task=task), tmp_path).train.iterate(0))
     assert threads and threading.get_ident() not in threads
-    assert batch["caption_tokens"].dtype == np.int32
+    (embedder,) = experiment.task.embedders.values()
+    assert batch[embedder.input_key].dtype == np.int32
