@@ -62,7 +62,12 @@ def _pipeline(arguments: argparse.Namespace) -> Pipeline:
     if bool(arguments.workdir) == bool(arguments.checkpoint):
         raise ValueError("give --workdir=RUN, or --checkpoint=FILE with --config=configs/x.py")
     if arguments.workdir:
-        return Pipeline.from_workdir(arguments.workdir, step=arguments.step, ema=not arguments.raw)
+        return Pipeline.from_workdir(
+            arguments.workdir,
+            step=arguments.step,
+            ema=not arguments.raw,
+            overrides=arguments.overrides,
+        )
     if not arguments.config:
         raise ValueError(
             f"--checkpoint={arguments.checkpoint} needs --config=, the config that describes it"
