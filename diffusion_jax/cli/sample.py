@@ -1,5 +1,4 @@
-"""`python launch.py sample`: draw images from a run or released weights, as a grid and single
-PNGs."""
+"""`sample`: draw images from a run or released weights, as a grid and single PNGs."""
 
 import argparse
 import datetime
@@ -11,7 +10,7 @@ from PIL import Image
 
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.conditions import Conditions, required_inputs
-from diffusion_jax.train.pictures import image_grid, save_png
+from diffusion_jax.runs.samples import check_empty, write_samples
 
 DEFAULT_COUNT = 16
 
@@ -36,26 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
         strength=arguments.strength,
         **_pictures(pipe, arguments),
     )
-    grid = write_images(folder, images)
+    grid = write_samples(folder, images)
     print(f"wrote {len(images)} images to {folder} and their grid to {grid}")
     return 0
-
-
-def write_images(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
-    """Write uint8 images [b h w c] as 00000.png, ... and grid.png into a new or empty folder ->
-    the grid's path."""
-    check_empty(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(images):
-        save_png(folder / f"{index:05d}.png", image)
-    columns = int(np.ceil(np.sqrt(len(images))))
-    return save_png(folder / "grid.png", image_grid(images, columns=columns))
-
-
-def check_empty(folder: pathlib.Path) -> None:
-    """Raise ValueError when there is something in a folder that images would go to."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} already holds files; choose an empty folder with --out")
 
 
 def _pipeline(arguments: argparse.Namespace) -> Pipeline:

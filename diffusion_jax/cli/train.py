@@ -1,16 +1,14 @@
-"""`python launch.py --config=...`: train a run, or continue it, then test it."""
+"""`train`: train a run, or continue it, then test it."""
 
 import argparse
-import contextlib
 import pathlib
-import pdb
 import sys
-from collections.abc import Iterator
 
 import jax
 import ml_collections
 
 from diffusion_jax.cli.arguments import load_config
+from diffusion_jax.cli.debugging import debugging
 from diffusion_jax.cli.program import program_name
 from diffusion_jax.devices import processes
 from diffusion_jax.runs import folder as run_folder
@@ -33,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     )
     workdir, config, step = _run_folder_and_config(arguments)
-    with _debugging(arguments.debug):
+    with debugging(arguments.debug):
         result = train_run(
             config,
             workdir,
@@ -95,18 +93,3 @@ def _run_folder_and_config(
         with config.unlocked():
             config.seed = arguments.seed
     return workdir, config, step
-
-
-@contextlib.contextmanager
-def _debugging(debug: bool) -> Iterator[None]:
-    """With --debug, stop at the first NaN, and open a debugger where an exception was raised."""
-    if not debug:
-        yield
-        return
-    with jax.debug_nans(True):
-        try:
-            yield
-        except Exception:
-            if sys.stdin.isatty():
-                pdb.post_mortem()
-            raise
