@@ -1,7 +1,6 @@
 """`sample`: draw images from a run or released weights, as a grid and single PNGs."""
 
 import argparse
-import datetime
 import pathlib
 from typing import Any
 
@@ -10,14 +9,14 @@ from PIL import Image
 
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.conditions import Conditions, required_inputs
-from diffusion_jax.runs.samples import check_empty, write_samples
+from diffusion_jax.runs.samples import check_empty, default_folder, write_samples
 
 DEFAULT_COUNT = 16
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw arguments.n images for each condition asked for; return 0."""
-    folder = pathlib.Path(arguments.out) if arguments.out else _default_folder(arguments)
+    folder = pathlib.Path(arguments.out) if arguments.out else default_folder(arguments.workdir)
     check_empty(folder)
     pipe = _pipeline(arguments)
     count = DEFAULT_COUNT if arguments.n is None else arguments.n
@@ -97,8 +96,3 @@ def _pictures(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
             pixels = pixels if pixels.ndim == 3 else pixels[..., None]
             pictures[name] = pixels if name == "image" else pixels / np.float32(255.0)
     return pictures
-
-
-def _default_folder(arguments: argparse.Namespace) -> pathlib.Path:
-    stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    return pathlib.Path(arguments.workdir or ".") / "samples" / stamp

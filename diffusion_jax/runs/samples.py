@@ -1,5 +1,6 @@
 """A folder of drawn images: single PNGs and their grid."""
 
+import datetime
 import pathlib
 
 import numpy as np
@@ -24,3 +25,9 @@ def check_empty(folder: pathlib.Path) -> None:
     """Raise ValueError when there is something in a folder that images would go to."""
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} already holds files; choose an empty folder with --out")
+
+
+def default_folder(workdir: str | None) -> pathlib.Path:
+    """Name a new folder of samples by the time, in a run's folder or the working directory."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    return pathlib.Path(workdir or ".") / "samples" / stamp
