@@ -1,8 +1,10 @@
 """`train`: train a run, or continue it, then test it."""
 
 import argparse
+import io
 import pathlib
 import sys
+from typing import cast
 
 import jax
 import ml_collections
@@ -37,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
             workdir,
             resume=True if step is None else step,
             on_event=lambda event: print(event.text, flush=True),
-            progress=sys.stderr,
+            progress=cast(io.TextIOBase, sys.stderr),
             donate=not arguments.debug,
             test=not arguments.no_test,
         )
