@@ -1,4 +1,4 @@
-"""The diffusion loss of one batch, assembled from a network, its embedders and a Schedule."""
+"""The loss of a DDPM on a batch, made from a network, its embedders and a Schedule."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,10 +21,10 @@ Encode = Callable[..., Array]
 def diffusion_loss(apply: Apply, embed: Embed, encode: Encode, **loss_options: Any) -> Callable:
     """Make the LossFn of DDPM training (Ho et al. 2020, algorithm 1; latent-diffusion's p_losses).
 
-    The LossFn denoises what encode finds in a batch. It reads frozen["schedule"], and logvar
-    [t] from the parameters if it is learned, else from frozen; t is uniform over the schedule.
-    loss_options go to losses.ddpm_loss. A batch may carry "weight" [b] (0 for padding). Everything
-    random about sample i comes from keys[i].
+    The LossFn denoises what encode finds in a batch. t is uniform over frozen["schedule"]; logvar
+    [t] is a parameter if it is learned, else in frozen. loss_options go to losses.ddpm_loss. A
+    batch may have "weight" [b] (0 for padding). Everything random about sample i comes from
+    keys[i].
     """
 
     def loss_fn(
