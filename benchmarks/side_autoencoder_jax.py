@@ -64,7 +64,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
 def train(
     built: Experiment, state: Any, frozen: Any, batch: Any, *, adaptive: bool
 ) -> tuple[float, Callable[[int], None]]:
-    """Compile the step, with a constant in the place of the adversary's weight unless adaptive."""
+    """Compile the step; unless adaptive, the adversary's weight is a constant."""
     constant = lambda *gradients: jnp.float32(1.0)
     with mock.patch(WEIGHING, constant) if not adaptive else mock.patch.dict({}):
         lowered = jit_train_step(built.train_step, state).lower(state, batch, frozen)
@@ -80,8 +80,8 @@ def train(
 
 
 def look(built: Experiment, state: Any, frozen: Any, image: Any) -> dict[str, float]:
-    """What both sides have to see in the same images: without chance, by the mean of the latents,
-    and the discriminator by the statistics of the batch."""
+    """Compute what both sides must agree on, from the mean of the latents (no random numbers),
+    with the discriminator's BatchNorm on the statistics of the batch."""
     parts = built.task.reconstructing
     networks, module = parts.networks, parts.module
 

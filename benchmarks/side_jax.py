@@ -73,7 +73,7 @@ def train(built: Experiment, state: Any, size: int) -> tuple[float, Callable[[in
 
 
 def sample(built: Experiment, state: Any, size: int) -> tuple[float, Callable[[int], None]]:
-    """Make run(batches), which draws `size` images as often as it is told."""
+    """Make run(batches), which draws `size` images `batches` times."""
     inputs = {name: np.asarray(v) for name, v in built.network.example_inputs(size).items()}
     frozen = built.random_frozen()
 

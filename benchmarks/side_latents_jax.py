@@ -78,7 +78,7 @@ def image_size(built: Experiment, size: int) -> tuple[int, int]:
 
 
 def random_inputs(built: Experiment, count: int, size: int) -> dict[str, np.ndarray]:
-    """Draw tokens of a caption for each image; sizes and crops are those of an uncut image."""
+    """Draw tokens of a caption for each image; sizes and crops describe an uncut image."""
     numbers = np.random.default_rng(3)
     side, _ = image_size(built, size)
     sizes = {"original_size": side, "crop_top_left": 0, "target_size": side}

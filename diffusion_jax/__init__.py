@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from diffusion_jax.pipeline import Pipeline
     from diffusion_jax.runs.training import train_run
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "Pipeline": "diffusion_jax.pipeline",
     "Schedule": "diffusion_jax.diffusion.schedule",

@@ -200,7 +200,11 @@ def test_a_read_only_or_foreign_folder_is_refused_before_any_work(tmp_path, whol
         (foreign, (), "is not the folder of a run"),
         ("/proc/nowhere", (), "cannot write the run folder"),
         (whole[0], ("--config.optimizer.learning_rate=1.0",), "belongs to another config"),
-        (tmp_path / "few", ("--config.data.splits.train=train[:4]",), "batch_size=8 is more than"),
+        (
+            tmp_path / "few",
+            ("--config.data.splits.train=train[:4]",),
+            "batch_size = 8 should be at most",
+        ),
     ):
         assert main([TINY, f"--workdir={workdir}", *OVERRIDES, *more]) == 2
         assert message in capsys.readouterr().err

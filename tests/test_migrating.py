@@ -15,6 +15,7 @@ from diffusion_jax.convert.yaml import lightning_tables as yaml_lightning_tables
 from diffusion_jax.convert.yaml import tables as yaml_tables
 from diffusion_jax.convert.yaml.rows import Class
 from diffusion_jax.data.batches import make_batches
+from diffusion_jax.data.images import ImageOptions
 from diffusion_jax.devices.mesh import make_mesh
 from diffusion_jax.diffusion.losses import ddpm_loss
 from diffusion_jax.diffusion.preconditioning import SCALINGS
@@ -73,9 +74,12 @@ FUNCTIONS: dict[str, tuple[Iterable[Callable[..., Any]], tuple[str, ...]]] = {
     "train": ([Training], ()),
     "mesh": ([make_mesh], ()),
     "data.splits": ([Splits], ()),
-    "data.batches": ([make_batches], ()),
+    "data.batches": ([make_batches, ImageOptions], ()),
     "data.source": ([], ("folder",)),
-    "first_stage": ([Autoencoder, Codes], ("name", "scale_factor", "scale_by_std", "weights")),
+    "first_stage": (
+        [Autoencoder, Codes],
+        ("name", "scale_factor", "scale_by_std", "weights", "samples_at_a_time"),
+    ),
     "regularizer": (QUANTIZERS.values(), ("num_codes", "temperature")),
     "discriminator": ([NLayerDiscriminator], ()),
     "perceptual": ([], ("net", "weights")),

@@ -1,4 +1,4 @@
-"""`python launch.py cache`: encode a training split once, before the runs that train from it."""
+"""`cache`: encode a training split once, before the runs that train from it."""
 
 import argparse
 import pathlib
@@ -37,10 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     cache_options(built)  # a config without a cache is not worth loading weights
     source = built.data.source("train")
     cache = make_latent_cache(built, load_frozen(built, workdir), source, verify=True)
-    size = sum(path.stat().st_size for path in cache.layout.folder.iterdir())
+    size = sum(path.stat().st_size for path in cache.shards.folder.iterdir())
     if jax.process_index() == 0:
         print(
-            f"{cache.layout.folder} holds {cache.layout.num_records} records in "
-            f"{cache.layout.num_shards} shards, {size / 1e6:.1f} MB"
+            f"{cache.shards.folder} holds {cache.shards.num_records} records in "
+            f"{cache.shards.num_shards} shards, {size / 1e6:.1f} MB"
         )
     return 0

@@ -1,16 +1,15 @@
-"""`python launch.py --config=...`: train a run, or continue it, then test it."""
+"""`train`: train a run, or continue it, then test it."""
 
 import argparse
-import contextlib
 import pathlib
-import pdb
 import sys
-from collections.abc import Iterator
 
 import jax
 import ml_collections
 
 from diffusion_jax.cli.arguments import load_config
+from diffusion_jax.cli.debugging import debugging
+from diffusion_jax.cli.program import program_name
 from diffusion_jax.devices import processes
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.training import SIGNALS, Result, train_run
@@ -32,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     )
     workdir, config, step = _run_folder_and_config(arguments)
-    with _debugging(arguments.debug):
+    with debugging(arguments.debug):
         result = train_run(
             config,
             workdir,
@@ -51,11 +50,16 @@ def _finish(result: Result, workdir: pathlib.Path) -> int:
     if stopped is not None and not stopped.save:
         return EXIT_NOT_A_NUMBER
     if stopped is not None and stopped.reason in SIGNALS:
-        processes.say(f"saved; the same command, or --resume={workdir}, goes on from here")
+        _say(f"saved; the same command, or --resume={workdir}, goes on from here")
         return EXIT_SIGNAL
     if result.experiment.task.drawing is not None:
-        processes.say(f"draw images: python launch.py sample --workdir={workdir}")
+        _say(f"draw images: {program_name()} sample --workdir={workdir}")
     return 0
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def _run_folder_and_config(
@@ -89,18 +93,3 @@ def _run_folder_and_config(
         with config.unlocked():
             config.seed = arguments.seed
     return workdir, config, step
-
-
-@contextlib.contextmanager
-def _debugging(debug: bool) -> Iterator[None]:
-    """With --debug, stop at the first NaN, and open a debugger where an exception was raised."""
-    if not debug:
-        yield
-        return
-    with jax.debug_nans(True):
-        try:
-            yield
-        except Exception:
-            if sys.stdin.isatty():
-                pdb.post_mortem()
-            raise

@@ -192,12 +192,6 @@ def _describe(place: Place) -> str:
     return ", ".join(f"{name} {value}" for name, value in known.items()) or "found by JAX"
 
 
-def say(text: str) -> None:
-    """Print, in process 0 only."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
 def same_for_all(value: str) -> str:
     """The value of process 0, in every process; of up to 1000 bytes."""
     if jax.process_count() == 1:

@@ -21,8 +21,9 @@ from diffusion_jax.experiment.binding import (
 )
 from diffusion_jax.experiment.data import Data, build_data
 from diffusion_jax.experiment.diffusion import make_diffusion
-from diffusion_jax.experiment.latent_options import LatentCacheOptions, bind_latent_cache
+from diffusion_jax.experiment.latent_options import bind_latent_cache
 from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.options import LatentCacheOptions
 from diffusion_jax.experiment.sampling import SampleFn
 from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
 from diffusion_jax.models.conditioning.conditioner import cached_outputs
@@ -58,6 +59,13 @@ class Experiment(NamedTuple):
     setting: Setting
     task: Task
     latent_cache: LatentCacheOptions | None = None
+
+    def __repr__(self) -> str:
+        """Say in one line what is trained, on what and where; the fields would fill pages."""
+        name = self.sections["model"]["name"]
+        mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
+        steps, size = self.training.num_steps, self.training.batch_size
+        return f"Experiment({name} on {self.data.name}, {steps} steps of {size}, mesh {mesh})"
 
     @property
     def data(self) -> Data:

@@ -15,7 +15,7 @@ from jax.experimental import topologies
 
 from diffusion_jax.devices.chips import CHIPS, GIB, Chip, find_chip
 
-LIBTPU = "pip install -c constraints.txt -e '.[tpu]'"
+LIBTPU = "pip install 'jax[tpu]'"
 
 
 class TpuKind(NamedTuple):

@@ -6,7 +6,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TextIO, TypeAlias
+from typing import Any, Literal, NamedTuple, TextIO, TypeAlias
 
 import jax
 import ml_collections
@@ -34,7 +34,7 @@ from diffusion_jax.train.ema import has_ema, reset_ema
 from diffusion_jax.train.hooks.checkpoint import make_rescue
 from diffusion_jax.train.hooks.hang import watch_hangs
 from diffusion_jax.train.hooks.overview import overview
-from diffusion_jax.train.hooks.signals import handle_signals
+from diffusion_jax.train.hooks.signals import STOPS, handle_signals
 from diffusion_jax.train.hooks.validation import Scores, scores_from
 from diffusion_jax.train.loop import Stop
 from diffusion_jax.train.state import TrainState
@@ -42,7 +42,8 @@ from diffusion_jax.train.step import jit_train_step
 from diffusion_jax.train.writers import Writer, open_writer
 from diffusion_jax.types import PyTree
 
-SIGNALS = ("SIGTERM", "SIGINT")  # reasons to stop after which the same command goes on
+# Reasons to stop after which the same command goes on.
+SIGNALS = tuple(number.name for number in STOPS)
 
 
 class RunEvent(NamedTuple):
@@ -126,17 +127,12 @@ def train_run(
         writer = open_writer(workdir, resume_step=first_step)
         stack.callback(writer.close)
         announce(experiment, state, data, workdir, writer, say)
-        metadata = {
-            "config": folder.to_plain(config),
-            "revision": folder.git_revision(),
-            "seed": experiment.seed,
-        }
         with _signals() as received, watch_hangs(**options.hooks["hang"][0]) as hang:
             watched = Watched(
                 workdir=workdir,
                 writer=writer,
                 checkpoints=checkpoints,
-                metadata=metadata,
+                metadata=_metadata(experiment, config),
                 scores=scores,
                 frozen=_frozen(experiment, workdir, data),
                 validation_batches=data.validation,
@@ -153,10 +149,19 @@ def train_run(
                 data.train.iterate(first_step),
                 build_hooks(experiment, options, watched),
                 num_steps=experiment.training.num_steps,
-                rescue=make_rescue(checkpoints, metadata, scores, first_step=first_step),
+                rescue=make_rescue(checkpoints, watched.metadata, scores, first_step=first_step),
             )
         checkpoints.wait()
         return _finish(experiment, state, stop, watched, data.test if test else None, say)
+
+
+def _metadata(experiment: Experiment, config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Name what a checkpoint was made from."""
+    return {
+        "config": folder.to_plain(config),
+        "revision": folder.git_revision(),
+        "seed": experiment.seed,
+    }
 
 
 def _in_process_0(on_event: Listener | None) -> Listener:
@@ -215,16 +220,19 @@ def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
                 f"config.conditioning.embedders.{name}.num_classes = {embedder.num_classes} is too "
                 f"few: the data set {data.name!r} has {len(names)} classes"
             )
+    finish = experiment.task.with_inputs  # tokenising must not wait for the main thread
     validation, test = (
         None
         if data.splits[role] is None
-        else data.eval_batches(data.source(role), batch_size=training.batch_size)
+        else data.eval_batches(data.source(role), batch_size=training.batch_size, finish=finish)
         for role in ("validation", "test")
     )
     if experiment.latent_cache is not None:
-        cached = train_from_cache(experiment, source, workdir)
+        cached = train_from_cache(experiment, source, workdir, finish=finish)
         return Opened(cached.batches, validation, test, names, cached)
-    train = data.train_batches(source, batch_size=training.batch_size, seed=experiment.seed)
+    train = data.train_batches(
+        source, batch_size=training.batch_size, seed=experiment.seed, finish=finish
+    )
     return Opened(train, validation, test, names)
 
 

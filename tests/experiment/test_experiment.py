@@ -67,7 +67,7 @@ def test_learned_logvar_trains():
 
 def test_scale_lr_multiplies_by_the_batch_size():
     plain, scaled = build(), build("--config.train.scale_lr=True")
-    np.testing.assert_allclose(scaled.lr_at(5), 8 * plain.lr_at(5), rtol=1e-6)
+    np.testing.assert_allclose(scaled.task.lr_at(5), 8 * plain.task.lr_at(5), rtol=1e-6)
 
 
 def test_scale_lr_also_scales_the_default():
@@ -76,9 +76,11 @@ def test_scale_lr_also_scales_the_default():
         del config.optimizer.learning_rate
     scaled = make_experiment(config, devices=jax.devices()[:1])
     np.testing.assert_allclose(
-        scaled.lr_at(2) / scaled.lr_at(4), build().lr_at(2) / build().lr_at(4)
+        scaled.task.lr_at(2) / scaled.task.lr_at(4), build().task.lr_at(2) / build().task.lr_at(4)
     )
-    np.testing.assert_allclose(scaled.lr_at(4) / 1e-4, 8 * build().lr_at(4) / 2e-3, rtol=1e-5)
+    np.testing.assert_allclose(
+        scaled.task.lr_at(4) / 1e-4, 8 * build().task.lr_at(4) / 2e-3, rtol=1e-5
+    )
 
 
 def test_initialisation_shares_no_key_with_training():
@@ -103,3 +105,8 @@ def test_class_dropout_never_reaches_evaluation():
         eval_step(params, {}, built.random_frozen(), b, 0)["loss"] for b in (batch, other)
     )
     assert float(first) != float(second)
+
+
+def test_its_repr_is_one_line():
+    shown = repr(build())
+    assert shown.startswith("Experiment(unet on ") and "steps of" in shown and len(shown) < 120

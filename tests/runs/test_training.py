@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from support.commands import first_devices
 
-from diffusion_jax import load_config, train_run
+from diffusion_jax import load_config, make_experiment, train_run
 from diffusion_jax.pipeline import Pipeline
+from diffusion_jax.runs.training import open_data
 from diffusion_jax.train.checkpoints.reading import load_params, saved_steps
 from diffusion_jax.train.ema import ema_params
 from diffusion_jax.train.writers import read_jsonl
@@ -17,7 +18,11 @@ TINY = "configs/mnist.py:tiny"
 
 
 def config(steps=4):
-    return load_config(TINY, [f"--config.train.num_steps={steps}", "--config.checkpoint.every=2"])
+    changes = dict(num_steps=steps), dict(every=2, keep_last=3, keep_best=0)
+    found = load_config(TINY)
+    found.train.update(changes[0])
+    found.checkpoint.update(changes[1])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +37,9 @@ def trained(tmp_path_factory):
 def test_the_result_is_what_the_run_came_to(trained):
     workdir, result, _ = trained
     assert (result.step, int(result.state.step), result.stopped) == (4, 4, None)
-    averages = load_params(workdir / "checkpoints", step=4, ema=True)
-    same = jax.tree.map(np.array_equal, ema_params(result.state.opt_state), averages)
-    assert jax.tree.all(same)
+    averages = ema_params(result.state.opt_state)
+    read = load_params(workdir / "checkpoints", averages, step=4, ema=True)
+    assert jax.tree.all(jax.tree.map(np.array_equal, averages, read))
     logged = {k: v for row in read_jsonl(workdir / "metrics.jsonl") for k, v in row.items()}
     names = {"val/loss_simple", "val/loss_simple_ema", "test/loss_simple", "test/loss_simple_ema"}
     assert names <= result.metrics.keys()
@@ -84,3 +89,37 @@ def test_the_result_draws(trained):
     with first_devices(1):
         images = Pipeline.from_workdir(workdir)([3], num_steps=2)
     assert images.shape == (1, 28, 28, 1) and result.experiment.drawing.num_steps == 4
+
+
+def test_batches_are_finished_where_they_are_read(tmp_path):
+    # Tokenising takes milliseconds that the device would wait for in the main thread.
+    found = load_config("configs/emoji.py:tiny")
+    experiment, threads = make_experiment(found, devices=jax.devices()[:1]), set()
+
+    def with_inputs(batch):
+        threads.add(threading.get_ident())
+        return experiment.task.with_inputs(batch)
+
+    task = experiment.task._replace(with_inputs=with_inputs)
+    batch = next(open_data(experiment._replace(task=task), tmp_path).train.iterate(0))
+    assert threads and threading.get_ident() not in threads
+    (embedder,) = experiment.task.embedders.values()
+    assert batch[embedder.input_key].dtype == np.int32
+
+
+def test_a_run_is_drawn_with_another_sampler_and_keeps_its_model(trained):
+    workdir, _, _ = trained
+    with first_devices(1):
+        other = Pipeline.from_workdir(
+            workdir,
+            overrides=[
+                "--config.sampler.name=euler",
+                "--config.sampler.discretize=delete",
+                "--config.sampler.clip_denoised=delete",
+            ],
+        )
+        plain = Pipeline.from_workdir(workdir)
+        assert not np.array_equal(other([3], num_steps=2), plain([3], num_steps=2))
+    wrong = "differs in model.model_channels: 32 -> 64: only config.sampler"
+    with pytest.raises(ValueError, match=wrong):
+        Pipeline.from_workdir(workdir, overrides=["--config.model.model_channels=64"])

@@ -1,16 +1,12 @@
-"""Whole checkpoints: which network stands under which prefix, or in which folder."""
+"""Whole checkpoints: under which prefix, or in which folder, each network stands."""
 
 import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffusion_jax.convert.weights.exporting import export_params, save_weights
-from diffusion_jax.convert.weights.identify import checkpoint_layout
-from diffusion_jax.convert.weights.importing import import_params
-from diffusion_jax.convert.weights.reading import Weights, diffusers_components, open_weights
 from diffusion_jax.types import PyTree
 
 
@@ -21,47 +17,42 @@ class Slot(NamedTuple):
     name_map: str
 
 
-class Layout(NamedTuple):
-    """A kind of checkpoint; conditioner: slots by the name that `components` gives them."""
+class Places(NamedTuple):
+    """The slots of one kind of checkpoint; conditioner: {name of a text or image encoder: slot}."""
 
     network: Slot
     first_stage: Slot
     conditioner: Mapping[str, Slot]
 
 
-_NETWORK = Slot("model.diffusion_model.", "unet_ldm")
-_FIRST_STAGE = Slot("first_stage_model.", "vae_ldm")
+def _original(conditioner: Mapping[str, Slot]) -> Places:
+    """Give the places of the originals, which differ in the conditioner alone."""
+    return Places(
+        Slot("model.diffusion_model.", "unet_ldm"),
+        Slot("first_stage_model.", "vae_ldm"),
+        conditioner,
+    )
+
+
 _EMBEDDER = "conditioner.embedders."
-LAYOUTS: dict[str, Layout] = {
-    "sd1": Layout(
-        _NETWORK,
-        _FIRST_STAGE,
-        {"text": Slot("cond_stage_model.transformer.", "clip_text_hf")},
-    ),
-    "sd2": Layout(
-        _NETWORK, _FIRST_STAGE, {"text": Slot("cond_stage_model.model.", "clip_text_open")}
-    ),
-    "sdxl": Layout(
-        _NETWORK,
-        _FIRST_STAGE,
+PLACES: dict[str, Places] = {
+    "sd1": _original({"text": Slot("cond_stage_model.transformer.", "clip_text_hf")}),
+    "sd2": _original({"text": Slot("cond_stage_model.model.", "clip_text_open")}),
+    "sdxl": _original(
         {
             "text": Slot(f"{_EMBEDDER}0.transformer.", "clip_text_hf"),
             "text_2": Slot(f"{_EMBEDDER}1.model.", "clip_text_open"),
         },
     ),
-    "sdxl_refiner": Layout(
-        _NETWORK, _FIRST_STAGE, {"text_2": Slot(f"{_EMBEDDER}0.model.", "clip_text_open")}
-    ),
-    "svd": Layout(
-        _NETWORK,
-        _FIRST_STAGE,
+    "sdxl_refiner": _original({"text_2": Slot(f"{_EMBEDDER}0.model.", "clip_text_open")}),
+    "svd": _original(
         {
             "image": Slot(f"{_EMBEDDER}0.open_clip.model.visual.", "clip_vision_open"),
             "frames": Slot(f"{_EMBEDDER}3.encoder.", "vae_ldm"),
         },
     ),
 }
-DIFFUSERS = Layout(
+DIFFUSERS = Places(
     Slot("unet", "unet_diffusers"),
     Slot("vae", "vae_diffusers"),
     {
@@ -70,19 +61,12 @@ DIFFUSERS = Layout(
         "image": Slot("image_encoder", "clip_vision_hf"),
     },
 )
-WEIGHTS_OF_FOLDER = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-    "text_encoder_2": "model.safetensors",
-    "image_encoder": "model.safetensors",
-}
 
 
 def export_checkpoint(
     path: str | os.PathLike,
     components: Mapping[str, Any],
-    layout: str,
+    places: str,
     *,
     dtype: Any = None,
     ema: PyTree = None,
@@ -90,12 +74,15 @@ def export_checkpoint(
 ) -> None:
     """Write a whole checkpoint as one .safetensors file.
 
-    components: any of {"network": tree, "first_stage": tree, "conditioner": {slot: tree}}; layout:
-    a name in LAYOUTS, which names the slots. ema: averages of the network, written as model_ema.*
-    twins. extras: arrays by their full names, such as alphas_cumprod or denoiser.sigmas.
-    Raises ValueError for an unknown layout or slot, and what save_weights raises.
+    components: any of {"network": tree, "first_stage": tree, "conditioner": {slot: tree}}, with
+    the names of slots that PLACES[places] has. ema: averages of the network, written beside it
+    under the names model_ema.*. extras: arrays by their full names, such as alphas_cumprod or
+    denoiser.sigmas.
+    Raises ValueError for unknown places or slots, and what save_weights raises.
     """
-    chosen = _layout(layout)
+    if places not in PLACES:
+        raise ValueError(f"places = {places!r} is unknown; choose from {', '.join(PLACES)}")
+    chosen = PLACES[places]
     exported = [
         export_params(tree, slot.name_map, slot.place, dtype=dtype)
         for slot, tree in slots_of(chosen, components).values()
@@ -106,68 +93,14 @@ def export_checkpoint(
     save_weights(path, exported, extras)
 
 
-def import_checkpoint(
-    components: Mapping[str, Any],
-    path: str | os.PathLike,
-    layout: str | None = None,
-    *,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """Read a whole checkpoint, a file or a folder of diffusers -> {"network": ..., ...}.
-
-    components: what is wanted, as in export_checkpoint, of arrays or shapes (see import_params).
-    layout: None to tell by the names in the file. options: {"network": import_params' keywords,
-    ...}, by "network", "first_stage" or the slot's name.
-    """
-    folder = Path(path).is_dir() and bool(diffusers_components(path))
-    weights = None if folder else open_weights(path)
-    if weights is None:
-        chosen = DIFFUSERS
-    else:
-        chosen = _layout(_told(weights) if layout is None else layout)
-
-    def read(slot: Slot, tree: PyTree, name: str) -> PyTree:
-        kwargs = (options or {}).get(name, {})
-        if weights is None:
-            return import_params(tree, open_weights(path, slot.place), slot.name_map, **kwargs)
-        return import_params(tree, weights, slot.name_map, prefix=slot.place, **kwargs)
-
-    return _map_slots(chosen, components, read)
-
-
-def _told(weights: Weights) -> str:
-    try:
-        return checkpoint_layout(weights.tensors)
-    except ValueError as error:
-        raise ValueError(f"{weights.path}: {error}") from error
-
-
-def _layout(name: str) -> Layout:
-    if name not in LAYOUTS:
-        raise ValueError(f"layout {name!r} is unknown; choose one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
-
-
-def slots_of(layout: Layout, components: Mapping[str, Any]) -> dict[str, tuple[Slot, PyTree]]:
-    """Pair the slots of a layout with the trees that are there, by the slots' names."""
-    slots = {"network": layout.network, "first_stage": layout.first_stage, **layout.conditioner}
-    trees = {k: v for k, v in components.items() if k != "conditioner"}
-    trees |= components["conditioner"] if "conditioner" in components else {}
+def slots_of(places: Places, components: Mapping[str, Any]) -> dict[str, tuple[Slot, PyTree]]:
+    """Pair the trees of export_checkpoint's components with their slots, by the slots' names."""
+    slots = {"network": places.network, "first_stage": places.first_stage, **places.conditioner}
+    trees = {name: tree for name, tree in components.items() if name != "conditioner"}
+    trees |= components.get("conditioner", {})
     unknown = [name for name in trees if name not in slots]
     if unknown:
         raise ValueError(
-            f"component {unknown[0]!r} has no place in this layout; it has {', '.join(slots)}"
+            f"component {unknown[0]!r} has no place in this checkpoint; it has {', '.join(slots)}"
         )
     return {name: (slots[name], tree) for name, tree in trees.items()}
-
-
-def _map_slots(
-    layout: Layout, components: Mapping[str, Any], read: Callable[[Slot, PyTree, str], PyTree]
-) -> dict[str, Any]:
-    done = {
-        name: read(slot, tree, name) for name, (slot, tree) in slots_of(layout, components).items()
-    }
-    result = {name: done[name] for name in ("network", "first_stage") if name in done}
-    if "conditioner" in components:
-        result["conditioner"] = {name: done[name] for name in components["conditioner"]}
-    return result

@@ -31,11 +31,11 @@ def open_weights(
     """List the tensors of a file or folder, by name with shape and dtype; none is read yet.
 
     path: a .safetensors file, the *.safetensors.index.json of a sharded one, a file by torch.save
-    (.ckpt .pt .pth .bin), a folder with one of these, or a folder of diffusers, of which
-    `component` ("unet", "vae", ...) names the part. variant: "fp16" for the *.fp16.* files of a
-    folder; without it they are taken where there are no others.
-    Raises FileNotFoundError when there is no such file, ValueError, naming the file and what it is
-    instead, when it is none of these, is cut off, or holds anything but weights.
+    (.ckpt .pt .pth .bin), a folder with one of these, or a folder of diffusers. component: the part
+    of a diffusers folder ("unet", "vae", ...). variant: "fp16" for the *.fp16.* files of a folder;
+    without it they are taken where there are no others.
+    Raises FileNotFoundError when there is no such file, and ValueError, naming the file and what it
+    is instead, when it is none of these, is cut off, or holds anything but weights.
     """
     path = Path(path)
     if not path.exists():

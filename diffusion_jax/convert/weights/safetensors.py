@@ -1,10 +1,11 @@
 """The safetensors format: 8 bytes of header length, a JSON header, and the bytes of the tensors.
 
-Read and written here, not by the package of that name: its writer wants every tensor of a file in
-memory at once, which for SDXL is 10 GB on the host, and its NumPy side has no bfloat16.
+It is read and written here and not by the package `safetensors`, whose writer needs every tensor of
+a file in memory at once (10 GB on the host for SDXL) and whose NumPy side has no bfloat16.
 Source: https://github.com/huggingface/safetensors, "Format".
 """
 
+import functools
 import io
 import json
 import os
@@ -40,7 +41,7 @@ _BLOCK = 2**24
 
 
 class LazyTensor(NamedTuple):
-    """A tensor of a file that `load` reads: shape and dtype are known before."""
+    """A tensor of a file: its shape and dtype are known, `load` reads its numbers."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -48,7 +49,7 @@ class LazyTensor(NamedTuple):
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, LazyTensor]:
-    """Read the header of a file: {name: tensor}, whose numbers `load` reads from the disk.
+    """Read the header of a file: {name: tensor}.
 
     Raises ValueError, naming the file, when it is cut off or its header does not fit its content.
     """
@@ -64,14 +65,9 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, LazyTensor]:
                 f"{path} is cut off: it has {size + start} bytes and {name} ends at byte "
                 f"{end + start}; download or copy it again"
             )
-        tensors[name] = LazyTensor(shape, dtype, _reader(path, start + begin, shape, dtype))
+        load = functools.partial(read_array, path, start + begin, shape, dtype)
+        tensors[name] = LazyTensor(shape, dtype, load)
     return tensors
-
-
-def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """Read the free text entries of a file's header."""
-    header, _ = _read_header(Path(path))
-    return header["__metadata__"] if "__metadata__" in header else {}
 
 
 def read_array(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -81,12 +77,6 @@ def read_array(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype)
     if raw.size != count * dtype.itemsize:
         raise ValueError(f"{path} became shorter while it was read")
     return raw.view(dtype).reshape(shape)
-
-
-def _reader(
-    path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype
-) -> Callable[[], np.ndarray]:
-    return lambda: read_array(path, offset, shape, dtype)
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

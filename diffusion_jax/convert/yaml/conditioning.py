@@ -123,7 +123,7 @@ def choose_dropout(node: Node, found: Embedders, *, is_ldm: bool) -> Embedders:
 
 def is_guidable(found: Embedders) -> bool:
     """Whether training drops a condition, so that there is something to guide away from."""
-    return any(one.section.get("ucg_rate", 0) > 0 for one in found)
+    return any("ucg_rate" in one.section and one.section["ucg_rate"] > 0 for one in found)
 
 
 def has_captions(found: Embedders) -> bool:
@@ -147,7 +147,7 @@ def _numbers(node: Node, section: dict[str, Any], use: Use) -> dict[str, Any]:
 
 
 def _classes(params: Node, use: Use) -> dict[str, Any]:
-    """Read the classes: one row of the table is the null class here, perhaps the last one there."""
+    """Read the classes; one row of our table is the null class, perhaps the last one of theirs."""
     rows = params.take("n_classes", 1000, int)
     rate = params.take("ucg_rate", use.ucg_rate, NUMBER)
     has_null = use.null_value == rows - 1 or (use.is_ldm and rows % 10 == 1)
@@ -185,10 +185,10 @@ def _tower(params: Node, name: str, section: Mapping[str, Any], use: Use) -> dic
 
 def _entries(section: Mapping[str, Any]) -> tuple[str, ...]:
     kind = section["name"]
+    is_on = {key for key, value in section.items() if value}
     if kind in TEXTS:
-        return ("crossattn", "vector") if section.get("always_return_pooled") else ("crossattn",)
-    if kind == "class_embedding":
-        return ("crossattn",) if section["add_sequence_dim"] else ("vector",)
-    if kind == "open_clip_image":
-        return ("crossattn",) if section.get("unsqueeze_dim") else ("vector",)
+        return ("crossattn", "vector") if "always_return_pooled" in is_on else ("crossattn",)
+    if kind in ("class_embedding", "open_clip_image"):
+        is_context = is_on & {"add_sequence_dim", "unsqueeze_dim"}
+        return ("crossattn",) if is_context else ("vector",)
     return ("concat",) if kind == "spatial_rescaler" else ("vector",)

@@ -33,16 +33,12 @@ def convert_first_stage_model(root: Node) -> Sections:
     optimizers = _optimizers(model, params, is_ldm)
     schedule = convert_scheduler(params.child("scheduler_config"))
     monitor = _monitor(params, trainer, optimizers["optimizer"]["ema_decay"] is not None)
-    loop = convert_loop(root, trainer, monitor)
+    loop = convert_loop(root, trainer, monitor, is_ldm=is_ldm)
     # The weight of the adversary is one number for a batch, which therefore stays in one piece.
     if loop["train"].pop("accumulate", 1) > 1:
         options = root.child("lightning").child("trainer")
         options.note("accumulate_grad_batches", "a batch of the same size is taken in one piece")
-    if is_ldm and trainer.batch_size is not None:
-        loop["train"]["scale_lr"] = True
-    loop["train"]["ckpt_path"] = params.take("ckpt_path", None)
     return {
-        "seed": 0,
         "data": data,
         "model": network | trainer.dtype,
         "regularizer": regularizer,

@@ -6,7 +6,7 @@ from diffusion_jax.convert.yaml.tables import ALL_CODES, DDCONFIG, INPUT_IS_IMAG
 LOGGED = "not needed: everything is logged"
 THREE_CHANNELS = Only((3,), "it judges images of as many channels as they have")
 
-# Options of the model itself, beside those of its network.
+# Options of the model itself; NETWORK has the options of encoder and decoder.
 MODEL: Table = {
     **keep("embed_dim"),
     "ignore_keys": Only(((),), "train.ignore_keys takes regular expressions"),
@@ -56,7 +56,7 @@ LOSSES = {
         },
     ),
 }
-# Options of a loss that are the discriminator's here.
+# Options of a loss that belong to the section `discriminator` here.
 DISC_OF_LOSS: Table = {
     "disc_num_layers": As("n_layers"),
     "disc_ndf": As("ndf"),

@@ -14,7 +14,7 @@ from diffusion_jax.convert.yaml.reading import UNKNOWN, Node, leftovers, read_ya
 from diffusion_jax.convert.yaml.sgm import convert_engine
 from diffusion_jax.convert.yaml.source import config_source
 
-# In the order of the files in configs/.
+# The sections in the order that the files in configs/ have.
 ORDER = (
     "seed data first_stage conditioning model regularizer discriminator perceptual schedule "
     "denoiser discretization loss sigma_sampling weighting sampler guidance optimizer "
@@ -34,7 +34,7 @@ REASONS = {
 
 
 class ConvertedConfig(NamedTuple):
-    """A config file of ours as text, and what of the YAML has no counterpart, "path: why" each."""
+    """A config file of ours as text, and the keys without a counterpart, as "path: why"."""
 
     source: str
     unmapped: list[str]
@@ -66,7 +66,7 @@ def convert_sections(root: Node) -> dict[str, Any]:
     if kind not in CONVERTERS:
         known = ", ".join(CONVERTERS)
         raise ValueError(f"model.target names {kind!r}, which is unknown; there are {known}")
-    sections = CONVERTERS[kind](root)
+    sections = {"seed": 0} | CONVERTERS[kind](root)
     return {name: section for name, section in sections.items() if section is not None}
 
 

@@ -28,7 +28,7 @@ from diffusion_jax.convert.yaml.training import (
 )
 
 DDPM_CLASSES = ("DDPM", "LatentDiffusion")
-# What subclasses of LatentDiffusion add to it.
+# Subclasses of LatentDiffusion, and what each adds that has no counterpart.
 SUBCLASSES = {
     "LatentInpaintDiffusion": "batches must carry the mask and the masked latents themselves",
     "LatentDepth2ImageDiffusion": "batches must carry the depth themselves",
@@ -72,14 +72,11 @@ def convert_ldm(root: Node) -> Sections:
     use_ema = params.take("use_ema", True)
     optimizers = convert_optimizers(model, params, trainer, 0.9999 if use_ema else None)
     monitor = _monitor(params, use_ema, trainer.is_validated)
-    loop = convert_loop(root, trainer, monitor, params.take("log_every_t", None))
-    # Their main.py scales the rate by the samples of an update unless --scale_lr=False.
-    if trainer.batch_size is not None:
-        loop["train"]["scale_lr"] = True
+    every = params.take("log_every_t", None)
+    loop = convert_loop(root, trainer, monitor, every, is_ldm=True)
     loop["train"] |= _warm_start(params)
     convert_options(params, tables.DDPM_OTHER)
     return {
-        "seed": 0,
         "data": data,
         "first_stage": stage,
         "conditioning": conditioning,
@@ -152,7 +149,7 @@ def _channels(params: Node, network: Node, stage: Sections | None, is_latent: bo
 
 
 def _concatenated(network: Node, key: str, channels: int, taken: int) -> list[ConvertedEmbedder]:
-    """Make an embedder of the channels that the network reads beside those that have a source."""
+    """Make an embedder for the input channels of the network that have no source yet."""
     extra = network.take("in_channels", channels, int) - taken
     if extra < 0:
         network.note("in_channels", f"it should be {channels}, the channels of what is denoised")
@@ -222,7 +219,7 @@ def _monitor(params: Node, use_ema: bool, is_validated: bool) -> str | None:
 
 def _warm_start(params: Node) -> Sections:
     ignored = params.take("ignore_keys", (), tuple)
-    found: Sections = {"ckpt_path": params.take("ckpt_path", None)}
+    found: Sections = {}
     if ignored:
         found["ignore_keys"] = tuple(re.escape(str(name)) for name in ignored)
     if params.take("load_only_unet", False):

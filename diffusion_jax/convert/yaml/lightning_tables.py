@@ -52,7 +52,7 @@ TRAINER: Table = {
     "gradient_clip_algorithm": Only(("norm",), "gradients are clipped by their norm"),
     "accelerator": Drop("not needed: JAX takes what there is"),
     "strategy": _STRATEGY,
-    "detect_anomaly": Drop("launch.py --debug stops at the first NaN"),
+    "detect_anomaly": Drop("--debug stops at the first NaN"),
     "deterministic": Drop("not needed: a run is a function of its seed"),
     "num_sanity_val_steps": Drop("not needed: shapes are checked before anything runs"),
     "limit_train_batches": Drop("set data.splits.train = 'train[:1000]'"),
@@ -65,8 +65,8 @@ TRAINER: Table = {
     "enable_progress_bar": Drop("not needed: progress is always shown"),
     **drop("enable_model_summary weights_summary", "not needed: parameters.txt lists them"),
     "progress_bar_refresh_rate": Drop("hooks.progress.every, in steps"),
-    "default_root_dir": Drop("launch.py --logdir"),
-    "resume_from_checkpoint": Drop("launch.py --resume"),
+    "default_root_dir": Drop("--logdir"),
+    "resume_from_checkpoint": Drop("--resume"),
     **drop(
         "use_distributed_sampler replace_sampler_ddp",
         "not needed: every process reads its own rows",
@@ -115,7 +115,7 @@ CALLBACKS: Table = {
     "cuda_callback": Drop("not needed: hooks.scalars logs speed and memory"),
     "ignore_keys_callback": Drop("train.ignore_keys is read at the warm start only"),
 }
-# Loaders of the originals whose data TFDS has: name there, image size, channels.
+# Loaders of the originals whose data TFDS has: name in TFDS, image size, channels.
 LOADERS = {"MNISTLoader": ("mnist", 28, 1), "CIFAR10Loader": ("cifar10", 32, 3)}
 DATA: Table = {
     **drop("num_workers prefetch_factor", "not needed: data.batches.num_threads reads ahead"),

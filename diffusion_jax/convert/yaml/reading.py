@@ -129,15 +129,15 @@ def read_yaml(path: str | os.PathLike) -> Node:
 
 
 def root_node(values: Mapping[str, Any]) -> Node:
-    """Make the node of a whole file, of which nothing was taken yet."""
+    """Make the node of a whole file."""
     return Node("", values, set(), {}, [])
 
 
 def leftovers(root: Node) -> Iterator[tuple[str, str]]:
-    """Find what nothing took, in the order of the file: (path, reason).
+    """List (path, reason) of all that was not converted, in the order of the file.
 
-    A path is the highest one below which nothing was taken. A reason is the note of that path,
-    else UNKNOWN.
+    Where nothing was taken below a path, only that path is listed. The reason is its note, else
+    UNKNOWN.
     """
     above = {
         path[: dot.start()] for path in root.seen | root.notes.keys() for dot in _DOT.finditer(path)

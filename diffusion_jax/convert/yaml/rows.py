@@ -9,10 +9,10 @@ _ABSENT = object()
 
 
 class As(NamedTuple):
-    """The option has a counterpart: its name here.
+    """The option has a counterpart, with this name.
 
-    default: the original's default, which is written where the YAML does not say. It is given
-    where ours is another one.
+    default: the original's default, written where the YAML has no value; given where our default
+    is different.
     """
 
     name: str
@@ -20,7 +20,7 @@ class As(NamedTuple):
 
 
 class Only(NamedTuple):
-    """These values say what happens here anyway; others have no counterpart, for a reason."""
+    """These values ask for what happens here anyway; others have no counterpart, for a reason."""
 
     values: tuple[Any, ...]
     reason: str
@@ -44,7 +44,7 @@ class Class(NamedTuple):
 
 
 def keep(names: str = "", /, **defaults: Any) -> dict[str, As]:
-    """Make rows of options that have the same name here, the second ones with a default."""
+    """Make rows of options that keep their names, the keyword ones with a default (see As)."""
     return {name: As(name) for name in names.split()} | {
         name: As(name, default) for name, default in defaults.items()
     }
@@ -56,7 +56,7 @@ def drop(names: str, reason: str) -> dict[str, Drop]:
 
 
 def convert_options(node: Node, table: Table) -> dict[str, Any]:
-    """Convert the options of a node that the table lists; what it does not list stays untaken."""
+    """Convert the options of a node that the table lists, and take no others."""
     found: dict[str, Any] = {}
     for key, row in table.items():
         if isinstance(row, As):

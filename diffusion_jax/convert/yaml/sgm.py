@@ -55,11 +55,9 @@ def convert_engine(root: Node) -> Sections:
     decay = params.take("ema_decay_rate", 0.9999)
     decay = decay if params.take("use_ema", False) else None
     optimizers = convert_optimizers(model, params, trainer, decay)
-    loop = convert_loop(root, trainer, None)
-    loop["train"]["ckpt_path"] = params.take("ckpt_path", None)
+    loop = convert_loop(root, trainer, is_ldm=False)
     convert_options(params, tables.ENGINE_OTHER)
     return {
-        "seed": 0,
         "data": data,
         "first_stage": stage,
         "conditioning": conditioning_section(found),
@@ -123,7 +121,7 @@ def _denoising(params: Node, can_guide: bool) -> Sections:
     old = denoiser.child("params").child("weighting_config")
     if old.values:
         weighting = convert_class(old, tables.WEIGHTINGS, "weighting")
-        sections["weighting"] = weighting or sections.get("weighting")
+        sections |= {} if weighting is None else {"weighting": weighting}
     sampler: Sections = {"name": "euler", "num_steps": 50}
     guidance: Sections = {"name": "cfg", "scale": 5.0} if can_guide else {"name": "none"}
     sections |= {"sampler": sampler, "guidance": guidance}

@@ -12,7 +12,7 @@ _CROPS = ("RandomCrop", "AddOriginalImageSizeAsTupleAndCropToSquare")
 
 
 class Trainer(NamedTuple):
-    """What the trainer says that shapes other sections.
+    """The options of the trainer that other sections depend on.
 
     batch_size: samples of an update, over all devices and micro-batches. dtype: options of `model`
     for the trainer's precision.
@@ -26,7 +26,7 @@ class Trainer(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """What the model says of its images, and whether captions and sizes come with them.
+    """The images that the model is made for, and whether captions and sizes come with them.
 
     image_size: the side in pixels, None where only the data can say.
     """
@@ -90,7 +90,7 @@ def _batches(train: Node, picture: Picture) -> Sections:
 
 
 def convert_trainer(root: Node) -> Trainer:
-    """Read what counts devices, micro-batches and bits."""
+    """Convert the trainer's devices, micro-batches and precision."""
     trainer = root.child("lightning").child("trainer")
     convert_options(trainer, tables.TRAINER)
     accumulate = trainer.take("accumulate_grad_batches", 1, int)
@@ -117,7 +117,7 @@ def convert_trainer(root: Node) -> Trainer:
 
 
 def _count(devices: Any) -> int:
-    """Count what `devices: 0,1` or a number or a list means."""
+    """Count devices, given as a number, a list or text such as "0,1"."""
     if isinstance(devices, str):
         return len([part for part in devices.split(",") if part.strip()])
     return len(devices) if isinstance(devices, tuple) else devices
@@ -159,7 +159,12 @@ def convert_scheduler(node: Node) -> Sections:
 
 
 def convert_loop(
-    root: Node, trainer: Trainer, monitor: str | None, log_every_t: int | None = None
+    root: Node,
+    trainer: Trainer,
+    monitor: str | None = None,
+    log_every_t: int | None = None,
+    *,
+    is_ldm: bool,
 ) -> Sections:
     """Convert lengths, hooks and checkpoints to `train`, `hooks` and `checkpoint`.
 
@@ -179,6 +184,10 @@ def convert_loop(
     train: Sections = {"num_steps": steps, "batch_size": batch_size}
     if trainer.accumulate > 1:
         train["accumulate"] = trainer.accumulate
+    # Their main.py scales the rate by the samples of an update unless --scale_lr=False.
+    if is_ldm and trainer.batch_size is not None:
+        train["scale_lr"] = True
+    train["ckpt_path"] = root.child("model").child("params").take("ckpt_path", None)
     checkpoint = _checkpoint(stanza, monitor if trainer.is_validated else None)
     hooks: Sections = {"scalars": {"every": options.take("log_every_n_steps", 50)}}
     hooks |= _callbacks(stanza.child("callbacks"), log_every_t)
@@ -204,7 +213,7 @@ def _checkpoint(stanza: Node, monitor: str | None) -> Sections:
         checkpoint["keep_every"] = checkpoint["every"]
     elif monitor is not None and best > 0:
         checkpoint |= {"keep_best": best, "monitor": monitor, "mode": params.take("mode", "min")}
-    # This callback keeps all that it saves.
+    # This callback keeps everything that it saves.
     name = "metrics_over_trainsteps_checkpoint"
     if stanza.child("callbacks").has(name):
         params = _saving(stanza.child("callbacks").child(name))
@@ -215,7 +224,7 @@ def _checkpoint(stanza: Node, monitor: str | None) -> Sections:
 
 
 def _saving(callback: Node) -> Node:
-    """Open the options of a checkpoint callback, and read those without a number."""
+    """Open the options of a checkpoint callback, and convert the ones that MODEL_CHECKPOINT has."""
     callback.take("target", None)
     convert_options(callback.child("params"), tables.MODEL_CHECKPOINT)
     return callback.child("params")

@@ -93,9 +93,9 @@ def test_background(drawings, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"size": 0}, "size=0 must be"),
-        ({"background": "url(x)"}, "background='url"),
-        ({"max_examples": 2}, "max_examples=2 must be at least 3"),
+        ({"size": 0}, "size = 0 should be"),
+        ({"background": "url(x)"}, "background = 'url"),
+        ({"max_examples": 2}, "max_examples = 2 should be at least 3"),
         ({"colour": "red"}, r"options \['colour'\] do not fit the data set 'openmoji'"),
     ],
 )

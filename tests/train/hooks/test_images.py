@@ -99,5 +99,5 @@ def test_what_cannot_be_shown_is_named():
 
 
 def test_bad_options():
-    with pytest.raises(ValueError, match="batch_frequency = 0"):
+    with pytest.raises(ValueError, match="batch_frequency = 0 should be at least 1 step"):
         images(lambda s, b: {}, Writer(), batch_frequency=0)

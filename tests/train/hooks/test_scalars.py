@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax.train.hooks import scalars as module
 from diffusion_jax.train.hooks.scalars import Speed, scalars
-from diffusion_jax.train.loop import train
+from diffusion_jax.train.loop import Hook, train
 
 
 class State(NamedTuple):
@@ -96,6 +96,22 @@ def test_one_step_has_no_speed(memory_writer):
     writer, written = memory_writer()
     run(scalars(writer, every=5), 1)
     assert set(written.scalars[1]) == {"train/loss", "train/grad_norm"}
+
+
+def test_the_last_row_is_written_although_the_training_failed(memory_writer):
+    writer, written = memory_writer()
+
+    def fail(event):
+        if event.step == 6:
+            raise RuntimeError("a disk died")
+
+    hooks = [scalars(writer, every=4), Hook(lambda step: True, fail)]
+    with pytest.raises(RuntimeError, match="a disk died"):
+        train(State(jnp.int32(0)), lambda s, b: _step(s), iter(int, 1), hooks, num_steps=9)
+    assert [(step, row["train/loss"]) for step, row in written.scalars.items()] == [
+        (4, 2.5),
+        (6, 5.5),
+    ]
 
 
 def test_nan_is_not_averaged_away(memory_writer):
