@@ -39,7 +39,7 @@ def run(*arguments: object, devices: int = 2) -> tuple[int, str]:
 
     from diffusion_jax.cli import main
 
-    said = io.StringIO()
+    said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
     log = logging.StreamHandler(said)  # main makes one only if pytest had none of its own
     log.setFormatter(logging.Formatter("%(message)s"))
     logging.root.addHandler(log)
@@ -50,7 +50,8 @@ def run(*arguments: object, devices: int = 2) -> tuple[int, str]:
         stack.enter_context(contextlib.redirect_stdout(said))
         stack.enter_context(contextlib.redirect_stderr(said))
         code = main([str(argument) for argument in arguments])
-    return code, said.getvalue()
+    said.seek(0)
+    return code, said.read()
 
 
 def succeed(*arguments: object, devices: int = 2) -> str:
