@@ -54,7 +54,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             schedule="both",
         )
     )
-    config.optimizer = d(dict(name="adam", learning_rate=2e-4, b1=0.5, b2=0.9, ema_decay=0.999))
+    config.optimizer = d(dict(name="adam", learning_rate=4.5e-6, b1=0.5, b2=0.9, ema_decay=0.999))
     config.train = d(dict(num_steps=500_000, batch_size=24, scale_lr=True))
     config.lr_schedule = d(dict(name="constant", warmup_steps=1000))
     config.hooks = d(
