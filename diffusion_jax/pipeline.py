@@ -15,7 +15,7 @@ from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.experiment.experiment import MAX_SEED
 from diffusion_jax.experiment.sampling import check_steps
 from diffusion_jax.runs.conditions import Conditions, encode_conditions, encode_negative
-from diffusion_jax.runs.folder import load_saved_config
+from diffusion_jax.runs.folder import load_run_config
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
@@ -34,16 +34,22 @@ class Pipeline(NamedTuple):
 
     @classmethod
     def from_workdir(
-        cls, workdir: str | os.PathLike, *, step: int | None = None, ema: bool = True
+        cls,
+        workdir: str | os.PathLike,
+        *,
+        step: int | None = None,
+        ema: bool = True,
+        overrides: Sequence[str] = (),
     ) -> "Pipeline":
-        """Load the weights of a run: the newest checkpoint or that of `step`, averaged (EMA) or
-        raw.
+        """Load the weights of a run: its newest checkpoint or that of `step`, averaged or raw.
 
+        overrides: of the run's config, such as "--config.sampler.name=euler"; sampler, guidance,
+        discretization and data may be changed, what was trained may not.
         Raises FileNotFoundError when the folder holds no run or no such checkpoint, ValueError
         when it is damaged.
         """
         workdir = pathlib.Path(workdir)
-        built = make_experiment(load_saved_config(workdir))
+        built = make_experiment(load_run_config(workdir, overrides))
         trained = load_trained(built, workdir, step=step, ema=ema)
         return cls(built, trained.params, trained.frozen)
 

@@ -1,4 +1,4 @@
-"""`python launch.py cache`: encode a training split once, before the runs that train from it."""
+"""`cache`: encode a training split once, before the runs that train from it."""
 
 import argparse
 import pathlib

@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         raw=arguments.raw,
         with_ema=arguments.with_ema,
         ema=arguments.ema,
+        overrides=arguments.overrides,
     )
     print("\n".join(said))
     return 0

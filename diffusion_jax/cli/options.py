@@ -1,4 +1,4 @@
-"""`python launch.py options`: what a config may hold."""
+"""`options`: what a config may hold."""
 
 import argparse
 

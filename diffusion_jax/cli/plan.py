@@ -1,4 +1,4 @@
-"""`python launch.py plan`: memory, FLOPs and time of a config on devices that are not there."""
+"""`plan`: memory, FLOPs and time of a config on devices that are not there."""
 
 import argparse
 import json

@@ -1,16 +1,16 @@
-"""`python launch.py --config=...`: train a run, or continue it, then test it."""
+"""`train`: train a run, or continue it, then test it."""
 
 import argparse
-import contextlib
+import io
 import pathlib
-import pdb
 import sys
-from collections.abc import Iterator
+from typing import cast
 
 import jax
 import ml_collections
 
 from diffusion_jax.cli.arguments import load_config
+from diffusion_jax.cli.debugging import debugging
 from diffusion_jax.cli.program import program_name
 from diffusion_jax.devices import processes
 from diffusion_jax.runs import folder as run_folder
@@ -33,13 +33,13 @@ def run(arguments: argparse.Namespace) -> int:
         )
     )
     workdir, config, step = _run_folder_and_config(arguments)
-    with _debugging(arguments.debug):
+    with debugging(arguments.debug):
         result = train_run(
             config,
             workdir,
             resume=True if step is None else step,
             on_event=lambda event: print(event.text, flush=True),
-            progress=sys.stderr,
+            progress=cast(io.TextIOBase, sys.stderr),
             donate=not arguments.debug,
             test=not arguments.no_test,
         )
@@ -95,18 +95,3 @@ def _run_folder_and_config(
         with config.unlocked():
             config.seed = arguments.seed
     return workdir, config, step
-
-
-@contextlib.contextmanager
-def _debugging(debug: bool) -> Iterator[None]:
-    """With --debug, stop at the first NaN, and open a debugger where an exception was raised."""
-    if not debug:
-        yield
-        return
-    with jax.debug_nans(True):
-        try:
-            yield
-        except Exception:
-            if sys.stdin.isatty():
-                pdb.post_mortem()
-            raise

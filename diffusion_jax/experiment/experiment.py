@@ -60,6 +60,13 @@ class Experiment(NamedTuple):
     task: Task
     latent_cache: LatentCacheOptions | None = None
 
+    def __repr__(self) -> str:
+        """Say in one line what is trained, on what and where; the fields would fill pages."""
+        name = self.sections["model"]["name"]
+        mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
+        steps, size = self.training.num_steps, self.training.batch_size
+        return f"Experiment({name} on {self.data.name}, {steps} steps of {size}, mesh {mesh})"
+
     @property
     def data(self) -> Data:
         """The data set, its splits and its batches."""

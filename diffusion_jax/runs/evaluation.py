@@ -16,10 +16,9 @@ from diffusion_jax.devices.arrays import put
 from diffusion_jax.devices.mesh import on_mesh, replicated
 from diffusion_jax.diffusion.vlb import bits_per_dim
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.randomness import Stream, sample_keys, stream_key
-from diffusion_jax.runs.folder import SAVED_CONFIG, load_saved_config
+from diffusion_jax.runs.folder import load_run_config
 from diffusion_jax.runs.weights import run_frozen
 from diffusion_jax.train.checkpoints.saving import restore_state
 from diffusion_jax.train.ema import has_ema
@@ -57,8 +56,7 @@ def evaluate_run(
     the config does not have.
     """
     workdir = pathlib.Path(workdir)
-    load_saved_config(workdir)  # says in one sentence when this is no run
-    experiment = make_experiment(load_config(str(workdir / SAVED_CONFIG), overrides))
+    experiment = make_experiment(load_run_config(workdir, overrides))
     source = experiment.data.source(split)
     batches = experiment.data.eval_batches(source, batch_size=experiment.training.batch_size)
     frozen = run_frozen(experiment, workdir)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import ml_collections
@@ -27,12 +28,14 @@ def convert_weights(
     raw: bool = False,
     with_ema: bool = False,
     ema: bool = False,
+    overrides: Sequence[str] = (),
 ) -> list[str]:
     """Convert a run, or a released file that config describes -> sentences about what was done.
 
     form: what to write at target, which must not exist. dtype: of the file, as it is by default.
     step, raw, with_ema: of a run, which checkpoint, its raw weights in place of the averages, or
-    its raw weights with the averages beside them. ema: the averages of a training file (.ckpt).
+    its raw weights with the averages beside them; overrides of its config, see load_run_config.
+    ema: the averages of a training file (.ckpt).
     Raises ValueError or FileNotFoundError for what does not fit; nothing is overwritten.
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
@@ -45,7 +48,7 @@ def convert_weights(
         raise ValueError(f"--from={source} is a run already; choose another format")
     if with_ema and not is_run:
         raise ValueError("--with_ema is for runs: a released file has one set of weights")
-    described = folder.load_saved_config(source) if config is None else config
+    described = folder.load_run_config(source, overrides) if config is None else config
     experiment = make_experiment(described)
     if is_run:
         said = []

@@ -1,9 +1,10 @@
 """What watches a run, in the order in which it acts."""
 
 import collections
+import io
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.experiment.binding import value_of
@@ -43,7 +44,7 @@ class Watched(NamedTuple):
     class_names: tuple[str, ...]
     signals: collections.deque[int]
     hang: Hook
-    progress: TextIO | None = None
+    progress: io.TextIOBase | None = None
     with_images: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
 
 

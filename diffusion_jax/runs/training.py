@@ -2,11 +2,12 @@
 
 import collections
 import contextlib
+import io
 import os
 import pathlib
 import threading
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TextIO, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import ml_collections
@@ -91,7 +92,7 @@ def train_run(
     *,
     resume: bool | int = True,
     on_event: Listener | None = None,
-    progress: TextIO | None = None,
+    progress: io.TextIOBase | None = None,
     donate: bool = True,
     test: bool = True,
 ) -> Result:

@@ -105,3 +105,8 @@ def test_class_dropout_never_reaches_evaluation():
         eval_step(params, {}, built.random_frozen(), b, 0)["loss"] for b in (batch, other)
     )
     assert float(first) != float(second)
+
+
+def test_its_repr_is_one_line():
+    shown = repr(build())
+    assert shown.startswith("Experiment(unet on ") and "steps of" in shown and len(shown) < 120

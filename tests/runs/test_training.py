@@ -103,4 +103,23 @@ def test_batches_are_finished_where_they_are_read(tmp_path):
     task = experiment.task._replace(with_inputs=with_inputs)
     batch = next(open_data(experiment._replace(task=task), tmp_path).train.iterate(0))
     assert threads and threading.get_ident() not in threads
-    assert batch["caption_tokens"].dtype == np.int32
+    (embedder,) = experiment.task.embedders.values()
+    assert batch[embedder.input_key].dtype == np.int32
+
+
+def test_a_run_is_drawn_with_another_sampler_and_keeps_its_model(trained):
+    workdir, _, _ = trained
+    with first_devices(1):
+        other = Pipeline.from_workdir(
+            workdir,
+            overrides=[
+                "--config.sampler.name=euler",
+                "--config.sampler.discretize=delete",
+                "--config.sampler.clip_denoised=delete",
+            ],
+        )
+        plain = Pipeline.from_workdir(workdir)
+        assert not np.array_equal(other([3], num_steps=2), plain([3], num_steps=2))
+    wrong = "differs in model.model_channels: 32 -> 64: only config.sampler"
+    with pytest.raises(ValueError, match=wrong):
+        Pipeline.from_workdir(workdir, overrides=["--config.model.model_channels=64"])
