@@ -19,8 +19,7 @@ from diffusion_jax.plan.report import advice, as_dict, as_text, table
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plan a training run, print the plan and write it as JSON; return 0, or 2 if it does not
-    fit."""
+    """Plan a training run, print the plan, write it as JSON; return 0, or 2 if it does not fit."""
     if not arguments.config or not arguments.topology:
         raise ValueError(
             "nothing to plan: give --config=CONFIG and --topology=v5p:2x2x1; see --help"
