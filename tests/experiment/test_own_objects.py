@@ -151,7 +151,7 @@ def test_a_network_is_built_with_what_follows_and_trains(own):
 
 def test_an_embedder_a_loss_and_a_weighting(own):
     embedder = "conditioning={'key': 'crossattn', 'embedders': {'a': {'name': 'own_module:words',"
-    unet = ("model.use_spatial_transformer=True", "model.num_classes=delete")
+    unet = ("model.use_spatial_transformer=True",)
     built = build(f"{embedder}'width': 5, 'ucg_rate': 0.1}}}}}}", *unet)
     assert built.network.module.context_dim == 5
     built.check()

@@ -164,17 +164,12 @@ def generator_pass(
     elements) and g, scalars/logvar and d_weight, and all that the regularizer logs.
 
     Args:
-        networks: the networks.
-        loss: the options.
         params: {"autoencoder", "loss": {"logvar"} or {}, "discriminator"}; without a logvar there,
             frozen["logvar"] is used and fixed.
-        mutable: {"regularizer", "discriminator"}.
-        frozen: {"lpips", "logvar"}.
+        mutable: {"regularizer", "discriminator"}. frozen: {"lpips", "logvar"}.
         batch: "image" [b h w c] in [-1, 1]; "weight" [b] weighs samples in every mean (0 for
             padding); "nll_weight", [b] or [b h w c or 1], multiplies nll in the total only.
-        keys: [b], one a sample.
-        active: whether the discriminator takes part.
-        train: False evaluates: d_weight is 1.
+        active: whether the discriminator takes part. train: False evaluates: d_weight is 1.
         step: the training step, None in evaluation.
 
     Source: generative-models, GeneralLPIPSWithDiscriminator.
