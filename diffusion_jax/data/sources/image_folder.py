@@ -310,9 +310,7 @@ def _captions(value: Any, where: str) -> tuple[str, ...] | None:
     texts = value if isinstance(value, list) else [value]
     wrong = [text for text in texts if not isinstance(text, (str, int, float))]
     if wrong:
-        raise ValueError(
-            f"{where}: a caption should be a text or a list of texts, got {wrong[0]!r}"
-        )
+        raise ValueError(f"{where}: a caption should be a text or a list of them, got {wrong[0]!r}")
     return tuple(str(text) for text in texts)
 
 

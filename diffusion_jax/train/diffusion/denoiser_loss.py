@@ -36,23 +36,22 @@ def denoiser_loss_fn(
     discrete denoiser, if there is one; without it the denoiser is continuous. A batch may have
     "weight" [b] (0 for padding). Everything random about sample i comes from keys[i].
 
-    Args:
-        apply: the network; its third argument is c_noise [b], int32 with a table and
-            quantize_c_noise, else float32.
-        embed: the embedders.
-        encode: finds the images, or their latents. scaling: sigma -> c_skip, c_out, c_in, c_noise.
-        sigma_of: u [b] in [0, 1) -> sigma [b]; u is uniform, independent for each sample.
-        weighting: sigma -> w(sigma).
-        batch_size: samples of the global batch, before it is split among devices or micro-batches.
-        stratified: in training, let the global batch cover [0, 1) evenly, sample i in stratum
-            batch["position"][i]; evaluation, whose batches may be padded, draws independently.
-        quantize_c_noise: give the network the index of sigma in the table.
-        loss_type: of D and x_0, in place of the square.
-        offset_noise_level: how much of the noise all pixels of a channel share, see
-            losses.offset_noise.
+    apply: the network; its third argument is c_noise [b], int32 with a table and
+        quantize_c_noise, else float32.
+    embed: the embedders.
+    encode: finds the images, or their latents. scaling: sigma -> c_skip, c_out, c_in, c_noise.
+    sigma_of: u [b] in [0, 1) -> sigma [b]; u is uniform, independent for each sample.
+    weighting: sigma -> w(sigma).
+    batch_size: samples of the global batch, before it is split among devices or micro-batches.
+    stratified: in training, let the global batch cover [0, 1) evenly, sample i in stratum
+        batch["position"][i]; evaluation, whose batches may be padded, draws independently.
+    quantize_c_noise: give the network the index of sigma in the table.
+    loss_type: of D and x_0, in place of the square.
+    offset_noise_level: how much of the noise all pixels of a channel share, see
+        losses.offset_noise.
 
     Raises:
-        ValueError: batch_size is below 1 or offset_noise_level below 0.
+    ValueError: batch_size is below 1 or offset_noise_level below 0.
 
     Source: Karras et al. 2022, equations 2 and 8; sgm, StandardDiffusionLoss.
     """

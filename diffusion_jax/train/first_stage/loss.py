@@ -163,14 +163,13 @@ def generator_pass(
     Losses are float32 whatever the networks compute in. Metrics: loss/total, nll, rec (mean over
     elements) and g, scalars/logvar and d_weight, and all that the regularizer logs.
 
-    Args:
-        params: {"autoencoder", "loss": {"logvar"} or {}, "discriminator"}; without a logvar there,
-            frozen["logvar"] is used and fixed.
-        mutable: {"regularizer", "discriminator"}. frozen: {"lpips", "logvar"}.
-        batch: "image" [b h w c] in [-1, 1]; "weight" [b] weighs samples in every mean (0 for
-            padding); "nll_weight", [b] or [b h w c or 1], multiplies nll in the total only.
-        active: whether the discriminator takes part. train: False evaluates: d_weight is 1.
-        step: the training step, None in evaluation.
+    params: {"autoencoder", "loss": {"logvar"} or {}, "discriminator"}; without a logvar there,
+        frozen["logvar"] is used and fixed.
+    mutable: {"regularizer", "discriminator"}. frozen: {"lpips", "logvar"}.
+    batch: "image" [b h w c] in [-1, 1]; "weight" [b] weighs samples in every mean (0 for
+        padding); "nll_weight", [b] or [b h w c or 1], multiplies nll in the total only.
+    active: whether the discriminator takes part. train: False evaluates: d_weight is 1.
+    step: the training step, None in evaluation.
 
     Source: generative-models, GeneralLPIPSWithDiscriminator.
     """
