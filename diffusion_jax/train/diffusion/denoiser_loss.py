@@ -50,9 +50,7 @@ def denoiser_loss_fn(
     offset_noise_level: how much of the noise all pixels of a channel share, see
         losses.offset_noise.
 
-    Raises:
-    ValueError: batch_size is below 1 or offset_noise_level below 0.
-
+    Raises ValueError when batch_size is below 1 or offset_noise_level below 0.
     Source: Karras et al. 2022, equations 2 and 8; sgm, StandardDiffusionLoss.
     """
     if batch_size < 1:

@@ -170,7 +170,6 @@ def generator_pass(
         padding); "nll_weight", [b] or [b h w c or 1], multiplies nll in the total only.
     active: whether the discriminator takes part. train: False evaluates: d_weight is 1.
     step: the training step, None in evaluation.
-
     Source: generative-models, GeneralLPIPSWithDiscriminator.
     """
     image = batch["image"].astype(jnp.float32)
