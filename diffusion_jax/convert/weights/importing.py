@@ -1,5 +1,6 @@
 """Read parameters out of released weights, tensor by tensor, into the target's shardings."""
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -123,7 +124,11 @@ def import_params(
     """
     name_map = find_name_map(name_map)
     wanted = file_tensors(tree, name_map)
-    held = _averages(weights, wanted, prefix) if ema else _under(weights.tensors, prefix)
+    if ema:
+        held = _averages(weights, wanted, prefix)
+    else:
+        own = [name for name in weights.tensors if name.startswith(prefix)]
+        held = {name.removeprefix(prefix): weights.tensors[name] for name in own}
     sources = _match(wanted, held, name_map, Rules(**rules), weights.path, prefix)
     by_leaf: dict[str, list[Source]] = {}
     for tensor in wanted:
@@ -147,10 +152,6 @@ def import_params(
         return _read_leaf(by_leaf[name], leaf) if name in by_leaf else leaf
 
     return jax.tree_util.tree_map_with_path(read, tree)
-
-
-def _under(tensors: Mapping[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _averages(weights: Weights, wanted: list[FileTensor], prefix: str) -> dict[str, LazyTensor]:
@@ -186,7 +187,8 @@ def _match(
             held[tensor.name] = _turned(held.pop(tensor.turned))
         name = next((n for n in (tensor.name, *tensor.aliases) if n in held), None)
         if name is None and _matches(tensor.name, rules.zeros):
-            sources[tensor.name] = _zeros(tensor.shape)
+            zeros = functools.partial(np.zeros, tensor.shape, np.float32)
+            sources[tensor.name] = LazyTensor(tensor.shape, np.dtype(np.float32), zeros)
             continue
         if name is None:
             if not _matches(tensor.name, (*rules.ignore_keys, *rules.allow_missing)):
@@ -271,10 +273,6 @@ def cyclic(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _turned(held: LazyTensor) -> LazyTensor:
     return LazyTensor(held.shape[::-1], held.dtype, lambda: held.load().T)
-
-
-def _zeros(shape: tuple[int, ...]) -> LazyTensor:
-    return LazyTensor(shape, np.dtype(np.float32), lambda: np.zeros(shape, np.float32))
 
 
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
