@@ -58,7 +58,8 @@ def export_params(
     dtype: None keeps the dtype of each leaf. ema: the parameters are averages, and get the names
     of averages (see average_name).
     On a pod every process has to iterate over the tensors, because split leaves are gathered.
-    Raises ValueError when a dtype cannot be written or two leaves would get one name.
+    Raises ValueError when a dtype cannot be written or two leaves would get one name; and, while
+    the tensors are read, when a number is too large for the dtype.
     """
     leaves = leaves_of(params)
     wanted = file_tensors(params, name_map)
@@ -128,7 +129,17 @@ def _extra(extras: Mapping[str, np.ndarray]) -> Exported:
 def _gather(tensor: FileTensor, leaves: Mapping[str, Any], dtype: np.dtype) -> np.ndarray:
     arrays = [to_file(_on_host(part, leaves), tensor.axes) for part in tensor.parts]
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    return array.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):  # it is an error below
+        cast = array.astype(dtype, copy=False)
+    if cast.dtype.itemsize < array.dtype.itemsize:
+        lost = ~np.isfinite(cast)
+        count = np.isfinite(array[lost]).sum() if lost.any() else 0
+        if count:
+            raise ValueError(
+                f"{count} numbers of {tensor.name} become infinite as {dtype}; choose dtype = "
+                "bfloat16 or float32"
+            )
+    return cast
 
 
 def _on_host(part: Part, leaves: Mapping[str, Any]) -> np.ndarray:

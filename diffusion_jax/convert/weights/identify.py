@@ -29,6 +29,16 @@ PREFIXES = {
 }
 
 
+# Files beside a model, which are not read here, and a part of a name that each of them has.
+OTHERS = {
+    "a LoRA": "lora_",
+    "a ControlNet": "input_hint_block.",
+    "a ControlNet of diffusers": "controlnet_cond_embedding.",
+    "a textual inversion": "emb_params",
+    "a textual inversion of PyTorch": "string_to_param",
+}
+
+
 class FoundNetwork(NamedTuple):
     """A network in a file: its kind, the name of its NameMap, and the prefix of its names."""
 
@@ -86,6 +96,7 @@ def find_network(
     the one with a usual prefix.
     Raises ValueError, saying what the file holds instead, when it does not hold that network.
     """
+    names = list(names)
     found = find_networks(names)
     fits = sorted((n for n in found if n.kind == kind), key=lambda n: n.prefix)
     if number is not None and number < len(fits):
@@ -101,8 +112,10 @@ def find_network(
     if fits:
         places = ", ".join(repr(network.prefix) for network in fits)
         raise ValueError(f"{path} holds several networks of kind {kind}: give prefix, of {places}")
-    held = ", ".join(f"a {n.kind} under {n.prefix!r}" if n.prefix else f"a {n.kind}" for n in found)
-    raise ValueError(f"{path} holds no {kind}, but {held or 'no network that is known here'}")
+    places = [f"a {n.kind} under {n.prefix!r}" if n.prefix else f"a {n.kind}" for n in found]
+    other = [words for words, part in OTHERS.items() if any(part in name for name in names)]
+    held = ", ".join(places or other[:1]) or "no network that is known here"
+    raise ValueError(f"{path} holds no {kind}, but {held}")
 
 
 def describe_weights(path: str | os.PathLike) -> list[str]:

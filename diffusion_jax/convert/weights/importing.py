@@ -1,5 +1,6 @@
 """Read parameters out of released weights, tensor by tensor, into the target's shardings."""
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.convert.weights import tables
@@ -28,6 +30,7 @@ from diffusion_jax.types import PyTree
 
 MIN_EMA = 100
 _SHOWN = 10
+_FIRST_OF_UNET = ("model.diffusion_model.", "input_blocks.0.0.weight")
 # What holds a leaf, or a block of it, and where its numbers are.
 Source = tuple[FileTensor, Part, LazyTensor]
 
@@ -75,6 +78,8 @@ def import_network(
         weights = open_network(path, kind, number or 0)
         number = None if diffusers_components(path) else number
     names = [name for name in weights.tensors if name.startswith(prefix or "")]
+    if ema and average_name(*_FIRST_OF_UNET) in weights.tensors:
+        names.append("".join(_FIRST_OF_UNET))  # the file may hold nothing but averages
     found = find_network(names, kind, weights.path, number)
     prefix = found.prefix if prefix is None else prefix
     return import_params(tree, weights, found.name_map, prefix=prefix, ema=ema, **rules)
@@ -119,7 +124,11 @@ def import_params(
     """
     name_map = find_name_map(name_map)
     wanted = file_tensors(tree, name_map)
-    held = _averages(weights, wanted, prefix) if ema else _under(weights.tensors, prefix)
+    if ema:
+        held = _averages(weights, wanted, prefix)
+    else:
+        own = [name for name in weights.tensors if name.startswith(prefix)]
+        held = {name.removeprefix(prefix): weights.tensors[name] for name in own}
     sources = _match(wanted, held, name_map, Rules(**rules), weights.path, prefix)
     by_leaf: dict[str, list[Source]] = {}
     for tensor in wanted:
@@ -143,10 +152,6 @@ def import_params(
         return _read_leaf(by_leaf[name], leaf) if name in by_leaf else leaf
 
     return jax.tree_util.tree_map_with_path(read, tree)
-
-
-def _under(tensors: Mapping[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _averages(weights: Weights, wanted: list[FileTensor], prefix: str) -> dict[str, LazyTensor]:
@@ -176,17 +181,22 @@ def _match(
 ) -> dict[str, LazyTensor]:
     """Pair wanted tensors with a file's tensors; raise one error for everything that differs."""
     held = {name: t for name, t in held.items() if not _matches(name, rules.ignore_keys)}
-    sources, missing, shapes, used = {}, [], [], set()
+    sources, missing, shapes, integers, used = {}, [], [], [], set()
     for tensor in wanted:
+        if tensor.turned in held:
+            held[tensor.name] = _turned(held.pop(tensor.turned))
         name = next((n for n in (tensor.name, *tensor.aliases) if n in held), None)
         if name is None and _matches(tensor.name, rules.zeros):
-            sources[tensor.name] = _zeros(tensor.shape)
+            zeros = functools.partial(np.zeros, tensor.shape, np.float32)
+            sources[tensor.name] = LazyTensor(tensor.shape, np.dtype(np.float32), zeros)
             continue
         if name is None:
             if not _matches(tensor.name, (*rules.ignore_keys, *rules.allow_missing)):
                 missing.append(f"{prefix}{tensor.name}")
             continue
         used.add(name)
+        if not jnp.issubdtype(held[name].dtype, jnp.inexact):
+            integers.append(f"{prefix}{name} {held[name].dtype}")
         fitted = _fit(held[name], tensor, name_map, rules)
         if fitted is None:
             there, here = held[name].shape, tensor.shape
@@ -195,8 +205,13 @@ def _match(
             sources[tensor.name] = fitted
     ignorable = (*rules.allow_unused, *name_map.ignorable, *(() if prefix else tables.BUFFERS))
     unused = [prefix + n for n in held if n not in used and not _matches(n, ignorable)]
-    if missing or shapes or unused:
-        problems = ((missing, "missing"), (unused, "unused"), (shapes, "of another shape"))
+    problems = (
+        (missing, "missing"),
+        (unused, "unused"),
+        (shapes, "of another shape"),
+        (integers, "of whole numbers, which are no weights without their scales"),
+    )
+    if any(names for names, _ in problems):
         told = "; ".join(f"{len(n)} {what}: {_few(n)}" for n, what in problems if n)
         raise ValueError(f"{path} does not fit{_families(wanted, held, name_map)}: {told}")
     return sources
@@ -256,8 +271,8 @@ def cyclic(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return (array[rows][:, columns] / uses).astype(array.dtype)
 
 
-def _zeros(shape: tuple[int, ...]) -> LazyTensor:
-    return LazyTensor(shape, np.dtype(np.float32), lambda: np.zeros(shape, np.float32))
+def _turned(held: LazyTensor) -> LazyTensor:
+    return LazyTensor(held.shape[::-1], held.dtype, lambda: held.load().T)
 
 
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ class FileTensor(NamedTuple):
 
     axes: "same" as here, "kernel" ([*sides in out] here is [out in *sides] there), "pointwise"
     (our 1 x 1 convolution is a dense layer there) or "channel" ([c] is [1 c 1 1] there).
-    aliases: other names that it may have.
+    aliases: other names that it may have. turned: a name under which its two axes are swapped.
     """
 
     name: str
@@ -40,6 +40,7 @@ class FileTensor(NamedTuple):
     axes: str
     parts: tuple[Part, ...]
     aliases: tuple[str, ...] = ()
+    turned: str | None = None
 
 
 class NameMap(NamedTuple):
@@ -47,8 +48,9 @@ class NameMap(NamedTuple):
 
     dotted, structural, renames: renames that are applied in this order; structural makes its own
     from the dotted names of the whole network. axes: (pattern of a name, FileTensor.axes) where
-    the leaf's name does not say. aliases: renames to other names to look for. ignorable: patterns
-    of names in files that are no parameters. first: the name of the convolution of the input.
+    the leaf's name does not say. aliases: renames to other names to look for; turned: the same,
+    where the two axes are swapped under the other name. ignorable: patterns of names in files that
+    are no parameters. first: the name of the convolution of the input.
     """
 
     kind: str
@@ -57,6 +59,7 @@ class NameMap(NamedTuple):
     structural: Callable[[Iterable[str]], Renames] | None = None
     axes: tuple[tuple[str, str], ...] = ()
     aliases: Renames = ()
+    turned: Renames = ()
     ignorable: tuple[str, ...] = ()
     first: str = ""
 
@@ -122,7 +125,13 @@ def _transformers(kind: str, projection: str) -> NameMap:
         ((rf"^(?!{projection}\.)", f"{kind}_model."),),
         # transformers 5 writes no prefix for a model without a projection.
         aliases=((rf"^{kind}_model\.", ""),),
-        ignorable=(rf"({kind}_model\.)?embeddings\.position_ids$",),
+        ignorable=(
+            rf"({kind}_model\.)?embeddings\.position_ids$",
+            # The rest of a whole CLIP, and projections that a tower without one does not need.
+            r"logit_scale$",
+            r"(text|visual)_projection\.weight$",
+            rf"(?!{kind}_)(text|vision)_model\.",
+        ),
     )
 
 
@@ -165,7 +174,8 @@ NAME_MAPS: dict[str, NameMap] = {
         tables.DOTTED,
         tables.TEXT_OPEN,
         axes=((r"^text_projection$", "same"),),
-        ignorable=(r"logit_scale$", r"attn_mask$", r"visual\.", r"text_projection$"),
+        turned=((r"^text_projection$", "text_projection.weight"),),
+        ignorable=(r"logit_scale$", r"attn_mask$", r"visual\.", r"text_projection(\.weight)?$"),
     ),
     "clip_vision_hf": _transformers("vision", "visual_projection"),
     "clip_vision_open": NameMap(
@@ -255,8 +265,7 @@ def file_tensors(tree: PyTree, name_map: NameMap | str) -> list[FileTensor]:
         place = str("qkv".index(match[1])) if match else ""
         joined.setdefault(name, []).append((place, part, _file_shape(shape, axes), axes))
     return [
-        _join(name, sorted(held, key=lambda h: h[0]), name_map.aliases)
-        for name, held in joined.items()
+        _join(name, sorted(held, key=lambda h: h[0]), name_map) for name, held in joined.items()
     ]
 
 
@@ -288,13 +297,16 @@ def _file_shape(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
     return (shape[-1], shape[-2]) if axes == "pointwise" else shape
 
 
-def _join(name: str, held: list[tuple[str, Part, tuple[int, ...], str]], aliases: Renames) -> Any:
+def _join(
+    name: str, held: list[tuple[str, Part, tuple[int, ...], str]], name_map: NameMap
+) -> FileTensor:
     places, parts, shapes, axes = zip(*held, strict=True)
     if len(parts) > 1 and "".join(places) != "012":
         raise ValueError(f"{', '.join(part.path for part in parts)} would all be called {name}")
     shape = (sum(shape[0] for shape in shapes), *shapes[0][1:]) if len(parts) > 1 else shapes[0]
-    other = _rename(name, aliases)
-    return FileTensor(name, shape, axes[0], parts, () if other == name else (other,))
+    alias, turned = _rename(name, name_map.aliases), _rename(name, name_map.turned)
+    aliases = () if alias == name else (alias,)
+    return FileTensor(name, shape, axes[0], parts, aliases, None if turned == name else turned)
 
 
 def to_file(array: np.ndarray, axes: str) -> np.ndarray:

@@ -126,6 +126,8 @@ def _sniff(path: Path) -> str:
     text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise ValueError(f"{path} is a web page, not weights: the download went wrong")
+    if start.startswith(b"GGUF"):
+        raise ValueError(f"{path} is a GGUF file, which is not read; get it as .safetensors")
     if start.startswith(b"PK") or LEGACY_MAGIC in start[:32]:
         return "torch"
     if len(start) > 8 and start[8:9] == b"{":

@@ -43,6 +43,8 @@ INERT_NAMES = {
     "builtins": ("bool", "bytes", "dict", "float", "frozenset", "int", "list", "object", "set")
     + ("slice", "str", "tuple", "type"),
 }
+# Trainers keep the weights in a dictionary of one of these names; the first is taken.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params_ema", "params", "ema")
 OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 _LOCAL_HEADER = 30
@@ -91,7 +93,7 @@ class _Storage(NamedTuple):
 def read_torch(path: str | Path) -> dict[str, LazyTensor]:
     """Read the names and shapes of a checkpoint's tensors: {name: tensor}, loaded when asked for.
 
-    A "state_dict" inside is unwrapped; everything that is no tensor is left out.
+    Dictionaries named as in WRAPPERS are unwrapped; everything that is no tensor is left out.
     Raises ValueError, naming the file, when torch.save did not write it, it is damaged, holds no
     tensors, or names something that is refused.
     """
@@ -104,24 +106,31 @@ def read_torch(path: str | Path) -> dict[str, LazyTensor]:
         raise ValueError(
             f"{path} is cut off or damaged ({error}); download or copy it again"
         ) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    tensors = {}
-    if isinstance(content, dict):
-        tensors = {str(k): v for k, v in content.items() if isinstance(v, LazyTensor)}
+    tensors = _tensors_of(content) if isinstance(content, dict) else {}
     if not tensors:
         is_dict = isinstance(content, dict)
         held = sorted(map(str, content))[:5] if is_dict else type(content).__name__
         raise ValueError(
-            f"{path} holds no tensors by name, at its top or under 'state_dict', but {held}"
+            f"{path} holds no tensors by name, at its top or under a name such as "
+            f"{', '.join(WRAPPERS)}, but {held}"
         )
     return tensors
+
+
+def _tensors_of(content: Mapping[Any, Any]) -> dict[str, LazyTensor]:
+    """Collect the tensors of a dictionary, or of the dictionary with the weights inside of it."""
+    for _ in WRAPPERS:
+        inner = (content[name] for name in WRAPPERS if isinstance(content.get(name), dict))
+        content = next(inner, content)
+    return {str(name): v for name, v in content.items() if isinstance(v, LazyTensor)}
 
 
 def _read_archive(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
+        if any(name.rpartition("/")[2] == "constants.pkl" for name in names):
+            raise ValueError(f"{path} is a TorchScript program, which is not read or run")
         if len(pickles) != 1:
             raise ValueError(f"{path} is a ZIP file, but no PyTorch checkpoint: it has no data.pkl")
         root = pickles[0].removesuffix("data.pkl")
@@ -206,7 +215,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch._utils" and name == "_rebuild_tensor_v2":
             return lambda *arguments: self.tensor(*arguments)
-        if module == "torch._utils" and name == "_rebuild_parameter":
+        if module == "torch._utils" and name.startswith("_rebuild_parameter"):
             return lambda data, *_: data
         if module == "torch" and name in STORAGES:
             return _Kind(np.dtype(STORAGES[name]))

@@ -1,5 +1,6 @@
 """Configs in YAML, read so that no key of them can be overlooked."""
 
+import itertools
 import os
 import pathlib
 import re
@@ -15,6 +16,8 @@ _DOT = re.compile(r"\.")
 _RAISE = object()
 Kind = type | tuple[type, ...]
 NUMBER = (int, float)
+# Far above the largest config, far below what fills a memory.
+MAX_BYTES, MAX_VALUES = 1_000_000, 100_000
 UNKNOWN = "no such option is known here"
 
 
@@ -112,20 +115,39 @@ class Node(NamedTuple):
 def read_yaml(path: str | os.PathLike) -> Node:
     """Read a YAML file and resolve its references ${a.b.c}.
 
-    Raises FileNotFoundError, and ValueError for text that is no YAML, no mapping, or refers to
-    something that is not there.
+    Raises FileNotFoundError, and ValueError for text that is no YAML, no mapping, names a key
+    twice, refers to something that is not there, or is larger than any config.
     """
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"the YAML file {path} does not exist")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} should be a config, and has more than {MAX_BYTES:,} bytes")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # A SafeLoader makes plain values only.
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        if not isinstance(tree, Mapping):
+            raise ValueError(f"{path} should hold a mapping with the key model, not {tree!r:.80}")
+        return root_node(_resolve(tree, tree, str(path), (), itertools.count()))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as YAML: {reason}") from error
-    if not isinstance(tree, Mapping):
-        raise ValueError(f"{path} should hold a mapping with the key model, not {tree!r:.80}")
-    return root_node(_resolve(tree, tree, str(path), ()))
+    except RecursionError as error:
+        raise ValueError(f"{path} cannot be read as YAML: it is nested too deeply") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """yaml.SafeLoader that refuses a key that stands twice in a mapping."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Make a mapping; raise ConstructorError for a key that stands twice."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in names if len(set(names)) < len(names) else ():
+            if names.count(key) > 1 and key != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def root_node(values: Mapping[str, Any]) -> Node:
@@ -185,23 +207,31 @@ def _plain(value: Any) -> Any:
     return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _resolve(value: Any, tree: Any, path: str, within: tuple[str, ...]) -> Any:
+def _resolve(
+    value: Any, tree: Any, path: str, within: tuple[str, ...], count: Iterator[int]
+) -> Any:
     """Replace ${a.b.c} by what stands there and read 1e-4 as a number, as OmegaConf does."""
+    if next(count) > MAX_VALUES:
+        raise ValueError(
+            f"{path} should be a config, and unfolds to more than {MAX_VALUES:,} values"
+        )
     if isinstance(value, Mapping):
-        return {str(key): _resolve(item, tree, path, within) for key, item in value.items()}
+        return {str(key): _resolve(item, tree, path, within, count) for key, item in value.items()}
     if isinstance(value, list):
-        return [_resolve(item, tree, path, within) for item in value]
+        return [_resolve(item, tree, path, within, count) for item in value]
     if not isinstance(value, str):
         return value
     if _EXPONENT.fullmatch(value):
         return float(value)
     whole = _REFERENCE.fullmatch(value)
     if whole:
-        return _look_up(whole[1].strip(), tree, path, within)
-    return _REFERENCE.sub(lambda m: str(_look_up(m[1].strip(), tree, path, within)), value)
+        return _look_up(whole[1].strip(), tree, path, within, count)
+    return _REFERENCE.sub(lambda m: str(_look_up(m[1].strip(), tree, path, within, count)), value)
 
 
-def _look_up(reference: str, tree: Any, path: str, within: tuple[str, ...]) -> Any:
+def _look_up(
+    reference: str, tree: Any, path: str, within: tuple[str, ...], count: Iterator[int]
+) -> Any:
     if reference in within:
         raise ValueError(f"{path}: ${{{reference}}} refers to itself")
     found = tree
@@ -212,4 +242,4 @@ def _look_up(reference: str, tree: Any, path: str, within: tuple[str, ...]) -> A
             found = found[part]
         else:
             raise ValueError(f"{path}: ${{{reference}}} refers to a key that is not in the file")
-    return _resolve(found, tree, path, (*within, reference))
+    return _resolve(found, tree, path, (*within, reference), count)

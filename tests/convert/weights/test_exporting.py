@@ -32,6 +32,18 @@ def test_dtypes_are_kept_or_cast(tmp_path):
         export_params(TREE, "dotted", dtype=np.complex64)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float8_e4m3fn])
+def test_numbers_too_large_for_a_dtype_are_not_written(dtype, tmp_path):
+    tree = {"out_0": {"scale": np.array([1e30, 1.0, -1e30, np.inf, np.nan], np.float32)}}
+    path = tmp_path / "x.safetensors"
+    message = f"2 numbers of out.0.weight become infinite as {np.dtype(dtype)}; choose dtype = bf"
+    with pytest.raises(ValueError, match=message):
+        save_weights(path, [export_params(tree, "dotted", dtype=dtype)])
+    assert not list(tmp_path.iterdir())
+    save_weights(path, [export_params(tree, "dotted", dtype=jnp.bfloat16)])
+    assert np.isfinite(read_safetensors(path)["out.0.weight"].load()).sum() == 3
+
+
 def test_networks_and_extras_share_a_file(tmp_path):
     path = tmp_path / "new" / "x.safetensors"
     parts = [export_params(TREE, "dotted", prefix) for prefix in ("a.", "b.")]

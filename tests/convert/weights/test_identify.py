@@ -100,6 +100,21 @@ def test_what_is_not_there_is_told():
     assert len(find_networks(two)) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "a LoRA"),
+        ("unet.down_blocks.0.attentions.0.to_q.lora_A.weight", "a LoRA"),
+        ("control_model.input_hint_block.0.weight", "a ControlNet"),
+        ("controlnet_cond_embedding.conv_in.weight", "a ControlNet of diffusers"),
+        ("emb_params", "a textual inversion"),
+    ],
+)
+def test_files_beside_a_model_are_called_by_their_names(name, words):
+    with pytest.raises(ValueError, match=f"x holds no unet, but {words}$"):
+        find_network([name], "unet", "x")
+
+
 def test_a_file_is_described(tmp_path):
     shapes = {
         UNET: (320, 9, 3, 3),

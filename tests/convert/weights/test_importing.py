@@ -104,6 +104,37 @@ def test_other_names_and_shapes_of_the_same_numbers_are_read(vae, text, draw, sa
     assert same(import_network(text, in_memory(bare), "clip text"), draw(text))
 
 
+@pytest.mark.parametrize("kind", ["text", "vision"])
+def test_the_rest_of_a_whole_clip_is_left_aside(kind, text, vision, draw, same):
+    """openai/clip-vit-large-patch14 in one file: both towers, both projections, a temperature."""
+    both = {"text": draw(text), "vision": draw(vision)}
+    arrays = {"logit_scale": np.ones((), np.float32)}
+    for name, params in both.items():
+        arrays |= dict(export_params(params, f"clip_{name}_hf").tensors)
+    tree = {"text": text, "vision": vision}[kind]
+    assert same(import_network(tree, in_memory(arrays), f"clip {kind}"), both[kind])
+    projection = {"text": "text_projection", "vision": "visual_projection"}[kind]
+    bare = {name: child for name, child in tree.items() if name != projection}
+    read = import_network(bare, in_memory(arrays), f"clip {kind}")
+    assert same(read, {name: both[kind][name] for name in bare})
+
+
+def test_a_projection_written_as_a_dense_layer_is_turned(text, draw, same):
+    """SDXL's second encoder by newer exporters: text_projection.weight is [out in]."""
+    arrays = dict(export_params(draw(text), "clip_text_open", "a.").tensors)
+    arrays["a.text_projection.weight"] = arrays.pop("a.text_projection").T
+    assert same(import_network(text, in_memory(arrays), "clip text"), draw(text))
+    bare = {name: child for name, child in text.items() if name != "text_projection"}
+    import_network(bare, in_memory(arrays), "clip text")
+
+
+def test_whole_numbers_are_no_weights(small):
+    tree, _, arrays = small
+    held = arrays | {f"{PREFIX}out.2.weight": np.ones((4, 32, 3, 3), np.int8)}
+    with pytest.raises(ValueError, match=r"1 of whole numbers, which are no .*out.2.weight int8"):
+        import_network(tree, in_memory(held), "unet")
+
+
 def test_whole_checkpoints_carry_what_is_no_parameter(small, same):
     tree, params, arrays = small
     for prefix in (PREFIX, "diffusion_model.", ""):
@@ -184,6 +215,10 @@ def test_averages_are_read_when_asked_for(unet, draw, same):
     read = import_network(tree, in_memory(held), "unet", ema=True)
     assert same(read, jax.tree.map(lambda leaf: leaf + 1, params))
     assert same(import_network(tree, in_memory(held), "unet"), params)
+    alone = import_network(tree, in_memory(twins), "unet", ema=True)
+    assert same(alone, read)
+    with pytest.raises(ValueError, match="holds no unet"):
+        import_network(tree, in_memory(twins), "unet")
     held["model_ema.diffusion_modelextra"] = np.ones(1)
     with pytest.raises(ValueError, match="1 unused: .*model_ema.diffusion_modelextra"):
         import_network(tree, in_memory(held), "unet", ema=True)

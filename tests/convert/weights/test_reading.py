@@ -139,6 +139,7 @@ BAD = {
     "is cut off or damaged": ("x.safetensors", b"PK\x03\x04"),
     "its header is not JSON": ("x.pt", bytes(8) + b"{}"),
     "a ZIP file, but no PyTorch checkpoint": ("x.npz", b"PK\x05\x06" + bytes(18)),
+    "is a GGUF file, which is not read": ("x.gguf", b"GGUF\x03\0\0\0"),
     "is a bare pickle, which may run code": ("x.ckpt", b"\x80\x02}q\x00."),
     "is neither safetensors nor a file by torch.save: b'Entry not found'": (
         "x.safetensors",

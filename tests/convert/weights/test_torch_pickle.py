@@ -195,11 +195,28 @@ def test_damaged_pickles_are_told(content, members, message, tmp_path):
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize("around", [b"}U\x0astate_dict", b"}U\x05model}U\x06module", b"}U\x03ema"])
+def test_dictionaries_of_trainers_are_unwrapped(around, tmp_path):
+    inner = tensor_pickle().removeprefix(b"\x80\x02").removesuffix(b".")
+    content = b"\x80\x02" + around + inner + b"s" * around.count(b"}") + b"."
+    path = archive(tmp_path / "x.pt", content, **{"data/0": bytes(8)})
+    assert list(read_torch(path)) == ["x"]
+
+
+def test_a_dictionary_that_holds_itself_is_told(tmp_path):
+    path = archive(tmp_path / "x.pt", b"\x80\x02}q\x00U\x05modelh\x00s.")
+    with pytest.raises(ValueError, match="holds no tensors by name"):
+        read_torch(path)
+
+
 def test_archives_of_other_things_are_told(tmp_path):
     path = tmp_path / "x.ckpt"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("word/document.xml", "<x/>")
     with pytest.raises(ValueError, match="a ZIP file, but no PyTorch checkpoint"):
+        read_torch(path)
+    archive(path, {}, **{"constants.pkl": b"x"})
+    with pytest.raises(ValueError, match="a TorchScript program, which is not read or run"):
         read_torch(path)
 
 

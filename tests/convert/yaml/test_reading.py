@@ -1,5 +1,7 @@
 """YAML files as OmegaConf reads them."""
 
+import pytest
+
 from diffusion_jax.convert.yaml.reading import leftovers, read_yaml, root_node
 
 
@@ -27,3 +29,34 @@ def test_what_nothing_took_is_listed_at_the_highest_path():
     }  # fmt: skip
     assert root.take("i", 3) == 3 and root.peek("a")["b"] == 1 and root.child("i").values == {}
     assert "i" not in dict(leftovers(root))
+
+
+LAUGHS = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10))
+REFERENCES = "\n".join(f"a{i}: ['${{a{i - 1}}}', '${{a{i - 1}}}']" for i in range(1, 60))
+TEXTS = "\n".join(f"a{i}: '${{a{i - 1}}}${{a{i - 1}}}'" for i in range(1, 60))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3", "cannot be read as YAML: the key 'a' stands twice .*line 1"),
+        ("model: {x: {c: 1, c: 1}}", "the key 'c' stands twice"),
+        ("a: " + "[" * 5000, "x.yaml cannot be read as YAML"),
+        ("a0: &a0 [x]\n" + LAUGHS, "unfolds to more than 100,000 values"),
+        ("a0: [x]\n" + REFERENCES, "unfolds to more than 100,000 values"),
+        ("a0: xxxxxxxx\n" + TEXTS, "unfolds to more than 100,000 values"),
+        ("a: &a [*a]", "x.yaml cannot be read as YAML: it is nested too deeply"),
+        ("a: " + "x" * 1_000_000, "has more than 1,000,000 bytes"),
+    ],
+)
+def test_a_yaml_that_is_no_config_is_refused_at_once(text, message, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_yaml(path)
+
+
+def test_anchors_and_merged_keys_stay_what_they_are(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: &a {b: 1, c: 2}\nmodel: {<<: *a, c: 3, d: *a}")
+    assert read_yaml(path).values["model"] == {"b": 1, "c": 3, "d": {"b": 1, "c": 2}}
