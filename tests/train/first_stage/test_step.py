@@ -301,5 +301,5 @@ def test_bad_input():
         make_autoencoder_step(NETWORKS, LOSS._replace(disc_factor=-1.0), TX, DISC_TX, seed=0)
     with pytest.raises(ValueError, match="disc_start = -1"):
         make_autoencoder_eval_step(NETWORKS, LOSS._replace(disc_start=-1), seed=0)
-    with pytest.raises(ValueError, match=r"params has \['autoencoder'\]; it should have"):
+    with pytest.raises(ValueError, match=r"params has \['autoencoder'\]; and should have"):
         init_autoencoder_state({"autoencoder": {}}, TX, DISC_TX)
