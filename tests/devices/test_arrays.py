@@ -84,6 +84,15 @@ TWO_PROCESSES = textwrap.dedent("""
 """)
 
 
+@pytest.fixture
+def unused_port():
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path, unused_port):
     script = tmp_path / "two.py"

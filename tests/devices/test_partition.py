@@ -190,12 +190,3 @@ def test_shardings_work_under_set_mesh():
         place = tree_shardings(mesh, PARAMS, [("kernel", fsdp(min_size=1))])
         placed = jax.jit(lambda: PARAMS, out_shardings=place)()
     assert placed["conv_in"]["kernel"].sharding.spec == PartitionSpec(None, None, None, "fsdp")
-
-
-@pytest.fixture
-def unused_port():
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]

@@ -1,12 +1,14 @@
 """A folder that Orbax writes checkpoints into in the background, and that survives failed saves."""
 
+import contextlib
 import logging
 import os
 import re
 import shutil
+import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, final
 
 import jax
 import orbax.checkpoint as ocp
@@ -38,8 +40,9 @@ class Folder:
         self.directory = directory
         self._make = make
         self._saving: int | None = None
+        self._quiet = contextlib.ExitStack()
         self._renew()
-        logging.getLogger("absl").addFilter(_keep)
+        self._quiet.enter_context(_without_stacks())
 
     def save(self, step: int, items: ocp.args.Composite, metrics: Mapping | None) -> bool:
         """Start to save; return False if the step is there, SaveFailed if it cannot be started."""
@@ -69,7 +72,7 @@ class Folder:
         except Exception as error:
             raise SaveFailed(self._sentence(error)) from error
         finally:
-            logging.getLogger("absl").removeFilter(_keep)
+            self._quiet.close()
         self.manager.close()
 
     def _wait(self) -> None:
@@ -134,7 +137,32 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+@contextlib.contextmanager
+def _without_stacks() -> Iterator[None]:
+    """Drop the stacks of what is told here: Orbax logs them, and asyncio those of its tasks.
+
+    TensorStore reports to event loops that Orbax has closed after an error.
+    """
+    before = sys.unraisablehook
+
+    def unraisable(args: Any) -> None:
+        if str(args.exc_value) != "Event loop is closed":
+            before(args)
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    sys.unraisablehook = unraisable
+    for logger in loggers:
+        logger.addFilter(_keep)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(_keep)
+        if sys.unraisablehook is unraisable:
+            sys.unraisablehook = before
+
+
 def _keep(record: logging.LogRecord) -> bool:
-    """Drop stacks of errors that are told here, and that most steps have no metrics."""
-    stack_of_orbax = record.exc_info and "orbax" in record.pathname
-    return not stack_of_orbax and "did not provide metrics" not in record.getMessage()
+    text = record.getMessage()
+    told_here = "orbax" in record.pathname or "exception was never retrieved" in text
+    return not (record.exc_info and told_here) and "did not provide metrics" not in text

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -574,14 +575,11 @@ def no_space(run):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def wait_until_over(checkpoints, step):
-    """Let the background finish without looking at its result."""
-    partial = checkpoints.directory / f"{step}.orbax-checkpoint-tmp"
-    for _ in range(200):
-        time.sleep(0.01)
-        if not partial.exists() and (checkpoints.directory / str(step)).exists():
-            return
-    assert partial.exists()
+def wait_until_over():
+    """Let Orbax's threads finish without looking at their result."""
+    for thread in threading.enumerate():
+        if thread.name in ("save_finalize", "async_save"):
+            threading.Thread.join(thread, 60)
 
 
 @noisy
@@ -592,7 +590,7 @@ def test_a_save_that_failed_does_not_fail_the_ones_after_it(tmp_path, caplog, ca
 
     def fail():
         checkpoints.save(2, large(2), METADATA)
-        wait_until_over(checkpoints, 2)
+        wait_until_over()
 
     no_space(fail)
     assert checkpoints.save(3, large(3), METADATA)
@@ -605,6 +603,38 @@ def test_a_save_that_failed_does_not_fail_the_ones_after_it(tmp_path, caplog, ca
     assert capfd.readouterr().err.count("\n") == 0
     assert_same(checkpoints.restore(large(3))[0], large(3))
     checkpoints.close()
+
+
+FULL = textwrap.dedent(
+    """
+    import resource, sys, threading
+    import jax.numpy as jnp, numpy as np
+    from diffusion_jax.train.checkpoints.saving import open_checkpoints
+
+    def state(n):
+        values = np.random.default_rng(n).normal(size=(30, 60, 60)).astype(np.float32)
+        return {f"w{i}": jnp.asarray(value) for i, value in enumerate(values)}
+
+    checkpoints = open_checkpoints(sys.argv[1])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    checkpoints.save(1, state(1), {})
+    for thread in threading.enumerate():
+        if thread.name in ("save_finalize", "async_save"):
+            threading.Thread.join(thread, 60)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    checkpoints.save(2, state(2), {})
+    checkpoints.close()
+    """
+)
+
+
+def test_a_save_that_failed_is_one_line_on_stderr(tmp_path):
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    (line,) = done.stderr.splitlines()
+    assert "cannot save step 1" in line and "File too large" in line
+    assert saved_steps(tmp_path) == [2]
 
 
 @noisy
