@@ -11,9 +11,9 @@ from pathlib import Path
 
 # Read when the CPU backend starts, and inherited by the processes that tests start. The time-outs
 # are for a loaded machine: eight devices on few cores may wait long for each other, and XLA aborts
-# after 40 s by default. Tests mostly compile, programs that run once: at LLVM's level 0 the step of
-# mnist:tiny takes 4.0 s of CPU time to compile instead of 5.9 at level 1 (and more at the default),
-# computes the same losses, and takes 75 ms instead of 48.
+# after 40 s by default. Tests mostly compile programs that run once: at LLVM's level 0 the training
+# step of mnist:tiny takes 4.0 s of CPU time to compile instead of 5.9 at level 1 (and more at the
+# default), computes the same losses, and takes 75 ms instead of 48.
 XLA_FLAGS = (
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",

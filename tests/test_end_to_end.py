@@ -56,7 +56,7 @@ def _flat(tree, prefix=()):
 
 def test_a_run_leaves_what_it_promises(whole):
     workdir, output = whole
-    assert "test/loss_simple" in output and "launch.py sample" in output
+    assert "test/loss_simple" in output and " sample --workdir=" in output
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     names = {name for row in rows for name in row}
     assert {
@@ -170,7 +170,7 @@ BAD_INPUT = [
     ([TINY, "--config.data.splits.test=tset"], "tset"),
     ([TINY, "--config.loss.min_snr_gamma=-1"], "min_snr_gamma = -1"),
     ([TINY, "--config.train.ckpt_path=nowhere"], "nowhere"),
-    ([TINY + "y"], "'tinyy' of configs/mnist.py is unknown"),
+    ([TINY + "y"], "variant 'tinyy' is unknown; did you mean 'tiny'"),
     ([TINY, "--config.train.batch_size=7"], "batch_size = 7 should be a multiple of 8"),
     ([TINY, "--config.data.source.name=mnist_subst"], "mnist_subst"),
     ([TINY, "--config.data.source.name=cifar10"], "'cifar10' is not prepared"),

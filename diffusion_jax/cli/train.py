@@ -1,8 +1,10 @@
 """`train`: train a run, or continue it, then test it."""
 
 import argparse
+import io
 import pathlib
 import sys
+from typing import cast
 
 import jax
 import ml_collections
@@ -37,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
             workdir,
             resume=True if step is None else step,
             on_event=lambda event: print(event.text, flush=True),
-            progress=sys.stderr,
+            progress=cast(io.TextIOBase, sys.stderr),
             donate=not arguments.debug,
             test=not arguments.no_test,
         )
@@ -65,8 +67,7 @@ def _say(text: str) -> None:
 def _run_folder_and_config(
     arguments: argparse.Namespace,
 ) -> tuple[pathlib.Path, ml_collections.ConfigDict, int | None]:
-    """Find what to run where: --resume brings its own config and folder, --config needs a
-    folder."""
+    """Find what to train in which folder, and from which checkpoint."""
     if arguments.resume and (arguments.config or arguments.workdir or arguments.name):
         raise ValueError(
             f"--resume={arguments.resume} brings its own config and folder; "

@@ -1,9 +1,10 @@
 """What watches a run, in the order in which it acts."""
 
 import collections
+import io
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.experiment.binding import value_of
@@ -43,13 +44,12 @@ class Watched(NamedTuple):
     class_names: tuple[str, ...]
     signals: collections.deque[int]
     hang: Hook
-    progress: TextIO | None = None
+    progress: io.TextIOBase | None = None
     with_images: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
 
 
 def build_hooks(experiment: Experiment, options: HookOptions, watched: Watched) -> list[Hook]:
-    """Make the hooks in the order in which they act: speak, measure, show, validate, decide,
-    save."""
+    """Make the hooks in their order: speak, measure, show, validate, decide, save."""
     writer, scores = watched.writer, watched.scores
     speed = build_speed(experiment)
     make: dict[str, Callable[..., Hook | list[Hook]]] = {

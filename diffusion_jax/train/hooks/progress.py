@@ -2,10 +2,10 @@
 
 import collections
 import datetime
+import io
 import shutil
 import sys
 import time
-from typing import TextIO
 
 import jax
 
@@ -22,7 +22,7 @@ def progress(
     speed: Speed | None = None,
     every: int = 100,
     metric: str = "loss",
-    stream: TextIO | None = None,
+    stream: io.TextIOBase | None = None,
 ) -> Hook:
     """Make the hook: step, percent, metric, images/s (or steps/s), MFU, time spent and time to go.
 

@@ -31,7 +31,7 @@ def test_samplers_bind_with_their_options(sampler, options, ours, tmp_path, yaml
         "name": "edm", "sigma_min": 0.002, "sigma_max": 14.6, "rho": 7.0,
     }  # fmt: skip
     assert config.guidance.name == "none"
-    assert yamls.build(config).sampling_steps == 7
+    assert yamls.build(config).drawing.num_steps == 7
 
 
 @pytest.mark.parametrize(
