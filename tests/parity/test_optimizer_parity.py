@@ -42,7 +42,8 @@ def test_adamw_follows_torch(clip, scheduled):
     )
     params = jax.tree.map(jnp.asarray, start)
     state = tx.init(params)
-    update = jax.jit(tx.update)
+    # as accurate as optimised code is: LLVM at level 0, the default of tests, fuses no products
+    update = jax.jit(tx.update, compiler_options={"xla_backend_optimization_level": 1})
 
     theirs = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in start.items()}
     adamw = torch.optim.AdamW(theirs.values(), lr=1e-2)
@@ -64,5 +65,5 @@ def test_adamw_follows_torch(clip, scheduled):
         for k in shadow:
             shadow[k] -= (1 - decay) * (shadow[k] - theirs[k].detach())
         for k in SHAPES:
-            np.testing.assert_allclose(params[k], theirs[k].detach().numpy(), rtol=0, atol=3e-6)
-            np.testing.assert_allclose(ema_params(state)[k], shadow[k].numpy(), rtol=0, atol=3e-6)
+            np.testing.assert_allclose(params[k], theirs[k].detach().numpy(), rtol=0, atol=1e-6)
+            np.testing.assert_allclose(ema_params(state)[k], shadow[k].numpy(), rtol=0, atol=1e-6)
