@@ -178,15 +178,6 @@ def test_files_of_another_dialect_still_speak_it():
 # tests is to be taken out.
 WITHOUT_MIRROR = frozenset(
     """
-    cli/cache.py
-    cli/convert.py
-    cli/debugging.py
-    cli/evaluate.py
-    cli/flags.py
-    cli/program.py
-    cli/report.py
-    cli/sample.py
-    cli/train.py
     convert/weights/first_stage_names.py
     convert/weights/tables.py
     convert/yaml/conditioning.py
@@ -199,25 +190,15 @@ WITHOUT_MIRROR = frozenset(
     data/images.py
     data/sources/packages.py
     experiment/catalogue.py
-    experiment/diffusion.py
-    experiment/export.py
-    experiment/first_stage_weights.py
-    experiment/hooks.py
     experiment/options.py
     experiment/task.py
-    experiment/weights.py
     models/conditioning/embedders.py
     models/first_stage/blocks.py
     models/unet/options.py
     plan/hlo.py
     plan/memory.py
     plan/report.py
-    randomness.py
-    runs/evaluation.py
-    runs/export.py
-    runs/hooks.py
     runs/latent_key.py
-    runs/weights.py
     train/checkpoints/folder.py
     train/checkpoints/reading.py
     train/first_stage/gan_loss.py

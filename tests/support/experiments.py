@@ -6,6 +6,8 @@ import jax
 
 from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.task import Trained
+from support.trees import drawn
 
 
 @functools.cache
@@ -16,3 +18,14 @@ def built(path: str, *overrides: str, devices: int = 1) -> Experiment:
     """
     config = load_config(path, list(overrides))
     return make_experiment(config, devices=jax.devices()[:devices])
+
+
+@functools.cache
+def trained(path: str, *overrides: str) -> Trained:
+    """Random numbers for all that the experiment of a config holds, averages beside them; nothing
+    is compiled for them, and nobody may change them."""
+    experiment = built(path, *overrides)
+    state = experiment.abstract_state()
+    frozen = drawn(experiment.abstract_frozen(), 1) | experiment.frozen_constants()
+    ema = drawn(experiment.task.averaged_part(state.params), 3)
+    return Trained(drawn(state.params, 2), drawn(state.mutable, 4), frozen, ema)

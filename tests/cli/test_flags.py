@@ -1,0 +1,32 @@
+"""The tables of flags: each has its help, each command its module."""
+
+from importlib.util import find_spec
+
+import pytest
+
+from diffusion_jax.cli.arguments import parse_arguments
+from diffusion_jax.cli.flags import COMMANDS, flag
+
+
+def test_a_flag_is_what_argparse_wants():
+    assert flag("--n", "how many", type=int) == ("--n", {"help": "how many", "type": int})
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_module_and_tells_of_its_flags(name, capsys):
+    assert find_spec(f"diffusion_jax.cli.{name}") is not None
+    with pytest.raises(SystemExit) as stopped:
+        parse_arguments([name, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0 and COMMANDS[name].help in said
+    names = [own for own, _ in COMMANDS[name].flags]
+    assert len(set(names)) == len(names)
+    for own, options in COMMANDS[name].flags:
+        assert own in said and options["help"]
+
+
+def test_a_run_is_asked_for_where_nothing_else_will_do(capsys):
+    for command in ("evaluate", "report"):
+        with pytest.raises(SystemExit):
+            parse_arguments([command])
+        assert "--workdir" in capsys.readouterr().err

@@ -1,0 +1,63 @@
+"""A config whose model denoises: what it may say, and what its Task is made of."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.experiments import built, trained
+
+from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.diffusion import DEFAULT_SECTIONS, FIRST_STAGE_ONLY, make_diffusion
+
+MNIST, LDM = "configs/mnist.py:tiny", "configs/emoji_ldm.py:tiny"
+
+
+def make(path, **sections):
+    experiment = built(path)
+    return make_diffusion({**experiment.sections, **sections}, experiment.setting)
+
+
+@pytest.mark.parametrize("name", FIRST_STAGE_ONLY)
+def test_sections_of_first_stages_are_refused(name):
+    with pytest.raises(ConfigError, match=rf"config\.{name} is for the training of first stages"):
+        make(MNIST, **{name: {}})
+
+
+def test_a_section_that_is_left_out_is_the_default():
+    experiment = built(MNIST)
+    bare = {name: own for name, own in experiment.sections.items() if name not in DEFAULT_SECTIONS}
+    bare["model"] = {**bare["model"], "num_classes": None}
+    task = make_diffusion(bare, experiment.setting)
+    betas = np.asarray(task.constants["schedule"].betas)
+    np.testing.assert_allclose(betas[[0, -1]], [1e-4, 2e-2], rtol=1e-5)  # linear, of 1000 steps
+    assert task.drawing.num_steps == 50 and task.embedders == {}
+
+
+def test_buckets_need_sides_that_the_network_can_halve():
+    experiment = built(LDM)
+    options = {**experiment.data.batch_options, "buckets": True, "bucket_divisor": 6}
+    setting = experiment.setting._replace(data=experiment.data._replace(batch_options=options))
+    with pytest.raises(ConfigError, match=r"bucket_divisor = 6 should be a multiple of \d+, which"):
+        make_diffusion(experiment.sections, setting)
+
+
+def test_the_average_follows_every_parameter():
+    params = trained(LDM).params
+    assert built(LDM).task.averaged_part(params) is params
+
+
+def test_only_a_scale_that_waits_for_the_first_batch_is_computed():
+    """1 / std of what the encoder makes of the batch; see tests/experiment/test_autoencoding.py."""
+    batch = {"image": jnp.zeros((1, 32, 32, 3))}
+    given = built(LDM, "--config.first_stage.scale_by_std=False")
+    frozen = trained(LDM).frozen
+    assert given.task.first_frozen(frozen, batch) is frozen
+    assert built(MNIST).task.first_frozen({}, batch) == {}
+
+
+def test_random_frozen_networks_have_the_shapes_that_are_loaded():
+    experiment = built(LDM)
+    drawn = jax.eval_shape(experiment.task.init_frozen, jax.random.key(0))
+    loaded = experiment.task.load_frozen(experiment.abstract_frozen(), lambda: drawn, None)
+    assert jax.tree.structure(loaded["first_stage"]) == jax.tree.structure(drawn["first_stage"])
+    assert loaded["conditioner"].keys() == drawn["conditioner"].keys()

@@ -1,0 +1,99 @@
+"""A model as other programs load it: its layout, the tensors beside the weights, its scheduler."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.experiments import built, trained
+from support.trees import drawn
+
+from diffusion_jax.convert.weights.reading import open_weights
+from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.export import export_single_file
+
+
+def model(name):
+    path = f"configs/{name}.py:tiny"
+    found = trained(path)
+    frozen = {**found.frozen, "scale_factor": jnp.float32(0.13)}
+    return built(path), found._replace(frozen=frozen, ema=None)
+
+
+def read(path, name):
+    return np.asarray(open_weights(path).tensors[name].load())
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "prefixes"),
+    [
+        ("sd15", "sd1", ["cond_stage_model.transformer."]),
+        ("sd21", "sd2", ["cond_stage_model.model."]),
+        ("sdxl", "sdxl", ["conditioner.embedders.0.transf", "conditioner.embedders.1.model."]),
+        ("sdxl_refiner", "sdxl_refiner", ["conditioner.embedders.0.model."]),
+    ],
+)
+def test_the_text_encoders_decide_the_layout(tmp_path, name, layout, prefixes):
+    experiment, weights = model(name)
+    path = tmp_path / "x.safetensors"
+    assert experiment.task.export_file(weights, path) == layout
+    names = open_weights(path).tensors.keys()
+    for prefix in [*prefixes, "model.diffusion_model.", "first_stage_model."]:
+        assert any(own.startswith(prefix) for own in names), prefix
+    texts = {own.split(".")[0] for own in names} - {"model", "first_stage_model", "denoiser"}
+    schedule = experiment.drawing.noise.schedule
+    if layout in ("sd1", "sd2"):
+        # Ho et al. 2020: what the originals keep of their schedule, by these names.
+        alphas = np.cumprod(1.0 - read(path, "betas").astype(np.float64))
+        np.testing.assert_allclose(read(path, "alphas_cumprod"), alphas, rtol=1e-5)
+        rest = np.sqrt(1 / alphas - 1)
+        np.testing.assert_allclose(read(path, "sqrt_recipm1_alphas_cumprod"), rest, rtol=1e-4)
+        assert "denoiser.sigmas" not in names and "cond_stage_model" in texts
+    else:
+        sigmas = np.sqrt(1 / np.cumprod(1.0 - np.asarray(schedule.betas, np.float64)) - 1)
+        np.testing.assert_allclose(read(path, "denoiser.sigmas"), sigmas, rtol=1e-4)
+        assert "betas" not in names and texts == {"conditioner"}
+
+
+def test_another_set_of_text_encoders_has_no_layout(tmp_path):
+    experiment, weights = model("sdxl")
+    network = experiment.network
+    assert [name for name in network.embedders if "clip" in name] == ["clip", "open_clip"]
+    network = network._replace(embedders=dict(reversed(network.embedders.items())))
+    noise, path = experiment.drawing.noise, tmp_path / "x.safetensors"
+    with pytest.raises(ConfigError, match=r"\['open_clip', 'clip'\] of this model; the layouts ha"):
+        export_single_file(network, noise, weights, path)
+    assert not path.exists()
+
+
+def test_averages_stand_beside_raw_weights_and_a_trained_encoder_is_the_one_written(tmp_path):
+    experiment, weights = model("sdxl")
+    path = tmp_path / "x.safetensors"
+    ema = drawn(weights.params, 3)
+    own = drawn(weights.frozen["conditioner"]["clip"], 4)
+    params = {**weights.params, "conditioner": {**weights.params["conditioner"], "clip": own}}
+    experiment.task.export_file(weights._replace(params=params, ema=ema), path, dtype=np.float16)
+    raw = read(path, "model.diffusion_model.out.2.bias")
+    averaged = read(path, "model_ema.diffusion_modelout2bias")
+    np.testing.assert_array_equal(raw, np.float16(params["network"]["out_2"]["bias"]))
+    np.testing.assert_allclose(averaged, ema["network"]["out_2"]["bias"], rtol=1e-3)
+    norm = read(path, "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias")
+    np.testing.assert_array_equal(norm, np.float16(own["final_layer_norm"]["bias"]))
+
+
+@pytest.mark.parametrize(("name", "prediction"), [("sd15", "epsilon"), ("sd21", "v_prediction")])
+def test_a_folder_says_how_the_model_was_trained(tmp_path, name, prediction):
+    experiment, weights = model(name)
+    experiment.task.export_folder(weights, tmp_path / "x")
+    scheduler = json.loads((tmp_path / "x/scheduler/scheduler_config.json").read_text())
+    assert scheduler["prediction_type"] == prediction and scheduler["beta_start"] == 0.00085
+    assert scheduler["num_train_timesteps"] == 1000 and scheduler["beta_end"] == 0.012
+    unet = json.loads((tmp_path / "x/unet/config.json").read_text())
+    height, _, channels = experiment.network.image_shape
+    assert (unet["sample_size"], unet["in_channels"]) == (height, channels)
+    vae = json.loads((tmp_path / "x/vae/config.json").read_text())
+    assert vae["scaling_factor"] == pytest.approx(0.13)
+    text = json.loads((tmp_path / "x/text_encoder/config.json").read_text())
+    (embedder,) = experiment.network.embedders.values()
+    left_out = 1 if name == "sd21" else 0  # diffusers ends one layer earlier
+    assert text["num_hidden_layers"] == embedder.module.tower.num_layers - left_out

@@ -1,0 +1,106 @@
+"""Where LPIPS gets its weights, and what of a first stage other programs can read."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from support.experiments import built, trained
+
+from diffusion_jax.convert.weights.reading import open_weights
+from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.first_stage_weights import (
+    check_lpips,
+    export_first_stage,
+    export_first_stage_folder,
+    load_first_stage,
+    read_lpips,
+)
+from diffusion_jax.experiment.task import Training
+
+VAE, VQ = "configs/emoji_vae.py:tiny", "configs/vq_f4.py:tiny"
+
+
+def same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.fixture(scope="module", params=[VAE, VQ])
+def exported(request, tmp_path_factory):
+    """A first stage as a file of latent-diffusion, with its averages beside it."""
+    path = tmp_path_factory.mktemp("first_stage") / "x.safetensors"
+    weights = trained(request.param)
+    assert export_first_stage(weights, path) == "first stage of latent-diffusion"
+    return built(request.param), weights, path
+
+
+@pytest.mark.parametrize("averages", [False, True])
+def test_a_file_is_read_back_whole_raw_or_averaged(exported, averages):
+    experiment, weights, path = exported
+    state = experiment.abstract_state()
+    training = Training(num_steps=1, batch_size=1, ckpt_ema=averages)
+    params, mutable, absent = load_first_stage(state.params, state.mutable, path, training)
+    expected = weights.ema["autoencoder"] if averages else weights.params["autoencoder"]
+    same(params["autoencoder"], expected)
+    same(params["discriminator"], weights.params["discriminator"])
+    same(jax.tree.leaves(mutable), jax.tree.leaves(weights.mutable))
+    assert absent == []
+
+
+def test_keys_can_be_left_as_they_are(exported):
+    experiment, weights, path = exported
+    before = jax.tree.map(np.zeros_like, weights.params)
+    training = Training(num_steps=1, batch_size=1, ignore_keys=(r"decoder\.conv_out\.",))
+    params, *_ = load_first_stage(before, experiment.abstract_state().mutable, path, training)
+    own = params["autoencoder"]
+    assert not any(leaf.any() for leaf in jax.tree.leaves(own["decoder"]["conv_out"]))
+    same(own["decoder"]["conv_in"], weights.params["autoencoder"]["decoder"]["conv_in"])
+
+
+def test_lpips_comes_from_its_own_file_then_from_the_checkpoint(exported, tmp_path):
+    _, weights, path = exported
+    net = exported[0].task.reconstructing.lpips_net
+    lpips = weights.frozen["lpips"]
+    same(read_lpips(net, None, path), lpips)
+    other = tmp_path / "own.safetensors"
+    export_first_stage(weights._replace(frozen={"lpips": jax.tree.map(np.negative, lpips)}), other)
+    same(read_lpips(net, str(other), path), jax.tree.map(np.negative, lpips))
+
+
+def test_what_lpips_lacks_is_found_before_any_work(exported, tmp_path):
+    _, weights, path = exported
+    net = exported[0].task.reconstructing.lpips_net
+    check_lpips(net, "random", None)
+    check_lpips(net, None, str(path))
+    with pytest.raises(FileNotFoundError, match=r"config\.perceptual\.weights = '.*none\.ckpt' do"):
+        check_lpips(net, f"{tmp_path}/none.ckpt", None)
+    cut = tmp_path / "cut.safetensors"
+    shutil.copy(path, cut)
+    cut.write_bytes(cut.read_bytes()[:50_000])
+    with pytest.raises(ValueError, match="is cut off"):
+        check_lpips(net, str(cut), None)
+
+
+def test_a_folder_of_diffusers_holds_the_autoencoder_alone(exported, tmp_path):
+    experiment, weights, _ = exported
+    module = experiment.task.reconstructing.module
+    name = (
+        experiment.sections["regularizer"]["name"] if "regularizer" in experiment.sections else "kl"
+    )
+    export_first_stage_folder(module, name, weights, tmp_path / "x")
+    assert [path.name for path in (tmp_path / "x").iterdir() if path.is_dir()] == ["vae"]
+    config = json.loads((tmp_path / "x/vae/config.json").read_text())
+    assert config["_class_name"] == {"kl": "AutoencoderKL", "vq": "VQModel"}[name]
+    written = open_weights(tmp_path / "x", "vae").tensors["decoder.conv_out.bias"].load()
+    own = weights.params["autoencoder"]["decoder"]["conv_out"]["bias"]
+    np.testing.assert_array_equal(written, own)
+
+
+@pytest.mark.parametrize("name", ["ema_vq", "gumbel"])
+def test_quantizers_that_diffusers_lacks_are_named(tmp_path, name):
+    module = built(VQ).task.reconstructing.module
+    with pytest.raises(ConfigError, match=rf"config\.regularizer\.name = '{name}' has no counterp"):
+        export_first_stage_folder(module, name, trained(VQ), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
