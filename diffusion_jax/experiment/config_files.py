@@ -50,6 +50,9 @@ def find_config(path: str) -> tuple[pathlib.Path, str]:
     candidates = [file]
     if file.name == name and not file.suffix:
         candidates += [folder / f"{name}.py" for folder in SHIPPED]
+    whole = pathlib.Path(path).expanduser()  # a run's folder may have a colon in its name
+    if whole.is_file():
+        return whole, ""
     for candidate in candidates:
         if candidate.is_file():
             return candidate, variant

@@ -189,6 +189,13 @@ def test_a_bare_name_is_a_shipped_config(tmp_path, monkeypatch):
     assert load_config("mnist").model.name == "here"
 
 
+def test_a_colon_may_be_part_of_a_path(tmp_path):
+    file = tmp_path / "run:2" / "config.py"
+    file.parent.mkdir()
+    file.write_text(FILE)
+    assert load_config(str(file), {"train.num_steps": 3}).train.num_steps == 3
+
+
 def test_a_missing_file_is_named_with_what_there_is():
     with pytest.raises(FileNotFoundError, match="configs/nothing.py does not exist; choose from c"):
         load_config("configs/nothing.py")
