@@ -51,12 +51,12 @@ def _train(config: str, steps: int, *more: str) -> str:
     )
 
 
+_NO_PICTURES = ("--config.hooks.images=delete",)
 PREPARED = (
     Preparation("runs/mnist", [_train("mnist", 8)]),
-    Preparation("runs/emoji", [_train("emoji", 4)]),
-    Preparation("runs/emoji_vae", [_train("emoji_vae", 4)]),
-    Preparation("runs/sdxl", [_train("sdxl", 4)]),
-    Preparation("runs/sdxl_refiner", [_train("sdxl_refiner", 4)]),
+    Preparation("runs/emoji", [_train("emoji", 1, *_NO_PICTURES)]),
+    Preparation("runs/sdxl", [_train("sdxl", 1, *_NO_PICTURES)]),
+    Preparation("runs/sdxl_refiner", [_train("sdxl_refiner", 1, *_NO_PICTURES)]),
     Preparation(
         "sd_xl_base_1.0.safetensors",
         ["python launch.py convert --from=runs/sdxl --to=sd_xl_base_1.0.safetensors"],
