@@ -10,6 +10,8 @@ PARITY_VENV := .venv-parity
 PINNED := pyproject.toml constraints.txt
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST_ARGS ?=
+# Tests run in as many processes as there are cores, four at most: each takes up to 4 GB of memory.
+WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
 DOCS ?=
 SOURCES := .
 
@@ -36,10 +38,10 @@ lint: $(VENV)/.test  ## Format, style, types and import directions
 	$(VENV)/bin/lint-imports --no-logo
 
 pytest: $(VENV)/.test  ## The default tests alone: make pytest PYTEST_ARGS="tests/diffusion -x"
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 slow: $(VENV)/.docs  ## The tests that take longer than about 20 seconds each
-	$(VENV)/bin/python -m pytest -m "slow and not parity" $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -m "slow and not parity" $(WORKERS) $(PYTEST_ARGS)
 
 parity: $(PARITY_VENV)/.parity  ## Compare numbers with PyTorch packages, in an environment of its own
 	$(PARITY_VENV)/bin/python -m pytest -m parity $(PYTEST_ARGS)

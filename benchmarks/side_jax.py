@@ -39,7 +39,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
         "memory_at_start": memory_at_start,
         "device_memory": stats["peak_bytes_in_use"] if stats else 0,
         "network": {
-            "model": config.model.to_dict(),
+            "model": config.model.to_dict() | {"num_classes": built.network.module.num_classes},
             "image_shape": built.network.image_shape,
             "schedule": config.schedule.to_dict(),
             "parameterization": built.drawing.noise.parameterization,

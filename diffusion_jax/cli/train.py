@@ -67,8 +67,7 @@ def _say(text: str) -> None:
 def _run_folder_and_config(
     arguments: argparse.Namespace,
 ) -> tuple[pathlib.Path, ml_collections.ConfigDict, int | None]:
-    """Find what to run where: --resume brings its own config and folder, --config needs a
-    folder."""
+    """Find what to train in which folder, and from which checkpoint."""
     if arguments.resume and (arguments.config or arguments.workdir or arguments.name):
         raise ValueError(
             f"--resume={arguments.resume} brings its own config and folder; "

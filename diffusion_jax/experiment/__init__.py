@@ -1,5 +1,4 @@
-"""From a config to an Experiment: the only reader of a ConfigDict, section by section, with
-explicit tables."""
+"""From a config to an Experiment, section by section: the only reader of a ConfigDict."""
 
 from collections.abc import Sequence
 

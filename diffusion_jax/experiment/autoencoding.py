@@ -127,8 +127,7 @@ def _init_parts(
     image_shape: tuple[int, int, int],
     key: Array,
 ) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-    """Initialise the autoencoder with its codebook, and the discriminator, float32 -> (params,
-    mutable)."""
+    """Initialise autoencoder, codebook and discriminator, float32 -> (params, mutable)."""
     keys = jax.random.split(key, 4)
     image = jax.random.uniform(keys[3], (1, *image_shape), minval=-1.0)
     autoencoder = module.init(keys[0], image)["params"]

@@ -204,9 +204,10 @@ def _keywords(
             if is_dtype(key, annotation) and isinstance(value, str):
                 value = pick(DTYPES, value, where)
             keywords[key] = check_type(value, annotation, where)
-        elif parameter.default is inspect.Parameter.empty:
-            wanted = type_name(annotation)
-            raise ConfigError(f"{where} is missing; set it to a value of type {wanted}")
+    for key, parameter in parameters.items():  # what is wrong is told before what is missing
+        if parameter.default is inspect.Parameter.empty and key not in keywords:
+            wanted = type_name(parameter.annotation)
+            raise ConfigError(f"{path}.{key} is missing; set it to a value of type {wanted}")
     return keywords
 
 

@@ -84,7 +84,7 @@ def load_config_file(path: pathlib.Path, variant: str = "") -> ml_collections.Co
 
 
 def _place(path: pathlib.Path, error: Exception) -> str:
-    """Name the file and the line of it where an error arose, and its kind unless it is worded."""
+    """Name the file and the line where an error arose, and its kind if that is no ValueError."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines = [error.lineno]
@@ -123,7 +123,7 @@ def _override(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
 
 
 def _of_type(kind: type, value: Any, path: str) -> Any:
-    """Return a value, read from its text if it is one, as the type that the file has."""
+    """Return a value as the type that the file has; a text of the command line is read first."""
     if isinstance(value, _Text):
         value = _literal(value, is_text=kind is str)
     if kind is type(None) or (value is None and kind is not ml_collections.ConfigDict):
@@ -143,8 +143,10 @@ def _of_type(kind: type, value: Any, path: str) -> Any:
 
 
 def _literal(text: str, *, is_text: bool) -> Any:
-    """Read a text as a Python literal; words stay words, and where a text is wanted all but None
-    and what is quoted stays as it is."""
+    """Read a text as a Python literal if it is one.
+
+    With is_text, a text is wanted: only None and what is quoted is read, all else stays as it is.
+    """
     try:
         value = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
     except (ValueError, SyntaxError):

@@ -1,5 +1,4 @@
-"""All that a config says, assembled: what trains, what samples, and on which data, but nothing run
-yet."""
+"""All that a config says, assembled: what trains, what samples, on which data; nothing runs yet."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -145,8 +144,10 @@ class Experiment(NamedTuple):
         return jax.device_put(self.task.constants, replicated(self.mesh))
 
     def abstract_frozen(self) -> PyTree:
-        """Shapes, dtypes and shardings of what training reads and never changes: the constants and
-        the weights of frozen networks, "conditioner" and "first_stage"; nothing is computed."""
+        """Find shapes, dtypes and shardings of what training reads and never changes.
+
+        These are the constants and the weights of frozen networks; nothing is computed.
+        """
         rules = self.task.frozen_rules
         return abstract_state(self._init_frozen, self.mesh, rules, self._init_key())
 

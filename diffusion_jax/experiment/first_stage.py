@@ -32,10 +32,10 @@ _LOWEST = {"samples_at_a_time": 1, "tile": 16, "scale_factor": 1e-6}
 class FirstStage(NamedTuple):
     """A frozen autoencoder with a Gaussian posterior or, with codes, a codebook.
 
-    The network works on scale_factor times its latents: samples of the posterior, or what the
-    encoder of a codebook's autoencoder gives before it is quantised, which is no matter of chance;
-    the decoder quantises. With scale_by_std the factor is 1 / std of the first batch of a run, and
-    saved with it. See FirstStageOptions for weights and memory.
+    The network works on scale_factor times its latents: samples of the posterior, or with a
+    codebook the encoder's output before it is quantised, which involves no chance; the decoder
+    quantises. With scale_by_std the factor is 1 / std of the first batch of a run, and is saved
+    with the run. See FirstStageOptions for weights and memory.
     Source: latent-diffusion, AutoencoderKL and VQModelInterface.
     """
 
@@ -48,17 +48,17 @@ class FirstStage(NamedTuple):
 
     @property
     def scale_factor(self) -> float:
-        """What latents are multiplied by."""
+        """The factor that latents are multiplied with."""
         return self.options.scale_factor
 
     @property
     def scale_by_std(self) -> bool:
-        """Whether the first batch of a run says what latents are multiplied by."""
+        """Whether the factor is computed from the first batch of a run."""
         return self.options.scale_by_std
 
     @property
     def weights(self) -> str | None:
-        """Where the weights come from."""
+        """A file or a run with the weights, "random", or None: see FirstStageOptions."""
         return self.options.weights
 
     def init(self, key: Array) -> PyTree:
@@ -75,16 +75,17 @@ class FirstStage(NamedTuple):
         return {**params, CODEBOOK: codebook.init(jax.random.fold_in(key, 1), z)["params"]}
 
     def encode(self, params: PyTree, image: Image, keys: Keys | None) -> Array:
-        """Draw latents from the posterior (without keys: take its mode), not scaled, float32;
-        those of a codebook are not quantised.
+        """Draw latents from the posterior of an image, or take its mode when keys is None.
 
-        image [b h w c] in [-1, 1] -> [b h/f w/f z].
+        image [b h w c] in [-1, 1] -> float32 [b h/f w/f z], not scaled and not quantised.
         """
         return self.draw(self.moments(params, image), keys)
 
     def moments(self, params: PyTree, image: Image) -> Array:
-        """Encode images [b h w c] into the moments of their posteriors [b h/f w/f 2z], float32;
-        of a codebook's autoencoder into its latents [b h/f w/f z]."""
+        """Encode images [b h w c] into the moments of their posteriors, float32 [b h/f w/f 2z].
+
+        With a codebook these are the latents before they are quantised, [b h/f w/f z].
+        """
         params = _networks(params)
 
         def encode(x: Array) -> Array:
@@ -93,8 +94,10 @@ class FirstStage(NamedTuple):
         return self._few_at_a_time(encode, image).astype(jnp.float32)
 
     def draw(self, moments: Array, keys: Keys | None) -> Array:
-        """Draw latents from the posterior that has these moments (without keys: take its mode);
-        with a codebook the moments are the latents."""
+        """Draw latents from the posterior with these moments, or take its mode without keys.
+
+        With a codebook the moments are the latents already.
+        """
         if self.codes is not None:
             return moments
         posterior = diagonal_gaussian(moments)
@@ -169,5 +172,5 @@ def build_first_stage(section: Mapping[str, Any], image_shape: tuple[int, int, i
 
 
 def _networks(params: PyTree) -> PyTree:
-    """Leave the codebook out, which is no part of the module."""
+    """Leave out the codebook, which is not a parameter of the module."""
     return {name: value for name, value in params.items() if name != CODEBOOK}

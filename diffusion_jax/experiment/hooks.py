@@ -51,8 +51,7 @@ DEFAULT_CHECKPOINT = {"every": 1000}
 
 
 class HookOptions(NamedTuple):
-    """Keywords of every hook that a config asks for, one dict a function, and of its
-    checkpoints."""
+    """Keywords of the hooks that a config asks for, one dict a function, and of its checkpoints."""
 
     hooks: Mapping[str, list[dict[str, Any]]]
     checkpoint: dict[str, Any]

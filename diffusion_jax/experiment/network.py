@@ -59,9 +59,9 @@ EMBEDDER = Section(
 
 
 class Network(NamedTuple):
-    """A network, what conditions it and the first stage in whose latents it works, if any.
+    """A network with its embedders, and the first stage in whose latents it works, if any.
 
-    image_shape (h, w, c) is what it denoises: latents or pixels. tokenize: name of tokens in a
+    image_shape: (h, w, c) of what is denoised, latents or pixels. tokenize: name of tokens in a
     batch -> (name of the strings that they come from, strings -> int32 [n l]). force_uc_zero:
     embedders whose outputs are zero in the unconditional half of guidance.
     """
@@ -99,7 +99,7 @@ class Network(NamedTuple):
         return frozen | ({"scale_factor": jnp.float32(1.0)} if stage.scale_by_std else {})
 
     def constants(self) -> dict[str, Array]:
-        """Give the factor of the latents, where it is known."""
+        """Return the arrays that the config alone determines: the scale factor of the latents."""
         stage = self.first_stage
         if stage is None or stage.scale_by_std:
             return {}
@@ -113,8 +113,7 @@ class Network(NamedTuple):
         conditioning: Conditioning,
         dropout_key: Array | None = None,
     ) -> Array:
-        """Evaluate the network: (params, x_t [b h w c], t [b], conditioning) -> model output,
-        float32."""
+        """Evaluate the network on x_t [b h w c] at t [b] -> model output, float32 [b h w c]."""
         return apply_network(
             self.module, self.conditioning_key, params["network"], x, t, conditioning, dropout_key
         )
@@ -129,8 +128,10 @@ class Network(NamedTuple):
         unconditional: bool = False,
         kept: Collection[str] = (),
     ) -> Conditioning:
-        """Compute the conditioning of a batch; keys switch on the training dropout of each
-        embedder. unconditional and kept: see models.conditioner.embed."""
+        """Compute the conditioning of a batch, see conditioner.embed for the arguments.
+
+        keys [b] switch on the dropout of conditions in training.
+        """
         return embed(
             self.embedders,
             {**frozen["conditioner"], **params["conditioner"]},
@@ -143,9 +144,11 @@ class Network(NamedTuple):
         )
 
     def encode(self, frozen: PyTree, batch: Batch, keys: Keys) -> Array:
-        """Find what the network learns to denoise, float32: the images, or samples of latents times
-        the scale factor; from the moments of their posteriors if the batch has them. Source:
-        latent-diffusion, get_first_stage_encoding."""
+        """Give what the network learns to denoise: images, or latents times the scale factor.
+
+        Latents are drawn from their posteriors, whose moments may be in the batch. float32.
+        Source: latent-diffusion, get_first_stage_encoding.
+        """
         if self.first_stage is None:
             return batch["image"]
         if "moments" in batch:
@@ -155,24 +158,21 @@ class Network(NamedTuple):
         return frozen["scale_factor"] * latents
 
     def encode_mode(self, frozen: PyTree, image: Array) -> Array:
-        """Find what stands for an image without chance: the image, or the mode of its latents."""
+        """Give what the network denoises without drawing: the image, or the mode of its latents."""
         if self.first_stage is None:
             return image
         latents = self.first_stage.encode(frozen["first_stage"], image, None)
         return frozen["scale_factor"] * latents
 
     def size_multiple(self) -> int:
-        """Tell what the sides of an image must be multiples of, in pixels."""
+        """Return the number that both sides of an image must be multiples of, in pixels."""
         first_stage = 1 if self.first_stage is None else self.first_stage.factor
         if isinstance(self.module, UNet):
             return first_stage * self.module.patch_size * 2 ** (len(self.module.channel_mult) - 1)
         return first_stage * getattr(self.module, "size_multiple", 1)
 
     def shape_of(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
-        """Find the shape that the network denoises for images of (height, width) pixels.
-
-        None is the size of the data.
-        """
+        """Return the shape that is denoised for images of (height, width); None: as the data."""
         if size is None:
             return self.image_shape
         factor = 1 if self.first_stage is None else self.first_stage.factor
@@ -185,7 +185,7 @@ class Network(NamedTuple):
         return self.first_stage.decode(frozen["first_stage"], x / frozen["scale_factor"])
 
     def example_inputs(self, size: int) -> dict[str, Array]:
-        """Zeros of the shape and dtype of everything that the embedders read from a batch."""
+        """Return zeros with the shapes and dtypes that the embedders read from a batch."""
         return {
             embedder.input_key: embedder.example(size, self.image_shape)
             for embedder in self.embedders.values()
@@ -194,7 +194,7 @@ class Network(NamedTuple):
     def with_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Add to a host batch what embedders read and it lacks: tokens of its strings, defaults.
 
-        Embedders whose outputs the batch holds read nothing.
+        An embedder whose outputs are in the batch already needs no input.
         """
         read = {e.input_key for n, e in self.embedders.items() if not cached_outputs(batch, n)}
         tokens = {
@@ -218,7 +218,7 @@ class Network(NamedTuple):
 
 
 def _size_of(batch: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Number, height and width of the images that a batch has, or that its moments come from."""
+    """Return number, height and width of the images that a batch has, or was encoded from."""
     if "image" in batch:
         return np.shape(batch["image"])[:3]
     return len(batch["moments"]), *batch["target_size"][0].tolist()

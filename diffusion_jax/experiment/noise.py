@@ -1,5 +1,4 @@
-"""The `schedule`, `denoiser` and `discretization` sections -> how noise enters and what the network
-predicts of it."""
+"""The `schedule`, `denoiser` and `discretization` sections -> noise levels and predictions."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -74,7 +73,7 @@ class Noise(NamedTuple):
     natural_weighting: Mapping[str, Any] | None
 
     def constants(self) -> dict[str, Any]:
-        """Give the arrays that training and sampling read: the schedule, and the table if any."""
+        """Return the arrays that training and sampling read: the schedule, and a table if any."""
         constants: dict[str, Any] = {"schedule": self.schedule}
         if self.sigmas is not None:
             constants["sigmas"] = self.sigmas

@@ -11,6 +11,7 @@ from diffusion_jax.diffusion.samplers.sigmas import DISCRETIZATIONS
 from diffusion_jax.diffusion.sigma_sampling import SIGMA_SAMPLINGS, SigmaOf, discrete
 from diffusion_jax.diffusion.weighting import WEIGHTINGS, Weighting
 from diffusion_jax.experiment.binding import (
+    Bound,
     ConfigError,
     Section,
     bind_section,
@@ -24,7 +25,7 @@ from diffusion_jax.train.diffusion.denoiser_loss import denoiser_loss_fn
 from diffusion_jax.train.diffusion.timestep_loss import diffusion_loss
 from diffusion_jax.train.step import LossFn
 
-# What diffusion_loss hands to ddpm_loss; everything else of its signature is an option.
+# What diffusion_loss hands to ddpm_loss, the first six by position; all else are options.
 DDPM_INPUTS = ("schedule model_output x_start x_t t noise logvar weight parameterization").split()
 # What a maker of a LossFn may ask for by naming it in its signature; apply, embed and encode come
 # first and always.
@@ -37,7 +38,7 @@ LOSS = Section(
     given=(*DDPM_INPUTS, *NETWORK_INPUTS, *NOISE_INPUTS),
     extras={"ddpm": ((LogvarOptions, ()),)},
     default="ddpm",
-    own=(*NETWORK_INPUTS, *NOISE_INPUTS),
+    own=(*DDPM_INPUTS, *NETWORK_INPUTS, *NOISE_INPUTS),
 )
 SIGMA_SAMPLING = Section(
     "config.sigma_sampling",
@@ -75,8 +76,8 @@ def build_objective(
 ) -> Objective:
     """Build the objective of a config; batch_size is that of the global batch.
 
-    A loss of the user's own is made as denoiser_loss_fn is: from apply, embed and encode of the
-    network, what it asks for of NOISE_INPUTS, and its options.
+    A loss of the user's own that names `apply` is a maker of a LossFn, as denoiser_loss_fn is; any
+    other is the loss of a batch at its timesteps, as ddpm_loss is. Both are given what they name.
     Raises ConfigError for a wrong option, and for a section that the loss does not read.
     """
     bound = bind_section(LOSS, sections.get("loss"))
@@ -88,37 +89,50 @@ def build_objective(
         "batch_size": lambda: batch_size,
         "quantize_c_noise": lambda: noise.quantize_c_noise,
     }
-    asked = () if bound.factory is ddpm_loss else parameters_of(bound.factory)
+    asked = parameters_of(bound.factory)
     for name, reader in (("sigma_sampling", "sigma_of"), ("weighting", "weighting")):
         if name in sections and reader not in asked:
             raise ConfigError(
                 f"config.{name} is read with config.loss.name = 'denoiser' only, and it is "
                 f"{bound.name!r}"
             )
-    if bound.factory is ddpm_loss:
-        return _ddpm_loss(network, noise, bound.keywords, LogvarOptions(**bound.extra[0]))
+    if "apply" not in asked:
+        return _timestep_loss(network, noise, bound)
     given = {name: make() for name, make in inputs.items() if name in asked}
     return Objective(bound.make(network.apply, network.embed, network.encode, **given), {}, {})
 
 
-def _ddpm_loss(
-    network: Network, noise: Noise, options: dict[str, Any], own: LogvarOptions
-) -> Objective:
+def _timestep_loss(network: Network, noise: Noise, bound: Bound) -> Objective:
     if not noise.on_timesteps:
         raise ConfigError(
-            "config.loss.name = 'ddpm' trains on the schedule's timesteps and parameterization: "
-            "drop config.denoiser, or use config.loss.name = 'denoiser'"
+            f"config.loss.name = {bound.name!r} trains on the schedule's timesteps and "
+            "parameterization: drop config.denoiser, or use config.loss.name = 'denoiser'"
         )
+    is_ddpm = bound.factory is ddpm_loss
     loss_fn = diffusion_loss(
         network.apply,
         network.embed,
         network.encode,
+        loss=ddpm_loss if is_ddpm else _own_loss(bound.factory),
         parameterization=noise.parameterization,
-        **options,
+        **bound.keywords,
     )
+    own = LogvarOptions(**bound.extra[0]) if is_ddpm else LogvarOptions()
     logvar = jnp.full((noise.schedule.num_timesteps,), own.logvar_init, jnp.float32)
-    learned = {"logvar": logvar} if value_of(ddpm_loss, options, "learn_logvar") else {}
-    return Objective(loss_fn, {"logvar": logvar}, learned)
+    learns = is_ddpm and value_of(ddpm_loss, bound.keywords, "learn_logvar")
+    return Objective(loss_fn, {"logvar": logvar}, {"logvar": logvar} if learns else {})
+
+
+def _own_loss(function: Callable) -> Callable:
+    """Give a user's loss what it names, and its value the name "loss" among the metrics."""
+    names = parameters_of(function)
+
+    def loss(*arrays: Any, **keywords: Any) -> tuple[Array, dict[str, Array]]:
+        given = dict(zip(DDPM_INPUTS, arrays, strict=False)) | keywords
+        value, metrics = function(**{name: given[name] for name in given if name in names})
+        return value, {"loss": value, **metrics}
+
+    return loss
 
 
 def _sigma_sampling(section: Mapping[str, Any] | None, noise: Noise) -> SigmaOf:

@@ -1,5 +1,4 @@
-"""The `optimizer` and `lr_schedule` sections -> an optax chain and the learning rate as a function
-of the step."""
+"""The `optimizer` and `lr_schedule` sections -> an optax chain and the rate at every step."""
 
 from collections.abc import Mapping
 from typing import Any

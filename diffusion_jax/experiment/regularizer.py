@@ -24,8 +24,10 @@ from diffusion_jax.types import Keys, PyTree
 
 
 def gaussian(moments: Array, keys: Keys) -> tuple[Array, dict[str, Array]]:
-    """Sample the latents of a Gaussian posterior, and log the divergence of each sample from
-    N(0, 1), so that padding in a batch can count for nothing."""
+    """Sample the latents of a Gaussian posterior and log its divergence from N(0, 1).
+
+    The divergence has one value for each sample, so that the padding of a batch can be left out.
+    """
     noise = noise_like(keys, (*moments.shape[1:-1], moments.shape[-1] // 2))
     return gaussian_regularizer(moments, noise)
 
@@ -62,8 +64,11 @@ TEMPERATURE = Section(
 
 
 class Regularizer(NamedTuple):
-    """init: key -> (parameters or {}, mutable or {}). apply: (params of the autoencoder, mutable,
-    moments, keys, *, train, step) -> (z, log, mutable); the number of the step is for schedules."""
+    """What stands between encoder and decoder, as a pair of functions.
+
+    init: key -> (parameters or {}, mutable or {}). apply: (params of the autoencoder, mutable,
+    moments, keys, *, train, step) -> (z, metrics, mutable); schedules read the number of the step.
+    """
 
     init: Callable[[Array], tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[Array, Mapping[str, Array], PyTree]]

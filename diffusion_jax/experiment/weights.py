@@ -45,8 +45,7 @@ _FOLDERS = {"clip text": "text_encoder", "clip vision": "image_encoder"}
 
 
 def is_released(path: str | os.PathLike) -> bool:
-    """Tell whether a path is a file of released weights, or a folder of diffusers, and not a run
-    of this program."""
+    """Tell whether a path is a released file or folder of diffusers, and no run of this program."""
     path = pathlib.Path(path)
     if path.is_dir():
         return bool(diffusers_components(path))
@@ -161,8 +160,7 @@ def scale_by_std(
 
 
 def open_part(path: str | os.PathLike, kind: str, number: int = 0) -> Any:
-    """Open the file, or the part of a diffusers folder, that holds the number-th network of a
-    kind."""
+    """Open the file, or part of a diffusers folder, with the number-th network of a kind."""
     path = pathlib.Path(path).expanduser()
     parts = diffusers_components(path) if path.is_dir() else []
     if not parts:
@@ -178,8 +176,7 @@ def open_part(path: str | os.PathLike, kind: str, number: int = 0) -> Any:
 
 
 def _import_embedder(network: Network, name: str, own: PyTree, path: str | os.PathLike) -> PyTree:
-    """Read the encoder of an embedder out of a whole checkpoint: the n-th of its kind is the file's
-    n-th."""
+    """Read an embedder's encoder out of a whole checkpoint: the n-th of its kind in both."""
     embedders = network.embedders
     where = f"config.conditioning.embedders.{name}"
     kind = _kind(embedders[name].module, where)

@@ -77,8 +77,9 @@ def build_evaluate(
     prefix: str,
     num_batches: int | None = None,
 ) -> Callable[[TrainState], dict[str, float]]:
-    """Make evaluate(state) -> {"val/loss_simple": ..., "val/loss_simple_ema": ...} over one pass
-    of batches.
+    """Make evaluate(state) -> {"val/loss_simple": ..., "val/loss_simple_ema": ...}.
+
+    It makes one pass over the batches.
 
     The noise of a batch depends on its number only, so two evaluations differ by the weights
     alone. prefix is the part before the slash; num_batches stops early (default: the whole split).

@@ -172,8 +172,7 @@ def _cannot_write(workdir: pathlib.Path, error: OSError) -> OSError:
 
 
 def load_saved_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """Read the config that a run was started with; FileNotFoundError when the folder holds no
-    run."""
+    """Read the config that a run was started with; FileNotFoundError when there is no run."""
     path = workdir / SAVED_CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is not the folder of a run: {path} does not exist")
@@ -223,8 +222,7 @@ def to_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def git_revision() -> str:
-    """Return the revision of the code that runs, with '+' for uncommitted changes, or 'unknown'
-    outside git."""
+    """Return the git revision of the code, '+' for uncommitted changes, 'unknown' without git."""
     package = pathlib.Path(__file__).parent
     try:
         revision = _git(package, "rev-parse", "HEAD")

@@ -49,8 +49,7 @@ class Watched(NamedTuple):
 
 
 def build_hooks(experiment: Experiment, options: HookOptions, watched: Watched) -> list[Hook]:
-    """Make the hooks in the order in which they act: speak, measure, show, validate, decide,
-    save."""
+    """Make the hooks in their order: speak, measure, show, validate, decide, save."""
     writer, scores = watched.writer, watched.scores
     speed = build_speed(experiment)
     make: dict[str, Callable[..., Hook | list[Hook]]] = {

@@ -40,8 +40,7 @@ def report_run(workdir: str | os.PathLike) -> list[str]:
 
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
-    """Draw values as one line of block characters, averaged down to `width`; NaN is drawn as
-    '!'."""
+    """Draw values as one line of block characters, averaged down to `width`; NaN as '!'."""
     size = max(1, -(-len(values) // width))
     means = [
         sum(values[i : i + size]) / len(values[i : i + size]) for i in range(0, len(values), size)

@@ -206,8 +206,10 @@ def _frozen(experiment: Experiment, workdir: pathlib.Path, data: Opened) -> PyTr
 
 
 def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
-    """Open the splits that training reads, the first from the latent cache if the config has one,
-    which is made or finished now.
+    """Open the splits that training reads.
+
+    The training split comes from the latent cache if the config has one, which is made or finished
+    now.
 
     Raises ValueError when its labels do not fit the model's classes, and when the cache was made
     from something else or is damaged.
@@ -251,8 +253,7 @@ def check_sources(experiment: Experiment) -> None:
 def start(
     experiment: Experiment, abstract: TrainState, checkpoints: Checkpoints, say: Listener
 ) -> tuple[TrainState, Scores]:
-    """Restore the newest checkpoint of the run, or make the initial state, warm if the config says
-    so."""
+    """Restore the newest checkpoint, or make the initial state, from train.ckpt_path if given."""
     if saved_steps(checkpoints.directory):
         state, metadata = checkpoints.restore(abstract)
         return state, scores_from(metadata)

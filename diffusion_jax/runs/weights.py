@@ -55,8 +55,11 @@ def start_frozen(
     *,
     first_batch: Callable[[], Mapping[str, Any]] | None = None,
 ) -> PyTree:
-    """Make the frozen networks of a run, unless they are given, and save them once; or read what an
-    earlier start saved. first_batch gives the host batch that scale_by_std looks at."""
+    """Make the frozen networks of a run and save them once, or read what an earlier start saved.
+
+    frozen: the networks if they are made already. first_batch gives the host batch that
+    scale_by_std looks at.
+    """
     if has_frozen(workdir):
         return run_frozen(experiment, workdir)
     frozen = dict(make_frozen(experiment) if frozen is None else frozen)

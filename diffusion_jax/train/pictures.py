@@ -1,4 +1,4 @@
-"""Pictures for people: pixels from arrays in [-1, 1], grids of images, captions as tiles."""
+"""Pictures for people: pixels of arrays in [-1, 1], grids of images, captions as tiles."""
 
 import io
 import pathlib
@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 def to_pixels(images: np.ndarray, *, clamp: bool = True) -> np.ndarray:
     """Turn values in [-1, 1] into uint8 pixels of the same shape; uint8 passes unchanged.
 
-    Values outside are clipped. With clamp=False the whole array is scaled down instead until it
-    fits, which keeps the contrast of latents. NaN becomes black.
+    Values outside are clipped; with clamp=False the whole array is scaled down until it fits
+    instead, which keeps the contrast of latents. NaN becomes black.
     """
     images = np.asarray(images)
     if images.dtype == np.uint8:

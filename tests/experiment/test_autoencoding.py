@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.experiments import built as build
+from support.trees import drawn
 
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.binding import ConfigError
@@ -16,10 +18,6 @@ from diffusion_jax.train.ema import ema_params
 ONE = jax.devices()[:1]
 VAE = "configs/emoji_vae.py:tiny"
 LDM = "configs/emoji_ldm.py:tiny"
-
-
-def build(path, *overrides):
-    return make_experiment(load_config(path, list(overrides)), devices=ONE)
 
 
 @pytest.mark.parametrize("path", [VAE, "configs/vq_f4.py:tiny"])
@@ -104,9 +102,9 @@ def test_missing_weights_are_told_before_anything_runs(tmp_path):
 
 @pytest.fixture(scope="module")
 def first_stage_run(tmp_path_factory):
-    """A run folder with a checkpoint of an untrained first stage."""
+    """A run folder with a checkpoint of a first stage whose averages are not its parameters."""
     folder = tmp_path_factory.mktemp("vae")
-    state = build(VAE).init_state()
+    state = drawn(build(VAE).abstract_state())
     checkpoints = open_checkpoints(folder / "checkpoints")
     checkpoints.save(1, state, {})
     checkpoints.close()
@@ -128,7 +126,7 @@ def test_a_latent_model_reads_the_codes_of_a_run(tmp_path, name):
     config = load_config("configs/vq_f4.py:tiny", [])
     with config.unlocked():
         config.regularizer = dict(name=name, num_codes=16)
-    state = make_experiment(config, devices=ONE).init_state()
+    state = drawn(make_experiment(config, devices=ONE).abstract_state())
     checkpoints = open_checkpoints(tmp_path / "checkpoints")
     checkpoints.save(1, state, {})
     checkpoints.close()

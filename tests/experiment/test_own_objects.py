@@ -78,6 +78,12 @@ def mean_error(apply, embed, encode, *, batch_size, power: float = 2.0):
     return loss_fn
 
 
+def absolute(model_output, x_start, t, schedule, *, parameterization, weight, factor: float = 1.0):
+    assert parameterization == "v" and schedule.num_timesteps == 1000 and t.shape == (8,)
+    per_sample = factor * jnp.abs(model_output - x_start).mean(axis=(1, 2, 3))
+    return jnp.average(per_sample, weights=weight), {"loss_simple": per_sample[0]}
+
+
 def coarse_euler(sigmas, *, every: int = 1):
     return euler(np.concatenate([sigmas[:-1:every], sigmas[-1:]]))
 
@@ -145,7 +151,7 @@ def test_a_network_is_built_with_what_follows_and_trains(own):
 
 def test_an_embedder_a_loss_and_a_weighting(own):
     embedder = "conditioning={'key': 'crossattn', 'embedders': {'a': {'name': 'own_module:words',"
-    unet = ("model.use_spatial_transformer=True", "model.num_classes=delete")
+    unet = ("model.use_spatial_transformer=True",)
     built = build(f"{embedder}'width': 5, 'ucg_rate': 0.1}}}}}}", *unet)
     assert built.network.module.context_dim == 5
     built.check()
@@ -155,6 +161,19 @@ def test_an_embedder_a_loss_and_a_weighting(own):
     step = jax.jit(loss.train_step)
     _, metrics = step(state, batch, loss.random_frozen())
     assert float(metrics["power"]) == 3.0 and float(metrics["loss"]) > 0
+    one, two = (
+        build(*NET, f"loss={{'name': 'own_module:absolute', 'factor': {f}}}") for f in (1, 2)
+    )
+    padded = batch | {"weight": jnp.array([1.0] * 4 + [0.0] * 4)}
+    found = [
+        jax.jit(b.eval_step)(state.params, {}, b.random_frozen(), padded, 0) for b in (one, two)
+    ]
+    np.testing.assert_allclose(float(found[1]["loss"]), 2 * float(found[0]["loss"]), rtol=1e-6)
+    assert {"loss", "loss_simple"} <= set(found[0]) and float(found[0]["loss"]) > 0
+    with pytest.raises(
+        ConfigError, match="'own_module:absolute' trains on the schedule's timesteps"
+    ):
+        build(*NET, "loss={'name': 'own_module:absolute'}", "denoiser={'name': 'continuous'}")
     weights = "weighting={'name': 'own_module:heavy', 'factor': 2.0}"
     one, two = (
         jax.jit(b.eval_step)(state.params, {}, b.random_frozen(), batch, 0)["loss"]

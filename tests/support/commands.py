@@ -11,7 +11,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ def first_devices(count: int) -> Iterator[None]:
         yield
 
 
-def run(*arguments: object, devices: int = 2, environment: Mapping[str, str]) -> tuple[int, str]:
+def run(*arguments: object, devices: int = 2) -> tuple[int, str]:
     """Run a command in this process; return its exit code and what it printed to both streams.
 
     As in a process of its own, nobody looks at the use of random keys: that takes 5 s of a run.
@@ -39,31 +39,34 @@ def run(*arguments: object, devices: int = 2, environment: Mapping[str, str]) ->
 
     from diffusion_jax.cli import main
 
-    said = io.StringIO()
+    said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
     log = logging.StreamHandler(said)  # main makes one only if pytest had none of its own
     log.setFormatter(logging.Formatter("%(message)s"))
     logging.root.addHandler(log)
     with contextlib.ExitStack() as stack:
         stack.callback(logging.root.removeHandler, log)
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        for name, value in environment.items():
-            patch.setenv(name, value)
         stack.enter_context(first_devices(devices))
         stack.enter_context(jax.debug_key_reuse(False))
         stack.enter_context(contextlib.redirect_stdout(said))
         stack.enter_context(contextlib.redirect_stderr(said))
         code = main([str(argument) for argument in arguments])
-    return code, said.getvalue()
+    said.seek(0)
+    return code, said.read()
 
 
-def start(
-    *arguments: object, devices: int = 2, environment: Mapping[str, str]
-) -> subprocess.Popen[str]:
+def succeed(*arguments: object, devices: int = 2) -> str:
+    """Run a command that has to succeed; return what it printed."""
+    code, said = run(*arguments, devices=devices)
+    assert code == 0, said
+    return said
+
+
+def start(*arguments: object, devices: int = 2) -> subprocess.Popen[str]:
     """Start the same command in a process of its own, which computes the same bit for bit."""
     return subprocess.Popen(
         [sys.executable, __file__, str(devices), *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, **environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -51,23 +51,37 @@ class LazyTensor(NamedTuple):
 def read_safetensors(path: str | os.PathLike) -> dict[str, LazyTensor]:
     """Read the header of a file: {name: tensor}.
 
-    Raises ValueError, naming the file, when it is cut off or its header does not fit its content.
+    Raises ValueError, naming the file, when it is cut off or its header does not describe each of
+    its bytes once, as the official reader does.
     """
     path = Path(path)
     header, start = _read_header(path)
     header.pop("__metadata__", None)
-    size = path.stat().st_size - start
-    tensors = {}
-    for name, entry in header.items():
-        shape, dtype, begin, end = _check_entry(path, name, entry)
-        if end > size:
+    entries = {name: _check_entry(path, name, entry) for name, entry in header.items()}
+    last = 0
+    for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != last:
             raise ValueError(
-                f"{path} is cut off: it has {size + start} bytes and {name} ends at byte "
-                f"{end + start}; download or copy it again"
+                f"{path} has a damaged header: {name} begins at byte {begin} of the content, and "
+                f"the tensor before it ends at {last}"
             )
-        load = functools.partial(read_array, path, start + begin, shape, dtype)
-        tensors[name] = LazyTensor(shape, dtype, load)
-    return tensors
+        last = end
+    size = path.stat().st_size
+    if start + last > size:
+        raise ValueError(
+            f"{path} is cut off: it has {size} bytes and its tensors end at byte {start + last}; "
+            "download or copy it again"
+        )
+    if start + last < size:
+        raise ValueError(
+            f"{path} is damaged: it has {size} bytes and its tensors end at byte {start + last}"
+        )
+    return {
+        name: LazyTensor(
+            shape, dtype, functools.partial(read_array, path, start + begin, shape, dtype)
+        )
+        for name, (shape, dtype, begin, _) in entries.items()
+    }
 
 
 def read_array(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -92,12 +106,24 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             )
         text = file.read(length)
     try:
-        header = json.loads(text)
-    except ValueError as error:
+        header = json.loads(text, object_pairs_hook=_unique)
+    except KeyError as error:
+        raise ValueError(f"{path} has a damaged header: it describes {error} twice") from error
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
         raise ValueError(f"{path} is no safetensors file: its header is not a JSON object")
     return header, LENGTH_BYTES + length
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary; KeyError for a name that comes twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise KeyError(name)
+        found[name] = value
+    return found
 
 
 def _check_entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype, int, int]:

@@ -288,7 +288,7 @@ def _read_line(root: Path, part: Path, where: str, line: str) -> Item:
         raise ValueError(f"{where} is not JSON ({error})") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("file_name"), str):
         raise ValueError(
-            f'{where} must be an object with "file_name" and, if known, "caption" and "label", '
+            f'{where} should be an object with "file_name" and, if known, "caption" and "label", '
             f"got {line.strip()[:80]}"
         )
     path = part / fields["file_name"]
@@ -310,7 +310,7 @@ def _captions(value: Any, where: str) -> tuple[str, ...] | None:
     texts = value if isinstance(value, list) else [value]
     wrong = [text for text in texts if not isinstance(text, (str, int, float))]
     if wrong:
-        raise ValueError(f"{where}: a caption must be a text or a list of texts, got {wrong[0]!r}")
+        raise ValueError(f"{where}: a caption should be a text or a list of them, got {wrong[0]!r}")
     return tuple(str(text) for text in texts)
 
 

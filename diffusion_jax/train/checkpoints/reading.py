@@ -94,7 +94,7 @@ def load_mutable(directory: str | os.PathLike, *, step: int | None = None) -> Py
 
 
 def load_metadata(directory: str | os.PathLike, *, step: int | None = None) -> dict[str, Any]:
-    """Read only what was saved beside the state: config, revision, data position, seed."""
+    """Read only what was saved beside the state: config, revision, place in the data, seed."""
     directory = epath.Path(directory).absolute()
     return _read_description(directory, _choose(directory, step))[1]["metadata"]
 
@@ -272,8 +272,8 @@ def _ema_prefix(tree: PyTree, folder: epath.Path) -> str:
     counts = [n for n in named_leaves(tree["opt_state"]) if n.rpartition("/")[2] == "num_updates"]
     if len(counts) != 1:
         raise ValueError(
-            f"the checkpoint {folder} holds {len(counts)} averages of the parameters, expected 1; "
-            "pass ema=False for the raw parameters"
+            f"the checkpoint {folder} holds {len(counts)} averages of the parameters and should "
+            "hold 1; pass ema=False for the raw parameters"
         )
     return f"opt_state/{counts[0].removesuffix('num_updates')}params/"
 

@@ -79,6 +79,15 @@ def entry(**changed):
 
 BAD = {
     "is cut off: it has": ({"x": entry(shape=[4], data_offsets=[0, 16])}, "download"),
+    "damaged header: y begins at byte 0 of the content, and the tensor before it ends at 8": (
+        {"x": entry(), "y": entry()},
+        "",
+    ),
+    "damaged header: x begins at byte 4 of the content": (
+        {"x": entry(shape=[1], data_offsets=[4, 8])},
+        "",
+    ),
+    "is damaged: it has": ({"x": entry(shape=[1], data_offsets=[0, 4])}, "its tensors end at byte"),
     "damaged header: x is F32 (2,) in bytes 0 to 4": ({"x": entry(data_offsets=[0, 4])}, ""),
     "damaged header: x is F32 (-2,)": ({"x": entry(shape=[-2], data_offsets=[8, 0])}, ""),
     "damaged header: x is F32 (2,) in bytes -8 to 0": ({"x": entry(data_offsets=[-8, 0])}, ""),
@@ -105,6 +114,8 @@ def test_headers_that_lie_are_told(message, tmp_path):
     [
         ((999).to_bytes(8, "little") + b"{", "is cut off: it has 9 bytes"),
         ((2).to_bytes(8, "little") + b"{!", "its header is not JSON"),
+        ((10**5).to_bytes(8, "little") + b"[" * 10**5, "its header is not JSON"),
+        ((14).to_bytes(8, "little") + b'{"x":1,"x": 1}', "describes 'x' twice"),
         (b"\xff" * 8 + b"{", "its header would be"),
     ],
 )

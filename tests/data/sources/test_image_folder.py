@@ -179,8 +179,8 @@ def test_folder_is_required(tmp_path):
     ("line", "error", "sentence"),
     [
         ("{", ValueError, "metadata.jsonl:2 is not JSON"),
-        ("[]", ValueError, 'metadata.jsonl:2 must be an object with "file_name"'),
-        ('{"caption": "x"}', ValueError, 'metadata.jsonl:2 must be an object with "file_name"'),
+        ("[]", ValueError, 'metadata.jsonl:2 should be an object with "file_name"'),
+        ('{"caption": "x"}', ValueError, 'metadata.jsonl:2 should be an object with "file_name"'),
         ('{"file_name": "z.png"}', FileNotFoundError, "metadata.jsonl:2 names 'z.png'"),
         ('{"file_name": "a.png"}', ValueError, "a.png has no caption, but other images"),
     ],
@@ -266,7 +266,7 @@ def test_missing_and_bad_captions(tmp_path):
     with pytest.raises(ValueError, match='gives a.png no "caption" and no "text"'):
         open_folder(tmp_path, caption="metadata")
     metadata.write_text('{"file_name": "a.png", "caption": {"en": "x"}}')
-    with pytest.raises(ValueError, match=r"jsonl:1: a caption must be a text .* got \{'en': 'x'\}"):
+    with pytest.raises(ValueError, match=r"a caption should be a text .* got \{'en': 'x'\}"):
         open_folder(tmp_path, caption="metadata")
     for name in "abc":
         (tmp_path / f"photos/{name}.txt").write_bytes(b"\xff\xfe\xfa")

@@ -298,9 +298,9 @@ def test_bad_input():
     with pytest.raises(ValueError, match="schedule = 'turns' is unknown; choose from both, alt"):
         # Without the check of its annotation, which comes first in tests.
         inspect.unwrap(make_autoencoder_step)(NETWORKS, LOSS, TX, DISC_TX, seed=0, schedule="turns")
-    with pytest.raises(ValueError, match="disc_factor = -1.0 should not be negative"):
+    with pytest.raises(ValueError, match="disc_factor = -1.0 should be at least 0"):
         make_autoencoder_step(NETWORKS, LOSS._replace(disc_factor=-1.0), TX, DISC_TX, seed=0)
     with pytest.raises(ValueError, match="disc_start = -1"):
         make_autoencoder_eval_step(NETWORKS, LOSS._replace(disc_start=-1), seed=0)
-    with pytest.raises(ValueError, match=r"params has \['autoencoder'\]; it should have"):
+    with pytest.raises(ValueError, match=r"params has \['autoencoder'\] and should have"):
         init_autoencoder_state({"autoencoder": {}}, TX, DISC_TX)
