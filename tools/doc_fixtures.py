@@ -39,7 +39,7 @@ def photos() -> None:
 
 def released_yaml() -> None:
     """Write sd_xl_base.yaml, with the content that the tests of the converter know."""
-    tested = runpy.run_path("tests/convert/yaml/test_from_yaml.py")
+    tested = runpy.run_path("tests/convert/yaml/conftest.py")
     Path("sd_xl_base.yaml").write_text(yaml.safe_dump(tested["sd_xl_base"](), sort_keys=False))
 
 

@@ -51,12 +51,12 @@ def _train(config: str, steps: int, *more: str) -> str:
     )
 
 
+_NO_PICTURES = ("--config.hooks.images=delete",)
 PREPARED = (
     Preparation("runs/mnist", [_train("mnist", 8)]),
-    Preparation("runs/emoji", [_train("emoji", 4)]),
-    Preparation("runs/emoji_vae", [_train("emoji_vae", 4)]),
-    Preparation("runs/sdxl", [_train("sdxl", 4)]),
-    Preparation("runs/sdxl_refiner", [_train("sdxl_refiner", 4)]),
+    Preparation("runs/emoji", [_train("emoji", 1, *_NO_PICTURES)]),
+    Preparation("runs/sdxl", [_train("sdxl", 1, *_NO_PICTURES)]),
+    Preparation("runs/sdxl_refiner", [_train("sdxl_refiner", 1, *_NO_PICTURES)]),
     Preparation(
         "sd_xl_base_1.0.safetensors",
         ["python launch.py convert --from=runs/sdxl --to=sd_xl_base_1.0.safetensors"],
@@ -80,13 +80,15 @@ def main() -> int:
     parser.add_argument("pages", nargs="*", default=PAGES)
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     parser.add_argument("--keep", action="store_true", help="keep the temporary folder")
+    parser.add_argument("--base", type=Path, help="keep what is prepared here, and use it again")
     arguments = parser.parse_args()
     if arguments.inside:
         return _run_page(Path(arguments.inside), arguments.pages[0])
     pages = {page: read_blocks(ROOT / page, ROOT) for page in arguments.pages}
     work = Path(tempfile.mkdtemp(prefix="docs-"))
     try:
-        base = _prepare(work, {name for blocks in pages.values() for name in _mentioned(blocks)})
+        wanted = {name for blocks in pages.values() for name in _mentioned(blocks)}
+        base = _prepare(arguments.base or work / "base", work, wanted)
         results = [_page_in_process(work, base, page, blocks) for page, blocks in pages.items()]
     finally:
         if not arguments.keep:
@@ -101,15 +103,16 @@ def _mentioned(blocks: Sequence[Block]) -> Iterator[str]:
             yield from (preparation.path, *preparation.needs)
 
 
-def _prepare(work: Path, wanted: set[str]) -> Path:
-    base = work / "base"
-    (base / "tools").mkdir(parents=True)
-    for name in LINKED:
-        (base / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "configs", base / "configs")
-    (base / "tools" / "doc_fixtures.py").symlink_to(ROOT / "tools" / "doc_fixtures.py")
+def _prepare(base: Path, work: Path, wanted: set[str]) -> Path:
+    if not base.exists():
+        (base / "tools").mkdir(parents=True)
+        for name in LINKED:
+            (base / name).symlink_to(ROOT / name)
+        shutil.copytree(ROOT / "configs", base / "configs")
+        (base / "tools" / "doc_fixtures.py").symlink_to(ROOT / "tools" / "doc_fixtures.py")
     for preparation in PREPARED:
-        if preparation.path in wanted:
+        made = base / preparation.path.removeprefix("~/")
+        if preparation.path in wanted and not made.exists():
             start = time.monotonic()
             for command in preparation.commands:
                 done = subprocess.run(
