@@ -10,9 +10,12 @@ PARITY_VENV := .venv-parity
 PINNED := pyproject.toml constraints.txt
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST_ARGS ?=
+# Tests run in as many processes as there are cores, four at most: each takes up to 4 GB of memory.
+WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
+DOCS ?=
 SOURCES := .
 
-.PHONY: help demo test lint pytest slow parity pins clean
+.PHONY: help demo test lint pytest slow parity docs pins clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -35,19 +38,23 @@ lint: $(VENV)/.test  ## Format, style, types and import directions
 	$(VENV)/bin/lint-imports --no-logo
 
 pytest: $(VENV)/.test  ## The default tests alone: make pytest PYTEST_ARGS="tests/diffusion -x"
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
-slow: $(VENV)/.test  ## The tests that take longer than about 20 seconds each
-	$(VENV)/bin/python -m pytest -m "slow and not parity" $(PYTEST_ARGS)
+slow: $(VENV)/.docs  ## The tests that take longer than about 20 seconds each
+	$(VENV)/bin/python -m pytest -m "slow and not parity" $(WORKERS) $(PYTEST_ARGS)
 
 parity: $(PARITY_VENV)/.parity  ## Compare numbers with PyTorch packages, in an environment of its own
 	$(PARITY_VENV)/bin/python -m pytest -m parity $(PYTEST_ARGS)
+
+docs: $(VENV)/.docs  ## Run every block of the documentation (DOCS="README.md" for some pages), build site/
+	$(VENV)/bin/python tools/run_docs.py $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
 pins:  ## Write constraints.txt anew from pyproject.toml (needs uv)
 	tools/pin.sh
 
 clean:  ## Remove the environments and caches; runs/ and logs/ stay
-	rm -rf $(VENV) $(PARITY_VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PARITY_VENV) build dist site .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that already works is kept, whoever made it. A stamp says which extra was installed with which pins.
@@ -65,6 +72,11 @@ $(VENV)/.test: $(VENV)/.made $(PINNED)
 	@echo "Installing the pinned packages (about 1.5 GB on disk, a minute or two)"
 	@$(VENV)/bin/python $(INSTALL) -e '.[test]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(VENV)/.made $(PINNED)
+	@echo "Installing the pinned packages (about 1.6 GB on disk, a minute or two)"
+	@$(VENV)/bin/python $(INSTALL) -e '.[docs]'
+	@touch $@ $(VENV)/.test $(VENV)/.demo
 
 # torch first and alone: whatever build of the pinned version this machine's pip prefers (a CPU one if it has one)
 # is then kept, as the packages that follow find their requirement met.

@@ -1,4 +1,4 @@
-"""How long a training step of a first stage with its adversary takes, and the same in PyTorch.
+"""Time a training step of a first stage with its adversary, here and in PyTorch.
 
 python benchmarks/autoencoder.py --peer_python=PYTHON    # one that has torch and diffusers
 python benchmarks/autoencoder.py --no_peer               # our side alone
@@ -88,7 +88,7 @@ def compare(name: str, arguments: Any) -> dict[str, Any]:
 
 
 def same_values(ours: dict[str, float], theirs: dict[str, float]) -> None:
-    """Raise ValueError when both sides, with the same weights, see other numbers in an image."""
+    """Raise ValueError when two sides with the same weights compute different losses or logits."""
     for name, value in ours.items():
         other = theirs[name]
         if abs(value - other) > MAX_DIFFERENCE * max(abs(value), abs(other)):
@@ -99,7 +99,7 @@ def same_values(ours: dict[str, float], theirs: dict[str, float]) -> None:
 
 
 def weighing_share(adaptive: paired.Side, fixed: paired.Side) -> dict[str, float]:
-    """The part of a step that goes when the adversary's weight is a constant."""
+    """Compute the share of a step that a constant weight of the adversary would save."""
     pairs = zip(fixed.rounds, adaptive.rounds, strict=True)
     cpu = min(r.cpu for r in fixed.rounds) / min(r.cpu for r in adaptive.rounds)
     return {

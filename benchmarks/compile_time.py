@@ -1,4 +1,4 @@
-"""What it costs to compile SDXL with its transformers' blocks scanned, and with them unrolled.
+"""Measure what it costs to compile SDXL with scanned and with unrolled transformer blocks.
 
 python benchmarks/compile_time.py                              # full size, traced and lowered only
 python benchmarks/compile_time.py --width=32 --compile --run   # full depth, compiled and timed
@@ -54,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def specify(arguments: argparse.Namespace, program: str, layout: str) -> dict[str, Any]:
-    """Say to side_stages.py what to build."""
+    """Return the specification from which side_stages.py builds."""
     model: dict[str, Any] = {"scan": LAYOUTS[layout]}
     embedders: dict[str, dict[str, Any]] = {}
     image_size = arguments.latents * PIXELS_PER_LATENT
@@ -120,7 +120,7 @@ def measure(arguments: argparse.Namespace, program: str) -> list[dict[str, Any]]
 
 
 def describe(row: dict[str, Any]) -> str:
-    """The stages of one program: wall seconds, seconds of processors in brackets, and sizes."""
+    """Format the stages of one program: wall seconds, processor seconds in brackets, and sizes."""
     seconds = row["seconds"]
     stages = ", ".join(
         f"{name} {seconds[name]['wall']:.1f} s ({seconds[name]['cpu']:.1f})"
@@ -141,7 +141,7 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def describe_run(row: dict[str, Any], side: paired.Side) -> str:
-    """How long one run of a program takes, and the memory that its process held at most."""
+    """Format the time of one run of a program and the peak memory of its process."""
     walls = [r.wall for r in side.rounds]
     return (
         f"{row['program']} {row['layout']}: {statistics.median(walls):.3f} s in the median of "

@@ -1,13 +1,13 @@
-"""How well does a first stage reconstruct unseen images, and what do LPIPS and PatchGAN add?
+"""Measure how well a first stage reconstructs unseen images, and what LPIPS and PatchGAN add.
 
 python benchmarks/first_stage.py --workdir=runs/emoji_vae --l1_workdir=runs/emoji_vae_l1
 python benchmarks/first_stage.py --num_steps=1600 --config.loss.disc_start=800  # trains both first
 
 Prints PSNR (of uint8 images, peak 255) and LPIPS of the held-out split, with the averaged weights
 and a sample of the posterior, for a run of configs/emoji_vae.py and for the same network trained
-with L1 alone. LPIPS is that of VGG16, and training uses AlexNet's: another judge than the teacher.
-The picture shows originals, reconstructions and those of L1 alone, row by row. A folder that is
-not there is trained first, with --num_steps steps and the given --config.* overrides.
+with L1 alone. LPIPS is measured with VGG16, while training uses AlexNet, so that the judge is not
+the teacher. The picture shows originals, reconstructions, and reconstructions of the L1 network,
+row by row. A missing run is trained first, with --num_steps steps and the --config.* overrides.
 """
 
 import argparse
@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.autoencoding import Autoencoding
 from diffusion_jax.models.first_stage.lpips import load_lpips, lpips
 from diffusion_jax.runs.folder import load_saved_config
 from diffusion_jax.train.checkpoints.saving import restore_state
@@ -71,7 +70,7 @@ def main() -> None:
 
 
 def train(config: str, folder: pathlib.Path, overrides: list[str]) -> None:
-    """Run launch.py in a process of its own; it ends with this one's error if it fails."""
+    """Run launch.py in a process of its own; exit with its error if it fails."""
     launch = pathlib.Path(__file__).parents[1] / "launch.py"
     command = [sys.executable, str(launch), f"--config={config}", f"--workdir={folder}"]
     print("training:", *command[1:], *overrides, flush=True)
@@ -82,8 +81,9 @@ def score(workdir: pathlib.Path, split: str) -> Scores:
     """Reconstruct every image of a split and compare."""
     built = make_experiment(load_saved_config(workdir))
     task = built.task
-    if not isinstance(task, Autoencoding):
+    if task.reconstructing is None:
         raise ValueError(f"{workdir} holds no first stage; train configs/emoji_vae.py there")
+    networks = task.reconstructing.networks
     state, _ = restore_state(workdir / "checkpoints", built.abstract_state(), None)
     params = task.averaged(state) if has_ema(state.opt_state) else state.params
     judge = load_lpips(net="vgg16")
@@ -92,7 +92,7 @@ def score(workdir: pathlib.Path, split: str) -> Scores:
     def look(params: Any, mutable: Any, judge: Any, image: jax.Array) -> tuple[jax.Array, ...]:
         keys = jax.random.split(jax.random.key(0), len(image))
         shown, _, _ = reconstruct(
-            task.networks, params["autoencoder"], mutable["regularizer"], image, keys, train=False
+            networks, params["autoencoder"], mutable["regularizer"], image, keys, train=False
         )
         shown = jnp.round((jnp.clip(shown, -1.0, 1.0) + 1.0) * 127.5)
         real = jnp.round((image + 1.0) * 127.5)
@@ -113,7 +113,7 @@ def score(workdir: pathlib.Path, split: str) -> Scores:
 
 
 def picture(full: Scores, l1: Scores, columns: int) -> np.ndarray:
-    """Originals over reconstructions over those of L1 alone, from all over the split."""
+    """Stack originals, reconstructions and L1's reconstructions, from all over the split."""
     chosen = np.linspace(0, len(full.real) - 1, columns).round().astype(int)
     rows = [images[chosen] for images in (full.real, full.shown, l1.shown)]
     return image_grid(np.concatenate(rows), columns=columns)

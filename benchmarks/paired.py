@@ -1,4 +1,4 @@
-"""Two programs timed against each other: each in a process of its own, in short alternating rounds.
+"""Time two programs against each other, each in its own process, in short alternating rounds.
 
 What else runs on the machine slows both sides of a round alike, so the ratio of a round says more
 than two times taken minutes apart. Standard library only: each side may live in another Python.
@@ -66,7 +66,7 @@ def parse(
     flag("--peer_python", default=sys.executable, help="a Python that has torch and diffusers")
     flag("--no_peer", action="store_true", help="time our side alone")
     flag("--peer_layout", default="channels_first", choices=["channels_first", "channels_last"])
-    flag("--batch_size", type=int, help="default: that of each net")
+    flag("--batch_size", type=int, help="default: the net's own")
     flag("--rounds", type=int, default=8, help="alternations")
     flag("--repeats", type=int, default=4, help="steps in a row on one side")
     flag("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -175,7 +175,7 @@ class Side:
 def compare(name: str, arguments: argparse.Namespace, work: str) -> dict[str, Any]:
     """Time one network on both sides and print the comparison; returns the numbers.
 
-    work: "train" or "sample". Raises ValueError when the two networks are not of one size.
+    work: "train" or "sample". Raises ValueError when the sizes of the two networks differ.
     """
     specification = {
         **NETS[name]._asdict(),
@@ -204,7 +204,7 @@ def compare(name: str, arguments: argparse.Namespace, work: str) -> dict[str, An
 
 
 def alternate(sides: list[Side], rounds: int, repeats: int) -> None:
-    """Let the sides take turns; their rounds are those of this call."""
+    """Let the sides take turns, and keep the rounds of this call only."""
     for side in sides:  # caches and allocators settle; not counted
         side.round(1)
         side.rounds.clear()
@@ -214,7 +214,7 @@ def alternate(sides: list[Side], rounds: int, repeats: int) -> None:
 
 
 def same_size(ours: int, theirs: int) -> None:
-    """Raise ValueError when two parameter counts are too far apart for one network."""
+    """Raise ValueError when two parameter counts are too far apart to be the same network."""
     if abs(ours - theirs) > MAX_PARAMETER_GAP * max(ours, theirs):
         raise ValueError(
             f"the networks differ: {ours:,} parameters here, {theirs:,} in PyTorch; "

@@ -1,10 +1,10 @@
-"""How long 50 DDIM steps with classifier-free guidance take, and how long in PyTorch (diffusers).
+"""Time 50 DDIM steps with classifier-free guidance, here and in PyTorch (diffusers).
 
 python benchmarks/sample.py --peer_python=PYTHON [--batch_size=16]    # one with torch and diffusers
 python benchmarks/sample.py --no_peer
 
 Both sides run one batch of conditional and unconditional inputs through the same network at every
-step. The options are those of train_step.py.
+step. The options are the same as in train_step.py.
 """
 
 import paired

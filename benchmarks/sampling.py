@@ -1,4 +1,4 @@
-"""How long sampling from a small SDXL takes, and how long diffusers takes for the same latents.
+"""Time sampling from a small SDXL, here and in diffusers for the same latents.
 
 python benchmarks/sampling.py --peer_python=PYTHON     # one with torch and diffusers
 python benchmarks/sampling.py --no_peer
@@ -7,7 +7,7 @@ python benchmarks/sampling.py --device=gpu --dtype=bfloat16 --nets=sdxl --latent
 
 Euler's method with classifier-free guidance, both halves in one batch. Both sides have the same
 weights, conditions, noise and noise levels, and must make the same latents. Times are of latents,
-without decoding; ours include the (small) text encoders, which diffusers' loop is spared.
+without decoding; our times include the (small) text encoders, diffusers' do not.
 """
 
 import argparse
@@ -162,7 +162,7 @@ def images_until_ahead(
     """Find the number of images from which on our total, first batch included, is the smaller;
     None when it never is.
 
-    batch: seconds of `count` images, ours and theirs; compilation: what the first takes more.
+    batch: seconds of `count` images, ours and theirs; compilation: what the first batch adds.
     """
     (ours, theirs), (compile_ours, compile_theirs) = batch, compilation
     later = compile_ours - compile_theirs
@@ -172,7 +172,7 @@ def images_until_ahead(
 
 
 def _ahead_after(ours: paired.Side, theirs: paired.Side, count: int, device: str) -> str:
-    """Say when compilation is paid, by seconds of processors on a CPU: the same on a busy one."""
+    """Say after how many images compilation has paid off; on a CPU by processor seconds."""
     kind, column = ("compile", 0) if device == "gpu" else ("compile_cpu", 1)
 
     def batch(side: paired.Side) -> float:

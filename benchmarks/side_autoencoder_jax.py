@@ -54,8 +54,8 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
         "device_memory": stats["peak_bytes_in_use"] if stats else 0,
         "network": {name: config[name].to_dict() for name in ("loss", "optimizer", "discriminator")}
         | {
-            "lpips": built.task.lpips_net,
-            "vae": vae_config(built.task.module, scale_factor=1.0),
+            "lpips": built.task.reconstructing.lpips_net,
+            "vae": vae_config(built.task.reconstructing.module, scale_factor=1.0),
         },
     }
     return report, run
@@ -64,7 +64,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
 def train(
     built: Experiment, state: Any, frozen: Any, batch: Any, *, adaptive: bool
 ) -> tuple[float, Callable[[int], None]]:
-    """Compile the step, with a constant in the place of the adversary's weight unless adaptive."""
+    """Compile the step; unless adaptive, the adversary's weight is a constant."""
     constant = lambda *gradients: jnp.float32(1.0)
     with mock.patch(WEIGHING, constant) if not adaptive else mock.patch.dict({}):
         lowered = jit_train_step(built.train_step, state).lower(state, batch, frozen)
@@ -80,9 +80,10 @@ def train(
 
 
 def look(built: Experiment, state: Any, frozen: Any, image: Any) -> dict[str, float]:
-    """What both sides have to see in the same images: without chance, by the mean of the latents,
-    and the discriminator by the statistics of the batch."""
-    networks, module = built.task.networks, built.task.module
+    """Compute what both sides must agree on, from the mean of the latents (no random numbers),
+    with the discriminator's BatchNorm on the statistics of the batch."""
+    parts = built.task.reconstructing
+    networks, module = parts.networks, parts.module
 
     @jax.jit
     def values(state: Any, frozen: Any, image: Any) -> dict[str, Any]:

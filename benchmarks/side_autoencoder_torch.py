@@ -112,7 +112,7 @@ def load(folder: Path, spec: dict[str, Any], device: torch.device, layout: Any) 
 
 @torch.no_grad()
 def look(parts: Parts) -> dict[str, float]:
-    """What both sides have to see in the same images; see side_autoencoder_jax.look."""
+    """Compute what both sides must agree on; see side_autoencoder_jax.look."""
     out = parts.vae.decode(parts.vae.encode(parts.images).latent_dist.mode()).sample
     return {
         "L1": (parts.images - out).abs().mean().item(),

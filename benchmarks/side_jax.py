@@ -39,10 +39,10 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
         "memory_at_start": memory_at_start,
         "device_memory": stats["peak_bytes_in_use"] if stats else 0,
         "network": {
-            "model": config.model.to_dict(),
+            "model": config.model.to_dict() | {"num_classes": built.network.module.num_classes},
             "image_shape": built.network.image_shape,
             "schedule": config.schedule.to_dict(),
-            "parameterization": built.noise.parameterization,
+            "parameterization": built.drawing.noise.parameterization,
             "optimizer": config.optimizer.to_dict(),
             "guidance_scale": GUIDANCE_SCALE,
             "num_steps": NUM_STEPS,
@@ -73,7 +73,7 @@ def train(built: Experiment, state: Any, size: int) -> tuple[float, Callable[[in
 
 
 def sample(built: Experiment, state: Any, size: int) -> tuple[float, Callable[[int], None]]:
-    """Make run(batches), which draws `size` images as often as it is told."""
+    """Make run(batches), which draws `size` images `batches` times."""
     inputs = {name: np.asarray(v) for name, v in built.network.example_inputs(size).items()}
     frozen = built.random_frozen()
 

@@ -78,7 +78,7 @@ def image_size(built: Experiment, size: int) -> tuple[int, int]:
 
 
 def random_inputs(built: Experiment, count: int, size: int) -> dict[str, np.ndarray]:
-    """Draw tokens of a caption for each image; sizes and crops are those of an uncut image."""
+    """Draw tokens of a caption for each image; sizes and crops describe an uncut image."""
     numbers = np.random.default_rng(3)
     side, _ = image_size(built, size)
     sizes = {"original_size": side, "crop_top_left": 0, "target_size": side}
@@ -104,7 +104,7 @@ def write_inputs(
     size = specification["latents"]
     shape = network.shape_of(image_size(built, size))
     noise = initial_noise(keys, shape)
-    arrays = {"noise": noise, "sigmas": built.noise.grid(specification["num_steps"])}
+    arrays = {"noise": noise, "sigmas": built.drawing.noise.grid(specification["num_steps"])}
     batch = {name: jnp.asarray(value) for name, value in inputs.items()}
     for half in ("conditional", "unconditional"):
         embedded = network.embed(params, frozen, batch, unconditional=half == "unconditional")

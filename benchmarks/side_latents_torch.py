@@ -22,7 +22,7 @@ TOLERANCE = 1e-3
 def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], None]]:
     """Build the loop of a specification; returns the report and run(batches).
 
-    Raises ValueError when the latents are not those of our side (in float32; the difference is in
+    Raises ValueError when the latents differ from our side's (in float32; the difference is in
     the report).
     """
     torch.set_num_threads(specification["threads"])

@@ -65,7 +65,7 @@ def network(model: dict[str, Any], image_channels: int) -> UNet2DModel:
     area = m["patch_size"] ** 2
     net = UNet2DModel(
         in_channels=image_channels * area,
-        out_channels=m["out_channels"] * area,
+        out_channels=image_channels * area,
         block_out_channels=[m["model_channels"] * mult for mult in m["channel_mult"]],
         layers_per_block=m["num_res_blocks"],
         down_block_types=["AttnDownBlock2D" if a else plain.format("Down") for a in attends],

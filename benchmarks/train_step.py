@@ -1,4 +1,4 @@
-"""How long a training step takes, and how long the same network's in PyTorch.
+"""Time a training step, here and for the same network in PyTorch.
 
 python benchmarks/train_step.py --peer_python=PYTHON    # one that has torch and diffusers
 python benchmarks/train_step.py --no_peer               # our side alone
@@ -6,7 +6,7 @@ python benchmarks/train_step.py --device=gpu --dtype=bfloat16 --compile --peak_t
     --nets=cifar10 --batch_size=128 --repeats=20
 
 A step is forward, backward, clipping, AdamW and EMA, of the same widths, batch and threads on both
-sides, which take turns. FLOPs are those of the traced program, before XLA fuses it.
+sides, which take turns. FLOPs are counted in the traced program, before XLA fuses it.
 """
 
 import paired

@@ -5,10 +5,16 @@ python launch.py --config=configs/emoji_ldm.py --workdir=runs/emoji_ldm    # on 
 python launch.py sample --workdir=runs/emoji_ldm --prompt="red heart" --n=4
 python launch.py --config=configs/emoji_ldm.py:tiny                        # the same in seconds
 
+Hardware: one GPU or a CPU. Time: 0.8 s a step on one CPU core, out of a latent cache. Result: after
+2,000 of 10,000 steps (batches of 16) samples have the outlines that were asked for, not yet the
+colours; the whole recipe is not measured.
+
 The emoji are OpenMoji's, CC BY-SA 4.0.
 """
 
 import ml_collections
+
+VARIANTS = ("tiny",)
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -58,7 +64,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model = d(
         dict(
             name="unet",
-            out_channels=4,
             model_channels=64,
             channel_mult=(1, 2, 3),
             num_res_blocks=1,
@@ -66,7 +71,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             num_head_channels=32,
             use_spatial_transformer=True,
             use_linear_in_transformer=True,
-            context_dim=128,
         )
     )
     config.schedule = d(
@@ -94,7 +98,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     config.train = d(dict(num_steps=10_000, batch_size=32))
     config.lr_schedule = d(
-        dict(name="cosine_decay", warmup_steps=200, decay_steps=config.train.get_ref("num_steps"))
+        dict(
+            name="cosine_decay",
+            warmup_steps=200,
+            decay_steps=config.train.get_oneway_ref("num_steps"),
+        )
     )
     config.hooks = d(
         dict(
@@ -111,7 +119,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.first_stage.update(dict(ch_mult=(1, 2), resolution=32, weights="random"))
         config.conditioning.embedders.text.update(dict(width=32, num_layers=1, num_heads=1))
         config.model.update(
-            dict(model_channels=32, channel_mult=(1, 2), attention_resolutions=(2,), context_dim=32)
+            dict(model_channels=32, channel_mult=(1, 2), attention_resolutions=(2,))
         )
         config.train.update(dict(num_steps=4, batch_size=8))
         config.lr_schedule.warmup_steps = 2
@@ -120,8 +128,4 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.hooks.images.batch_frequency = 4
         config.hooks.validation.every = 4
         config.checkpoint.every = 4
-    elif variant:
-        raise ValueError(
-            f"variant {variant!r} of configs/emoji_ldm.py is unknown; choose tiny or none"
-        )
     return config

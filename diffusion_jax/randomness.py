@@ -1,10 +1,55 @@
-"""Random numbers for single samples."""
+"""Where every random number comes from: reserved streams of a seed, and one key for each sample.
+
+Training step n draws from fold_in(key(seed), n). Everything else draws from fold_in with a reserved
+number at the top of uint32, which no step reaches, so that nothing repeats the noise of training.
+"""
+
+import enum
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.types import Keys
+
+
+class Stream(enum.IntEnum):
+    """What draws from the seed of a run besides its training steps."""
+
+    EVALUATION = 2**32 - 1
+    INITIALISATION = 2**32 - 2
+    LOGGED_SAMPLES = 2**32 - 3
+    LOGGED_DIFFUSION = 2**32 - 4
+    LATENT_SCALE = 2**32 - 5
+
+
+class SamplerStream(enum.IntEnum):
+    """What draws from the key of a sample besides the steps of its sampler."""
+
+    INITIAL_NOISE = 2**32 - 1
+    BEFORE_STEP = 2**32 - 2
+
+
+def stream_key(seed: int, stream: Stream) -> Key[Array, ""]:
+    """Make the key of a reserved stream: fold_in(key(seed), stream)."""
+    return jax.random.fold_in(jax.random.key(seed), np.uint32(stream))
+
+
+def step_key(seed: int, step: Int[Array, ""]) -> Key[Array, ""]:
+    """Make the key of a training step: fold_in(key(seed), step)."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def sample_keys(key: Key[Array, ""], positions: Int[Array, "b"]) -> Keys:
+    """Make one key for each sample of a batch: fold_in(key, position), [b]."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+
+
+def fold_in_all(keys: Keys, number: int | Array) -> Keys:
+    """Fold one number, of uint32 at most, into each key, [b]."""
+    data = np.uint32(number) if isinstance(number, int) else number
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
 def noise_like(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "b *shape"]:

@@ -1,5 +1,4 @@
-"""Vocabulary of the package: array aliases with named axes, and the callables that cross module
-borders.
+"""Vocabulary of the package: array aliases with named axes, and callables between modules.
 
 Axis letters: b batch, h height, w width, c channels, l sequence length, d feature width, t time
 (video) or timestep.

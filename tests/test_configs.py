@@ -73,7 +73,7 @@ def test_networks_have_the_parameters_of_the_released_ones(path):
 
 
 MISTAKES = [
-    ("--config.data.batches.channels=3", r"config\.model\.out_channels = 1 should be 3"),
+    ("--config.model.out_channels=3", r"config\.model\.out_channels = 3 should be 1, the channels"),
     ("--config.seed=-1", r"config\.seed = -1 should be between 0 and 4294967295"),
     ("--config.seed=4294967296", r"config\.seed = 4294967296 should be between"),
     ("--config.train.accumulate=0", r"config\.train\.accumulate = 0 should be at least 1"),

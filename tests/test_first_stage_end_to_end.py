@@ -1,20 +1,17 @@
 """A VQ first stage through the front door: train it, then a latent model on it, online and from a
 cache, and draw; convert it to the file of another program, and go on from that."""
 
-import os
-import pathlib
-import subprocess
-import sys
+import functools
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.commands import succeed
 
 from diffusion_jax.train.checkpoints.reading import load_params
 
 pytestmark = pytest.mark.slow
 
-ROOT = pathlib.Path(__file__).parent.parent
 QUICK = ["--no_test", "--config.hooks.images.batch_frequency=100", "--config.train.num_steps=2"]
 QUICK += ["--config.hooks.images.increase_log_steps=False", "--config.checkpoint.every=2"]
 # emoji_ldm:tiny in the latents of vq_f4:tiny.
@@ -26,51 +23,37 @@ LATENT = ["--config=configs/emoji_ldm.py:tiny", "--config.model.out_channels=3",
 LATENT += [f"--config.first_stage.{name}={value}" for name, value in STAGE.items()]
 
 
+ok = functools.partial(succeed, devices=1)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("first_stage")
 
 
-def ok(folder, *arguments):
-    environment = os.environ | {
-        "TFDS_DATA_DIR": str(folder / "data"),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=1",
-    }
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "launch.py"), *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def first_stage(folder):
-    ok(folder, "--config=configs/vq_f4.py:tiny", f"--workdir={folder / 'vq'}", *QUICK)
+    ok("--config=configs/vq_f4.py:tiny", f"--workdir={folder / 'vq'}", *QUICK)
     return folder / "vq"
 
 
 @pytest.fixture(scope="module")
 def latent_run(folder, first_stage):
     weights = f"--config.first_stage.weights={first_stage}"
-    ok(folder, *LATENT, weights, f"--workdir={folder / 'ldm'}")
+    ok(*LATENT, weights, f"--workdir={folder / 'ldm'}")
     return folder / "ldm"
 
 
 def test_it_draws_images_that_differ(folder, latent_run):
     out = folder / "drawn"
-    ok(folder, "sample", f"--workdir={latent_run}", "--prompt=heart", "--n=2", f"--out={out}")
+    ok("sample", f"--workdir={latent_run}", "--prompt=heart", "--n=2", f"--out={out}")
     images = np.stack([np.asarray(Image.open(path)) for path in sorted(out.glob("0*.png"))])
     assert images.shape == (2, 32, 32, 3) and (images[0] != images[1]).any()
 
 
 def test_training_from_a_cache_is_training_online(folder, first_stage, latent_run):
     cached = folder / "cached"
-    ok(folder, *LATENT, f"--config.first_stage.weights={first_stage}", f"--workdir={cached}",
+    ok(*LATENT, f"--config.first_stage.weights={first_stage}", f"--workdir={cached}",
        f"--config.latent_cache.folder={folder / 'latents'}",
        "--config.latent_cache.dtype=float32")  # fmt: skip
     ours, theirs = (load_params(run / "checkpoints", ema=False) for run in (cached, latent_run))
@@ -81,12 +64,12 @@ def test_training_from_a_cache_is_training_online(folder, first_stage, latent_ru
 
 def test_a_run_becomes_a_file_and_the_file_a_run(folder, first_stage):
     file, again = folder / "vq.safetensors", folder / "again.safetensors"
-    ok(folder, "convert", f"--from={first_stage}", f"--to={file}")
+    ok("convert", f"--from={first_stage}", f"--to={file}")
     config = ["--config=configs/vq_f4.py:tiny", "--config.perceptual.weights=None"]
-    ok(folder, "convert", f"--from={file}", *config, f"--to={folder / 'run'}", "--format=run")
-    ok(folder, "convert", f"--from={folder / 'run'}", f"--to={again}")
+    ok("convert", f"--from={file}", *config, f"--to={folder / 'run'}", "--format=run")
+    ok("convert", f"--from={folder / 'run'}", f"--to={again}")
     assert file.read_bytes() == again.read_bytes()
-    ok(folder, "convert", f"--from={first_stage}", f"--to={folder / 'vae'}", "--format=diffusers")
-    output = ok(folder, *config, *QUICK, f"--workdir={folder / 'on'}",
+    ok("convert", f"--from={first_stage}", f"--to={folder / 'vae'}", "--format=diffusers")
+    output = ok(*config, *QUICK, f"--workdir={folder / 'on'}",
                 f"--config.train.ckpt_path={file}", "--config.train.num_steps=1")  # fmt: skip
     assert "0 parts not loaded" in output

@@ -5,6 +5,8 @@ import pkgutil
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import jaxtyping
 import pytest
 
 import diffusion_jax
@@ -53,6 +55,16 @@ def test_every_module_imports_without_torch_or_tensorflow():
     assert "diffusion_jax.types" in names
     imports = "\n".join(f"import {name}" for name in names)
     assert not modules_after(f"{BLOCK}\n{imports}") & {"tensorflow", "torch"}
+
+
+def test_shapes_in_signatures_are_checked_here():
+    """In every process that runs tests: see tests/conftest.py."""
+    from diffusion_jax.diffusion import ddpm
+    from diffusion_jax.diffusion.schedule import make_schedule
+
+    image, steps = jnp.zeros((2, 4, 4, 1)), jnp.zeros((3,), jnp.int32)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        ddpm.q_sample(make_schedule("linear"), image, steps, image)
 
 
 @pytest.mark.parametrize("name", sorted(getattr(diffusion_jax, "__all__", ())))

@@ -1,19 +1,16 @@
 """SDXL in miniature through the front door: train in latents, resume, sample from text, convert
 both ways, and tell bad input in one sentence, writing nothing."""
 
-import os
-import pathlib
-import subprocess
-import sys
+import functools
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.commands import succeed
 
 from diffusion_jax.cli import main
 from diffusion_jax.train.checkpoints.reading import load_params
 
-ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = "configs/sdxl.py:tiny"
 # As little to compile as there can be: no pictures during training, no test split.
 QUICK = ["--no_test", "--config.hooks.images.batch_frequency=100", "--config.checkpoint.every=2"]
@@ -21,42 +18,24 @@ QUICK += ["--config.hooks.images.increase_log_steps=False", "--config.checkpoint
 DRAW = ["--prompt=a red fox", "--n=2", "--steps=2", "--batch_size=2"]
 
 
+ok = functools.partial(succeed, devices=1)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("latent")
 
 
-def launch(folder, *arguments):
-    environment = os.environ | {
-        "TFDS_DATA_DIR": str(folder / "data"),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=1",
-    }
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch.py"), *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-
-
-def ok(folder, *arguments):
-    done = launch(folder, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def run(folder):
     workdir = folder / "run"
-    ok(folder, f"--config={CONFIG}", f"--workdir={workdir}", *QUICK)
+    ok(f"--config={CONFIG}", f"--workdir={workdir}", *QUICK)
     return workdir
 
 
 @pytest.fixture(scope="module")
 def drawn(folder, run):
-    ok(folder, "sample", f"--workdir={run}", *DRAW, f"--out={folder / 'drawn'}")
+    ok("sample", f"--workdir={run}", *DRAW, f"--out={folder / 'drawn'}")
     return pixels(folder / "drawn")
 
 
@@ -82,8 +61,8 @@ def test_frozen_networks_are_saved_once_and_not_with_every_checkpoint(run):
 
 def test_a_continued_run_has_the_same_frozen_networks_and_ends_bit_for_bit(folder, run):
     half = folder / "half"
-    ok(folder, f"--config={CONFIG}", f"--workdir={half}", *QUICK, "--config.train.num_steps=2")
-    ok(folder, f"--config={CONFIG}", f"--workdir={half}", *QUICK)
+    ok(f"--config={CONFIG}", f"--workdir={half}", *QUICK, "--config.train.num_steps=2")
+    ok(f"--config={CONFIG}", f"--workdir={half}", *QUICK)
     ours, theirs = (load_params(place / "checkpoints", step=4) for place in (half, run))
     assert set(ours["network"]) == set(theirs["network"])
     for name, leaf in ours["network"]["out_2"].items():
@@ -94,28 +73,28 @@ def test_a_continued_run_has_the_same_frozen_networks_and_ends_bit_for_bit(folde
 def test_a_converted_model_draws_the_same_pixels(folder, run, drawn, form):
     target = folder / ("model.safetensors" if form == "single" else "model")
     flags = [] if form == "single" else ["--format=diffusers"]
-    ok(folder, "convert", f"--from={run}", f"--to={target}", *flags)
+    ok("convert", f"--from={run}", f"--to={target}", *flags)
     out = folder / f"drawn_{form}"
     sample = ["sample", f"--checkpoint={target}", f"--config={CONFIG}", *DRAW, f"--out={out}"]
-    ok(folder, *sample)
+    ok(*sample)
     np.testing.assert_array_equal(pixels(out), drawn)
 
 
 def test_a_run_starts_from_a_released_file_and_continues_it_exactly(folder, run, drawn):
     target = folder / "start.safetensors"
-    ok(folder, "convert", f"--from={run}", f"--to={target}")
+    ok("convert", f"--from={run}", f"--to={target}")
     workdir = folder / "converted"
-    ok(folder, "convert", f"--from={target}", f"--config={CONFIG}", f"--to={workdir}",
+    ok("convert", f"--from={target}", f"--config={CONFIG}", f"--to={workdir}",
        "--format=run")  # fmt: skip
-    ok(folder, "sample", f"--workdir={workdir}", *DRAW, f"--out={folder / 'drawn_run'}")
+    ok("sample", f"--workdir={workdir}", *DRAW, f"--out={folder / 'drawn_run'}")
     np.testing.assert_array_equal(pixels(folder / "drawn_run"), drawn)
     tuned = folder / "tuned"
-    output = ok(folder, f"--config={CONFIG}", f"--workdir={tuned}", *QUICK,
+    output = ok(f"--config={CONFIG}", f"--workdir={tuned}", *QUICK,
                 f"--config.train.ckpt_path={target}", "--config.train.num_steps=1",
                 "--config.optimizer.learning_rate=1e-20", "--config.optimizer.weight_decay=0.0",
                 "--config.checkpoint.every=1", "--config.lr_schedule.warmup_steps=0")  # fmt: skip
     assert "0 parameters not loaded" in output
-    ok(folder, "sample", f"--workdir={tuned}", *DRAW, f"--out={folder / 'drawn_tuned'}")
+    ok("sample", f"--workdir={tuned}", *DRAW, f"--out={folder / 'drawn_tuned'}")
     np.testing.assert_array_equal(pixels(folder / "drawn_tuned"), drawn)
 
 
@@ -146,7 +125,7 @@ def test_bad_requests_are_one_sentence_and_write_nothing(run, folder, capsys, fl
 
 def test_files_that_do_not_fit_are_one_sentence(folder, run, capsys):
     whole = folder / "fits.safetensors"
-    ok(folder, "convert", f"--from={run}", f"--to={whole}")
+    ok("convert", f"--from={run}", f"--to={whole}")
     cut = folder / "cut.safetensors"
     cut.write_bytes(whole.read_bytes()[:100_000])
     html = folder / "page.safetensors"

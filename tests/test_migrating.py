@@ -15,6 +15,7 @@ from diffusion_jax.convert.yaml import lightning_tables as yaml_lightning_tables
 from diffusion_jax.convert.yaml import tables as yaml_tables
 from diffusion_jax.convert.yaml.rows import Class
 from diffusion_jax.data.batches import make_batches
+from diffusion_jax.data.images import ImageOptions
 from diffusion_jax.devices.mesh import make_mesh
 from diffusion_jax.diffusion.losses import ddpm_loss
 from diffusion_jax.diffusion.preconditioning import SCALINGS
@@ -23,11 +24,12 @@ from diffusion_jax.diffusion.schedule import BETA_SCHEDULES, make_schedule
 from diffusion_jax.diffusion.sigma_sampling import SIGMA_SAMPLINGS
 from diffusion_jax.diffusion.weighting import WEIGHTINGS
 from diffusion_jax.experiment.data import Splits
-from diffusion_jax.experiment.experiment import SECTIONS, Training
+from diffusion_jax.experiment.experiment import SECTIONS
 from diffusion_jax.experiment.first_stage import Codes
-from diffusion_jax.experiment.pictures import build_log_images
+from diffusion_jax.experiment.pictures import draw_pictures
 from diffusion_jax.experiment.regularizer import QUANTIZERS, REGULARIZERS
 from diffusion_jax.experiment.sampling import GUIDERS, SAMPLERS
+from diffusion_jax.experiment.task import Training
 from diffusion_jax.models.conditioning.embedders import EMBEDDERS
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.patchgan import NLayerDiscriminator
@@ -72,9 +74,12 @@ FUNCTIONS: dict[str, tuple[Iterable[Callable[..., Any]], tuple[str, ...]]] = {
     "train": ([Training], ()),
     "mesh": ([make_mesh], ()),
     "data.splits": ([Splits], ()),
-    "data.batches": ([make_batches], ()),
+    "data.batches": ([make_batches, ImageOptions], ()),
     "data.source": ([], ("folder",)),
-    "first_stage": ([Autoencoder, Codes], ("name", "scale_factor", "scale_by_std", "weights")),
+    "first_stage": (
+        [Autoencoder, Codes],
+        ("name", "scale_factor", "scale_by_std", "weights", "samples_at_a_time"),
+    ),
     "regularizer": (QUANTIZERS.values(), ("num_codes", "temperature")),
     "discriminator": ([NLayerDiscriminator], ()),
     "perceptual": ([], ("net", "weights")),
@@ -83,7 +88,7 @@ FUNCTIONS: dict[str, tuple[Iterable[Callable[..., Any]], tuple[str, ...]]] = {
         [],
         ("images", "scalars", "validation", "profiler", "progress", "early_stopping", "nan_stop"),
     ),
-    "hooks.images": ([images, build_log_images], ()),
+    "hooks.images": ([images, draw_pictures], ()),
     "hooks.validation": ([validation], ("num_batches",)),
     "hooks.scalars": ([scalars], ()),
     "hooks.progress": ([progress], ()),

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Rewrite constraints.txt: one pinned version of every package for each supported Python. Needs `uv` (or UV=path).
-# Pins that still fit stay as they are: tools/pin.sh --upgrade moves all of them, --upgrade-package NAME one.
+# Pins that still fit stay as they are: tools/pin.sh --upgrade updates all pins, --upgrade-package NAME one.
 # torch is pinned by hand and left out of the resolution, because its Linux wheels would pull in a CUDA tool kit.
 set -eu
 cd "$(dirname "$0")/.."

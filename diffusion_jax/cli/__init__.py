@@ -1,5 +1,4 @@
-"""The command line: one parser, one module per command, nothing heavy imported before it is
-needed."""
+"""The command line: one parser, one module a command, nothing heavy imported before its use."""
 
 import logging
 import os
@@ -18,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "diffusion_jax" / "xla"))
     _show_log()
+    if os.getcwd() not in sys.path:  # where a config's package.module:Object may lie
+        sys.path.append(os.getcwd())
     try:
         return arguments.run(arguments)
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -37,8 +38,8 @@ def _show_log() -> None:
 
 
 def _is_ours(error: BaseException) -> bool:
-    # A sentence for the user is raised by this package; an error from
-    # deeper down is a defect whose traceback is worth more than its message.
+    # A sentence for the user is raised by this package; the traceback of an error from deeper down
+    # is worth more than its message.
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next

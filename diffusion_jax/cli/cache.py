@@ -1,4 +1,4 @@
-"""`python launch.py cache`: encode a training split once, before the runs that train from it."""
+"""`cache`: encode a training split once, before the runs that train from it."""
 
 import argparse
 import pathlib
@@ -6,7 +6,7 @@ import pathlib
 import jax
 
 from diffusion_jax.cli.arguments import load_config
-from diffusion_jax.devices import processes as distributed
+from diffusion_jax.devices import processes
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.runs.folder import SAVED_CONFIG, has_run
 from diffusion_jax.runs.latent_cache import load_frozen, make_latent_cache
@@ -15,7 +15,14 @@ from diffusion_jax.runs.latent_key import cache_options
 
 def run(arguments: argparse.Namespace) -> int:
     """Make, finish or check the latent cache of a config; return 0."""
-    distributed.start(arguments)
+    processes.join(
+        processes.place_of_flags(
+            arguments.coordinator_address,
+            arguments.num_processes,
+            arguments.process_id,
+            arguments.local_device_ids,
+        )
+    )
     workdir = None if arguments.workdir is None else pathlib.Path(arguments.workdir)
     if arguments.config:
         config = load_config(arguments.config, arguments.overrides)
@@ -30,10 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     cache_options(built)  # a config without a cache is not worth loading weights
     source = built.data.source("train")
     cache = make_latent_cache(built, load_frozen(built, workdir), source, verify=True)
-    size = sum(path.stat().st_size for path in cache.layout.folder.iterdir())
+    size = sum(path.stat().st_size for path in cache.shards.folder.iterdir())
     if jax.process_index() == 0:
         print(
-            f"{cache.layout.folder} holds {cache.layout.num_records} records in "
-            f"{cache.layout.num_shards} shards, {size / 1e6:.1f} MB"
+            f"{cache.shards.folder} holds {cache.shards.num_records} records in "
+            f"{cache.shards.num_shards} shards, {size / 1e6:.1f} MB"
         )
     return 0

@@ -1,4 +1,4 @@
-"""`python launch.py plan`: memory, FLOPs and time of a config on devices that are not there."""
+"""`plan`: memory, FLOPs and time of a config on devices that are not there."""
 
 import argparse
 import json
@@ -8,13 +8,18 @@ from typing import Any
 import jax
 
 from diffusion_jax.cli.arguments import load_config
-from diffusion_jax.plan import DoesNotFit, find_topology, make_plan, remat_policies, search
+from diffusion_jax.plan import (
+    DoesNotFit,
+    find_batches,
+    find_topology,
+    make_plan,
+    remat_policies,
+)
 from diffusion_jax.plan.report import advice, as_dict, as_text, table
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plan a training run, print the plan and write it as JSON; return 0, or 2 if it does not
-    fit."""
+    """Plan a training run, print the plan, write it as JSON; return 0, or 2 if it does not fit."""
     if not arguments.config or not arguments.topology:
         raise ValueError(
             "nothing to plan: give --config=CONFIG and --topology=v5p:2x2x1; see --help"
@@ -27,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     if topology.is_tpu:  # what was compiled for absent devices cannot be read from a cache
         jax.config.update("jax_enable_compilation_cache", False)
     if arguments.search:
-        found = search(config, topology, remat_policies(config))
+        found = find_batches(config, topology, remat_policies(config))
         plans = [entry.plan for entry in found if entry.plan is not None]
         print("\n\n".join([*map(as_text, plans), table(found)]))
         _write(arguments.json, [as_dict(plan) for plan in plans])

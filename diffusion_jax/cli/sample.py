@@ -1,8 +1,6 @@
-"""`python launch.py sample`: draw images from a run or released weights, as a grid and single
-PNGs."""
+"""`sample`: draw images from a run or released weights, as a grid and single PNGs."""
 
 import argparse
-import datetime
 import pathlib
 from typing import Any
 
@@ -11,14 +9,14 @@ from PIL import Image
 
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.conditions import Conditions, required_inputs
-from diffusion_jax.train.pictures import image_grid, save_png
+from diffusion_jax.runs.samples import check_empty, default_folder, write_samples
 
 DEFAULT_COUNT = 16
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw arguments.n images for each condition asked for; return 0."""
-    folder = pathlib.Path(arguments.out) if arguments.out else _default_folder(arguments)
+    folder = pathlib.Path(arguments.out) if arguments.out else default_folder(arguments.workdir)
     check_empty(folder)
     pipe = _pipeline(arguments)
     count = DEFAULT_COUNT if arguments.n is None else arguments.n
@@ -36,33 +34,21 @@ def run(arguments: argparse.Namespace) -> int:
         strength=arguments.strength,
         **_pictures(pipe, arguments),
     )
-    grid = write_images(folder, images)
+    grid = write_samples(folder, images)
     print(f"wrote {len(images)} images to {folder} and their grid to {grid}")
     return 0
-
-
-def write_images(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
-    """Write uint8 images [b h w c] as 00000.png, ... and grid.png into a new or empty folder ->
-    the grid's path."""
-    check_empty(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(images):
-        save_png(folder / f"{index:05d}.png", image)
-    columns = int(np.ceil(np.sqrt(len(images))))
-    return save_png(folder / "grid.png", image_grid(images, columns=columns))
-
-
-def check_empty(folder: pathlib.Path) -> None:
-    """Raise ValueError when there is something in a folder that images would go to."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} already holds files; choose an empty folder with --out")
 
 
 def _pipeline(arguments: argparse.Namespace) -> Pipeline:
     if bool(arguments.workdir) == bool(arguments.checkpoint):
         raise ValueError("give --workdir=RUN, or --checkpoint=FILE with --config=configs/x.py")
     if arguments.workdir:
-        return Pipeline.from_workdir(arguments.workdir, step=arguments.step, ema=not arguments.raw)
+        return Pipeline.from_workdir(
+            arguments.workdir,
+            step=arguments.step,
+            ema=not arguments.raw,
+            overrides=arguments.overrides,
+        )
     if not arguments.config:
         raise ValueError(
             f"--checkpoint={arguments.checkpoint} needs --config=, the config that describes it"
@@ -110,8 +96,3 @@ def _pictures(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
             pixels = pixels if pixels.ndim == 3 else pixels[..., None]
             pictures[name] = pixels if name == "image" else pixels / np.float32(255.0)
     return pictures
-
-
-def _default_folder(arguments: argparse.Namespace) -> pathlib.Path:
-    stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    return pathlib.Path(arguments.workdir or ".") / "samples" / stamp

@@ -1,43 +1,73 @@
-"""`python launch.py --config=...`: train a run, or continue it, then test it."""
+"""`train`: train a run, or continue it, then test it."""
 
 import argparse
-import contextlib
+import io
 import pathlib
-import pdb
 import sys
-from collections.abc import Iterator
+from typing import cast
 
 import jax
 import ml_collections
 
 from diffusion_jax.cli.arguments import load_config
-from diffusion_jax.devices import processes as distributed
-from diffusion_jax.experiment import make_experiment
+from diffusion_jax.cli.debugging import debugging
+from diffusion_jax.cli.program import program_name
+from diffusion_jax.devices import processes
 from diffusion_jax.runs import folder as run_folder
-from diffusion_jax.runs.training import train_run
+from diffusion_jax.runs.training import SIGNALS, Result, train_run
 from diffusion_jax.train.checkpoints.saving import resolve_checkpoint
+
+EXIT_NOT_A_NUMBER = 3  # a metric was NaN or infinite; the message names the last good checkpoint
+# Stopped by SIGTERM or Ctrl-C and saved: the same command goes on (sysexits.h, EX_TEMPFAIL).
+EXIT_SIGNAL = 75
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train until the config's last step, a stop or a signal; return the exit code."""
-    distributed.start(arguments)
+    processes.join(
+        processes.place_of_flags(
+            arguments.coordinator_address,
+            arguments.num_processes,
+            arguments.process_id,
+            arguments.local_device_ids,
+        )
+    )
     workdir, config, step = _run_folder_and_config(arguments)
-    with _debugging(arguments.debug):
-        return train_run(
-            make_experiment(config),
-            workdir,
+    with debugging(arguments.debug):
+        result = train_run(
             config,
-            from_step=step,
+            workdir,
+            resume=True if step is None else step,
+            on_event=lambda event: print(event.text, flush=True),
+            progress=cast(io.TextIOBase, sys.stderr),
             donate=not arguments.debug,
             test=not arguments.no_test,
         )
+    return _finish(result, workdir)
+
+
+def _finish(result: Result, workdir: pathlib.Path) -> int:
+    """Say how to go on; choose the exit code."""
+    stopped = result.stopped
+    if stopped is not None and not stopped.save:
+        return EXIT_NOT_A_NUMBER
+    if stopped is not None and stopped.reason in SIGNALS:
+        _say(f"saved; the same command, or --resume={workdir}, goes on from here")
+        return EXIT_SIGNAL
+    if result.experiment.task.drawing is not None:
+        _say(f"draw images: {program_name()} sample --workdir={workdir}")
+    return 0
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def _run_folder_and_config(
     arguments: argparse.Namespace,
 ) -> tuple[pathlib.Path, ml_collections.ConfigDict, int | None]:
-    """Find what to run where: --resume brings its own config and folder, --config needs a
-    folder."""
+    """Find what to train in which folder, and from which checkpoint."""
     if arguments.resume and (arguments.config or arguments.workdir or arguments.name):
         raise ValueError(
             f"--resume={arguments.resume} brings its own config and folder; "
@@ -55,7 +85,7 @@ def _run_folder_and_config(
             arguments.logdir, arguments.config, name=arguments.name, postfix=arguments.postfix
         )
         # Its name holds the time, which may differ from process to process.
-        workdir = pathlib.Path(distributed.same_for_all(str(workdir)))
+        workdir = pathlib.Path(processes.same_for_all(str(workdir)))
     else:
         raise ValueError(
             "nothing to train: give --config=configs/mnist.py, or --resume=RUN; see --help"
@@ -64,18 +94,3 @@ def _run_folder_and_config(
         with config.unlocked():
             config.seed = arguments.seed
     return workdir, config, step
-
-
-@contextlib.contextmanager
-def _debugging(debug: bool) -> Iterator[None]:
-    """With --debug, stop at the first NaN, and open a debugger where an exception was raised."""
-    if not debug:
-        yield
-        return
-    with jax.debug_nans(True):
-        try:
-            yield
-        except Exception:
-            if sys.stdin.isatty():
-                pdb.post_mortem()
-            raise

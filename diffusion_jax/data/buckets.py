@@ -53,12 +53,12 @@ def bucket_shapes(
         ValueError: image_size is no multiple of the divisor, or an option is out of range.
     """
     if divisor < 1:
-        raise ValueError(f"bucket_divisor={divisor} must be at least 1")
+        raise ValueError(f"bucket_divisor = {divisor} should be at least 1")
     if not 1 <= max_aspect < math.inf:
-        raise ValueError(f"max_aspect={max_aspect} must be at least 1, which is square")
+        raise ValueError(f"max_aspect = {max_aspect} should be at least 1, which is square")
     if any(side % divisor for side in image_size):
         raise ValueError(
-            f"image_size={image_size} must be a multiple of bucket_divisor={divisor}, "
+            f"image_size = {image_size} should be a multiple of bucket_divisor = {divisor}, "
             "so that it is one of the shapes"
         )
     area = image_size[0] * image_size[1]

@@ -12,7 +12,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +23,20 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from diffusion_jax.data.batches import (
     MIDDLE,
+    NUM_THREADS,
+    PREFETCH,
     Batches,
-    check_training,
-    local_rows,
+    Finish,
+    HostBatch,
+    Rows,
+    columns_of,
+    draw_rows,
+    picked,
     prefetched,
-    record_columns,
-    size_columns,
+    steps_of,
+    training_rows,
 )
-from diffusion_jax.data.order import AUGMENT, CAPTION, Order, training_order, uniform
+from diffusion_jax.data.order import training_order
 from diffusion_jax.data.records import Record
 
 DTYPES: dict[str, Any] = {
@@ -46,7 +52,7 @@ _LENGTHS = struct.Struct("<II")
 _READ_ERRORS = (RuntimeError, ValueError, IndexError, struct.error)
 
 
-class Layout(NamedTuple):
+class Shards(NamedTuple):
     """Where a cache lies and how its records are divided.
 
     digest: of its key, see claim_folder.
@@ -93,7 +99,7 @@ class LatentCache(NamedTuple):
     in a batch -> what stands for a dropped text [...], in the dtype that its encoder gives.
     """
 
-    layout: Layout
+    shards: Shards
     source: grain.sources.ArrayRecordDataSource
     shapes: tuple[tuple[int, int], ...]
     members: tuple[np.ndarray, ...]
@@ -146,27 +152,27 @@ def _compare(folder: Path, made: Mapping[str, Any], wanted: Mapping[str, Any]) -
         )
 
 
-def missing_shards(layout: Layout) -> list[int]:
+def missing_shards(shards: Shards) -> list[int]:
     """Numbers of the shards that are still to be made.
 
     Raises:
         ValueError: a shard that was made is cut short, or belongs to another cache.
     """
     missing = []
-    for shard in range(layout.num_shards):
-        path = layout.path(shard)
+    for shard in range(shards.num_shards):
+        path = shards.path(shard)
         if path.exists() and path.with_suffix(".json").exists():
-            _check_shard(layout, shard)
+            _check_shard(shards, shard)
         else:
             missing.append(shard)
     return missing
 
 
-def _check_shard(layout: Layout, shard: int) -> dict[str, Any]:
-    path = layout.path(shard)
+def _check_shard(shards: Shards, shard: int) -> dict[str, Any]:
+    path = shards.path(shard)
     index = _read_json(path.with_suffix(".json"))
-    size, count = path.stat().st_size, len(layout.records(shard))
-    if index["key"] != layout.digest:
+    size, count = path.stat().st_size, len(shards.records(shard))
+    if index["key"] != shards.digest:
         raise ValueError(f"the shard {path} belongs to another latent cache: {AGAIN}")
     if size != index["bytes"] or count != index["records"]:
         raise ValueError(
@@ -176,17 +182,17 @@ def _check_shard(layout: Layout, shard: int) -> dict[str, Any]:
     return index
 
 
-def verify_shards(layout: Layout) -> None:
+def verify_shards(shards: Shards) -> None:
     """Read every shard of a complete cache and compare its checksum.
 
     Raises:
         ValueError: the first shard that is missing or damaged.
     """
-    for shard in range(layout.num_shards):
-        path = layout.path(shard)
+    for shard in range(shards.num_shards):
+        path = shards.path(shard)
         if not path.exists():
             raise ValueError(f"the shard {path} of the latent cache is missing")
-        if _sha256(path) != _check_shard(layout, shard)["sha256"]:
+        if _sha256(path) != _check_shard(shards, shard)["sha256"]:
             raise ValueError(
                 f"the shard {path} of the latent cache is damaged: its bytes are not those that "
                 f"were written: {AGAIN}"
@@ -194,7 +200,7 @@ def verify_shards(layout: Layout) -> None:
 
 
 def write_shard(
-    layout: Layout,
+    shards: Shards,
     shard: int,
     entries: Iterable[Entry],
     shapes: Sequence[tuple[int, int]],
@@ -208,18 +214,18 @@ def write_shard(
     Raises:
         ValueError: another number of entries, or a value that the dtype cannot hold.
     """
-    path, buckets = layout.path(shard), []
+    path, buckets = shards.path(shard), []
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.unlink(missing_ok=True)
     writer = ArrayRecordWriter(str(unfinished), _WRITER_OPTIONS)
     try:
-        for number, entry in zip(layout.records(shard), entries, strict=True):
+        for number, entry in zip(shards.records(shard), entries, strict=True):
             writer.write(_pack_entry(entry, number, dtype))
             buckets.append(entry.bucket)
     finally:
         writer.close()
     index = {
-        "key": layout.digest,
+        "key": shards.digest,
         "records": len(buckets),
         "bytes": unfinished.stat().st_size,
         "sha256": _sha256(unfinished),
@@ -236,29 +242,29 @@ def write_null(folder: Path, null: Mapping[str, np.ndarray]) -> None:
     _write(folder / NULL_FILE, _pack({}, null))
 
 
-def open_cache(layout: Layout) -> LatentCache:
+def open_cache(shards: Shards) -> LatentCache:
     """Open a complete cache for reading.
 
     Raises:
         ValueError: a shard is missing or damaged.
     """
-    missing = missing_shards(layout)
-    if missing or not (layout.folder / NULL_FILE).exists():
+    missing = missing_shards(shards)
+    if missing or not (shards.folder / NULL_FILE).exists():
         raise ValueError(
-            f"the latent cache in {layout.folder} is not complete: {len(missing)} of its "
-            f"{layout.num_shards} shards are missing; make them with python launch.py cache"
+            f"the latent cache in {shards.folder} is not complete: {len(missing)} of its "
+            f"{shards.num_shards} shards are missing; the command cache makes them"
         )
-    indices = [_check_shard(layout, shard) for shard in range(layout.num_shards)]
+    indices = [_check_shard(shards, shard) for shard in range(shards.num_shards)]
     shapes = tuple((height, width) for height, width in indices[0]["shapes"])
     buckets = np.concatenate([index["buckets"] for index in indices])
     return LatentCache(
-        layout,
+        shards,
         grain.sources.ArrayRecordDataSource(
-            [str(layout.path(shard)) for shard in range(layout.num_shards)]
+            [str(shards.path(shard)) for shard in range(shards.num_shards)]
         ),
         shapes,
         tuple(np.flatnonzero(buckets == bucket) for bucket in range(len(shapes))),
-        _unpack((layout.folder / NULL_FILE).read_bytes())[1],
+        _unpack((shards.folder / NULL_FILE).read_bytes())[1],
     )
 
 
@@ -271,7 +277,7 @@ def read_entry(cache: LatentCache, number: int) -> Entry:
     try:
         header, arrays = _unpack(cache.source[number])
     except _READ_ERRORS as error:
-        path = cache.layout.path(number // cache.layout.shard_size)
+        path = cache.shards.path(number // cache.shards.shard_size)
         raise ValueError(
             f"record {number} of the latent cache cannot be read, {path} is damaged: {AGAIN} "
             f"({type(error).__name__}: {str(error):.80})"
@@ -290,68 +296,49 @@ def cached_batches(
     shuffle: bool = True,
     repeat: bool = True,
     random_flip: bool = False,
-    num_threads: int = 2,
+    num_threads: int = NUM_THREADS,
     num_workers: int = 0,
-    prefetch: int = 4,
+    prefetch: int = PREFETCH,
     process_index: int = 0,
     process_count: int = 1,
+    finish: Finish | None = None,
 ) -> Batches:
-    """Make the batches that batches.make_batches makes, of the same records in the same order, with
-    their latents instead of pixels.
+    """Make the batches of batches.make_batches with latents instead of pixels.
 
-    "moments", float32 [b, h, w, 2c], stands for "image"; with random_flip "mirrored", bool [b],
-    tells which rows are of mirrored images; the outputs of text encoders, [b, ...] as they are
-    stored, are those of the row's caption. All other columns and all arguments are those of
-    make_batches.
+    The same records come in the same order. "moments", float32 [b, h, w, 2c], stands for "image";
+    with random_flip "mirrored", bool [b], tells which rows are of mirrored images; the outputs of
+    text encoders, [b, ...] as they are stored, belong to the row's caption. All other columns and
+    all arguments are as in make_batches.
 
     Raises:
         ValueError: as make_batches; while iterating: a damaged shard.
     """
-    count = cache.layout.num_records
-    local = local_rows(count, batch_size, process_index, process_count)
-    check_training(count, batch_size, seed, num_workers, cache=False)
-    plan = training_order(cache.members, batch_size=batch_size, seed=seed, shuffle=shuffle)
-    make = functools.partial(_cached_batch, cache, plan, local, batch_size, seed, random_flip)
-    steps = grain.MapDataset.range(2**60 if repeat else plan.steps_per_epoch).map(make)
-    iterate = prefetched(steps, num_threads, num_workers, prefetch)
-    return Batches(iterate, count, plan.steps_per_epoch, cache.shapes)
+    count = cache.shards.num_records
+    local = training_rows(count, batch_size, seed, process_index, process_count)
+    order = training_order(cache.members, batch_size=batch_size, seed=seed, shuffle=shuffle)
+    draw = functools.partial(draw_rows, order, cache.shapes, local, batch_size, seed, random_flip)
+    make = functools.partial(_cached_batch, cache, draw, random_flip)
+    steps = steps_of(order, repeat=repeat).map(make)
+    iterate = prefetched(steps, num_threads, num_workers, prefetch, finish)
+    return Batches(iterate, count, order.steps_per_epoch, cache.shapes)
 
 
 def _cached_batch(
-    cache: LatentCache,
-    plan: Order,
-    local: np.ndarray,
-    batch_size: int,
-    seed: int,
-    random_flip: bool,
-    step: int,
-) -> dict[str, np.ndarray]:
-    bucket, ids = plan.at(step)
-    entries = [read_entry(cache, int(number)) for number in ids[local]]
-    records = [entry.record for entry in entries]
-    mirror = np.zeros(len(records), bool)
-    if random_flip:
-        mirror = uniform(seed, AUGMENT, step, (batch_size, 3))[local, 0] < 0.5
-    sizes, _ = size_columns(records, cache.shapes[bucket], MIDDLE, mirror)
-    picks = uniform(seed, CAPTION, step, (batch_size,))[local]
-    moments = [
-        entry.moments[turned] for entry, turned in zip(entries, mirror.astype(int), strict=True)
-    ]
-    outputs = {
-        name: np.stack(
-            [
-                entry.outputs[name][int(pick * len(entry.outputs[name]))]
-                for entry, pick in zip(entries, picks, strict=True)
-            ]
-        )
-        for name in entries[0].outputs
-    }
+    cache: LatentCache, draw: Callable[[int], Rows], random_flip: bool, step: int
+) -> HostBatch:
+    rows = draw(step)._replace(places=MIDDLE)
+    entries = [read_entry(cache, int(number)) for number in rows.ids]
+    columns, _ = columns_of([entry.record for entry in entries], rows)
+    views = zip(entries, rows.mirror.astype(int), strict=True)
+    moments = np.stack([entry.moments[view] for entry, view in views])
     return {
-        "moments": np.stack(moments).astype(np.float32),
-        **({"mirrored": mirror} if random_flip else {}),
-        **sizes,
-        **record_columns(records, picks),
-        **outputs,
+        "moments": moments.astype(np.float32),
+        **({"mirrored": rows.mirror} if random_flip else {}),
+        **columns,
+        **{
+            name: np.stack(picked([entry.outputs[name] for entry in entries], rows.picks))
+            for name in entries[0].outputs
+        },
     }
 
 

@@ -50,7 +50,7 @@ class Record(NamedTuple):
     index: int
 
 
-class Keys(NamedTuple):
+class FeatureNames(NamedTuple):
     """Names of the features that a batch is made of."""
 
     image: str
@@ -58,13 +58,13 @@ class Keys(NamedTuple):
     caption: str | None
 
 
-def find_keys(
+def find_features(
     source: Records,
     *,
     image_key: str | None = None,
     label_key: str | None = None,
     caption_key: str | None = None,
-) -> Keys:
+) -> FeatureNames:
     """Names of the image, label and caption features of a source.
 
     A name that is given must exist. Otherwise it is the usual name ("image"; "label"; "caption",
@@ -80,19 +80,17 @@ def find_keys(
     image = _choose(features, "image", image_key)
     if image is None:
         raise ValueError(
-            "image_key=None does not settle which feature is the image, "
-            f"choose one of {', '.join(features)}"
+            "image_key = None leaves open which feature is the image; choose from "
+            f"{', '.join(features)}"
         )
     label = _choose(features, "label", label_key)
     caption = _choose(features, "caption", caption_key)
-    return Keys(image, label, caption)
+    return FeatureNames(image, label, caption)
 
 
 def _choose(features: Mapping[str, Any], kind: str, given: str | None) -> str | None:
     if given is not None and given not in features:
-        raise ValueError(
-            f"{kind}_key={given!r} is not a feature, choose one of {', '.join(features)}"
-        )
+        raise ValueError(f"{kind}_key = {given!r} is no feature; choose from {', '.join(features)}")
     found = [name for name, feature in features.items() if _is_kind(kind, name, feature)]
     usual = [name for name in _USUAL_NAMES[kind] if name in found]
     # A lone text is no caption: many data sets have an "id" or a "file_name" and nothing else.
@@ -113,7 +111,7 @@ def _is_kind(kind: str, name: str, feature: Any) -> bool:
 def make_reader(
     source: Records,
     fit: Callable[[Any, tuple[int, int]], Fitted],
-    keys: Keys,
+    keys: FeatureNames,
     *,
     cache: bool,
     max_corrupt: int,
@@ -159,7 +157,7 @@ def captions_of(value: Any) -> tuple[str, ...]:
     if isinstance(value, (bytes, str)):
         return (_text(value),)
     if not isinstance(value, (list, tuple, np.ndarray)):
-        raise TypeError(f"a caption must be a text or a sequence of texts, got {value!r:.80}")
+        raise TypeError(f"a caption should be a text or a sequence of texts, not {value!r:.80}")
     return tuple(_text(text) for text in value) or ("",)
 
 
@@ -172,7 +170,7 @@ def _count_corrupt(
     if len(corrupt) > max_corrupt:
         raise ValueError(
             f"{name} is {error}; that makes {len(corrupt)} unreadable images, "
-            f"max_corrupt={max_corrupt} allows no more"
+            f"max_corrupt = {max_corrupt} allows no more"
         ) from error
 
 

@@ -96,7 +96,7 @@ def clip_tokenizer(
     if pad not in ("eos", "zero"):
         raise ValueError(f"pad = {pad!r} is unknown; choose eos or zero")
     if max_length < 3:
-        raise ValueError(f"max_length = {max_length} must be at least 3: start, a token, end")
+        raise ValueError(f"max_length = {max_length} should be at least 3: start, a token, end")
     path = find_vocabulary() if vocabulary is None else Path(vocabulary).expanduser()
     if not path.is_file():
         raise ValueError(f"vocabulary = {str(vocabulary)!r} is no file")
@@ -128,7 +128,7 @@ def find_vocabulary(packages: Sequence[str] = PACKAGES) -> Path:
 def _clean(index: int, text: object) -> str:
     """Resolve HTML's entities, twice as in the original, which saw captions from the web."""
     if not isinstance(text, str):
-        raise TypeError(f"text {index} is {text!r}; it must be a string")
+        raise TypeError(f"text {index} is {text!r}; it should be a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -2,12 +2,12 @@
 
 import io
 import struct
-import zlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 RESIZE_FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -19,24 +19,30 @@ RESIZE_FILTERS = {
 CROPS = ("center", "random", "stretch")
 MODES = {1: "L", 3: "RGB"}
 
-# What PIL raises on damaged files, by format: a broken PNG chunk is a SyntaxError, a short TIFF a
-# struct.error.
-_DECODE_ERRORS = (
+# EXIF orientation -> how to turn a stored picture upright.
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What PIL raises for EXIF data that make no sense, in pictures that are whole all the same.
+_EXIF_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
     OSError,
     SyntaxError,
+    TypeError,
     ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    OverflowError,
     struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
 )
-
-
-# EXIF orientations that lay a picture on its side.
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+# A picture that would be resized to more than this many windows is cut first and resized later.
+_MOST_WINDOWS = 16
 
 
 class CorruptImageError(ValueError):
@@ -46,8 +52,9 @@ class CorruptImageError(ValueError):
 class Fitted(NamedTuple):
     """An image after the deterministic part, and what size micro-conditioning needs to know.
 
-    pixels: uint8 [h, w, c]. original_size: (height, width) as it is stored, but upright.
-    resized_size: (height, width) that a window is cut, or was cut, out of.
+    pixels: uint8 [h, w, c]; for crop="random" resized to resized_size unless that would be very
+    large, see cut. original_size: (height, width) as it is stored, but upright. resized_size:
+    (height, width) that a window is cut, or was cut, out of.
     """
 
     pixels: np.ndarray
@@ -74,16 +81,18 @@ def decode(image: bytes | np.ndarray | Image.Image, channels: int) -> np.ndarray
         ValueError: channels is neither 1 nor 3.
         TypeError: an array of another type or shape.
     """
-    if channels not in MODES:
-        raise ValueError(f"channels={channels} is not supported, choose 1 (grayscale) or 3 (RGB)")
+    _check_channels(channels)
     if isinstance(image, np.ndarray):
         image = _from_array(image)
     try:
         if isinstance(image, bytes):
             image = Image.open(io.BytesIO(image))
         image.load()
-        pixels = np.asarray(_to_mode(ImageOps.exif_transpose(image), MODES[channels]))
-    except _DECODE_ERRORS as error:
+        orientation = _orientation(image)
+        if orientation in _TURNS:
+            image = image.transpose(_TURNS[orientation])
+        pixels = np.asarray(_to_mode(image, MODES[channels]))
+    except Exception as error:  # PIL raises whatever its decoders meet in a damaged file
         raise CorruptImageError(f"not a readable image ({_why(error)})") from error
     return pixels.reshape(pixels.shape[0], pixels.shape[1], channels)
 
@@ -98,12 +107,22 @@ def size_of(image: bytes | np.ndarray) -> tuple[int, int]:
         return image.shape[0], image.shape[1]
     try:
         picture = Image.open(io.BytesIO(image))
-        # Not picture.getexif(), which decodes a whole PNG to find an orientation at its end.
-        orientation = Image.Image.getexif(picture).get(_ORIENTATION)
-    except _DECODE_ERRORS as error:
+        width, height = picture.size
+        if isinstance(picture, TiffImageFile):  # PIL has swapped the sides already, but not always
+            width, height = picture.tag_v2[IMAGEWIDTH], picture.tag_v2[IMAGELENGTH]
+        lies = _orientation(picture) in (5, 6, 7, 8)
+    except Exception as error:  # as in decode
         raise CorruptImageError(f"not a readable image ({_why(error)})") from error
-    width, height = picture.size
-    return (width, height) if orientation in _TURNED else (height, width)
+    return (width, height) if lies else (height, width)
+
+
+def _orientation(picture: Image.Image) -> Any:
+    """Read the EXIF or XMP orientation of a picture; 1 when it has none that can be read."""
+    try:
+        # Not picture.getexif(), which decodes a whole PNG to find an orientation at its end.
+        return Image.Image.getexif(picture).get(_ORIENTATION, 1)
+    except _EXIF_ERRORS:
+        return 1
 
 
 def _why(error: Exception) -> str:
@@ -120,8 +139,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (2, 3, 4))
     if array.dtype != np.uint8 or not fits or 0 in array.shape:
         raise TypeError(
-            "an image array must be uint8 or uint16 of shape [h, w] or [h, w, 1..4], "
-            f"got {array.dtype} of shape {list(array.shape)}"
+            f"an image array of {array.dtype} and shape {list(array.shape)} should be uint8 or "
+            "uint16 of shape [h, w] or [h, w, 1..4]"
         )
     return Image.fromarray(np.ascontiguousarray(array))
 
@@ -172,13 +191,27 @@ def fit(
         scale = max(height / old_height, width / old_width)
         new_height = max(height, round(old_height * scale))
         new_width = max(width, round(old_width * scale))
-    if (new_height, new_width) != (old_height, old_width):
-        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        picture = picture.resize((new_width, new_height), RESIZE_FILTERS[resize])
-        pixels = np.asarray(picture).reshape(new_height, new_width, pixels.shape[-1])
+    resized_size = (new_height, new_width)
+    if new_height * new_width <= _MOST_WINDOWS * height * width:
+        pixels = _resized(pixels, resized_size, resize)
     if crop == "center":
-        pixels = cut(pixels, image_size, 0.5, 0.5)
-    return Fitted(pixels, original_size, (new_height, new_width))
+        (corner,) = corners(np.array([resized_size]), image_size, np.array([[0.5, 0.5]])).tolist()
+        pixels = cut(pixels, resized_size, image_size, corner, resize)
+    return Fitted(pixels, original_size, resized_size)
+
+
+def _resized(
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    resize: str,
+    box: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
+    """Resize [h, w, c], or a box (left, top, right, bottom) of it, to a size."""
+    if size == pixels.shape[:2] and box is None:
+        return pixels
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    picture = picture.resize((size[1], size[0]), RESIZE_FILTERS[resize], box)
+    return np.asarray(picture).reshape(*size, pixels.shape[-1])
 
 
 def corners(
@@ -193,11 +226,24 @@ def corners(
     return (places * (resized_sizes - np.array([image_size]) + 1)).astype(np.int64)
 
 
-def cut(pixels: np.ndarray, image_size: tuple[int, int], top: float, left: float) -> np.ndarray:
-    """Cut a window out of [h, w, c]; top and left in [0, 1) choose among the possible offsets."""
-    height, width = image_size
-    ((y, x),) = corners(np.array([pixels.shape[:2]]), image_size, np.array([[top, left]]))
-    return pixels[y : y + height, x : x + width]
+def cut(
+    pixels: np.ndarray,
+    resized_size: tuple[int, int],
+    image_size: tuple[int, int],
+    corner: Sequence[int],
+    resize: str,
+) -> np.ndarray:
+    """Cut a window of image_size out of an image of resized_size, at its (top, left) corner.
+
+    pixels: uint8 [h, w, c], the image; if it is not of resized_size yet, the part of it that the
+    window shows is resized now (4000 x 16 pixels would cover 512 x 512 as 128,000 x 512).
+    """
+    (top, left), (height, width) = corner, image_size
+    if pixels.shape[:2] == tuple(resized_size):
+        return pixels[top : top + height, left : left + width]
+    down, right = (old / new for old, new in zip(pixels.shape[:2], resized_size, strict=True))
+    box = (left * right, top * down, (left + width) * right, (top + height) * down)
+    return _resized(pixels, image_size, resize, box)
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
@@ -217,8 +263,8 @@ def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or any(not isinstance(side, int) or side < 1 for side in size):
         raise ValueError(
-            f"image_size={image_size!r} must be a positive number of pixels "
-            "or a pair (height, width)"
+            f"image_size = {image_size!r} should be a positive number of pixels or a pair (height, "
+            "width)"
         )
     return size
 
@@ -237,17 +283,20 @@ def make_fit(
     Raises:
         ValueError: an option outside its choices, naming the argument, the value and the choices.
     """
-    if channels not in MODES:
-        raise ValueError(f"channels={channels!r} is not supported, choose 1 (grayscale) or 3 (RGB)")
-    if crop not in CROPS:
-        raise ValueError(f"crop={crop!r} is unknown, choose one of {', '.join(CROPS)}")
-    if resize not in RESIZE_FILTERS:
-        raise ValueError(f"resize={resize!r} is unknown, choose one of {', '.join(RESIZE_FILTERS)}")
+    _check_channels(channels)
+    for name, value, choices in (("crop", crop, CROPS), ("resize", resize, RESIZE_FILTERS)):
+        if value not in choices:
+            raise ValueError(f"{name} = {value!r} is unknown; choose from {', '.join(choices)}")
     if pad < 0:
-        raise ValueError(f"pad={pad} must be 0 or a positive number of pixels")
+        raise ValueError(f"pad = {pad} should be at least 0")
 
     def fit_encoded(image: bytes | np.ndarray, image_size: tuple[int, int]) -> Fitted:
         pixels = decode(image, channels)
         return fit(pixels, image_size=image_size, crop=crop, resize=resize, pad=pad)
 
     return fit_encoded
+
+
+def _check_channels(channels: int) -> None:
+    if channels not in MODES:
+        raise ValueError(f"channels = {channels!r} should be 1 (grayscale) or 3 (RGB)")

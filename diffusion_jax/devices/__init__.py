@@ -1,1 +1,1 @@
-"""Devices: meshes, where arrays live on them, several processes, and what a chip can do."""
+"""Devices: meshes, where arrays lie on them, several processes, and what a chip can do."""

@@ -14,15 +14,11 @@ from diffusion_jax.types import PyTree
 
 
 def shard_batch(mesh: Mesh, host_batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Global arrays from this process's rows of a batch, split over all axes but "tensor".
+    """Make global arrays of this process's rows of a batch, split over all axes but "tensor".
 
-    Args:
-        host_batch: arrays with the batch as leading axis, with the rows that `process_rows` names,
-            in that order. Leaves that are not numbers (captions) are dropped: they stay on the
-            host.
-
-    Raises:
-        ValueError: the rows do not divide by the devices of this process.
+    host_batch has the rows that `process_rows` names, in that order. Arrays that are not numbers
+    (captions) stay on the host.
+    Raises ValueError when the rows do not divide by the devices of this process.
     """
     sharding, shards = batch_sharding(mesh), batch_shards(mesh)
     local_shards = len(process_rows(mesh, shards))
@@ -33,21 +29,21 @@ def shard_batch(mesh: Mesh, host_batch: Mapping[str, Any]) -> dict[str, jax.Arra
             continue
         if local.ndim == 0 or local.shape[0] % local_shards:
             raise ValueError(
-                f"batch[{name!r}] has shape {local.shape}; its leading axis must "
+                f"batch[{name!r}] has shape {local.shape}; its leading axis should "
                 f"divide by the {local_shards} devices of this process that split the batch"
             )
         shape = (local.shape[0] // local_shards * shards, *local.shape[1:])
         part = functools.partial(_part, local, process_rows(mesh, shape[0]), shape[0])
-        # The one transfer to the devices that a training loop is there to make.
+        # The one transfer to the devices that a training loop makes.
         with jax.transfer_guard_host_to_device("allow"):
             arrays[name] = jax.make_array_from_callback(shape, sharding, part)
     return arrays
 
 
 def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """jax.device_put of values that every process has, arrays of keys included.
+    """Put values that every process has on devices, arrays of random keys included.
 
-    With several processes jax.device_put takes numbers, but no keys, and compares them first.
+    With several processes, jax.device_put refuses keys, and compares numbers first.
     """
 
     def place(leaf: Any) -> jax.Array:
@@ -64,7 +60,7 @@ def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
 
 
 def _part(local: np.ndarray, rows: np.ndarray, batch_size: int, index: Any) -> np.ndarray:
-    """What one device holds of the rows of this process."""
+    """Find what one device holds of the rows of this process."""
     first, last, _ = index[0].indices(batch_size)
     start = int(np.searchsorted(rows, first))
     return local[start : start + last - first]

@@ -1,7 +1,7 @@
 """What accelerators can do at best, by their names in JAX: for utilisation and for planning.
 
-Every figure is per `jax.Device`, half a chip where JAX sees two (TPU v3 and 7x). Peaks are dense
-bfloat16 products with float32 sums; data sheets of NVIDIA often give twice that, with sparsity.
+Every figure is per `jax.Device`, which is half a chip of TPU v3 and 7x. Peaks are for dense
+bfloat16 products with float32 sums; data sheets of NVIDIA often give twice as much, with sparsity.
 """
 
 import re
@@ -12,10 +12,11 @@ GB, GIB = 10**9, 2**30
 
 
 class Chip(NamedTuple):
-    """One accelerator. kind: regex that its whole `jax.Device.device_kind` matches.
+    """One accelerator.
 
-    peak_flops: FLOP/s in bfloat16. hbm: bytes of its memory. hbm_bandwidth: bytes/s. interconnect:
-    bytes/s to its neighbours, all links together, one way (ICI, NVLink, or else PCIe).
+    kind: regex that its whole `jax.Device.device_kind` matches. peak_flops: FLOP/s in bfloat16.
+    hbm: bytes of its memory. hbm_bandwidth: bytes/s. interconnect: bytes/s to its neighbours, all
+    links together, one way (ICI, NVLink, or else PCIe).
     """
 
     name: str
@@ -27,7 +28,7 @@ class Chip(NamedTuple):
 
 
 def _chip(name: str, kind: str, teraflops: Real, hbm: Real, *gb_per_s: Real) -> Chip:
-    """TFLOP/s, bytes, and GB/s of the memory and of the interconnect, as data sheets have them."""
+    """Make a chip of the figures in data sheets: TFLOP/s, bytes, GB/s of memory and links."""
     bandwidth, interconnect = (float(value) * GB for value in gb_per_s)
     return Chip(name, kind, float(teraflops) * 1e12, int(hbm), bandwidth, interconnect)
 
@@ -35,7 +36,7 @@ def _chip(name: str, kind: str, teraflops: Real, hbm: Real, *gb_per_s: Real) -> 
 CHIPS = (
     # https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and the page of each version (v3,
     # v4, v5e, v5p, v6e, tpu7x); links of v3 from Jouppi et al. 2023 (arXiv:2304.01433, table 4).
-    # The pages give both directions of the interconnect together, here is half of that.
+    # The pages give both directions of the interconnect together, so it is halved here.
     _chip("v3", r"TPU v3", 123 / 2, 32 * GIB / 2, 900 / 2, 4 * 70 / 2),
     _chip("v4", r"TPU v4", 275, 32 * GIB, 1228, 6 * 50),
     _chip("v5e", r"TPU v5( lite|e)", 197, 16 * GIB, 819, 200),
@@ -61,7 +62,7 @@ CHIPS = (
 
 
 def find_chip(device_kind: str) -> Chip | None:
-    """Find the chip of a `jax.Device.device_kind`; None for one that is not known, as a CPU."""
+    """Find the chip of a `jax.Device.device_kind`; None where it is not known, as for a CPU."""
     for chip in CHIPS:
         if re.fullmatch(chip.kind, device_kind):
             return chip

@@ -1,7 +1,7 @@
 """Count the floating-point operations of a program from its jaxpr: matrix products, convolutions.
 
-Everything else (norms, activations, softmax) is left out, as is usual for model FLOPs: it is bound
-by memory, not by arithmetic. Nothing is compiled or computed.
+Everything else (norms, activations, softmax) is left out, as is usual for model FLOPs, because
+memory limits it and not arithmetic. Nothing is compiled or computed.
 """
 
 import math
@@ -16,8 +16,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     """Trace function(*args, **kwargs) and count its FLOPs, two per multiply-add, on all devices.
 
-    args: arrays or jax.ShapeDtypeStruct. What is recomputed under remat is in the program, so it
-    counts; trace the function without remat for the FLOPs of the model.
+    args: arrays or jax.ShapeDtypeStruct. What remat computes again counts; trace the function
+    without remat for the FLOPs of the model.
     """
     return jaxpr_flops(jax.make_jaxpr(function)(*args, **kwargs))
 
@@ -25,15 +25,15 @@ def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
 def jaxpr_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     """Count the FLOPs of a jaxpr, two per multiply-add.
 
-    A scan counts its body length times, a while loop, whose length is not known, once, and a
-    condition its dearest branch. A shard_map counts on all devices that split its arguments, a
-    Pallas kernel at every point of its grid.
+    The body of a scan counts as often as it runs, the body of a while loop, whose length is not
+    known, once, and a condition as its dearest branch. A shard_map counts on all devices that split
+    its arguments, a Pallas kernel at every point of its grid.
     """
     return sum(_equation_flops(eqn) for eqn in jaxpr.eqns)
 
 
 def kernel_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
-    """Count those of the FLOPs of a jaxpr that are in Pallas kernels, which XLA cannot see."""
+    """Count the FLOPs of a jaxpr that are in Pallas kernels, which XLA cannot see."""
     total = 0
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
@@ -59,7 +59,7 @@ def _equation_flops(eqn: Any) -> int:
 
 
 def _repeats(name: str, params: dict[str, Any]) -> int:
-    """How often the jaxprs of an equation run."""
+    """Tell how often the jaxprs of an equation run."""
     if name == "scan":
         return params["length"]
     if name == "pallas_call":
@@ -95,9 +95,9 @@ def _dot_flops(lhs: Sequence[int], rhs: Sequence[int], dimensions: Any) -> int:
 def _conv_flops(
     lhs: Sequence[int], rhs: Sequence[int], out: Sequence[int], params: dict[str, Any]
 ) -> int:
-    """Count the products with elements of lhs only, not with padding or what dilation puts between.
+    """Count the products with elements of lhs, not with padding or the zeros of a dilation.
 
-    So the gradients of a convolution cost what it does, each, whatever its stride.
+    So each gradient of a convolution costs as much as the convolution, whatever its stride.
     """
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
     products = math.prod(
@@ -121,17 +121,16 @@ def _conv_flops(
             strict=True,
         )
     )
-    # rhs has the input features of one group; of out, batch groups have divided the batch.
+    # rhs has the input features of one group; the batch of out is divided by the batch groups.
     return 2 * products * out[out_spec[0]] * out[out_spec[1]] * rhs[rhs_spec[1]]
 
 
 def taps(
     lhs: int, rhs: int, out: int, *, stride: int, low: int, lhs_dilation: int, rhs_dilation: int
 ) -> int:
-    """Count along one axis of a convolution the pairs of an output and a kernel position that meet
-    an element of lhs.
+    """Count the pairs of an output and a kernel position that meet an element of lhs, on one axis.
 
-    lhs, rhs, out: sizes. low: padding before the first element of lhs.
+    lhs, rhs, out: sizes of a convolution's axis. low: padding before the first element of lhs.
     """
     place = np.arange(out)[:, None] * stride + np.arange(rhs) * rhs_dilation - low
     inside = (place >= 0) & (place <= (lhs - 1) * lhs_dilation) & (place % lhs_dilation == 0)

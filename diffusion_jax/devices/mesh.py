@@ -1,9 +1,9 @@
 """Device meshes: four axes, and how a batch is split over them.
 
 "slices" are groups of devices with a slow network in between, each with a copy of the model; "data"
-copies the model inside a slice, "fsdp" splits parameters and optimizer state, "tensor" splits
-single layers. A batch is split over all but "tensor". Networks know nothing of this: the axis types
-are Auto, so the compiler propagates what the arguments of a jitted function carry.
+copies the model inside a slice; "fsdp" splits parameters and optimizer state; "tensor" splits
+single layers. A batch is split over all axes but "tensor". Networks do not see the mesh: the axis
+types are Auto, so the compiler propagates the shardings of a jitted function's arguments.
 """
 
 import functools
@@ -28,12 +28,14 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """A mesh with the axes "slices", "data", "fsdp", "tensor"; one size may be -1: what is left.
+    """Make a mesh with the axes "slices", "data", "fsdp", "tensor"; one size may be -1: the rest.
 
     Args:
-        slices, data, fsdp, tensor: number of devices along each axis, positive, or -1 for at most
-            one of them. Only sums of gradients cross from slice to slice. Slices are those that the
-            devices name (TPU), or else equal numbers of devices in the order of the processes.
+        slices: number of slices. Only sums of gradients cross from one to another. TPU devices name
+            their slice; other devices are divided equally in the order of the processes.
+        data: number of copies of the model inside a slice.
+        fsdp: number of devices that split parameters and optimizer state.
+        tensor: number of devices that split single layers.
         devices: the devices to use, all devices of all processes by default.
 
     Raises:
@@ -44,18 +46,17 @@ def make_mesh(
     sizes = {"slices": slices, "data": data, "fsdp": fsdp, "tensor": tensor}
     for axis, size in sizes.items():
         if size != -1 and size < 1:
-            raise ValueError(f"mesh axis {axis}={size} must be a positive number of devices, or -1")
+            raise ValueError(f"mesh axis {axis} = {size} should be at least 1 device, or -1")
     unknown = [axis for axis, size in sizes.items() if size == -1]
     if len(unknown) > 1:
-        raise ValueError(f"mesh axes {unknown} are all -1; at most one can be inferred")
+        raise ValueError(f"mesh axes {' = '.join(unknown)} = -1, which only one of them should be")
     asked = " ".join(f"{axis}={size}" for axis, size in sizes.items())
     known = math.prod(size for size in sizes.values() if size != -1)
     if unknown and len(devices) % known == 0:
         sizes[unknown[0]] = len(devices) // known
     if math.prod(sizes.values()) != len(devices):
         raise ValueError(
-            f"mesh {asked} does not fit {len(devices)} devices; the sizes must multiply to that "
-            "number"
+            f"mesh axes {asked} should multiply to {len(devices)}, the number of devices"
         )
     shape = tuple(sizes[axis] for axis in MESH_AXES)
     axis_types = (AxisType.Auto,) * len(shape)
@@ -74,17 +75,17 @@ def _arrange(devices: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
         )
     if devices[0].platform == "tpu":
         raise ValueError(
-            f"mesh slices={slices} should be {max(len(named), 1)}, the number of slices that the "
-            f"{len(devices)} devices come from"
+            f"mesh axis slices = {slices} should be {max(len(named), 1)}, the number of slices "
+            f"that the {len(devices)} devices come from"
         )
     blocks = np.asarray(devices, dtype=object).reshape(slices, -1)
     return np.stack([mesh_utils.create_device_mesh(inside, list(block)) for block in blocks])
 
 
 def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Trace `function` knowing the mesh, as under jax.set_mesh, but also inside of jax.jit.
+    """Trace `function` with the mesh in context, as under jax.set_mesh, but also inside of jax.jit.
 
-    What the compiler cannot split on its own, such as an attention kernel, asks for it.
+    Attention kernels and others that the compiler cannot split on its own look for it.
     """
 
     @functools.wraps(function)
@@ -96,31 +97,29 @@ def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding that keeps a whole copy on every device of the mesh."""
+    """Make the sharding that keeps a whole copy on every device of the mesh."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: the leading axis is split over all mesh axes but "tensor"."""
+    """Make the sharding of a batch: all mesh axes but "tensor" split the leading axis."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts `batch_sharding` splits a batch."""
+    """Count the parts into which `batch_sharding` splits a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Which rows of a global batch the devices of this process hold, ascending, int [rows].
+    """List the rows of a global batch that the devices of this process hold, ascending, int [rows].
 
-    Those of different processes differ, unless "tensor" spans processes: then they share rows.
-
-    Raises:
-        ValueError: the batch does not divide by the devices that split it.
+    Processes hold different rows, except where "tensor" spans processes, which then share rows.
+    Raises ValueError when the batch does not divide by the devices that split it.
     """
     shards = batch_shards(mesh)
     if batch_size % shards:
-        raise ValueError(f"a batch of {batch_size} does not divide by the {shards} that split it")
+        raise ValueError(f"a batch of {batch_size} should divide by the {shards} that split it")
     rows = np.arange(batch_size)
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([rows[index] for index in indices if index is not None]))

@@ -1,4 +1,4 @@
-"""Where the leaves of a tree live on a mesh, by regex rules over their paths."""
+"""Where the leaves of a tree lie on a mesh, by regex rules over their paths."""
 
 import functools
 import logging
@@ -14,24 +14,25 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffusion_jax.devices.mesh import replicated
 from diffusion_jax.types import PyTree
 
-# Leaves with fewer elements stay whole: a gather would cost more than the memory is worth.
+# Leaves with fewer elements stay whole: gathering them costs more than their memory is worth.
 MIN_SIZE = 2**16
-# Leaves of a stack of blocks, which a scan goes through, have the depth as first dimension.
+# Leaves of a stack of blocks that a scan goes through have the depth as first dimension.
 STACK = "/transformer_blocks/"
 
 # One entry per array dimension: a mesh axis, several of them, or None for "not split".
 Spec: TypeAlias = Sequence[str | Sequence[str] | None]
-# A rule holds for every path in which its regex is found (re.search). The layout is a Spec, or a
-# function of the mesh, the path and the shape of the leaf that returns one.
+# A Spec, or a function of the mesh, the path and the shape of a leaf that returns one.
 Layout: TypeAlias = Spec | Callable[[Mesh, str, tuple[int, ...]], Spec]
+# A regex, and the layout of every leaf in whose path it is found (re.search).
 Rule: TypeAlias = tuple[str, Layout]
 
 
 class Split(NamedTuple):
     """A kind of layer that the axis "tensor" splits.
 
-    pattern: regex found in the paths of its parameters. dimension: the one that is split, from the
-    end. by_head: it holds attention heads, which must stay whole. parts: that many times.
+    pattern: regex found in the paths of its parameters. dimension: the split one, counted from the
+    end. by_head: it holds attention heads, which must stay whole. parts: how many projections of
+    each head it holds.
     """
 
     pattern: str
@@ -40,9 +41,8 @@ class Split(NamedTuple):
     parts: int = 1
 
 
-# What follows a split to the columns is split by rows, so that one sum over the devices a pair is
-# all that they exchange (Shoeybi et al. 2019, "Megatron-LM", section 3; for GEGLU, see
-# docs/pods.md).
+# A layer split by columns is followed by one split by rows, so that the devices exchange one sum
+# for each pair (Shoeybi et al. 2019, "Megatron-LM", section 3; for GEGLU see docs/pods.md).
 TRANSFORMER_SPLITS = (
     Split(r"/to_[qkv]/kernel$", -1, by_head=True),
     Split(r"/to_out_0/kernel$", -2, by_head=True),
@@ -53,7 +53,7 @@ TRANSFORMER_SPLITS = (
     Split(r"/mlp/fc1/(kernel|bias)$", -1),
     Split(r"/mlp/fc2/kernel$", -2),
 )
-# Of models.attention.AttentionBlock with its channels in the order (head, q k v, channel).
+# AttentionBlock of models/layers/attention.py has its channels in the order (head, q k v, channel).
 ATTENTION_BLOCK_SPLITS = (
     Split(r"/qkv/(kernel|bias)$", -1, by_head=True, parts=3),
     Split(r"/proj_out/kernel$", -2, by_head=True),
@@ -61,10 +61,10 @@ ATTENTION_BLOCK_SPLITS = (
 
 
 def fsdp(*, axis: str = "fsdp", min_size: int = MIN_SIZE) -> Layout:
-    """A layout for rules: split the largest dimension that divides, ZeRO 3 (arXiv:1910.02054).
+    """Make a layout that splits the largest dimension that divides, ZeRO 3 (arXiv:1910.02054).
 
     Leaves with fewer than `min_size` elements stay whole. Of equally large dimensions the last one
-    is split, the output channels of a kernel; the depth of a stack of blocks never is.
+    is split, the output channels of a kernel. The depth of a stack of blocks is never split.
     """
 
     def layout(mesh: Mesh, path: str, shape: tuple[int, ...]) -> Spec:
@@ -80,15 +80,16 @@ def parallel(
     *,
     min_size: int = MIN_SIZE,
 ) -> Layout:
-    """A layout for rules: "tensor" splits the layers of `splits`, "fsdp" whatever else is large.
+    """Make a layout in which "tensor" splits the layers of `splits`, and "fsdp" what is large.
 
-    A leaf of both is split in two dimensions, or in one by both if no other divides. A layer whose
-    heads or features the axis does not divide is left to "fsdp" alone, logged once a kind.
+    A leaf that both split is split in two dimensions, or in one by both if no other divides. A
+    layer whose heads or features "tensor" does not divide is split by "fsdp" alone, and a warning
+    is logged once for its kind.
 
     Args:
         splits: the first whose pattern is found in a path decides.
-        heads: (path, width) -> number of attention heads that share that width; None where no
-            layer is split by head.
+        heads: (path, width) -> number of attention heads in that width; None where no layer is
+            split by head.
         min_size: as in `fsdp`; "tensor" splits small leaves too.
     """
 
@@ -135,7 +136,7 @@ def _fsdp_spec(
     min_size: int,
     taken: Mapping[int, str],
 ) -> Spec:
-    """Split the largest free dimension over an axis, besides what other axes have taken."""
+    """Split the largest dimension that no other axis has taken over an axis."""
     parts = mesh.shape[axis]
     spec: list[str | Sequence[str] | None] = [
         taken[i] if i in taken else None for i in range(len(shape))
@@ -158,20 +159,21 @@ def _fsdp_spec(
 
 
 def tree_shardings(mesh: Mesh, tree: PyTree, rules: Sequence[Rule] = ()) -> PyTree:
-    """NamedShardings in the structure of `tree`, by regex over paths such as "params/conv/kernel".
+    """Make the shardings of a tree by rules over paths such as "params/conv/kernel".
 
     The first rule whose regex is found in the path decides; a leaf that no rule matches is
     replicated. Paths are made of dictionary keys, field names and indices, so the moments of an
     optimizer ("opt_state/0/mu/conv/kernel") follow the same rules as the parameters. A dimension
-    that its mesh axes do not divide is replicated, and a leaf with fewer dimensions than its layout
-    (the factored moments of adafactor) too; both are logged once per path.
+    that its mesh axes do not divide is replicated, and so is a leaf with fewer dimensions than its
+    layout (the factored moments of adafactor); each is logged once a path.
 
     Args:
+        mesh: the devices.
         tree: arrays, jax.ShapeDtypeStruct or numbers.
+        rules: (regex, layout) pairs.
 
     Raises:
-        ValueError: a rule matches no path, or names an axis that the mesh does not have, or one
-            axis twice.
+        ValueError: a rule matches no path, names an axis that the mesh lacks, or one axis twice.
     """
     used: set[int] = set()
     paths: list[str] = []
@@ -189,8 +191,8 @@ def tree_shardings(mesh: Mesh, tree: PyTree, rules: Sequence[Rule] = ()) -> PyTr
     for i, (pattern, _) in enumerate(rules):
         if i not in used:
             raise ValueError(
-                f"sharding rule {pattern!r} matches none of the {len(paths)} paths; "
-                f"they look like {', '.join(paths[:3])}"
+                f"sharding rule {pattern!r} should match one of the {len(paths)} paths, such as "
+                f"{', '.join(paths[:3])}"
             )
     return shardings
 
@@ -218,10 +220,10 @@ def _check_axes(where: str, axes: Sequence[str], mesh: Mesh) -> None:
     for axis in axes:
         if axis not in mesh.axis_names:
             raise ValueError(
-                f"{where} names the mesh axis {axis!r}; choose from {', '.join(mesh.axis_names)}"
+                f"{where}: mesh axis {axis!r} is unknown; choose from {', '.join(mesh.axis_names)}"
             )
     if len(set(axes)) != len(axes):
-        raise ValueError(f"{where} uses a mesh axis twice: {', '.join(axes)}")
+        raise ValueError(f"{where} should use a mesh axis once: {', '.join(axes)}")
 
 
 @functools.cache

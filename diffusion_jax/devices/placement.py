@@ -1,7 +1,7 @@
 """Where activations lie on a mesh: each device has its own samples.
 
-Left alone, the compiler takes hints from parameters that fsdp splits, and splits the features of
-some activations instead, which it then sends from all devices to all.
+Otherwise the compiler follows the parameters that fsdp splits, and splits the features of some
+activations, which it then has to send from all devices to all.
 """
 
 import math
@@ -22,10 +22,10 @@ def batch_axes(mesh: jax.sharding.AbstractMesh, batch: int) -> tuple[str, ...] |
 
 
 def by_sample(x: Array) -> Array:
-    """Keep x [b ...] split by sample, and its gradient too; the values are x.
+    """Keep x [b ...] and its gradient split by sample; return x.
 
-    The mesh is that in context (jax.set_mesh, sharding.on_mesh). Without one, and where the devices
-    do not divide the batch, nothing is said. Other axes of x may still be split over "tensor".
+    The mesh is taken from the context (jax.set_mesh, mesh.on_mesh). Without one, or where the
+    devices do not divide the batch, x is left alone. "tensor" may still split other axes of x.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = batch_axes(mesh, x.shape[0])

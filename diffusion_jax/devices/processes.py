@@ -1,9 +1,8 @@
 """Several processes that train one model: who they are, who leads, and what only one may do.
 
-`start` must run before anything asks JAX for its devices.
+`join` must run before anything asks JAX for its devices.
 """
 
-import argparse
 import importlib.util
 import logging
 import os
@@ -33,13 +32,13 @@ class Place(NamedTuple):
     method: str | None = None
 
 
-def start(arguments: argparse.Namespace) -> None:
+def join(flags: Place) -> None:
     """Join the other processes, if flags or environment tell of any.
 
     Raises ValueError when flags are missing or wrong, ConnectionError when the others cannot be
     reached.
     """
-    place = find_place(_from_flags(arguments), os.environ)
+    place = find_place(flags, os.environ)
     if place is None:
         return
     # JAX's service would swallow SIGTERM until training begins, when train/signals.py takes over.
@@ -91,22 +90,22 @@ def find_place(flags: Place, environ: Mapping[str, str]) -> Place | None:
     return place
 
 
-def _from_flags(arguments: argparse.Namespace) -> Place:
-    ids = arguments.local_device_ids
+def place_of_flags(
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    local_device_ids: str | None,
+) -> Place:
+    """Check what was said on a command line; ValueError for what is no address, number or list."""
+    ids = local_device_ids
     if ids is not None and not re.fullmatch(r"\d+(,\d+)*", ids):
         raise ValueError(f"--local_device_ids={ids} should be numbers with commas, such as 0,1")
-    address = arguments.coordinator_address
-    if address is not None and not re.fullmatch(r".+:\d+", address):
-        raise ValueError(f"--coordinator_address={address} should be HOST:PORT")
-    number = arguments.num_processes
-    if number is not None and number < 1:
-        raise ValueError(f"--num_processes={number} should be at least 1")
-    return Place(
-        address,
-        number,
-        arguments.process_id,
-        None if ids is None else tuple(int(i) for i in ids.split(",")),
-    )
+    if coordinator_address is not None and not re.fullmatch(r".+:\d+", coordinator_address):
+        raise ValueError(f"--coordinator_address={coordinator_address} should be HOST:PORT")
+    if num_processes is not None and num_processes < 1:
+        raise ValueError(f"--num_processes={num_processes} should be at least 1")
+    numbers = None if ids is None else tuple(int(i) for i in ids.split(","))
+    return Place(coordinator_address, num_processes, process_id, numbers)
 
 
 def _check_complete(place: Place) -> None:
@@ -191,12 +190,6 @@ def _kubernetes(environ: Mapping[str, str]) -> Place | None:
 def _describe(place: Place) -> str:
     known = {name: value for name, value in place._asdict().items() if value is not None}
     return ", ".join(f"{name} {value}" for name, value in known.items()) or "found by JAX"
-
-
-def say(text: str) -> None:
-    """Print, in process 0 only."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
 
 
 def same_for_all(value: str) -> str:

@@ -16,7 +16,7 @@ from diffusion_jax.diffusion.ddpm import (
     q_sample,
 )
 from diffusion_jax.diffusion.schedule import MIN_VARIANCE, Schedule, check_choice
-from diffusion_jax.randomness import noise_like
+from diffusion_jax.randomness import fold_in_all, noise_like
 from diffusion_jax.types import Keys, PerSample, Predict, Timesteps
 
 Sample = Float[Array, "b *shape"]
@@ -123,7 +123,7 @@ def bits_per_dim(
     """
 
     def term(_, t):
-        noise = noise_like(jax.vmap(jax.random.fold_in, (0, None))(keys, t), x_start.shape[1:])
+        noise = noise_like(fold_in_all(keys, t), x_start.shape[1:])
         t = jnp.full(x_start.shape[:1], t)
         x_t = q_sample(schedule, x_start, t, noise)
         bits, pred_x_start = vlb_terms(

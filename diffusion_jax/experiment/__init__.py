@@ -1,5 +1,4 @@
-"""From a config to an Experiment: the only reader of a ConfigDict, section by section, with
-explicit tables."""
+"""From a config to an Experiment, section by section: the only reader of a ConfigDict."""
 
 from collections.abc import Sequence
 
@@ -22,5 +21,5 @@ def make_experiment(
     """
     sections = config.to_dict()  # references are resolved; from here on everything is plain
     built = assemble(sections, devices)
-    bind_hooks(sections)  # a typo there should not show after an hour of training
+    bind_hooks(sections, built.task)  # a typo there should not show after an hour of training
     return built

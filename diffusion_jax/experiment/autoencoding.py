@@ -1,14 +1,16 @@
 """A config whose model is an autoencoder: the training of a first stage against a discriminator."""
 
 import functools
+import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.devices.mesh import on_mesh
 from diffusion_jax.experiment.binding import (
     ConfigError,
     bind,
@@ -18,8 +20,19 @@ from diffusion_jax.experiment.binding import (
     row,
     with_dtypes,
 )
+from diffusion_jax.experiment.first_stage_weights import (
+    check_lpips,
+    export_first_stage,
+    export_first_stage_folder,
+    load_first_stage,
+    read_lpips,
+)
+from diffusion_jax.experiment.layout import first_stage_rules
 from diffusion_jax.experiment.optimizer import build_optimizer
+from diffusion_jax.experiment.pictures import reconstruct_pictures
 from diffusion_jax.experiment.regularizer import CODEBOOK, Regularizer, build_regularizer
+from diffusion_jax.experiment.task import Reconstructing, Setting, Task, Training
+from diffusion_jax.experiment.weights import RANDOM, open_part, released_source
 from diffusion_jax.models.first_stage.autoencoder import LAST_LAYER, Autoencoder
 from diffusion_jax.models.first_stage.lpips import init_lpips, lpips
 from diffusion_jax.models.first_stage.patchgan import NLayerDiscriminator
@@ -51,115 +64,99 @@ DIFFUSION_ONLY = (
 )
 
 
-class Autoencoding(NamedTuple):
-    """A first stage with its discriminator and its perceptual distance.
-
-    lpips_weights: a file, None for those of the installed package, "random" for a dry run.
-    """
-
-    module: Autoencoder
-    discriminator: NLayerDiscriminator
-    regularizer: Regularizer
-    networks: Networks
-    image_shape: tuple[int, int, int]
-    lpips_net: str
-    lpips_weights: str | None
-    constants: dict[str, Any]
-    embedders: Mapping[str, Any] = {}
-
-    def init(
-        self, key: Array, tx: Any, disc_tx: Any, logvar_init: float, learn: bool
-    ) -> TrainState:
-        """Initialise {"autoencoder", "loss", "discriminator"} and what they need, float32."""
-        keys = jax.random.split(key, 4)
-        image = jax.random.uniform(keys[3], (1, *self.image_shape), minval=-1.0)
-        autoencoder = self.module.init(keys[0], image)["params"]
-        codebook, averages = self.regularizer.init(keys[1])
-        judged = self.discriminator.init(keys[2], image, train=True)
-        params = {
-            "autoencoder": {**autoencoder, **codebook},
-            "loss": {"logvar": jnp.float32(logvar_init)} if learn else {},
-            "discriminator": judged["params"],
-        }
-        mutable = {k: v for k, v in judged.items() if k != "params"}
-        return init_autoencoder_state(
-            params, tx, disc_tx, regularizer=averages, discriminator=mutable
-        )
-
-    def init_frozen(self, key: Array) -> PyTree:
-        """Draw random weights of the perceptual distance; build.weights loads the real ones."""
-        return {"lpips": init_lpips(key, net=self.lpips_net)}
-
-    def example_inputs(self, size: int) -> dict[str, Array]:
-        """Nothing besides the image is read from a batch."""
-        del size
-        return {}
-
-    def with_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The batch as it is."""
-        return dict(batch)
-
-    def averaged(self, state: TrainState) -> PyTree:
-        """The parameters with the averages in place of what is averaged."""
-        return averaged_params(state)
-
-    def averaged_part(self, params: PyTree) -> PyTree:
-        """Pick the parameters that the average follows."""
-        return {name: params[name] for name in TRAINED}
-
-
-class Functions(NamedTuple):
-    """What a task gives an Experiment to run."""
-
-    init: Callable[[Array], TrainState]
-    train_step: Callable
-    eval_step: Callable
-    lr_at: Callable
-
-
-def is_first_stage(sections: Mapping[str, Any]) -> bool:
-    """Tell whether a config trains a first stage."""
-    model = sections["model"]
-    return "name" in model and model["name"] in AUTOENCODERS
-
-
-def build_autoencoding(
-    sections: Mapping[str, Any],
-    image_shape: tuple[int, int, int],
-    *,
-    seed: int,
-    batch_size: int,
-    scale_lr: bool,
-    accumulate: int,
-) -> tuple[Autoencoding, Functions]:
-    """Build the training of a first stage; ConfigError for a wrong option or section."""
-    _check_sections(sections, accumulate)
-    model = sections["model"]
-    module_class = row(AUTOENCODERS, model, "config.model")
-    module = module_class(**bind(module_class, with_dtypes(model, "config.model"), "config.model"))
-    _check_image(module, image_shape)
+def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
+    """Make the Task of a first stage; ConfigError for a wrong option or section."""
+    data, mesh, seed, training = setting
+    _check_sections(sections, training)
+    module = _module(sections["model"], data.image_shape)
     section = sections["regularizer"] if "regularizer" in sections else {"name": "kl"}
     regularizer = build_regularizer(section, module)
     discriminator = _discriminator(sections)
-    net, weights = _perceptual(sections)
+    net, lpips_file = _perceptual(sections)
     loss, step_options, logvar_init, learn = _loss(sections["loss"])
     networks = _networks(module, discriminator, regularizer, net)
-    tx, lr_at = build_optimizer(
-        sections["optimizer"], sections["lr_schedule"], batch_size, scale_lr
+    rate = (sections["lr_schedule"], training.batch_size, training.scale_lr)
+    tx, lr_at = build_optimizer(sections["optimizer"], *rate)
+    disc_tx, _ = build_optimizer(_disc_optimizer(sections), *rate)
+    logvar = {"logvar": jnp.float32(logvar_init)}
+
+    def init(key: Array) -> TrainState:
+        params, mutable = _init_parts(module, regularizer, discriminator, data.image_shape, key)
+        params["loss"] = logvar if learn else {}
+        return init_autoencoder_state(params, tx, disc_tx, **mutable)
+
+    train_step = make_autoencoder_step(networks, loss, tx, disc_tx, seed=seed, **step_options)
+    return Task(
+        init=on_mesh(mesh, init),
+        train_step=on_mesh(mesh, train_step),
+        eval_step=on_mesh(mesh, make_autoencoder_eval_step(networks, loss, seed=seed)),
+        lr_at=lr_at,
+        constants={} if learn else logvar,
+        init_frozen=lambda key: {"lpips": init_lpips(key, net=net)},
+        rules=first_stage_rules(mesh),
+        frozen_rules=(),
+        embedders={},
+        example_inputs=lambda size: {},
+        with_inputs=dict,
+        averaged=averaged_params,
+        averaged_part=lambda params: {name: params[name] for name in TRAINED},
+        check_sources=functools.partial(_check_sources, net, lpips_file, training),
+        load_frozen=functools.partial(_load_frozen, net, lpips_file),
+        first_frozen=lambda frozen, batch: frozen,
+        load_released=load_first_stage,
+        export_file=export_first_stage,
+        export_folder=functools.partial(export_first_stage_folder, module, section["name"]),
+        pictures=functools.partial(reconstruct_pictures, networks, setting),
+        headline=("loss/rec",),
+        reconstructing=Reconstructing(module, networks, net),
     )
-    disc_tx, _ = build_optimizer(
-        _disc_optimizer(sections), sections["lr_schedule"], batch_size, scale_lr
-    )
-    constants = {} if learn else {"logvar": jnp.float32(logvar_init)}
-    task = Autoencoding(
-        module, discriminator, regularizer, networks, image_shape, net, weights, constants
-    )
-    return task, Functions(
-        lambda key: task.init(key, tx, disc_tx, logvar_init, learn),
-        make_autoencoder_step(networks, loss, tx, disc_tx, seed=seed, **step_options),
-        make_autoencoder_eval_step(networks, loss, seed=seed),
-        lr_at,
-    )
+
+
+def _module(section: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Autoencoder:
+    module_class = row(AUTOENCODERS, section, "config.model")
+    section = with_dtypes(section, "config.model")
+    module = module_class(**bind(module_class, section, "config.model"))
+    _check_image(module, image_shape)
+    return module
+
+
+def _init_parts(
+    module: Autoencoder,
+    regularizer: Regularizer,
+    discriminator: nn.Module,
+    image_shape: tuple[int, int, int],
+    key: Array,
+) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    """Initialise autoencoder, codebook and discriminator, float32 -> (params, mutable)."""
+    keys = jax.random.split(key, 4)
+    image = jax.random.uniform(keys[3], (1, *image_shape), minval=-1.0)
+    autoencoder = module.init(keys[0], image)["params"]
+    codebook, averages = regularizer.init(keys[1])
+    judged = discriminator.init(keys[2], image, train=True)
+    statistics = {name: value for name, value in judged.items() if name != "params"}
+    params = {"autoencoder": {**autoencoder, **codebook}, "discriminator": judged["params"]}
+    return params, {"regularizer": averages, "discriminator": statistics}
+
+
+def _check_sources(net: str, lpips_file: str | None, training: Training) -> None:
+    source = released_source(training)
+    if source is not None:
+        open_part(source, "vae")
+    check_lpips(net, lpips_file, source)
+
+
+def _load_frozen(
+    net: str,
+    lpips_file: str | None,
+    abstract: PyTree,
+    random: Callable[[], PyTree],
+    source: str | os.PathLike | None,
+) -> PyTree:
+    if lpips_file == RANDOM:
+        return {"lpips": random()["lpips"]}
+    found = read_lpips(net, lpips_file, source)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract["lpips"])
+    return {"lpips": jax.device_put(found, shardings)}
 
 
 def _networks(
@@ -232,17 +229,24 @@ def _disc_optimizer(sections: Mapping[str, Any]) -> Mapping[str, Any]:
     return section
 
 
-def _check_sections(sections: Mapping[str, Any], accumulate: int) -> None:
+def _check_sections(sections: Mapping[str, Any], training: Training) -> None:
+    if "loss" not in sections:
+        raise ConfigError("config.loss is missing; a first stage needs disc_start at least")
     for name in DIFFUSION_ONLY:
         if name in sections:
             raise ConfigError(
                 f"config.{name} is for diffusion models, and config.model.name = 'autoencoder' "
                 "trains a first stage; drop it"
             )
-    if accumulate != 1:
+    if training.accumulate != 1:
         raise ConfigError(
-            f"config.train.accumulate = {accumulate} should be 1: the weight of the adversary is "
-            "one number for the whole batch, which micro-batches do not have"
+            f"config.train.accumulate = {training.accumulate} should be 1: the weight of the "
+            "adversary is one number for the whole batch, which micro-batches do not have"
+        )
+    if training.load_only_unet or training.keep_dims is not None:
+        raise ConfigError(
+            "config.train.load_only_unet and config.train.keep_dims are for diffusion models, and "
+            "config.model.name = 'autoencoder' trains a first stage; drop them"
         )
 
 

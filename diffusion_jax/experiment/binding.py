@@ -1,12 +1,15 @@
-"""From a section of a config to the keywords of one function, checked before anything runs."""
+"""From a section of a config to the keywords of functions, checked before anything runs."""
 
 import difflib
+import functools
+import importlib
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from beartype import BeartypeConf
@@ -14,29 +17,118 @@ from beartype.door import is_bearable
 
 # An int where a float is asked for is fine (PEP 484), as it is for every Python function.
 _NUMERIC_TOWER = BeartypeConf(is_pep484_tower=True)
-
-
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
+# A function or record that takes keys of a section, and the parameters that a section may not set
+# because the caller supplies them.
+Target = tuple[Callable, Collection[str]]
+
+
+class Section(NamedTuple):
+    """What a section of a config may hold; binding and `launch.py options` both read it.
+
+    targets: take keys whatever the name is. table: rows that `name` picks; the row takes keys, too,
+    but for those in given. extras: more that takes keys, for some names only. default: the name in
+    a config that lacks the section. own: what the caller supplies to a user's own object, which
+    name may then be as "package.module:Object"; None where there is no such choice.
+    """
+
+    path: str
+    about: str
+    targets: tuple[Target, ...] = ()
+    table: Mapping[str, Callable] = {}
+    given: Collection[str] = ()
+    extras: Mapping[str, tuple[Target, ...]] = {}
+    default: str | None = None
+    own: Collection[str] | None = None
+
+
+class Bound(NamedTuple):
+    """A section after binding: keywords for the row that it names, its targets and its extras.
+
+    Without a table the name is "".
+    """
+
+    name: str
+    factory: Callable
+    keywords: dict[str, Any]
+    own: tuple[dict[str, Any], ...]
+    extra: tuple[dict[str, Any], ...]
+
+    def make(self, *args: Any, **given: Any) -> Any:
+        """Call the row with its keywords and with what the caller supplies."""
+        return self.factory(*args, **given, **self.keywords)
+
+
 class ConfigError(ValueError):
-    """A config that cannot be built; the message names the path, the value and what would be
-    right."""
+    """A config that cannot be built; the message names path, value and what would be right."""
 
 
-def pick(table: Mapping[str, Any], name: str, path: str) -> Any:
-    """Look up a name of a config in an explicit table; raise ConfigError with the choices when it
-    is not there."""
+def pick(table: Mapping[str, Any], name: Any, path: str) -> Any:
+    """Look up a name of a config in a table.
+
+    Raises ConfigError with the choices when the table has no such name.
+    """
     if not isinstance(name, str) or name not in table:
-        raise ConfigError(f"{path} = {name!r} is unknown; {_choices(name, table)}")
+        raise ConfigError(f"{path} = {name!r} is unknown; {choices(name, table)}")
     return table[name]
 
 
-def row(table: Mapping[str, Any], section: Mapping[str, Any], path: str) -> Any:
-    """Look up the row that a section names; ConfigError with the choices when there is no name."""
+def row(
+    table: Mapping[str, Any], section: Mapping[str, Any], path: str, *, own: bool = False
+) -> Any:
+    """Look up the row of a table that a section's `name` picks, or import a user's own object.
+
+    With own, a name such as "package.module:Object" is imported instead of looked up.
+    Raises ConfigError with the choices when there is no name or no such row, and when the module
+    or the object does not exist.
+    """
+    check_section(section, path)
     if "name" not in section:
         raise ConfigError(f"{path}.name is missing; choose from {', '.join(sorted(table))}")
-    return pick(table, section["name"], f"{path}.name")
+    name = section["name"]
+    if own and is_own(name):
+        return import_object(name, f"{path}.name")
+    return pick(table, name, f"{path}.name")
+
+
+def is_own(name: Any) -> bool:
+    """Tell whether a name of a config is that of a user's own object, "package.module:Object".
+
+    "cifar10:3.0.2" is not: what follows the colon is a version.
+    """
+    return isinstance(name, str) and bool(re.search(":[^0-9]", name))
+
+
+def import_object(name: str, path: str) -> Callable:
+    """Import a user's own function or class by its name, "package.module:Object".
+
+    Modules are found where Python finds them; the command line adds the current folder.
+    Raises ConfigError when the name is malformed, the module cannot be imported, or the object is
+    not in it or cannot be called.
+    """
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", name):
+        raise ConfigError(f"{path} = {name!r} should be written package.module:Object")
+    module_name, _, names = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{path} = {name!r}: cannot import the module {module_name!r} ({error}); it should be "
+            "installed, or lie in the folder where the command is started"
+        ) from error
+    try:
+        found = functools.reduce(getattr, names.split("."), module)
+    except AttributeError as error:
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise ConfigError(
+            f"{path} = {name!r}: the module {module_name!r} has no {names!r}; "
+            f"{choices(names, public)}"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"{path} = {name!r} should be a function or a class, not {found!r}")
+    return found
 
 
 def with_dtypes(section: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -56,6 +148,12 @@ def check_range(
         raise ConfigError(f"{path} = {value!r} should be {wanted}")
 
 
+def check_section(section: Any, path: str) -> None:
+    """Raise ConfigError unless a section of a config is a mapping of keys to values."""
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{path} = {section!r} should be a section with keys of its own")
+
+
 def options(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return a section without its `name`, the row of the table that the section picks."""
     return {key: value for key, value in section.items() if key != "name"}
@@ -66,64 +164,89 @@ def bind(
 ) -> dict[str, Any]:
     """Check a section against a function's signature and return it as keywords for that function.
 
-    `given` names the parameters that the caller supplies itself; a config may not set them. A
-    function with **options checks those on its own.
+    `given` names the parameters that the caller supplies itself; a config may not set them. Keys
+    that the signature lacks are let through when it ends in **options.
     Raises ConfigError for an unknown key, a wrong type or a missing value, with path, value and
     choices.
     """
-    parameters = _parameters(function, given)
-    keywords = {}
+    more = {}
+    if _takes_more(function):
+        known = {*parameters_of(function, given), *given, "name"}
+        more = {key: _plain(value) for key, value in section.items() if key not in known}
+        section = {key: value for key, value in section.items() if key not in more}
+    (keywords,) = bind_shared(section, path, (function, given))
+    return keywords | more
+
+
+def bind_shared(section: Mapping[str, Any], path: str, *targets: Target) -> list[dict[str, Any]]:
+    """Bind one section to several (function, given) pairs and return the keywords for each.
+
+    Every function takes the keys that it knows; a key that none of them knows is an error.
+    Raises ConfigError as bind does.
+    """
+    check_section(section, path)
+    known = [parameters_of(function, given) for function, given in targets]
+    allowed = {name for parameters in known for name in parameters}
     for key, value in options(section).items():
-        where = f"{path}.{key}"
-        if key in parameters:
-            keywords[key] = check_type(_plain(value), parameters[key].annotation, where)
-        elif _takes_more(function) and key not in given:
-            keywords[key] = _plain(value)
-        else:
-            raise ConfigError(f"{where} = {value!r} is not an option; {_choices(key, parameters)}")
+        if key not in allowed:
+            raise ConfigError(f"{path}.{key} = {value!r} is not an option; {choices(key, allowed)}")
+    return [_keywords(parameters, section, path) for parameters in known]
+
+
+def _keywords(
+    parameters: Mapping[str, inspect.Parameter], section: Mapping[str, Any], path: str
+) -> dict[str, Any]:
+    keywords = {}
     for key, parameter in parameters.items():
+        where, annotation = f"{path}.{key}", parameter.annotation
+        if key in section:
+            value = _plain(section[key])
+            if is_dtype(key, annotation) and isinstance(value, str):
+                value = pick(DTYPES, value, where)
+            keywords[key] = check_type(value, annotation, where)
+    for key, parameter in parameters.items():  # what is wrong is told before what is missing
         if parameter.default is inspect.Parameter.empty and key not in keywords:
-            wanted = _type_name(parameter.annotation)
+            wanted = type_name(parameter.annotation)
             raise ConfigError(f"{path}.{key} is missing; set it to a value of type {wanted}")
     return keywords
 
 
-def bind_shared(
-    section: Mapping[str, Any], path: str, *targets: tuple[Callable, Collection[str]]
-) -> list[dict[str, Any]]:
-    """Bind one section to several (function, given) pairs: each takes the keys that it knows ->
-    their keywords.
+def bind_section(spec: Section, section: Mapping[str, Any] | None) -> Bound:
+    """Bind a section of a config, None when the config lacks it; every key goes where it is known.
 
-    Raises ConfigError as bind does; a key that no function knows is an error.
+    Raises ConfigError for an unknown name or key, a wrong type and a missing value.
     """
-    known = [_parameters(function, given) for function, given in targets]
-    for key, value in options(section).items():
-        if not any(key in parameters for parameters in known):
-            allowed = {name for parameters in known for name in parameters}
-            raise ConfigError(
-                f"{path}.{key} = {value!r} is not an option; {_choices(key, allowed)}"
-            )
-    return [
-        bind(function, {k: v for k, v in section.items() if k in parameters}, path, given=given)
-        for (function, given), parameters in zip(targets, known, strict=True)
-    ]
+    if section is None:
+        section = {} if spec.default is None else {"name": spec.default}
+    name, factory, targets = "", dict, list(spec.targets)
+    if spec.table:
+        factory = row(spec.table, section, spec.path, own=spec.own is not None)
+        name = section["name"]
+        given = spec.own if spec.own is not None and is_own(name) else spec.given
+        targets += [(factory, given), *(spec.extras[name] if name in spec.extras else ())]
+    found = bind_shared(section, spec.path, *targets)
+    own, row_and_extra = found[: len(spec.targets)], found[len(spec.targets) :]
+    keywords, *extra = row_and_extra or [{}]
+    return Bound(name, factory, keywords, tuple(own), tuple(extra))
 
 
 def value_of(function: Callable, keywords: Mapping[str, Any], name: str) -> Any:
     """Return what a function will see for a parameter: its keyword, or its default."""
     if name in keywords:
         return keywords[name]
-    return inspect.signature(function).parameters[name].default
+    return _signature(function).parameters[name].default
 
 
 def check_type(value: Any, annotation: Any, path: str) -> Any:
-    """Return the value if it is of the annotated type; raise ConfigError naming path, value and
-    type if not."""
-    if annotation is inspect.Parameter.empty or annotation is Any:
+    """Return the value if it has the annotated type, an int as float where a float is wanted.
+
+    Raises ConfigError naming path, value and type.
+    """
+    if annotation in (inspect.Parameter.empty, Any) or isinstance(annotation, str):
         return value
     is_flag = isinstance(value, bool) and annotation in (int, float)
     if is_flag or not is_bearable(value, annotation, conf=_NUMERIC_TOWER):
-        raise ConfigError(f"{path} = {value!r} should be {_type_name(annotation)}")
+        raise ConfigError(f"{path} = {value!r} should be {type_name(annotation)}")
     if isinstance(value, int) and not is_bearable(value, annotation):
         return float(value)
     return value
@@ -133,24 +256,38 @@ def known_sections(
     config: Mapping[str, Any], allowed: Collection[str], path: str = "config"
 ) -> None:
     """Raise ConfigError for the first key of a config that no reader knows."""
+    check_section(config, path)
     for key in config:
         if key not in allowed:
-            raise ConfigError(f"{path}.{key} is not a section; {_choices(key, allowed)}")
+            raise ConfigError(f"{path}.{key} is not a section; {choices(key, allowed)}")
 
 
-def _parameters(function: Callable, given: Collection[str]) -> dict[str, inspect.Parameter]:
+def parameters_of(function: Callable, given: Collection[str] = ()) -> dict[str, inspect.Parameter]:
+    """Map the names that a config may set of a function or record to their parameters."""
     # linen adds `parent` and `name` to every module's constructor; neither is a hyper-parameter.
     hidden = {"self", "parent", "name", *given}
     return {
         name: parameter
-        for name, parameter in inspect.signature(function).parameters.items()
+        for name, parameter in _signature(function).parameters.items()
         if name not in hidden
         and parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     }
 
 
+def is_dtype(key: str, annotation: Any) -> bool:
+    """Tell whether a parameter is a dtype of JAX, which a config gives by its name."""
+    return key in ("dtype", "param_dtype") and annotation is Any
+
+
+def _signature(function: Callable) -> inspect.Signature:
+    try:
+        return inspect.signature(function, eval_str=True)
+    except NameError:  # annotations that only a type checker can resolve
+        return inspect.signature(function)
+
+
 def _takes_more(function: Callable) -> bool:
-    parameters = inspect.signature(function).parameters.values()
+    parameters = _signature(function).parameters.values()
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
@@ -162,20 +299,30 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _choices(wrong: str, allowed: Collection[str]) -> str:
+def choices(wrong: str, allowed: Collection[str]) -> str:
+    """Say what a wrong name may have meant, and list the names that are allowed."""
     close = difflib.get_close_matches(str(wrong), list(allowed), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}choose from {', '.join(sorted(map(str, allowed)))}"
 
 
-def _type_name(annotation: Any) -> str:
+def type_name(annotation: Any) -> str:
+    """Name a type as a person would write it."""
     origin = typing.get_origin(annotation)
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(annotation))
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(arg) for arg in typing.get_args(annotation))
+        arguments = typing.get_args(annotation)
+        # Arrays and functions come from Python only; a config holds the others.
+        plain = [a for a in arguments if not _module_of(a).startswith(("jax", "numpy"))]
+        plain = [a for a in plain if typing.get_origin(a) is not Callable]
+        return " or ".join(type_name(argument) for argument in plain or arguments)
     if annotation is type(None):
         return "None"
     if origin is None and isinstance(annotation, type):
         return annotation.__name__
-    return str(annotation).replace("typing.", "")
+    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+
+
+def _module_of(annotation: Any) -> str:
+    return str(getattr(annotation, "__module__", ""))

@@ -1,97 +1,154 @@
-"""A config file with its variant and overrides -> a ConfigDict."""
+"""A config file, one of its variants and overrides -> a ConfigDict."""
 
 import ast
-import importlib.util
 import pathlib
-from collections.abc import Sequence
+import traceback
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
-from absl import flags as absl_flags
-from ml_collections import config_flags
+
+from diffusion_jax.experiment.binding import ConfigError, choices
+
+PREFIX = "--config."
+# The value of an override that removes a key; the quoted word "'delete'" is a text.
+DELETE = "delete"
+_PACKAGE = pathlib.Path(__file__).parents[1]
+# Where a bare name such as "mnist" is looked up: in an installed package, else in a checkout.
+SHIPPED = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
-def load_config(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
-    """Load configs/x.py[:variant] and apply --config.a.b=value overrides.
+def load_config(
+    path: str, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> ml_collections.ConfigDict:
+    """Load configs/x.py[:variant], or the name of a shipped config ("mnist"), and override values.
 
-    A key that the file has keeps its type, unless that is None. One that it lacks is added, so that
-    every option of a bound function can be set; build says whether there is such an option.
-    Raises FileNotFoundError for a missing file and ValueError for a value that does not fit.
+    overrides: "--config.a.b=value" in the order in which they apply, or {"a.b": value}. A key that
+    the file has keeps its type (an int serves as a float), unless either value is None; one that it
+    lacks is added. The value `delete` removes a key or a section. As text, a tuple is (1,2) or 1,2,
+    a section is a dict literal, and a text may be quoted: "'None'" is not None.
+    A value that refers to another one follows it until it is overridden itself.
+    Raises FileNotFoundError for a missing file, and ConfigError for a mistake in the file, an
+    unknown variant and a value that does not fit.
     """
-    file = pathlib.Path(path.partition(":")[0])
-    if not file.is_file():
-        raise FileNotFoundError(f"the config file {file} does not exist")
-    values = absl_flags.FlagValues()
-    there, missing = _split_overrides(path, overrides)
-    argv = ["launch.py", f"--config={path}", *there]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        values(argv)
-    except (absl_flags.Error, KeyError) as error:
-        raise ValueError(f"{path} with {' '.join(there)}: {error}") from error
-    config = values["config"].value
-    assert config is not None  # --config was in argv
+    config = load_config_file(*find_config(path))
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_split, overrides)
     with config.unlocked():
-        for key, value in missing.items():
-            _add(config, key, value)
+        for key, value in pairs:
+            _override(config, key, value)
     return config
 
 
-def _split_overrides(path: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Part overrides: those of keys that the file has, as they are; {key: text} of the others."""
-    file, _, variant = path.partition(":")
-    config = load_config_file(pathlib.Path(file), variant if ":" in path else None)
-    there, missing = [], {}
-    for override in overrides:
-        key, equals, text = override.removeprefix("--config.").partition("=")
-        if not equals:
-            raise ValueError(f"{override} should be --config.section.key=value")
-        # config_flags takes the text None for a word, and cannot change a value that is None.
-        if _value(config, key) is not None and text != "None":
-            there.append(override)
-        else:
-            missing[key] = text
-    return there, missing
+def find_config(path: str) -> tuple[pathlib.Path, str]:
+    """Find the file that a path or a bare name means -> (file, variant or "").
+
+    Raises FileNotFoundError with the files that there are.
+    """
+    name, _, variant = str(path).partition(":")
+    file = pathlib.Path(name).expanduser()
+    candidates = [file]
+    if file.name == name and not file.suffix:
+        candidates += [folder / f"{name}.py" for folder in SHIPPED]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate, variant
+    there = [other.name for other in file.parent.glob("*.py")]
+    if len(candidates) > 1 or not there:
+        there = [other.stem for folder in SHIPPED for other in folder.glob("*.py")]
+    raise FileNotFoundError(f"the config file {name} does not exist; {choices(file.name, there)}")
 
 
-def _value(config: Any, key: str) -> Any:
-    """Look up a dotted key; None when there is no such key."""
-    for part in key.split("."):
-        if not isinstance(config, ml_collections.ConfigDict) or part not in config:
-            return None
-        config = config[part]
+def load_config_file(path: pathlib.Path, variant: str = "") -> ml_collections.ConfigDict:
+    """Execute a config file once and call its get_config, with the variant if there is one.
+
+    VARIANTS of the file lists the variants that it has, if it is there.
+    Raises FileNotFoundError for a missing file, and ConfigError, naming file and line, for any
+    error inside.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"the config file {path} does not exist")
+    module = types.ModuleType(f"config_{path.stem}")
+    module.__file__ = str(path)
+    try:
+        exec(compile(path.read_text(), str(path), "exec"), vars(module))
+        known = getattr(module, "VARIANTS", (variant,))
+        if variant and variant not in known:
+            raise ConfigError(f"variant {variant!r} is unknown; {choices(variant, known)}")
+        config = module.get_config(variant) if variant else module.get_config()
+    except Exception as error:
+        raise ConfigError(f"{_place(path, error)}: {error}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(f"{path}: get_config() = {config!r} should be a ConfigDict")
     return config
 
 
-def _add(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+def _place(path: pathlib.Path, error: Exception) -> str:
+    """Name the file and the line where an error arose, and its kind if that is no ValueError."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines = [error.lineno]
+    place = f"{path}:{lines[-1]}" if lines else str(path)
+    return place if isinstance(error, ValueError) else f"{place}: {type(error).__name__}"
+
+
+def _split(override: str) -> tuple[str, "_Text"]:
+    key, equals, text = override.removeprefix(PREFIX).partition("=")
+    if not (override.startswith(PREFIX) and equals and all(key.split("."))):
+        raise ConfigError(f"{override} should be --config.section.key=value")
+    return key, _Text(text)
+
+
+class _Text(str):
+    """A value as it stands on a command line."""
+
+
+def _override(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
         if section not in config:
             config[section] = ml_collections.ConfigDict()
         config = config[section]
         if not isinstance(config, ml_collections.ConfigDict):
-            raise ValueError(f"--config.{key}={text}: {section!r} is a value and has no keys")
-    config[last] = _literal(text)
+            raise ConfigError(
+                f"config.{key} = {value!r} cannot be set: {section!r} is a value and has no keys"
+            )
+    if isinstance(value, str) and value == DELETE:
+        if last not in config:
+            raise ConfigError(f"config.{key} is not there to be deleted; {choices(last, config)}")
+        del config[last]
+        return
+    kind = config.get_type(last) if last in config else type(None)
+    config[last] = _of_type(kind, value, f"config.{key}")
 
 
-def _literal(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
+def _of_type(kind: type, value: Any, path: str) -> Any:
+    """Return a value as the type that the file has; a text of the command line is read first."""
+    if isinstance(value, _Text):
+        value = _literal(value, is_text=kind is str)
+    if kind is type(None) or (value is None and kind is not ml_collections.ConfigDict):
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in (tuple, list):
+        if isinstance(value, str) and "," in value:
+            value = value.split(",")
+        return kind(value) if isinstance(value, (tuple, list)) else kind([value])
+    if kind is ml_collections.ConfigDict and isinstance(value, Mapping):
+        return value
+    if type(value) is not kind:
+        wanted = "a dict of keys" if kind is ml_collections.ConfigDict else kind.__name__
+        raise ConfigError(f"{path} = {value!r} should be {wanted}")
+    return value
+
+
+def _literal(text: str, *, is_text: bool) -> Any:
+    """Read a text as a Python literal if it is one.
+
+    With is_text, a text is wanted: only None and what is quoted is read, all else stays as it is.
+    """
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
     except (ValueError, SyntaxError):
-        return text  # a word, such as a path
-
-
-def load_config_file(path: pathlib.Path, variant: str | None = None) -> ml_collections.ConfigDict:
-    """Run a config file's get_config(variant), as `--config=path:variant` does."""
-    if not path.is_file():
-        raise FileNotFoundError(f"the config file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # a file that exists has a loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    try:
-        return module.get_config(variant) if variant is not None else module.get_config()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        return str(text)
+    return value if not is_text or value is None or isinstance(value, str) else str(text)

@@ -1,35 +1,48 @@
 """The `data` section -> sources and batches by role: train, validation, test."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_jax.data.batches import Batches, eval_batches, make_batches
+from diffusion_jax.data.batches import Batches, Finish, eval_batches, make_batches
+from diffusion_jax.data.images import ImageOptions
 from diffusion_jax.data.latent_cache import LatentCache, cached_batches
+from diffusion_jax.data.records import Records
 from diffusion_jax.data.sources.open_source import class_names, open_source
-from diffusion_jax.experiment.binding import ConfigError, bind, known_sections, options, value_of
+from diffusion_jax.experiment.binding import (
+    ConfigError,
+    bind,
+    bind_shared,
+    import_object,
+    is_own,
+    known_sections,
+    options,
+)
 
 ROLES = ("train", "validation", "test")
 # What a run decides, not a data section.
-_GIVEN = ("source", "batch_size", "seed", "repeat", "process_index", "process_count")
+_GIVEN = "source batch_size seed repeat process_index process_count finish".split()
+_SOURCE = "config.data.source.name"
 
 
 class Data(NamedTuple):
     """A data set with its splits and how its records become batches; opens nothing before it is
     asked to.
 
-    splits: role -> TFDS split, None when the data set has none for the role.
+    splits: role -> TFDS split, None when the data set has none for the role. image_options: how
+    records become images. batch_options: every option of `data.batches`, defaults included.
     """
 
     image_shape: tuple[int, int, int]
     name: str
     source_options: Mapping[str, Any]
     splits: Mapping[str, str | None]
+    image_options: ImageOptions
     batch_options: Mapping[str, Any]
 
-    def source(self, role: str) -> Any:
+    def source(self, role: str) -> Records:
         """Open the records of a role: train, validation or test; ConfigError when the config names
         no split for it."""
         if role not in ROLES:
@@ -37,33 +50,47 @@ class Data(NamedTuple):
         split = self.splits[role]
         if split is None:
             raise ConfigError(f"config.data.splits.{role} is not set, so there is no {role} split")
+        if is_own(self.name):
+            return import_object(self.name, _SOURCE)(split=split, **self.source_options)
         return open_source(self.name, split, **self.source_options)
 
-    def class_names(self, source: Any) -> tuple[str, ...]:
+    def class_names(self, source: Records) -> tuple[str, ...]:
         """Name the classes of the label that the batches carry; empty when there is none."""
-        label_key = value_of(make_batches, self.batch_options, "label_key")
-        return class_names(source, label_key=label_key)
+        return class_names(source, label_key=self.image_options.label_key)
 
-    def train_batches(self, source: Any, *, batch_size: int, seed: int) -> Batches:
-        """Shuffled batches without end; batch k is a function of (seed, k)."""
-        return make_batches(
-            source, batch_size=batch_size, seed=seed, **self.batch_options, **_process()
-        )
+    def train_batches(
+        self, source: Records, *, batch_size: int, seed: int, finish: Finish | None = None
+    ) -> Batches:
+        """Make shuffled batches without end; batch k is a function of (seed, k).
 
-    def cached_batches(self, cache: LatentCache, *, batch_size: int, seed: int) -> Batches:
-        """The same batches in the same order out of a cache, with moments instead of images."""
-        # `cache` of a config keeps decoded images, of which there are none.
-        known = set(inspect.signature(cached_batches).parameters) - {"cache"}
-        kept = {key: value for key, value in self.batch_options.items() if key in known}
-        return cached_batches(cache, batch_size=batch_size, seed=seed, **kept, **_process())
+        finish: what the prefetching threads do to each batch before it is handed out.
+        """
+        return self._call(make_batches, source, batch_size=batch_size, seed=seed, finish=finish)
 
-    def eval_batches(self, source: Any, *, batch_size: int) -> Batches:
-        """Each record once, in order, the last batch padded with weight 0."""
-        known = inspect.signature(eval_batches).parameters
-        kept = {key: value for key, value in self.batch_options.items() if key in known}
-        if "crop" in kept and kept["crop"] == "random":
-            kept["crop"] = "center"
-        return eval_batches(source, batch_size=batch_size, **kept, **_process())
+    def cached_batches(
+        self, cache: LatentCache, *, batch_size: int, seed: int, finish: Finish | None = None
+    ) -> Batches:
+        """Make the same batches in the same order out of a cache, with moments for images."""
+        return self._call(cached_batches, cache, batch_size=batch_size, seed=seed, finish=finish)
+
+    def eval_batches(
+        self, source: Records, *, batch_size: int, finish: Finish | None = None
+    ) -> Batches:
+        """Make batches of each record once, in order, the last batch padded with weight 0.
+
+        Where training cuts at random, evaluation cuts the middle.
+        """
+        crop = "center" if self.image_options.crop == "random" else self.image_options.crop
+        return self._call(eval_batches, source, batch_size=batch_size, finish=finish, crop=crop)
+
+    def _call(self, make: Callable[..., Batches], source: Any, **given: Any) -> Batches:
+        """Call a maker of batches with the batch options that it takes."""
+        known = set(list(inspect.signature(make).parameters)[1:])  # without the source
+        if "image_options" in known:
+            known |= set(ImageOptions._fields)
+        taken = {key: value for key, value in self.batch_options.items() if key in known}
+        process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        return make(source, **taken | process | given)
 
 
 class Splits(NamedTuple):
@@ -80,22 +107,26 @@ def build_data(section: Mapping[str, Any]) -> Data:
     for name in ("source", "batches"):
         if name not in section:
             raise ConfigError(f"config.data.{name} is missing")
-    batches = bind(make_batches, section["batches"], "config.data.batches", given=_GIVEN)
+    path = "config.data.batches"
+    bound = bind_shared(section["batches"], path, (ImageOptions, ()), (make_batches, _GIVEN))
+    images, order = ImageOptions(**bound[0]), bound[1]
     splits = bind(Splits, section["splits"] if "splits" in section else {}, "config.data.splits")
-    size = batches["image_size"]
+    size, source = images.image_size, section["source"]
     height, width = (size, size) if isinstance(size, int) else size
-    channels = value_of(make_batches, batches, "channels")
-    source = section["source"]
     if "name" not in source:
         raise ConfigError("config.data.source.name is missing; name a TFDS data set")
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(make_batches).parameters.items()
+        if name not in _GIVEN and parameter.default is not parameter.empty
+    }
+    if is_own(source["name"]):
+        bind(import_object(source["name"], _SOURCE), source, "config.data.source", given=("split",))
     return Data(
-        (height, width, channels),
+        (height, width, images.channels),
         source["name"],
         options(source),
         Splits(**splits)._asdict(),
-        batches,
+        images,
+        {**images._asdict(), **defaults, **order},
     )
-
-
-def _process() -> dict[str, Any]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}

@@ -1,23 +1,33 @@
-"""A config whose model denoises: its network, its noise, its loss and its sampler."""
+"""A config whose model denoises: its network, its noise, its loss and its sampler, as a Task."""
 
+import functools
+import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-from jax.sharding import Mesh
-from jaxtyping import Array
+from typing import Any
 
 from diffusion_jax.data.batches import make_batches
-from diffusion_jax.experiment.autoencoding import Functions
+from diffusion_jax.devices.mesh import on_mesh
 from diffusion_jax.experiment.binding import ConfigError, value_of
 from diffusion_jax.experiment.data import Data
+from diffusion_jax.experiment.export import export_diffusers, export_single_file
+from diffusion_jax.experiment.layout import frozen_rules, state_rules
 from diffusion_jax.experiment.network import Network, build_network
-from diffusion_jax.experiment.noise import Noise, build_noise
+from diffusion_jax.experiment.noise import build_noise
 from diffusion_jax.experiment.objective import build_objective
 from diffusion_jax.experiment.optimizer import build_optimizer
-from diffusion_jax.experiment.sampling import SampleFn, build_sample_fn
-from diffusion_jax.models.conditioning.conditioner import Embedder
+from diffusion_jax.experiment.pictures import draw_pictures
+from diffusion_jax.experiment.sampling import build_sample_fn
+from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
+from diffusion_jax.experiment.weights import (
+    check_frozen,
+    load_frozen,
+    load_released,
+    open_part,
+    released_source,
+    scale_by_std,
+)
 from diffusion_jax.train.ema import ema_params
-from diffusion_jax.train.state import TrainState, init_state
+from diffusion_jax.train.state import init_state
 from diffusion_jax.train.step import make_eval_step, make_train_step
 from diffusion_jax.types import PyTree
 
@@ -33,84 +43,89 @@ DEFAULT_SECTIONS: dict[str, Any] = {
 FIRST_STAGE_ONLY = ("discriminator", "disc_optimizer", "perceptual", "regularizer")
 
 
-class Diffusion(NamedTuple):
-    """A network that denoises, and how samples are drawn from it.
-
-    constants: the schedule, logvar [t] and the table of noise levels, what of these there is.
-    """
-
-    network: Network
-    noise: Noise
-    constants: dict[str, Any]
-    sample_fn: SampleFn
-    sampling_steps: int
-
-    @property
-    def embedders(self) -> Mapping[str, Embedder]:
-        """What conditions the network."""
-        return self.network.embedders
-
-    def init_frozen(self, key: Array) -> PyTree:
-        """Draw random weights of the frozen networks."""
-        return self.network.init_frozen(key)
-
-    def example_inputs(self, size: int) -> dict[str, Array]:
-        """Zeros of the shape and dtype of everything but images that a step reads from a batch."""
-        return self.network.example_inputs(size)
-
-    def with_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Add to a host batch what embedders read and it lacks."""
-        return self.network.with_inputs(batch)
-
-    def averaged(self, state: TrainState) -> PyTree:
-        """The averages of the parameters."""
-        return ema_params(state.opt_state)
-
-    def averaged_part(self, params: PyTree) -> PyTree:
-        """Pick the parameters that the average follows: all."""
-        return params
-
-
-def build_diffusion(
-    sections: Mapping[str, Any],
-    data: Data,
-    mesh: Mesh,
-    *,
-    seed: int,
-    batch_size: int,
-    scale_lr: bool,
-    accumulate: int,
-) -> tuple[Diffusion, Functions]:
-    """Build the training of a diffusion model; ConfigError for a wrong option or section."""
+def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
+    """Make the Task of a diffusion model; ConfigError for a wrong option or section."""
     for name in FIRST_STAGE_ONLY:
         if name in sections:
             raise ConfigError(
                 f"config.{name} is for the training of first stages "
                 f"(config.model.name = 'autoencoder'), and this is {sections['model']['name']!r}"
             )
+    sections = DEFAULT_SECTIONS | dict(sections)
     first_stage, denoiser, grid = (
         sections[name] if name in sections else None
         for name in ("first_stage", "denoiser", "discretization")
     )
+    data, mesh, seed, training = setting
     network = build_network(
         sections["model"], sections["conditioning"], data.image_shape, first_stage
     )
     _check_buckets(data, network)
     noise = build_noise(sections["schedule"], denoiser, grid)
-    objective = build_objective(network, noise, sections, batch_size)
+    objective = build_objective(network, noise, sections, training.batch_size)
     tx, lr_at = build_optimizer(
-        sections["optimizer"], sections["lr_schedule"], batch_size, scale_lr
+        sections["optimizer"], sections["lr_schedule"], training.batch_size, training.scale_lr
     )
     sample_fn, steps = build_sample_fn(
         network, noise, sections["sampler"], sections["guidance"], mesh
     )
-    constants = noise.constants() | objective.constants | network.constants()
-    return Diffusion(network, noise, constants, sample_fn, steps), Functions(
-        lambda key: init_state(network.init(key) | objective.learned, tx),
-        make_train_step(objective.loss_fn, tx, seed=seed, accumulate=accumulate),
-        make_eval_step(objective.loss_fn, seed=seed),
-        lr_at,
+    drawing = Drawing(network, noise, sample_fn, steps)
+    train_step = make_train_step(objective.loss_fn, tx, seed=seed, accumulate=training.accumulate)
+    return Task(
+        init=on_mesh(mesh, lambda key: init_state(network.init(key) | objective.learned, tx)),
+        train_step=on_mesh(mesh, train_step),
+        eval_step=on_mesh(mesh, make_eval_step(objective.loss_fn, seed=seed)),
+        lr_at=lr_at,
+        constants=noise.constants() | objective.constants | network.constants(),
+        init_frozen=network.init_frozen,
+        rules=state_rules(network, mesh),
+        frozen_rules=frozen_rules(network, mesh),
+        embedders=network.embedders,
+        example_inputs=network.example_inputs,
+        with_inputs=network.with_inputs,
+        averaged=lambda state: ema_params(state.opt_state),
+        averaged_part=lambda params: params,
+        check_sources=functools.partial(_check_sources, network, training),
+        load_frozen=functools.partial(load_frozen, network),
+        first_frozen=functools.partial(_first_frozen, network, setting),
+        load_released=functools.partial(_load_released, network),
+        export_file=functools.partial(export_single_file, network, noise),
+        export_folder=functools.partial(export_diffusers, network, noise, sections["schedule"]),
+        pictures=functools.partial(draw_pictures, drawing, setting),
+        headline=("loss_simple", "loss_x0"),
+        drawing=drawing,
     )
+
+
+def _check_sources(network: Network, training: Training) -> None:
+    source = released_source(training)
+    if source is not None:
+        open_part(source, "unet")
+    check_frozen(network, source)
+
+
+def _first_frozen(
+    network: Network, setting: Setting, frozen: PyTree, batch: Mapping[str, Any]
+) -> PyTree:
+    if network.first_stage is None or not network.first_stage.scale_by_std:
+        return frozen
+    factor = scale_by_std(network, setting.mesh, setting.seed, frozen, batch)
+    return {**frozen, "scale_factor": factor}
+
+
+def _load_released(
+    network: Network, params: PyTree, mutable: PyTree, path: str | os.PathLike, training: Training
+) -> tuple[PyTree, PyTree, list[str]]:
+    params, not_loaded = load_released(
+        network,
+        params,
+        path,
+        ema=training.ckpt_ema,
+        ignore_keys=training.ignore_keys,
+        load_only_unet=training.load_only_unet,
+        keep_dims=training.keep_dims,
+    )
+    return params, mutable, not_loaded
 
 
 def _check_buckets(data: Data, network: Network) -> None:

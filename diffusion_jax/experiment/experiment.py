@@ -1,20 +1,16 @@
-"""All that a config says, assembled: what trains, what samples, and on which data, but nothing run
-yet."""
+"""All that a config says, assembled: what trains, what samples, on which data; nothing runs yet."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
 from diffusion_jax.devices.arrays import shard_batch
-from diffusion_jax.devices.mesh import batch_shards, make_mesh, on_mesh, process_rows, replicated
-from diffusion_jax.devices.partition import Rule
-from diffusion_jax.experiment import diffusion
-from diffusion_jax.experiment.autoencoding import Autoencoding, build_autoencoding, is_first_stage
+from diffusion_jax.devices.mesh import batch_shards, make_mesh, process_rows, replicated
+from diffusion_jax.experiment.autoencoding import AUTOENCODERS, make_autoencoding
 from diffusion_jax.experiment.binding import (
     ConfigError,
     bind,
@@ -23,16 +19,21 @@ from diffusion_jax.experiment.binding import (
     known_sections,
 )
 from diffusion_jax.experiment.data import Data, build_data
-from diffusion_jax.experiment.diffusion import Diffusion, build_diffusion
-from diffusion_jax.experiment.latent_options import LatentCacheOptions, bind_latent_cache
-from diffusion_jax.experiment.layout import first_stage_rules, frozen_rules, state_rules
+from diffusion_jax.experiment.diffusion import make_diffusion
+from diffusion_jax.experiment.latent_options import bind_latent_cache
 from diffusion_jax.experiment.network import Network
-from diffusion_jax.experiment.noise import Noise
+from diffusion_jax.experiment.options import LatentCacheOptions
 from diffusion_jax.experiment.sampling import SampleFn
+from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
 from diffusion_jax.models.conditioning.conditioner import cached_outputs
+from diffusion_jax.randomness import Stream, stream_key
 from diffusion_jax.train.state import TrainState, abstract_state, init_sharded
 from diffusion_jax.types import PyTree
 
+# Names of config.model whose Task is not made by make_diffusion.
+MAKERS: dict[str, Callable[[Mapping[str, Any], Setting], Task]] = {
+    name: make_autoencoding for name in AUTOENCODERS
+}
 # Every section of a config; build/hooks.py binds `hooks` and `checkpoint`.
 SECTIONS = (
     "checkpoint conditioning data denoiser disc_optimizer discretization discriminator first_stage "
@@ -48,82 +49,78 @@ DEFAULT_SECTIONS: dict[str, Any] = {
     "mesh": {},
 }
 MAX_SEED = 2**32 - 1  # jax.random.key drops what is above
-# No training step has this number, so the keys of initialisation are those of no step.
-INIT_STREAM = np.uint32(2**32 - 2)
-
-
-class Training(NamedTuple):
-    """The `train` section. batch_size is global; accumulate splits it into micro-batches.
-
-    scale_lr multiplies the learning rate by the batch size. ckpt_path starts from the weights of
-    another run (a folder or one of its checkpoints) or of a released file (.safetensors, .ckpt, a
-    folder of diffusers), raw or, with ckpt_ema, averaged, minus ignore_keys (regular expressions
-    from the start of a parameter's path, or name in a released file); load_only_unet takes the
-    network alone. keep_dims: take that many input channels of the first convolution from a released
-    file and start the others at 0.
-    """
-
-    num_steps: int
-    batch_size: int
-    accumulate: int = 1
-    scale_lr: bool = False
-    ckpt_path: str | None = None
-    ckpt_ema: bool = False
-    ignore_keys: tuple[str, ...] = ()
-    load_only_unet: bool = False
-    keep_dims: int | None = None
 
 
 class Experiment(NamedTuple):
-    """What a config describes. Functions are pure and not jitted, except sample_fn.
-
-    task: a diffusion model, or the training of a first stage. init: key -> TrainState. train_step:
-    (state, batch, frozen) -> (state, metrics). eval_step: see train.step.make_eval_step.
-    """
+    """What a config describes. The functions of its task are pure and not jitted, but sample_fn."""
 
     sections: Mapping[str, Any]
-    seed: int
-    mesh: Mesh
-    rules: Sequence[Rule]
-    frozen_rules: Sequence[Rule]
-    training: Training
-    data: Data
-    task: Diffusion | Autoencoding
-    lr_at: Callable
-    init: Callable[[Array], TrainState]
-    train_step: Callable
-    eval_step: Callable
+    setting: Setting
+    task: Task
     latent_cache: LatentCacheOptions | None = None
 
+    def __repr__(self) -> str:
+        """Say in one line what is trained, on what and where; the fields would fill pages."""
+        name = self.sections["model"]["name"]
+        mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
+        steps, size = self.training.num_steps, self.training.batch_size
+        return f"Experiment({name} on {self.data.name}, {steps} steps of {size}, mesh {mesh})"
+
     @property
-    def diffusion(self) -> Diffusion:
-        """The task, if it is a diffusion model; ValueError for a first stage."""
-        if not isinstance(self.task, Diffusion):
+    def data(self) -> Data:
+        """The data set, its splits and its batches."""
+        return self.setting.data
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices that train."""
+        return self.setting.mesh
+
+    @property
+    def seed(self) -> int:
+        """The seed of every random number."""
+        return self.setting.seed
+
+    @property
+    def training(self) -> Training:
+        """The options of config.train."""
+        return self.setting.training
+
+    @property
+    def drawing(self) -> Drawing:
+        """How the model draws images; ValueError for one that draws nothing on its own."""
+        if self.task.drawing is None:
             raise ValueError(
-                "this config trains a first stage (config.model.name = 'autoencoder'), which draws "
-                "nothing on its own; name its run in config.first_stage.weights of another config"
+                f"this config trains a first stage (config.model.name = "
+                f"{self.sections['model']['name']!r}), which draws nothing on its own; name its "
+                "run in config.first_stage.weights of another config"
             )
-        return self.task
+        return self.task.drawing
 
     @property
     def network(self) -> Network:
-        """The network of a diffusion model."""
-        return self.diffusion.network
-
-    @property
-    def noise(self) -> Noise:
-        """The noise levels of a diffusion model."""
-        return self.diffusion.noise
+        """The network of a model that draws."""
+        return self.drawing.network
 
     @property
     def sample_fn(self) -> SampleFn:
-        """The one way to draw samples from a diffusion model."""
-        return self.diffusion.sample_fn
+        """The one way to draw samples; see experiment.sampling.build_sample_fn."""
+        return self.drawing.sample_fn
 
     @property
-    def sampling_steps(self) -> int:
-        """The number of steps of the config's sampler."""
-        return self.diffusion.sampling_steps
+    def init(self) -> Callable[[Array], TrainState]:
+        """Make the TrainState from a key."""
+        return self.task.init
+
+    @property
+    def train_step(self) -> Callable:
+        """(state, batch, frozen) -> (state, metrics)."""
+        return self.task.train_step
+
+    @property
+    def eval_step(self) -> Callable:
+        """(params, mutable, frozen, batch, batch number) -> metrics."""
+        return self.task.eval_step
 
     def to_devices(self, batch: Mapping[str, Any]) -> dict[str, Array]:
         """Put what the step reads of a host batch on the mesh, split over its batch axes."""
@@ -136,30 +133,34 @@ class Experiment(NamedTuple):
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the TrainState; nothing is computed."""
-        return abstract_state(self.init, self.mesh, self.rules, self._init_key())
+        return abstract_state(self.task.init, self.mesh, self.task.rules, self._init_key())
 
     def init_state(self) -> TrainState:
         """Make the initial TrainState, each leaf on its devices."""
-        return init_sharded(self.init, self.mesh, self.rules, self._init_key())
+        return init_sharded(self.task.init, self.mesh, self.task.rules, self._init_key())
 
     def frozen_constants(self) -> dict[str, Any]:
         """Put the constants on every device of the mesh."""
         return jax.device_put(self.task.constants, replicated(self.mesh))
 
     def abstract_frozen(self) -> PyTree:
-        """Shapes, dtypes and shardings of what training reads and never changes: the constants and
-        the weights of frozen networks, "conditioner" and "first_stage"; nothing is computed."""
-        return abstract_state(self._init_frozen, self.mesh, self.frozen_rules, self._init_key())
+        """Find shapes, dtypes and shardings of what training reads and never changes.
+
+        These are the constants and the weights of frozen networks; nothing is computed.
+        """
+        rules = self.task.frozen_rules
+        return abstract_state(self._init_frozen, self.mesh, rules, self._init_key())
 
     def random_frozen(self) -> PyTree:
         """Make the constants, and random weights for frozen networks: for dry runs."""
-        return init_sharded(self._init_frozen, self.mesh, self.frozen_rules, self._init_key())
+        rules = self.task.frozen_rules
+        return init_sharded(self._init_frozen, self.mesh, rules, self._init_key())
 
     def _init_frozen(self, key: Array) -> PyTree:
         return self.task.constants | self.task.init_frozen(key)
 
     def _init_key(self) -> Array:
-        return jax.random.fold_in(jax.random.key(self.seed), INIT_STREAM)
+        return stream_key(self.seed, Stream.INITIALISATION)
 
     def check(self) -> TrainState:
         """Trace training and evaluation without computing; return the abstract state.
@@ -168,8 +169,8 @@ class Experiment(NamedTuple):
         """
         state, frozen = self.abstract_state(), self.abstract_frozen()
         batch = self.abstract_batch()
-        jax.eval_shape(self.train_step, state, batch, frozen)
-        jax.eval_shape(self.eval_step, state.params, state.mutable, frozen, batch, 0)
+        jax.eval_shape(self.task.train_step, state, batch, frozen)
+        jax.eval_shape(self.task.eval_step, state.params, state.mutable, frozen, batch, 0)
         return state
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -186,7 +187,7 @@ class Experiment(NamedTuple):
 
 
 def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) -> Experiment:
-    """Bind every section that shapes the computation; see build.experiment."""
+    """Bind every section that shapes the computation; see make_experiment."""
     known_sections(sections, SECTIONS)
     for name in REQUIRED:
         if name not in sections:
@@ -197,38 +198,11 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     training = _training(sections["train"])
     data = build_data(sections["data"])
     mesh = _mesh(sections["mesh"], training.batch_size, training.accumulate, devices)
-    options: dict[str, Any] = {
-        "seed": seed,
-        "batch_size": training.batch_size,
-        "scale_lr": training.scale_lr,
-        "accumulate": training.accumulate,
-    }
-    if is_first_stage(sections):
-        if "loss" not in sections:
-            raise ConfigError("config.loss is missing; a first stage needs disc_start at least")
-        task, run = build_autoencoding(sections, data.image_shape, **options)
-        rules, fixed = first_stage_rules(mesh), ()
-    else:
-        sections = diffusion.DEFAULT_SECTIONS | sections
-        task, run = build_diffusion(sections, data, mesh, **options)
-        rules, fixed = state_rules(task.network, mesh), frozen_rules(task.network, mesh)
-    return Experiment(
-        sections=sections,
-        seed=seed,
-        mesh=mesh,
-        rules=rules,
-        frozen_rules=fixed,
-        training=training,
-        data=data,
-        task=task,
-        lr_at=run.lr_at,
-        init=on_mesh(mesh, run.init),
-        train_step=on_mesh(mesh, run.train_step),
-        eval_step=on_mesh(mesh, run.eval_step),
-        latent_cache=bind_latent_cache(
-            sections, data, task.network if isinstance(task, Diffusion) else None
-        ),
-    )
+    setting = Setting(data, mesh, seed, training)
+    name = sections["model"]["name"] if "name" in sections["model"] else None
+    task = (MAKERS[name] if name in MAKERS else make_diffusion)(sections, setting)
+    network = None if task.drawing is None else task.drawing.network
+    return Experiment(sections, setting, task, bind_latent_cache(sections, data, network))
 
 
 def _training(section: Mapping[str, Any]) -> Training:

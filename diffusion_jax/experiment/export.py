@@ -1,6 +1,7 @@
 """A model of this program -> a file or folder that other programs load."""
 
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,14 +14,14 @@ from diffusion_jax.convert.weights.diffusers_folder import (
     unet_config,
     vae_config,
 )
-from diffusion_jax.convert.weights.layouts import export_checkpoint
+from diffusion_jax.convert.weights.places import export_checkpoint
 from diffusion_jax.diffusion.schedule import make_schedule
 from diffusion_jax.experiment.binding import ConfigError, value_of
-from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.noise import Noise
+from diffusion_jax.experiment.task import Trained
 from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipText
-from diffusion_jax.types import PyTree
 
 # The text encoders of a network, in order, and the layout whose places are theirs.
 LAYOUT_OF_TEXTS: dict[tuple[str, ...], str] = {
@@ -57,36 +58,37 @@ class Text(NamedTuple):
 
 
 def export_single_file(
-    experiment: Experiment,
-    params: PyTree,
-    frozen: PyTree,
+    network: Network,
+    noise: Noise,
+    trained: Trained,
     path: str | os.PathLike,
     *,
     dtype: Any = None,
-    ema: PyTree = None,
 ) -> str:
     """Write one .safetensors file as the originals write theirs -> the name of its layout.
 
-    ema: averages of the network, written beside it as model_ema.*. The buffers of the schedule are
-    written as the originals have them. Raises ValueError for a model that no layout fits.
+    trained.ema: averages of the network, written beside it as model_ema.*. The buffers of the
+    schedule are written as the originals have them. Raises ValueError for a model that no layout
+    fits.
     """
-    texts = _texts(experiment.network)
+    texts = _texts(network)
     layout = _layout(texts)
-    schedule = experiment.noise.schedule
+    schedule = noise.schedule
     if layout in ("sd1", "sd2"):
         extras = {name: np.asarray(getattr(schedule, name)) for name in _BUFFERS}
     else:
         extras = {"denoiser.sigmas": np.asarray(schedule.sqrt_recipm1_alphas_cumprod)}
-    components = _components(texts, params, frozen)
-    network = None if ema is None else ema["network"]
-    export_checkpoint(path, components, layout, dtype=dtype, ema=network, extras=extras)
+    components = _components(texts, trained)
+    ema = None if trained.ema is None else trained.ema["network"]
+    export_checkpoint(path, components, layout, dtype=dtype, ema=ema, extras=extras)
     return layout
 
 
 def export_diffusers(
-    experiment: Experiment,
-    params: PyTree,
-    frozen: PyTree,
+    network: Network,
+    noise: Noise,
+    schedule: Mapping[str, Any],
+    trained: Trained,
     folder: str | os.PathLike,
     *,
     dtype: Any = None,
@@ -95,21 +97,20 @@ def export_diffusers(
 
     Raises ValueError for an option that has no counterpart in diffusers.
     """
-    network, texts = experiment.network, _texts(experiment.network)
-    stage = network.first_stage
+    texts, stage = _texts(network), network.first_stage
     height, _, channels = network.image_shape
     extra = sum(e.channels for e in network.embedders.values() if e.channels is not None)
     configs = {
         "network": unet_config(network.module, channels + extra, sample_size=height),
-        "scheduler": _scheduler(experiment),
+        "scheduler": _scheduler(noise, schedule),
     }
     if stage is not None:
         configs["first_stage"] = vae_config(
             stage.module,
-            scale_factor=float(frozen["scale_factor"]),
+            scale_factor=float(trained.frozen["scale_factor"]),
             num_codes=None if stage.codes is None else stage.codes.num_codes,
         )
-    components = _components(texts, params, frozen)
+    components = _components(texts, trained)
     for text in texts:
         tower = text.embedder.module.tower
         if text.kind == "open_clip_legacy" and text.embedder.module.layer == "penultimate":
@@ -124,15 +125,14 @@ def export_diffusers(
     save_diffusers(folder, components, configs, dtype=dtype)
 
 
-def _scheduler(experiment: Experiment) -> dict[str, Any]:
-    section = experiment.sections["schedule"]
+def _scheduler(noise: Noise, section: Mapping[str, Any]) -> dict[str, Any]:
     start, end = (value_of(make_schedule, section, name) for name in ("linear_start", "linear_end"))
     return scheduler_config(
         beta_start=start,
         beta_end=end,
         schedule=section["name"],
-        prediction_type=_PREDICTIONS[experiment.noise.parameterization],
-        num_timesteps=experiment.noise.schedule.num_timesteps,
+        prediction_type=_PREDICTIONS[noise.parameterization],
+        num_timesteps=noise.schedule.num_timesteps,
     )
 
 
@@ -158,16 +158,11 @@ def _layout(texts: list[Text]) -> str:
     return LAYOUT_OF_TEXTS[kinds]
 
 
-def _components(texts: list[Text], params: PyTree, frozen: PyTree) -> dict[str, Any]:
-    components: dict[str, Any] = {"network": params["network"]}
-    if frozen["first_stage"]:
-        components["first_stage"] = frozen["first_stage"]
+def _components(texts: list[Text], trained: Trained) -> dict[str, Any]:
+    components: dict[str, Any] = {"network": trained.params["network"]}
+    if trained.frozen["first_stage"]:
+        components["first_stage"] = trained.frozen["first_stage"]
     if texts:
-        conditioner = {text.slot: _weights(text.name, params, frozen) for text in texts}
-        components["conditioner"] = conditioner
+        both = {**trained.frozen["conditioner"], **trained.params["conditioner"]}
+        components["conditioner"] = {text.slot: both[text.name] for text in texts}
     return components
-
-
-def _weights(name: str, params: PyTree, frozen: PyTree) -> PyTree:
-    trained = params["conditioner"]
-    return trained[name] if name in trained else frozen["conditioner"][name]

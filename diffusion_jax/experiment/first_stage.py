@@ -9,14 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.experiment.binding import (
-    ConfigError,
-    bind_shared,
-    check_range,
-    check_type,
-    row,
-    with_dtypes,
-)
+from diffusion_jax.experiment.binding import ConfigError, Section, bind_section, check_range
+from diffusion_jax.experiment.options import Codes, FirstStageOptions
 from diffusion_jax.experiment.regularizer import CODEBOOK
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.quantizers import VectorQuantizer, nearest_code
@@ -25,51 +19,47 @@ from diffusion_jax.models.first_stage.tiling import in_chunks, tiled_decode
 from diffusion_jax.randomness import noise_like
 from diffusion_jax.types import Image, Keys, PyTree
 
-FIRST_STAGES = {"autoencoder_kl": Autoencoder, "autoencoder_vq": Autoencoder}
-
-
-class Codes(NamedTuple):
-    """The codebook of an autoencoder_vq.
-
-    num_codes: how many there are. quantize: whether latents become their nearest codes before they
-    are decoded (False is latent-diffusion's force_not_quantize).
-    """
-
-    num_codes: int = 8192
-    quantize: bool = True
-
-
-class Memory(NamedTuple):
-    """How much is encoded and decoded at once, None for everything.
-
-    samples_at_a_time: images of a batch. tile: side, in latent pixels, of the overlapping tiles
-    that larger latents are decoded in; GroupNorm then sees tiles, which changes colours slightly.
-    """
-
-    samples_at_a_time: int | None = None
-    tile: int | None = None
+FIRST_STAGE = Section(
+    "config.first_stage",
+    "The frozen autoencoder in whose latents the network works; by default there is none.",
+    ((FirstStageOptions, ()),),
+    {"autoencoder_kl": Autoencoder, "autoencoder_vq": Autoencoder},
+    extras={"autoencoder_vq": ((Codes, ()),)},
+)
+_LOWEST = {"samples_at_a_time": 1, "tile": 16, "scale_factor": 1e-6}
 
 
 class FirstStage(NamedTuple):
     """A frozen autoencoder with a Gaussian posterior or, with codes, a codebook.
 
-    The network works on scale_factor times its latents: samples of the posterior, or what the
-    encoder of a codebook's autoencoder gives before it is quantised, which is no matter of chance;
-    the decoder quantises. With scale_by_std the factor is 1 / std of the first batch of a run, and
-    saved with it. weights: a file or the run of a first stage, "random" for a dry run, or None for
-    those of the checkpoint that is loaded.
+    The network works on scale_factor times its latents: samples of the posterior, or with a
+    codebook the encoder's output before it is quantised, which involves no chance; the decoder
+    quantises. With scale_by_std the factor is 1 / std of the first batch of a run, and is saved
+    with the run. See FirstStageOptions for weights and memory.
     Source: latent-diffusion, AutoencoderKL and VQModelInterface.
     """
 
     module: nn.Module
-    scale_factor: float
-    scale_by_std: bool
     image_shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
     factor: int
-    weights: str | None
-    memory: Memory = Memory()
+    options: FirstStageOptions
     codes: Codes | None = None
+
+    @property
+    def scale_factor(self) -> float:
+        """The factor that latents are multiplied with."""
+        return self.options.scale_factor
+
+    @property
+    def scale_by_std(self) -> bool:
+        """Whether the factor is computed from the first batch of a run."""
+        return self.options.scale_by_std
+
+    @property
+    def weights(self) -> str | None:
+        """A file or a run with the weights, "random", or None: see FirstStageOptions."""
+        return self.options.weights
 
     def init(self, key: Array) -> PyTree:
         """Initialise the parameters."""
@@ -85,16 +75,17 @@ class FirstStage(NamedTuple):
         return {**params, CODEBOOK: codebook.init(jax.random.fold_in(key, 1), z)["params"]}
 
     def encode(self, params: PyTree, image: Image, keys: Keys | None) -> Array:
-        """Draw latents from the posterior (without keys: take its mode), not scaled, float32;
-        those of a codebook are not quantised.
+        """Draw latents from the posterior of an image, or take its mode when keys is None.
 
-        image [b h w c] in [-1, 1] -> [b h/f w/f z].
+        image [b h w c] in [-1, 1] -> float32 [b h/f w/f z], not scaled and not quantised.
         """
         return self.draw(self.moments(params, image), keys)
 
     def moments(self, params: PyTree, image: Image) -> Array:
-        """Encode images [b h w c] into the moments of their posteriors [b h/f w/f 2z], float32;
-        of a codebook's autoencoder into its latents [b h/f w/f z]."""
+        """Encode images [b h w c] into the moments of their posteriors, float32 [b h/f w/f 2z].
+
+        With a codebook these are the latents before they are quantised, [b h/f w/f z].
+        """
         params = _networks(params)
 
         def encode(x: Array) -> Array:
@@ -103,8 +94,10 @@ class FirstStage(NamedTuple):
         return self._few_at_a_time(encode, image).astype(jnp.float32)
 
     def draw(self, moments: Array, keys: Keys | None) -> Array:
-        """Draw latents from the posterior that has these moments (without keys: take its mode);
-        with a codebook the moments are the latents."""
+        """Draw latents from the posterior with these moments, or take its mode without keys.
+
+        With a codebook the moments are the latents already.
+        """
         if self.codes is not None:
             return moments
         posterior = diagonal_gaussian(moments)
@@ -122,7 +115,7 @@ class FirstStage(NamedTuple):
             networks = {"params": _networks(params)}
             return jnp.asarray(self.module.apply(networks, z, method="decode"))
 
-        tile = self.memory.tile
+        tile = self.options.tile
         if tile is not None and max(latents.shape[1:3]) > tile:
             overlap, margin = tile // 4, tile // 16
             whole = functools.partial(
@@ -138,7 +131,7 @@ class FirstStage(NamedTuple):
         return self._few_at_a_time(whole, latents).astype(jnp.float32)
 
     def _few_at_a_time(self, function: Callable[[Array], Array], x: Array) -> Array:
-        size = self.memory.samples_at_a_time
+        size = self.options.samples_at_a_time
         if size is None or size >= x.shape[0]:
             return function(x)
         return in_chunks(function, x, chunk_size=size)
@@ -146,17 +139,27 @@ class FirstStage(NamedTuple):
 
 def build_first_stage(section: Mapping[str, Any], image_shape: tuple[int, int, int]) -> FirstStage:
     """Build the first stage of a config for images of a shape; ConfigError for a wrong option."""
-    path = "config.first_stage"
-    section = {"weights": None, "scale_factor": 1.0, "scale_by_std": False} | dict(section)
-    weights = check_type(section.pop("weights"), str | None, f"{path}.weights")
-    scale = check_type(section.pop("scale_factor"), float, f"{path}.scale_factor")
-    check_range(scale, f"{path}.scale_factor", low=1e-6)
-    by_std = check_type(section.pop("scale_by_std"), bool, f"{path}.scale_by_std")
-    if by_std and scale != 1.0:
+    bound = bind_section(FIRST_STAGE, section)
+    path, options = FIRST_STAGE.path, FirstStageOptions(**bound.own[0])
+    codes = Codes(**bound.extra[0]) if bound.name in FIRST_STAGE.extras else None
+    for name, low in _LOWEST.items():
+        if getattr(options, name) is not None:
+            check_range(getattr(options, name), f"{path}.{name}", low=low)
+    if codes is not None:
+        check_range(codes.num_codes, f"{path}.num_codes", low=1)
+    if options.scale_by_std and options.scale_factor != 1.0:
         raise ConfigError(
-            f"{path}.scale_factor = {scale} should be left out: scale_by_std computes it"
+            f"{path}.scale_factor = {options.scale_factor} should be left out: scale_by_std "
+            "computes it"
         )
-    module, memory, codes = _parts(section, path)
+    fields: dict[str, Any] = {"double_z": codes is None}
+    module = Autoencoder(**fields | bound.keywords)
+    if module.double_z != (codes is None):
+        raise ConfigError(
+            f"{path}.double_z = {module.double_z} should be {codes is None}: {path}.name = "
+            f"{bound.name!r} has {'mean and variance' if codes is None else 'one value'} for "
+            "each latent"
+        )
     factor = 2 ** (len(module.ch_mult) - 1)
     height, width, _ = image_shape
     if height % factor or width % factor:
@@ -165,32 +168,9 @@ def build_first_stage(section: Mapping[str, Any], image_shape: tuple[int, int, i
             "the factor by which config.first_stage makes images smaller"
         )
     latent_shape = (height // factor, width // factor, module.embed_dim)
-    return FirstStage(
-        module, scale, by_std, image_shape, latent_shape, factor, weights, memory, codes
-    )
-
-
-def _parts(section: Mapping[str, Any], path: str) -> tuple[Autoencoder, Memory, Codes | None]:
-    module_class = row(FIRST_STAGES, section, path)
-    quantised = section["name"] == "autoencoder_vq"
-    section = {"double_z": not quantised} | with_dtypes(section, path)
-    targets = [(module_class, ()), (Memory, ()), *([(Codes, ())] if quantised else [])]
-    options, memory, *codes = bind_shared(section, path, *targets)
-    if options["double_z"] == quantised:
-        raise ConfigError(
-            f"{path}.double_z = {quantised} should be {not quantised}: {path}.name = "
-            f"{section['name']!r} has {'one value' if quantised else 'mean and variance'} for "
-            "each latent"
-        )
-    lowest = {"samples_at_a_time": 1, "tile": 16, "num_codes": 1}
-    for name, low in lowest.items():
-        value = section[name] if name in section else None
-        if value is not None:
-            check_range(value, f"{path}.{name}", low=low)
-    own = Codes(**codes[0]) if quantised else None
-    return module_class(**options), Memory(**memory), own
+    return FirstStage(module, image_shape, latent_shape, factor, options, codes)
 
 
 def _networks(params: PyTree) -> PyTree:
-    """Leave the codebook out, which is no part of the module."""
+    """Leave out the codebook, which is not a parameter of the module."""
     return {name: value for name, value in params.items() if name != CODEBOOK}

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import zipfile
-from collections.abc import Sequence
 from typing import Any
 
 from diffusion_jax.convert.weights.diffusers_folder import save_diffusers, vae_config
@@ -14,98 +13,92 @@ from diffusion_jax.convert.weights.first_stage import (
     join_parts,
     save_first_stage,
 )
-from diffusion_jax.convert.weights.reading import Weights, open_weights
-from diffusion_jax.experiment.autoencoding import Autoencoding
+from diffusion_jax.convert.weights.reading import open_weights
 from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.regularizer import CODEBOOK
+from diffusion_jax.experiment.task import Trained, Training
+from diffusion_jax.experiment.weights import RANDOM, open_part
+from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.lpips import load_lpips
-from diffusion_jax.train.state import TrainState
 from diffusion_jax.types import PyTree
-
-RANDOM = "random"
 
 
 def load_first_stage(
-    state: TrainState,
-    weights: Weights,
-    *,
-    ema: bool = False,
-    ignore_keys: Sequence[str] = (),
-) -> tuple[TrainState, list[str]]:
-    """Start a first stage from the file of another program -> (state, parts that it had not).
+    params: PyTree, mutable: PyTree, path: str | os.PathLike, training: Training
+) -> tuple[PyTree, PyTree, list[str]]:
+    """Start a first stage from another program's file -> (params, mutable, parts it had not).
 
     The autoencoder and its codebook have to be there; the discriminator with its running statistics
-    and a learned logvar are taken where they are. ema: the averages of the autoencoder.
-    Raises ValueError when the file does not fit; the message lists what is missing or left over.
+    and a learned logvar are taken where they are. training.ckpt_ema takes the averages of the
+    autoencoder. Raises ValueError when the file does not fit; the message lists what is missing or
+    left over.
     """
     found = import_first_stage(
-        state.params, state.mutable, weights, ema=ema, ignore_keys=ignore_keys
+        params,
+        mutable,
+        open_part(path, "vae"),
+        ema=training.ckpt_ema,
+        ignore_keys=training.ignore_keys,
     )
-    return state._replace(params=found.params, mutable=found.mutable), found.not_loaded
+    return found.params, found.mutable, found.not_loaded
 
 
-def export_first_stage(
-    state: TrainState,
-    frozen: PyTree,
-    path: str | os.PathLike,
-    *,
-    averaged: PyTree = None,
-    dtype: Any = None,
-    twins: bool = False,
-) -> None:
+def export_first_stage(trained: Trained, path: str | os.PathLike, *, dtype: Any = None) -> str:
     """Write one .safetensors file as latent-diffusion writes the checkpoint of a first stage.
 
-    averaged: the parameters with the averages; they are what is written, or with twins written as
-    model_ema.* beside the others. Raises ValueError for another suffix than .safetensors.
+    trained.ema: averages that are written as model_ema.* beside the others. Returns the name of the
+    layout. Raises ValueError for another suffix than .safetensors.
     """
-    params = state.params if averaged is None or twins else averaged
-    ema = None if averaged is None or not twins else averaged["autoencoder"]
+    frozen = trained.frozen
     tree = join_parts(
-        params,
-        state.mutable,
+        trained.params,
+        trained.mutable,
         logvar=frozen["logvar"] if "logvar" in frozen else None,
         lpips=frozen["lpips"],
     )
+    ema = None if trained.ema is None else trained.ema["autoencoder"]
     save_first_stage(path, tree, dtype=dtype, ema=ema)
+    return "first stage of latent-diffusion"
 
 
 def export_first_stage_folder(
-    experiment: Experiment, params: PyTree, folder: str | os.PathLike, *, dtype: Any = None
+    module: Autoencoder,
+    regularizer: str,
+    trained: Trained,
+    folder: str | os.PathLike,
+    *,
+    dtype: Any = None,
 ) -> None:
     """Write a folder of diffusers with the autoencoder alone, an AutoencoderKL or a VQModel.
 
-    Raises ConfigError for a quantizer that diffusers lacks, ValueError for such an option.
+    regularizer: its name in the config. Raises ConfigError for a quantizer that diffusers lacks,
+    ValueError for such an option.
     """
-    task = experiment.task
-    assert isinstance(task, Autoencoding)
-    section = experiment.sections["regularizer"] if "regularizer" in experiment.sections else {}
-    name = section["name"] if "name" in section else "kl"
-    if name not in ("kl", "vq"):
+    if regularizer not in ("kl", "vq"):
         raise ConfigError(
-            f"config.regularizer.name = {name!r} has no counterpart in diffusers, which has kl and "
-            "vq; export this network as .safetensors"
+            f"config.regularizer.name = {regularizer!r} has no counterpart in diffusers, which has "
+            "kl and vq; export this network as .safetensors"
         )
-    own = params["autoencoder"]
-    codes = own[CODEBOOK]["embedding"].shape[0] if name == "vq" else None
-    config = vae_config(task.module, scale_factor=1.0, num_codes=codes)
+    own = trained.params["autoencoder"]
+    codes = own[CODEBOOK]["embedding"].shape[0] if regularizer == "vq" else None
+    config = vae_config(module, scale_factor=1.0, num_codes=codes)
     save_diffusers(folder, {"first_stage": own}, {"first_stage": config}, dtype=dtype)
 
 
-def check_lpips_source(task: Autoencoding, source: str | os.PathLike | None) -> None:
-    """Find out, before any long work, whether LPIPS has weights; source: a released checkpoint that
-    training starts from. Raises FileNotFoundError, ValueError when what is there does not fit."""
-    path = task.lpips_weights
-    if path == RANDOM:
+def check_lpips(net: str, own: str | None, source: str | None) -> None:
+    """Find out, before any long work, whether LPIPS has weights; see read_lpips for the arguments.
+
+    Raises FileNotFoundError for a missing file, ValueError when what is there does not fit.
+    """
+    if own == RANDOM:
         return
-    if path is not None and not pathlib.Path(path).expanduser().exists():
-        raise FileNotFoundError(f"config.perceptual.weights = {path!r} does not exist")
-    read_lpips(task, source)
+    if own is not None and not pathlib.Path(own).expanduser().exists():
+        raise FileNotFoundError(f"config.perceptual.weights = {own!r} does not exist")
+    read_lpips(net, own, source)
 
 
-def read_lpips(task: Autoencoding, source: str | os.PathLike | None) -> PyTree:
-    """Read LPIPS from its own file, else from the released checkpoint, else from the package."""
-    own, net = task.lpips_weights, task.lpips_net
+def read_lpips(net: str, own: str | None, source: str | os.PathLike | None) -> PyTree:
+    """Read LPIPS from its own file, else from a released checkpoint, else from the package."""
     if own is None and not _in_source(source):
         return load_lpips(None, net=net)
     assert own is not None or source is not None

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from diffusion_jax.experiment.autoencoding import is_first_stage
 from diffusion_jax.experiment.binding import ConfigError, bind_shared, known_sections, value_of
-from diffusion_jax.experiment.pictures import build_log_images, build_log_reconstructions
+from diffusion_jax.experiment.task import Task
 from diffusion_jax.train.checkpoints.saving import open_checkpoints
 from diffusion_jax.train.hooks.checkpoint import checkpoint
 from diffusion_jax.train.hooks.early_stopping import early_stopping
@@ -32,7 +31,7 @@ _TARGETS: dict[str, tuple[tuple[Callable, tuple[str, ...]], ...]] = {
     "nan_stop": ((nan_stop, ("checkpoints",)),),
     "hang": ((watch_hangs, ()),),
     "signals": ((signal_hook, ("received", "save")),),
-    "images": (),  # see _image_targets
+    "images": (),  # see bind_hooks: what they show is a matter of the task
     "validation": (
         (validation, ("evaluate", "writer", "scores")),
         (Passes, ()),
@@ -42,14 +41,7 @@ _TARGETS: dict[str, tuple[tuple[Callable, tuple[str, ...]], ...]] = {
 }
 
 
-def _image_targets(first_stage: bool) -> tuple[tuple[Callable, tuple[str, ...]], ...]:
-    build = build_log_reconstructions if first_stage else build_log_images
-    return (
-        (images, ("log_images", "writer", "split", "batch")),
-        (build, ("experiment", "frozen", "class_names", "max_images")),
-    )
-
-
+_IMAGES = (images, ("log_images", "writer", "split", "batch"))
 ALWAYS = ("progress", "scalars", "nan_stop", "hang", "signals")
 _CHECKPOINT_TARGETS = (
     (checkpoint, ("checkpoints", "metadata", "scores", "writer")),
@@ -59,15 +51,14 @@ DEFAULT_CHECKPOINT = {"every": 1000}
 
 
 class HookOptions(NamedTuple):
-    """Keywords of every hook that a config asks for, one dict a function, and of its
-    checkpoints."""
+    """Keywords of the hooks that a config asks for, one dict a function, and of its checkpoints."""
 
     hooks: Mapping[str, list[dict[str, Any]]]
     checkpoint: dict[str, Any]
     checkpoints: dict[str, Any]
 
 
-def bind_hooks(sections: Mapping[str, Any]) -> HookOptions:
+def bind_hooks(sections: Mapping[str, Any], task: Task) -> HookOptions:
     """Check the `hooks` and `checkpoint` sections; ConfigError names path, value and choices."""
     asked = sections["hooks"] if "hooks" in sections else {}
     known_sections(asked, _TARGETS, "config.hooks")
@@ -77,7 +68,8 @@ def bind_hooks(sections: Mapping[str, Any]) -> HookOptions:
         saving, "config.checkpoint", *_CHECKPOINT_TARGETS
     )
     _check_monitors(sections, asked, manager_options)
-    targets = _TARGETS | {"images": _image_targets(is_first_stage(sections))}
+    pictures = (task.pictures, ("frozen", "class_names", "max_images"))
+    targets = _TARGETS | {"images": (_IMAGES, pictures)}
     return HookOptions(
         {
             name: bind_shared(section, f"config.hooks.{name}", *targets[name])

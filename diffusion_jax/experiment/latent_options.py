@@ -1,26 +1,25 @@
 """The `latent_cache` section -> its options, checked against what it would have to hold."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from diffusion_jax.data.batches import make_batches
-from diffusion_jax.experiment.binding import ConfigError, bind, check_range, value_of
+from diffusion_jax.experiment.binding import (
+    ConfigError,
+    Section,
+    bind_section,
+    check_range,
+    value_of,
+)
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.options import LatentCacheOptions
 
-
-class LatentCacheOptions(NamedTuple):
-    """Where the training split is kept encoded, and how.
-
-    text: also keep the outputs of frozen text encoders. dtype: of what is kept. shard_size: records
-    in a file; what a kill costs is a part of one. batch_size: images that are encoded at a time.
-    """
-
-    folder: str
-    text: bool = True
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    shard_size: int = 512
-    batch_size: int = 16
+LATENT_CACHE = Section(
+    "config.latent_cache",
+    "Train from latents that are encoded once; by default images are encoded at every step.",
+    ((LatentCacheOptions, ()),),
+)
 
 
 def bind_latent_cache(
@@ -28,12 +27,12 @@ def bind_latent_cache(
 ) -> LatentCacheOptions | None:
     """Bind the `latent_cache` section, None without one; network is None when none denoises.
 
-    Raises ConfigError for a wrong option, and when the data or the network cannot do with a cache.
+    Raises ConfigError for a wrong option, and when the data or the network cannot use a cache.
     """
     if "latent_cache" not in sections:
         return None
-    path = "config.latent_cache"
-    options = LatentCacheOptions(**bind(LatentCacheOptions, sections["latent_cache"], path))
+    path = LATENT_CACHE.path
+    options = LatentCacheOptions(**bind_section(LATENT_CACHE, sections["latent_cache"]).own[0])
     for name in ("shard_size", "batch_size"):
         check_range(getattr(options, name), f"{path}.{name}", low=1)
     if network is None or network.first_stage is None:

@@ -1,8 +1,10 @@
 """The `model` and `conditioning` sections -> a network with its embedders."""
 
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,21 +13,22 @@ from jaxtyping import Array
 from diffusion_jax.data.tokenizer import ClipTokenizer
 from diffusion_jax.experiment.binding import (
     ConfigError,
-    bind,
+    Section,
+    bind_section,
     check_range,
-    check_type,
-    known_sections,
+    parameters_of,
     pick,
     row,
-    with_dtypes,
 )
 from diffusion_jax.experiment.first_stage import FirstStage, build_first_stage
+from diffusion_jax.experiment.options import ConditioningOptions
 from diffusion_jax.experiment.text import tokenizers_of, with_null_tokens
 from diffusion_jax.models.conditioning.conditioner import (
     Embedder,
     cached_outputs,
     embed,
     init_embedders,
+    name_outputs,
 )
 from diffusion_jax.models.conditioning.embedders import EMBEDDERS
 from diffusion_jax.models.conditioning.routing import (
@@ -36,18 +39,34 @@ from diffusion_jax.models.conditioning.routing import (
 from diffusion_jax.models.unet.unet import UNet
 from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
 
-MODELS = {"unet": UNet}
+MODEL = Section(
+    "config.model",
+    "The network that is trained.",
+    table={"unet": UNet},
+    own=(),
+)
+CONDITIONING = Section(
+    "config.conditioning",
+    "What the network is conditioned on; by default on nothing.",
+    ((ConditioningOptions, ()),),
+)
+EMBEDDER = Section(
+    "config.conditioning.embedders.NAME",
+    "One source of conditioning, under any name.",
+    table=EMBEDDERS,
+    own=(),
+)
 
 
 class Network(NamedTuple):
-    """A network, what conditions it and the first stage in whose latents it works, if any.
+    """A network with its embedders, and the first stage in whose latents it works, if any.
 
-    image_shape (h, w, c) is what it denoises: latents or pixels. tokenize: name of tokens in a
+    image_shape: (h, w, c) of what is denoised, latents or pixels. tokenize: name of tokens in a
     batch -> (name of the strings that they come from, strings -> int32 [n l]). force_uc_zero:
     embedders whose outputs are zero in the unconditional half of guidance.
     """
 
-    module: UNet
+    module: nn.Module
     embedders: Mapping[str, Embedder]
     conditioning_key: str
     image_shape: tuple[int, int, int]
@@ -60,7 +79,7 @@ class Network(NamedTuple):
         batch = self.example_inputs(1)
         embedder_key, network_key = jax.random.split(key)
         conditioner = init_embedders(self.embedders, batch, embedder_key, trainable=True)
-        shapes = jax.eval_shape(self._embed_anew, batch, jax.random.key(0))
+        shapes = conditioning_shapes(self.embedders, self.image_shape)
         conditioning = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
         x = jnp.zeros((1, *self.image_shape))
         inputs = network_inputs(self.conditioning_key, x, conditioning)
@@ -80,7 +99,7 @@ class Network(NamedTuple):
         return frozen | ({"scale_factor": jnp.float32(1.0)} if stage.scale_by_std else {})
 
     def constants(self) -> dict[str, Array]:
-        """Give the factor of the latents, where it is known."""
+        """Return the arrays that the config alone determines: the scale factor of the latents."""
         stage = self.first_stage
         if stage is None or stage.scale_by_std:
             return {}
@@ -94,8 +113,7 @@ class Network(NamedTuple):
         conditioning: Conditioning,
         dropout_key: Array | None = None,
     ) -> Array:
-        """Evaluate the network: (params, x_t [b h w c], t [b], conditioning) -> model output,
-        float32."""
+        """Evaluate the network on x_t [b h w c] at t [b] -> model output, float32 [b h w c]."""
         return apply_network(
             self.module, self.conditioning_key, params["network"], x, t, conditioning, dropout_key
         )
@@ -110,8 +128,10 @@ class Network(NamedTuple):
         unconditional: bool = False,
         kept: Collection[str] = (),
     ) -> Conditioning:
-        """Compute the conditioning of a batch; keys switch on the training dropout of each
-        embedder. unconditional and kept: see models.conditioner.embed."""
+        """Compute the conditioning of a batch, see conditioner.embed for the arguments.
+
+        keys [b] switch on the dropout of conditions in training.
+        """
         return embed(
             self.embedders,
             {**frozen["conditioner"], **params["conditioner"]},
@@ -124,9 +144,11 @@ class Network(NamedTuple):
         )
 
     def encode(self, frozen: PyTree, batch: Batch, keys: Keys) -> Array:
-        """Find what the network learns to denoise, float32: the images, or samples of latents times
-        the scale factor; from the moments of their posteriors if the batch has them. Source:
-        latent-diffusion, get_first_stage_encoding."""
+        """Give what the network learns to denoise: images, or latents times the scale factor.
+
+        Latents are drawn from their posteriors, whose moments may be in the batch. float32.
+        Source: latent-diffusion, get_first_stage_encoding.
+        """
         if self.first_stage is None:
             return batch["image"]
         if "moments" in batch:
@@ -136,22 +158,21 @@ class Network(NamedTuple):
         return frozen["scale_factor"] * latents
 
     def encode_mode(self, frozen: PyTree, image: Array) -> Array:
-        """Find what stands for an image without chance: the image, or the mode of its latents."""
+        """Give what the network denoises without drawing: the image, or the mode of its latents."""
         if self.first_stage is None:
             return image
         latents = self.first_stage.encode(frozen["first_stage"], image, None)
         return frozen["scale_factor"] * latents
 
     def size_multiple(self) -> int:
-        """Tell what the sides of an image must be multiples of, in pixels."""
+        """Return the number that both sides of an image must be multiples of, in pixels."""
         first_stage = 1 if self.first_stage is None else self.first_stage.factor
-        return first_stage * self.module.patch_size * 2 ** (len(self.module.channel_mult) - 1)
+        if isinstance(self.module, UNet):
+            return first_stage * self.module.patch_size * 2 ** (len(self.module.channel_mult) - 1)
+        return first_stage * getattr(self.module, "size_multiple", 1)
 
     def shape_of(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
-        """Find the shape that the network denoises for images of (height, width) pixels.
-
-        None is the size of the data.
-        """
+        """Return the shape that is denoised for images of (height, width); None: as the data."""
         if size is None:
             return self.image_shape
         factor = 1 if self.first_stage is None else self.first_stage.factor
@@ -164,7 +185,7 @@ class Network(NamedTuple):
         return self.first_stage.decode(frozen["first_stage"], x / frozen["scale_factor"])
 
     def example_inputs(self, size: int) -> dict[str, Array]:
-        """Zeros of the shape and dtype of everything that the embedders read from a batch."""
+        """Return zeros with the shapes and dtypes that the embedders read from a batch."""
         return {
             embedder.input_key: embedder.example(size, self.image_shape)
             for embedder in self.embedders.values()
@@ -173,7 +194,7 @@ class Network(NamedTuple):
     def with_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Add to a host batch what embedders read and it lacks: tokens of its strings, defaults.
 
-        Embedders whose outputs the batch holds read nothing.
+        An embedder whose outputs are in the batch already needs no input.
         """
         read = {e.input_key for n, e in self.embedders.items() if not cached_outputs(batch, n)}
         tokens = {
@@ -195,15 +216,9 @@ class Network(NamedTuple):
         }
         return {**batch, **tokens, **defaults}
 
-    def _embed_anew(self, batch: Batch, key: Array) -> Conditioning:
-        trained_key, frozen_key = jax.random.split(key)
-        params = init_embedders(self.embedders, batch, trained_key, trainable=True)
-        params |= init_embedders(self.embedders, batch, frozen_key, trainable=False)
-        return embed(self.embedders, params, batch)
-
 
 def _size_of(batch: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Number, height and width of the images that a batch has, or that its moments come from."""
+    """Return number, height and width of the images that a batch has, or was encoded from."""
     if "image" in batch:
         return np.shape(batch["image"])[:3]
     return len(batch["moments"]), *batch["target_size"][0].tolist()
@@ -211,67 +226,110 @@ def _size_of(batch: Mapping[str, Any]) -> tuple[int, int, int]:
 
 def build_network(
     model: Mapping[str, Any],
-    conditioning: Mapping[str, Any],
+    conditioning: Mapping[str, Any] | None,
     data_shape: tuple[int, int, int],
     first_stage: Mapping[str, Any] | None = None,
 ) -> Network:
-    """Build the network of a config for images of data_shape; ConfigError when an option is wrong
-    or labels, channels and network disagree."""
-    module_class = row(MODELS, model, "config.model")
-    keywords = bind(module_class, with_dtypes(model, "config.model"), "config.model")
-    known_sections(conditioning, ("key", "embedders", "force_uc_zero"), "config.conditioning")
-    key = conditioning["key"] if "key" in conditioning else "none"
-    pick(CONDITIONING_KEYS, key, "config.conditioning.key")
-    embedders = _embedders(conditioning["embedders"] if "embedders" in conditioning else {})
+    """Build the network of a config for images of data_shape.
+
+    Fields of the network that follow from the data and the embedders may be left out: see _derived.
+    Raises ConfigError when an option is wrong, or differs from what follows.
+    """
+    (options,) = bind_section(CONDITIONING, conditioning).own
+    options = ConditioningOptions(**options)
+    pick(CONDITIONING_KEYS, options.key, f"{CONDITIONING.path}.key")
+    for name in options.force_uc_zero:
+        pick(options.embedders, name, f"{CONDITIONING.path}.force_uc_zero")
+    embedders = {name: _embedder(name, section) for name, section in options.embedders.items()}
     stage = None if first_stage is None else build_first_stage(first_stage, data_shape)
-    network = Network(
-        module_class(**keywords),
+    image_shape = data_shape if stage is None else stage.latent_shape
+    derived = _derived(options.key, embedders, image_shape, is_latent=stage is not None)
+    return Network(
+        _module(model, derived),
         embedders,
-        key,
-        data_shape if stage is None else stage.latent_shape,
+        options.key,
+        image_shape,
         stage,
         tokenizers_of(embedders),
-        _force_uc_zero(conditioning, embedders),
+        options.force_uc_zero,
     )
-    if network.module.out_channels != network.image_shape[-1]:
-        wanted = "the images (config.data.batches.channels)" if stage is None else "the latents"
-        raise ConfigError(
-            f"config.model.out_channels = {network.module.out_channels} should be "
-            f"{network.image_shape[-1]}, the channels of {wanted}"
-        )
-    _check_labels(network)
-    return network
 
 
-def _embedders(sections: Mapping[str, Any]) -> dict[str, Embedder]:
-    embedders = {}
-    for name, section in sections.items():
-        path = f"config.conditioning.embedders.{name}"
-        factory = row(EMBEDDERS, section, path)
-        section = with_dtypes(section, path)
-        embedder = factory(**bind(factory, section, path))
-        check_range(embedder.ucg_rate, f"{path}.ucg_rate", low=0.0, high=1.0)
-        embedders[name] = with_null_tokens(embedder, path)
-    return embedders
+def conditioning_shapes(
+    embedders: Mapping[str, Embedder], image_shape: tuple[int, int, int]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Find the shape and dtype of the Conditioning of one sample; nothing is computed.
+
+    Raises ValueError when outputs of embedders that meet in one entry cannot be joined.
+    """
+    outputs = {}
+    for name, embedder in embedders.items():
+        example = jax.eval_shape(lambda e=embedder: e.example(1, image_shape))
+        outputs[name] = _output_shapes(embedder.module, example.shape, example.dtype)
+
+    def join(outputs: Mapping[str, tuple[Array, ...]]) -> Conditioning:
+        named = [name_outputs(name, own) for name, own in outputs.items()]
+        batch = {key: output for own in named for key, output in own.items()}
+        return embed(embedders, {}, batch, null_outputs=batch)
+
+    return jax.eval_shape(join, outputs)
 
 
-def _force_uc_zero(
-    conditioning: Mapping[str, Any], embedders: Mapping[str, Embedder]
-) -> tuple[str, ...]:
-    path = "config.conditioning.force_uc_zero"
-    names = conditioning["force_uc_zero"] if "force_uc_zero" in conditioning else ()
-    names = tuple(check_type(tuple(names), tuple[str, ...], path))
-    for name in names:
-        pick(embedders, name, path)
-    return names
+@functools.cache
+def _output_shapes(module: nn.Module, shape: tuple[int, ...], dtype: Any) -> tuple[Any, ...]:
+    # Text encoders take seconds to trace, and every experiment asks for them again.
+    example = jax.ShapeDtypeStruct(shape, dtype)
+    outputs, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), example)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _check_labels(network: Network) -> None:
-    rows = getattr(network.module, "num_classes", None)
-    for name, embedder in network.embedders.items():
-        is_label = embedder.embeds_labels_in_network
-        if is_label and embedder.num_classes is not None and rows != embedder.num_classes + 1:
+def _embedder(name: str, section: Mapping[str, Any]) -> Embedder:
+    path = f"config.conditioning.embedders.{name}"
+    embedder = bind_section(EMBEDDER._replace(path=path), section).make()
+    if not isinstance(embedder, Embedder):
+        raise ConfigError(f"{path}.name = {section['name']!r} should return an Embedder")
+    check_range(embedder.ucg_rate, f"{path}.ucg_rate", low=0.0, high=1.0)
+    return with_null_tokens(embedder, path)
+
+
+def _derived(
+    key: str,
+    embedders: Mapping[str, Embedder],
+    image_shape: tuple[int, int, int],
+    *,
+    is_latent: bool,
+) -> dict[str, tuple[Any, str]]:
+    """Find what the data and the embedders say about the network: {field: (value, why)}."""
+    images = "the latents" if is_latent else "the images (config.data.batches.channels)"
+    derived: dict[str, tuple[Any, str]] = {
+        "out_channels": (image_shape[-1], f"the channels of {images}")
+    }
+    shapes = conditioning_shapes(embedders, image_shape)
+    given = {entry: shapes[entry] for entry in CONDITIONING_KEYS[key] if entry in shapes}
+    if "crossattn" in given:
+        width = given["crossattn"].shape[-1]
+        derived["context_dim"] = (width, "the width of what the embedders give as context")
+    if "vector" in given and len(given["vector"].shape) == 2:
+        derived["num_classes"] = ("sequential", "as the embedders give vectors of features")
+        width = given["vector"].shape[-1]
+        derived["adm_in_channels"] = (width, "the width of the vectors that the embedders give")
+    for name, embedder in embedders.items():
+        if embedder.embeds_labels_in_network and embedder.num_classes is not None:
+            why = f"the null class and the {embedder.num_classes} of {CONDITIONING.path}.embedders"
+            derived["num_classes"] = (embedder.num_classes + 1, f"{why}.{name}")
+    return derived
+
+
+def _module(model: Mapping[str, Any], derived: Mapping[str, tuple[Any, str]]) -> nn.Module:
+    fields = parameters_of(row(MODEL.table, model, MODEL.path, own=True))
+    follows = {name: value for name, (value, _) in derived.items() if name in fields}
+    bound = bind_section(MODEL, follows | dict(model))
+    for name, value in follows.items():
+        given = bound.keywords[name]
+        widths = set(given) if isinstance(given, tuple) else {given}  # one for each block
+        if widths != {value}:
             raise ConfigError(
-                f"config.model.num_classes = {rows!r} should be {embedder.num_classes + 1}: the "
-                f"null class and the {embedder.num_classes} of config.conditioning.embedders.{name}"
+                f"{MODEL.path}.{name} = {given!r} should be {value!r}, {derived[name][1]}; or "
+                "leave it out"
             )
+    return bound.make()

@@ -1,5 +1,4 @@
-"""The `schedule`, `denoiser` and `discretization` sections -> how noise enters and what the network
-says about it."""
+"""The `schedule`, `denoiser` and `discretization` sections -> noise levels and predictions."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -11,27 +10,46 @@ from jaxtyping import Array
 from diffusion_jax.diffusion.preconditioning import SCALINGS, Scaling, denoiser
 from diffusion_jax.diffusion.samplers.sigmas import DISCRETIZATIONS, from_schedule, sigma_table
 from diffusion_jax.diffusion.schedule import BETA_SCHEDULES, Schedule, make_schedule
-from diffusion_jax.experiment.binding import (
-    ConfigError,
-    bind,
-    check_type,
-    known_sections,
-    options,
-    row,
-    value_of,
-)
+from diffusion_jax.experiment.binding import ConfigError, Section, bind_section, value_of
+from diffusion_jax.experiment.options import DenoiserOptions, TableOptions
 from diffusion_jax.types import PyTree
 
-DENOISERS = ("discrete", "continuous")
-NATURAL_WEIGHTINGS: dict[str, dict[str, Any]] = {
-    "eps": {"name": "eps"},
-    "v": {"name": "v"},
-    "v_edm": {"name": "v"},
-    "x0": {"name": "unit"},
-    "edm": {"name": "edm"},
-}
-# What a config that leaves the section out means: a network trained on the schedule's timesteps.
-DEFAULT_DENOISER = {"name": "discrete"}
+SCHEDULE = Section(
+    "config.schedule",
+    "The schedule of the forward process, and what the network predicts on its timesteps.",
+    table=dict.fromkeys(BETA_SCHEDULES, make_schedule),
+    given=("name",),
+    default="linear",
+)
+DENOISER = Section(
+    "config.denoiser",
+    "The denoiser D(x, sigma) around the network: on a table of noise levels, or on all.",
+    table=dict.fromkeys(("discrete", "continuous"), DenoiserOptions),
+    default="discrete",
+)
+SCALING = Section(
+    "config.denoiser.scaling",
+    "c_skip, c_out, c_in and c_noise; by default those of the schedule's parameterization.",
+    table=SCALINGS,
+    own=(),
+)
+TABLE = Section(
+    "config.denoiser.discretization",
+    "The noise levels that a discrete denoiser knows; by default the schedule's.",
+    ((TableOptions, ()),),
+    DISCRETIZATIONS,
+    ("num_steps",),
+    own=("num_steps",),
+)
+GRID = Section(
+    "config.discretization",
+    "The noise levels of sampling; by default the schedule's, or EDM's without a table.",
+    table=DISCRETIZATIONS | {"schedule": from_schedule},
+    given=("schedule", "num_steps"),
+    own=("num_steps",),
+)
+# Scaling -> the weighting with which the loss on x_0 is the plain error of what is predicted.
+NATURAL_WEIGHTINGS = {"eps": "eps", "v": "v", "v_edm": "v", "x0": "unit", "edm": "edm"}
 
 
 class Noise(NamedTuple):
@@ -41,7 +59,7 @@ class Noise(NamedTuple):
     DDPM, DDIM and PLMS need. sigmas: the table of a discrete denoiser, float32 ascending, made by
     `levels`; both None when it is continuous. grid: number of steps -> noise levels of sampling,
     float64 descending to 0. natural_weighting: the section of a weighting with which the loss on
-    x_0 is the plain error of what the network predicts.
+    x_0 is the plain error of what the network predicts; None for a scaling of the user's own.
     """
 
     schedule: Schedule
@@ -52,10 +70,10 @@ class Noise(NamedTuple):
     quantize_c_noise: bool
     on_timesteps: bool
     grid: Callable[[int], np.ndarray]
-    natural_weighting: Mapping[str, Any]
+    natural_weighting: Mapping[str, Any] | None
 
     def constants(self) -> dict[str, Any]:
-        """Give the arrays that training and sampling read: the schedule, and the table if any."""
+        """Return the arrays that training and sampling read: the schedule, and a table if any."""
         constants: dict[str, Any] = {"schedule": self.schedule}
         if self.sigmas is not None:
             constants["sigmas"] = self.sigmas
@@ -68,66 +86,59 @@ class Noise(NamedTuple):
 
 
 def build_noise(
-    schedule_section: Mapping[str, Any],
+    schedule_section: Mapping[str, Any] | None,
     denoiser_section: Mapping[str, Any] | None,
     grid_section: Mapping[str, Any] | None,
 ) -> Noise:
     """Build the noise levels of a config; ConfigError for an option that is wrong."""
-    row(BETA_SCHEDULES, schedule_section, "config.schedule")
-    keywords = bind(make_schedule, schedule_section, "config.schedule", given=("name",))
-    parameterization = value_of(make_schedule, keywords, "parameterization")
-    schedule = make_schedule(schedule_section["name"], **keywords)
-    section: dict[str, Any] = {"quantize_c_noise": True}
-    section |= DEFAULT_DENOISER if denoiser_section is None else denoiser_section
-    path = "config.denoiser"
-    known_sections(section, ("name", "scaling", "discretization", "quantize_c_noise"), path)
-    kind = row({name: name for name in DENOISERS}, section, path)
-    scaling_section = section["scaling"] if "scaling" in section else {"name": parameterization}
-    factory = row(SCALINGS, scaling_section, f"{path}.scaling")
-    scaling = factory(**bind(factory, scaling_section, f"{path}.scaling"))
-    if kind == "continuous" and "discretization" in section:
-        raise ConfigError(f"{path}.discretization is the table of a discrete denoiser; drop it")
-    levels, num_idx = _levels(section, schedule) if kind == "discrete" else (None, 0)
-    quantize = check_type(section["quantize_c_noise"], bool, f"{path}.quantize_c_noise")
+    beta = bind_section(SCHEDULE, schedule_section)
+    parameterization = value_of(make_schedule, beta.keywords, "parameterization")
+    schedule = beta.make(beta.name)
+    bound = bind_section(DENOISER, denoiser_section)
+    options = DenoiserOptions(**bound.keywords)
+    named = {"name": parameterization} if options.scaling is None else options.scaling
+    scaling = bind_section(SCALING, named)
+    discrete, own_table = bound.name == "discrete", options.discretization is not None
+    if own_table and not discrete:
+        raise ConfigError(f"{TABLE.path} is the table of a discrete denoiser; drop it")
+    levels, num_idx = _levels(options, schedule) if discrete else (None, 0)
+    on_schedule = discrete and not own_table and scaling.name == parameterization
+    natural = None
+    if scaling.name in NATURAL_WEIGHTINGS:
+        natural = {"name": NATURAL_WEIGHTINGS[scaling.name], **scaling.keywords}
     return Noise(
         schedule,
         parameterization,
-        scaling,
+        scaling.make(),
         levels,
         None if levels is None else sigma_table(levels, num_idx),
-        quantize,
-        kind == "discrete"
-        and quantize
-        and "discretization" not in section
-        and scaling_section == {"name": parameterization},
-        _grid(grid_section, kind, schedule),
-        NATURAL_WEIGHTINGS[scaling_section["name"]] | options(scaling_section),
+        options.quantize_c_noise,
+        on_schedule and options.quantize_c_noise,
+        _grid(grid_section, discrete, schedule),
+        natural,
     )
 
 
-def _levels(
-    section: Mapping[str, Any], schedule: Schedule
-) -> tuple[Callable[[int], np.ndarray], int]:
-    if "discretization" not in section:
-        return functools.partial(from_schedule, schedule), schedule.num_timesteps
-    own, path = dict(section["discretization"]), "config.denoiser.discretization"
-    num_idx = check_type(own.pop("num_idx") if "num_idx" in own else 1000, int, f"{path}.num_idx")
-    return bind_levels(own, path), num_idx
-
-
-def bind_levels(section: Mapping[str, Any], path: str) -> Callable[[int], np.ndarray]:
+def bind_levels(spec: Section, section: Mapping[str, Any]) -> Callable[[int], np.ndarray]:
     """Bind a section that names a discretization: num_steps -> sigmas, descending to 0."""
-    factory = row(DISCRETIZATIONS, section, path)
-    return functools.partial(factory, **bind(factory, section, path, given=("num_steps",)))
+    bound = bind_section(spec, section)
+    return functools.partial(bound.factory, **bound.keywords)
+
+
+def _levels(
+    options: DenoiserOptions, schedule: Schedule
+) -> tuple[Callable[[int], np.ndarray], int]:
+    if options.discretization is None:
+        return functools.partial(from_schedule, schedule), schedule.num_timesteps
+    bound = bind_section(TABLE, options.discretization)
+    return functools.partial(bound.factory, **bound.keywords), TableOptions(**bound.own[0]).num_idx
 
 
 def _grid(
-    section: Mapping[str, Any] | None, kind: str, schedule: Schedule
+    section: Mapping[str, Any] | None, discrete: bool, schedule: Schedule
 ) -> Callable[[int], np.ndarray]:
-    if section is None:
-        section = {"name": "schedule"} if kind == "discrete" else {"name": "edm"}
-    path = "config.discretization"
-    if "name" in section and section["name"] == "schedule":
-        bind(from_schedule, section, path, given=("schedule", "num_steps"))
+    default = {"name": "schedule" if discrete else "edm"}
+    bound = bind_section(GRID, default if section is None else section)
+    if bound.factory is from_schedule:
         return functools.partial(from_schedule, schedule)
-    return bind_levels(section, path)
+    return functools.partial(bound.factory, **bound.keywords)

@@ -1,43 +1,65 @@
 """The `loss`, `sigma_sampling` and `weighting` sections -> what training minimises."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.losses import ddpm_loss
+from diffusion_jax.diffusion.samplers.sigmas import DISCRETIZATIONS
 from diffusion_jax.diffusion.sigma_sampling import SIGMA_SAMPLINGS, SigmaOf, discrete
 from diffusion_jax.diffusion.weighting import WEIGHTINGS, Weighting
-from diffusion_jax.experiment.binding import ConfigError, bind, check_type, row, value_of
+from diffusion_jax.experiment.binding import (
+    Bound,
+    ConfigError,
+    Section,
+    bind_section,
+    parameters_of,
+    value_of,
+)
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise, bind_levels
+from diffusion_jax.experiment.options import LevelsOptions, LogvarOptions
 from diffusion_jax.train.diffusion.denoiser_loss import denoiser_loss_fn
 from diffusion_jax.train.diffusion.timestep_loss import diffusion_loss
 from diffusion_jax.train.step import LossFn
 
-LOSSES = {"ddpm": ddpm_loss, "denoiser": denoiser_loss_fn}
-# What diffusion_loss hands to a loss; everything else of its signature is an option.
-DDPM_INPUTS = (
-    "schedule",
-    "model_output",
-    "x_start",
-    "x_t",
-    "t",
-    "noise",
-    "logvar",
-    "weight",
-    "parameterization",
+# What diffusion_loss hands to ddpm_loss, the first six by position; all else are options.
+DDPM_INPUTS = ("schedule model_output x_start x_t t noise logvar weight parameterization").split()
+# What a maker of a LossFn may ask for by naming it in its signature; apply, embed and encode come
+# first and always.
+NETWORK_INPUTS = ("apply", "embed", "encode")
+NOISE_INPUTS = ("parameterization scaling sigma_of weighting batch_size quantize_c_noise").split()
+LOSS = Section(
+    "config.loss",
+    "What training minimises.",
+    table={"ddpm": ddpm_loss, "denoiser": denoiser_loss_fn},
+    given=(*DDPM_INPUTS, *NETWORK_INPUTS, *NOISE_INPUTS),
+    extras={"ddpm": ((LogvarOptions, ()),)},
+    default="ddpm",
+    own=(*DDPM_INPUTS, *NETWORK_INPUTS, *NOISE_INPUTS),
 )
-DENOISER_INPUTS = (
-    "apply",
-    "embed",
-    "encode",
-    "scaling",
-    "sigma_of",
-    "weighting",
-    "batch_size",
-    "quantize_c_noise",
+SIGMA_SAMPLING = Section(
+    "config.sigma_sampling",
+    "How the denoiser's loss draws noise levels; by default from its table, or log-normal.",
+    table=SIGMA_SAMPLINGS,
+    given=("discretization",),
+    extras={"discrete": ((LevelsOptions, ()),)},
+    own=(),
+)
+LEVELS = Section(
+    "config.sigma_sampling.discretization",
+    "The table that training draws from; by default the denoiser's.",
+    table=DISCRETIZATIONS,
+    given=("num_steps",),
+    own=("num_steps",),
+)
+WEIGHTING = Section(
+    "config.weighting",
+    "The weight w(sigma) of the denoiser's loss; by default 1 on what the network predicts.",
+    table=WEIGHTINGS,
+    own=(),
 )
 
 
@@ -54,78 +76,83 @@ def build_objective(
 ) -> Objective:
     """Build the objective of a config; batch_size is that of the global batch.
 
+    A loss of the user's own that names `apply` is a maker of a LossFn, as denoiser_loss_fn is; any
+    other is the loss of a batch at its timesteps, as ddpm_loss is. Both are given what they name.
     Raises ConfigError for a wrong option, and for a section that the loss does not read.
     """
-    section = sections["loss"]
-    if row(LOSSES, section, "config.loss") is denoiser_loss_fn:
-        return Objective(_denoiser_loss(network, noise, sections, batch_size), {}, {})
-    for name in ("sigma_sampling", "weighting"):
-        if name in sections:
+    bound = bind_section(LOSS, sections.get("loss"))
+    inputs: dict[str, Callable[[], Any]] = {
+        "parameterization": lambda: noise.parameterization,
+        "scaling": lambda: noise.scaling,
+        "sigma_of": lambda: _sigma_sampling(sections.get("sigma_sampling"), noise),
+        "weighting": lambda: _weighting(sections.get("weighting"), noise),
+        "batch_size": lambda: batch_size,
+        "quantize_c_noise": lambda: noise.quantize_c_noise,
+    }
+    asked = parameters_of(bound.factory)
+    for name, reader in (("sigma_sampling", "sigma_of"), ("weighting", "weighting")):
+        if name in sections and reader not in asked:
             raise ConfigError(
                 f"config.{name} is read with config.loss.name = 'denoiser' only, and it is "
-                f"{section['name']!r}"
+                f"{bound.name!r}"
             )
-    return _ddpm_loss(network, noise, section)
+    if "apply" not in asked:
+        return _timestep_loss(network, noise, bound)
+    given = {name: make() for name, make in inputs.items() if name in asked}
+    return Objective(bound.make(network.apply, network.embed, network.encode, **given), {}, {})
 
 
-def _ddpm_loss(network: Network, noise: Noise, section: Mapping[str, Any]) -> Objective:
+def _timestep_loss(network: Network, noise: Noise, bound: Bound) -> Objective:
     if not noise.on_timesteps:
         raise ConfigError(
-            "config.loss.name = 'ddpm' trains on the schedule's timesteps and parameterization: "
-            "drop config.denoiser, or use config.loss.name = 'denoiser'"
+            f"config.loss.name = {bound.name!r} trains on the schedule's timesteps and "
+            "parameterization: drop config.denoiser, or use config.loss.name = 'denoiser'"
         )
-    section = {"logvar_init": 0.0} | dict(section)
-    logvar_init = check_type(section.pop("logvar_init"), float, "config.loss.logvar_init")
-    options = bind(ddpm_loss, section, "config.loss", given=DDPM_INPUTS)
+    is_ddpm = bound.factory is ddpm_loss
     loss_fn = diffusion_loss(
         network.apply,
         network.embed,
         network.encode,
+        loss=ddpm_loss if is_ddpm else _own_loss(bound.factory),
         parameterization=noise.parameterization,
-        **options,
+        **bound.keywords,
     )
-    logvar = jnp.full((noise.schedule.num_timesteps,), logvar_init, jnp.float32)
-    learned = {"logvar": logvar} if value_of(ddpm_loss, options, "learn_logvar") else {}
-    return Objective(loss_fn, {"logvar": logvar}, learned)
+    own = LogvarOptions(**bound.extra[0]) if is_ddpm else LogvarOptions()
+    logvar = jnp.full((noise.schedule.num_timesteps,), own.logvar_init, jnp.float32)
+    learns = is_ddpm and value_of(ddpm_loss, bound.keywords, "learn_logvar")
+    return Objective(loss_fn, {"logvar": logvar}, {"logvar": logvar} if learns else {})
 
 
-def _denoiser_loss(
-    network: Network, noise: Noise, sections: Mapping[str, Any], batch_size: int
-) -> LossFn:
-    options = bind(denoiser_loss_fn, sections["loss"], "config.loss", given=DENOISER_INPUTS)
-    default_sampling = {"name": "lognormal" if noise.levels is None else "discrete"}
-    sampling = sections["sigma_sampling"] if "sigma_sampling" in sections else default_sampling
-    weighting = sections["weighting"] if "weighting" in sections else noise.natural_weighting
-    return denoiser_loss_fn(
-        network.apply,
-        network.embed,
-        network.encode,
-        scaling=noise.scaling,
-        sigma_of=_sigma_sampling(sampling, noise),
-        weighting=_weighting(weighting),
-        batch_size=batch_size,
-        quantize_c_noise=noise.quantize_c_noise,
-        **options,
-    )
+def _own_loss(function: Callable) -> Callable:
+    """Give a user's loss what it names, and its value the name "loss" among the metrics."""
+    names = parameters_of(function)
+
+    def loss(*arrays: Any, **keywords: Any) -> tuple[Array, dict[str, Array]]:
+        given = dict(zip(DDPM_INPUTS, arrays, strict=False)) | keywords
+        value, metrics = function(**{name: given[name] for name in given if name in names})
+        return value, {"loss": value, **metrics}
+
+    return loss
 
 
-def _sigma_sampling(section: Mapping[str, Any], noise: Noise) -> SigmaOf:
-    path = "config.sigma_sampling"
-    factory = row(SIGMA_SAMPLINGS, section, path)
-    if factory is not discrete:
-        return factory(**bind(factory, section, path))
-    section = dict(section)
-    if "discretization" in section:
-        levels = bind_levels(section.pop("discretization"), f"{path}.discretization")
-    elif noise.levels is not None and noise.sigmas is not None:
-        levels, section = noise.levels, {"num_idx": len(noise.sigmas)} | section
-    else:
+def _sigma_sampling(section: Mapping[str, Any] | None, noise: Noise) -> SigmaOf:
+    default = {"name": "lognormal" if noise.levels is None else "discrete"}
+    bound = bind_section(SIGMA_SAMPLING, default if section is None else section)
+    if bound.factory is not discrete:
+        return bound.make()
+    own = LevelsOptions(**bound.extra[0]).discretization
+    if own is not None:
+        return bound.make(bind_levels(LEVELS, own))
+    if noise.levels is None or noise.sigmas is None:
+        raise ConfigError(f"{LEVELS.path} is missing: a continuous denoiser has no table of levels")
+    return discrete(noise.levels, **{"num_idx": len(noise.sigmas)} | bound.keywords)
+
+
+def _weighting(section: Mapping[str, Any] | None, noise: Noise) -> Weighting:
+    section = noise.natural_weighting if section is None else section
+    if section is None:
         raise ConfigError(
-            f"{path}.discretization is missing: a continuous denoiser has no table of levels"
+            f"{WEIGHTING.path} is missing: no weighting follows from config.denoiser.scaling; "
+            f"choose from {', '.join(sorted(WEIGHTINGS))}"
         )
-    return discrete(levels, **bind(discrete, section, path, given=("discretization",)))
-
-
-def _weighting(section: Mapping[str, Any]) -> Weighting:
-    factory = row(WEIGHTINGS, section, "config.weighting")
-    return factory(**bind(factory, section, "config.weighting"))
+    return bind_section(WEIGHTING, section).make()

@@ -1,11 +1,10 @@
-"""The `optimizer` and `lr_schedule` sections -> an optax chain and the learning rate as a function
-of the step."""
+"""The `optimizer` and `lr_schedule` sections -> an optax chain and the rate at every step."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax.experiment.binding import bind, check_type, row, value_of
+from diffusion_jax.experiment.binding import Section, bind_section, parameters_of, value_of
+from diffusion_jax.experiment.options import WarmupOptions
 from diffusion_jax.train.lr_schedules import LR_SCHEDULES, with_warmup
 from diffusion_jax.train.optimizer import (
     OPTIMIZERS,
@@ -14,36 +13,50 @@ from diffusion_jax.train.optimizer import (
     scaled_learning_rate,
 )
 
-# make_optimizer passes these to a factory itself.
-GIVEN = ("learning_rate", "max_learning_rate", "mask", "weight_decay_mask")
+OPTIMIZER = Section(
+    "config.optimizer",
+    "The optimizer with its learning rate, clipping and the average of the parameters.",
+    ((make_optimizer, ("name", "lr_multiplier")),),
+    OPTIMIZERS,
+    # make_optimizer passes these to a row itself.
+    ("learning_rate", "max_learning_rate", "mask", "weight_decay_mask"),
+    default="adamw",
+)
+LR_SCHEDULE = Section(
+    "config.lr_schedule",
+    "A multiplier of optimizer.learning_rate as a function of the step.",
+    ((WarmupOptions, ()),),
+    LR_SCHEDULES,
+    default="constant",
+    own=(),
+)
 
 
 def build_optimizer(
-    optimizer: Mapping[str, Any], lr_schedule: Mapping[str, Any], batch_size: int, scale_lr: bool
+    optimizer: Mapping[str, Any] | None,
+    lr_schedule: Mapping[str, Any] | None,
+    batch_size: int,
+    scale_lr: bool,
+    path: str = OPTIMIZER.path,
 ) -> Optimizer:
     """Build the optimizer; the schedule is a multiplier of optimizer.learning_rate.
 
     scale_lr multiplies the learning rate by the global batch size, as latent-diffusion does.
     Raises ValueError naming the option, its value and the choices.
     """
-    path = "config.optimizer"
-    factory = row(OPTIMIZERS, optimizer, path)
-    own = inspect.signature(make_optimizer).parameters
-    keywords = bind(make_optimizer, optimizer, path, given=("name", "lr_multiplier"))
-    bind(factory, {k: v for k, v in keywords.items() if k not in own}, path, given=GIVEN)
-    rate = value_of(make_optimizer, keywords, "learning_rate")
-    keywords["learning_rate"] = scaled_learning_rate(rate, batch_size, scale_lr=scale_lr)
-    multiplier = _multiplier(dict(lr_schedule))
-    return make_optimizer(optimizer["name"], **keywords, lr_multiplier=multiplier)
+    bound = bind_section(OPTIMIZER._replace(path=path), optimizer)
+    (chain,) = bound.own
+    rate = value_of(make_optimizer, chain, "learning_rate")
+    options = bound.keywords | chain
+    options["learning_rate"] = scaled_learning_rate(rate, batch_size, scale_lr=scale_lr)
+    return make_optimizer(bound.name, **options, lr_multiplier=_multiplier(lr_schedule))
 
 
-def _multiplier(section: dict[str, Any]) -> Any:
-    path = "config.lr_schedule"
-    if section == {"name": "constant"}:
+def _multiplier(section: Mapping[str, Any] | None) -> Any:
+    bound = bind_section(LR_SCHEDULE, section)
+    warmup = WarmupOptions(**bound.own[0])
+    if bound.name == "constant" and not bound.keywords and not warmup.warmup_steps:
         return None  # some optimizers take no schedule at all
-    factory = row(LR_SCHEDULES, section, path)
-    section = {"warmup_steps": 0} | section
-    if "warmup_steps" in inspect.signature(factory).parameters:
-        return factory(**bind(factory, section, path))
-    warmup_steps = check_type(section.pop("warmup_steps"), int, f"{path}.warmup_steps")
-    return with_warmup(factory(**bind(factory, section, path)), warmup_steps)
+    if "warmup_steps" in parameters_of(bound.factory):
+        return bound.make()
+    return with_warmup(bound.make(), warmup.warmup_steps)

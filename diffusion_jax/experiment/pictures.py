@@ -11,17 +11,19 @@ import numpy as np
 from diffusion_jax.devices.arrays import put
 from diffusion_jax.devices.mesh import on_mesh, replicated
 from diffusion_jax.diffusion import ddpm
-from diffusion_jax.experiment.autoencoding import Autoencoding
-from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.randomness import noise_like
+from diffusion_jax.experiment.task import Drawing, Setting
+from diffusion_jax.randomness import Stream, noise_like, sample_keys, stream_key
 from diffusion_jax.train.ema import ema_params, has_ema
+from diffusion_jax.train.first_stage.loss import Networks
 from diffusion_jax.train.first_stage.pictures import autoencoder_images
+from diffusion_jax.train.first_stage.step import averaged_params
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.types import PyTree
 
 
-def build_log_images(
-    experiment: Experiment,
+def draw_pictures(
+    drawing: Drawing,
+    setting: Setting,
     frozen: PyTree,
     *,
     max_images: int,
@@ -34,12 +36,12 @@ def build_log_images(
     (captions), diffusion_row (q(x_t | x_0) every log_every_t timesteps), samples and denoise_row
     (predicted x_0 along the way), drawn with the EMA weights.
     """
-    network = experiment.network
+    network, mesh, seed = drawing.network, setting.mesh, setting.seed
     inputs_of = [embedder.input_key for embedder in network.embedders.values()]
 
     # The host of every process reads the pictures: of several, none has all of a split array.
-    @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
-    @functools.partial(on_mesh, experiment.mesh)
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    @functools.partial(on_mesh, mesh)
     def show(frozen: PyTree, images: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
         latents = network.encode_mode(frozen, images)
         row = _diffusion_row(frozen["schedule"], latents, keys, log_every_t)
@@ -49,29 +51,28 @@ def build_log_images(
         decoded = jnp.moveaxis(jax.lax.map(decode, jnp.moveaxis(row, 1, 0)), 0, 1)
         return {"reconstructions": decode(latents), "diffusion_row": decoded}
 
-    num_steps = experiment.sampling_steps
     # Rows of the same number of pictures, whatever the sampler's number of steps.
-    log_every = max(1, num_steps // 5)
+    log_every = max(1, drawing.num_steps // 5)
 
     def log_images(state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
         batch = network.with_inputs(batch)
         count = min(max_images, len(batch["image"]))
         inputs = {key: np.asarray(batch[key][:count]) for key in inputs_of}
         params = ema_params(state.opt_state) if has_ema(state.opt_state) else state.params
-        samples = experiment.sample_fn(
+        samples = drawing.sample_fn(
             params,
             frozen,
             inputs,
-            _keys(experiment.seed, 0, count),
+            _keys(seed, Stream.LOGGED_SAMPLES, count),
             log_every=log_every,
             size=np.shape(batch["image"])[1:3],
         )
         assert samples.x_start_log is not None  # log_every asks for it
         images = np.asarray(batch["image"][:count])
-        placed = (images, _keys(experiment.seed, 1, count))
+        placed = (images, _keys(seed, Stream.LOGGED_DIFFUSION, count))
         log = {
             "inputs": images,
-            **show(frozen, *put(placed, replicated(experiment.mesh))),
+            **show(frozen, *put(placed, replicated(mesh))),
             "samples": samples.x,
             "denoise_row": jnp.moveaxis(samples.x_start_log, 0, 1),
         }
@@ -82,8 +83,9 @@ def build_log_images(
     return log_images
 
 
-def build_log_reconstructions(
-    experiment: Experiment,
+def reconstruct_pictures(
+    networks: Networks,
+    setting: Setting,
     frozen: PyTree,
     *,
     max_images: int,
@@ -96,16 +98,15 @@ def build_log_reconstructions(
     samples: also decode latents from N(0, 1). diff_boost_factor: of the errors in diff_boost.
     """
     del frozen, class_names
-    task = experiment.task
-    assert isinstance(task, Autoencoding)
+    mesh, seed = setting.mesh, setting.seed
 
     # The host of every process reads the pictures: of several, none has all of a split array.
-    @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
-    @functools.partial(on_mesh, experiment.mesh)
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    @functools.partial(on_mesh, mesh)
     def show(state: TrainState, image: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
-        averaged = task.averaged(state) if has_ema(state.opt_state) else None
+        averaged = averaged_params(state) if has_ema(state.opt_state) else None
         return autoencoder_images(
-            task.networks,
+            networks,
             state.params,
             state.mutable,
             image,
@@ -117,18 +118,16 @@ def build_log_reconstructions(
 
     def log_images(state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
         images = np.asarray(batch["image"][:max_images])
-        placed = (images, _keys(experiment.seed, 0, len(images)))
-        return jax.device_get(show(state, *put(placed, replicated(experiment.mesh))))
+        placed = (images, _keys(seed, Stream.LOGGED_SAMPLES, len(images)))
+        return jax.device_get(show(state, *put(placed, replicated(mesh))))
 
     return log_images
 
 
-def _keys(seed: int, stream: int, count: int) -> jax.Array:
+def _keys(seed: int, stream: Stream, count: int) -> jax.Array:
     # The same noise at every step: the pictures of a run then show what training changed, not what
     # chance did.
-    # Numbers that no training step has, so that the pictures share no noise with training.
-    key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 3 - stream))
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    return sample_keys(stream_key(seed, stream), jnp.arange(count))
 
 
 def _diffusion_row(

@@ -1,5 +1,6 @@
 """The `regularizer` section of a first stage: what stands between its encoder and its decoder."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -7,7 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion_jax.experiment.binding import ConfigError, bind, row
+from diffusion_jax.experiment.binding import Bound, ConfigError, Section, bind_section
+from diffusion_jax.experiment.options import CodebookOptions, TemperatureOptions
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.quantizers import (
     EMAVectorQuantizer,
@@ -22,8 +24,10 @@ from diffusion_jax.types import Keys, PyTree
 
 
 def gaussian(moments: Array, keys: Keys) -> tuple[Array, dict[str, Array]]:
-    """Sample the latents of a Gaussian posterior, and log the divergence of each sample from
-    N(0, 1), so that padding in a batch can count for nothing."""
+    """Sample the latents of a Gaussian posterior and log its divergence from N(0, 1).
+
+    The divergence has one value for each sample, so that the padding of a batch can be left out.
+    """
     noise = noise_like(keys, (*moments.shape[1:-1], moments.shape[-1] // 2))
     return gaussian_regularizer(moments, noise)
 
@@ -37,33 +41,56 @@ QUANTIZERS: dict[str, type[nn.Module]] = {
 REGULARIZERS = WITHOUT_PARAMETERS | QUANTIZERS
 # Name of a codebook in the parameters of an autoencoder, as in the released files.
 CODEBOOK = "quantize"
-_GIVEN = ("moments", "keys", "noise", "n_e", "e_dim", "n_embed", "embedding_dim", "num_hiddens")
+REGULARIZER = Section(
+    "config.regularizer",
+    "What a first stage puts between its encoder and its decoder.",
+    table=REGULARIZERS,
+    given=("moments", "keys", "noise", "n_e", "e_dim", "n_embed", "embedding_dim", "num_hiddens"),
+    extras={
+        "vq": ((CodebookOptions, ()),),
+        "ema_vq": ((CodebookOptions, ()),),
+        "gumbel": ((CodebookOptions, ()), (TemperatureOptions, ())),
+    },
+    default="kl",
+    own=("moments", "keys", "noise"),
+)
+TEMPERATURE = Section(
+    "config.regularizer.temperature",
+    "The temperature of the Gumbel quantizer as a function of the step.",
+    table=LR_SCHEDULES,
+    default="constant",
+    own=(),
+)
 
 
 class Regularizer(NamedTuple):
-    """init: key -> (parameters or {}, mutable or {}). apply: (params of the autoencoder, mutable,
-    moments, keys, *, train, step) -> (z, log, mutable); the number of the step is for schedules."""
+    """What stands between encoder and decoder, as a pair of functions.
+
+    init: key -> (parameters or {}, mutable or {}). apply: (params of the autoencoder, mutable,
+    moments, keys, *, train, step) -> (z, metrics, mutable); schedules read the number of the step.
+    """
 
     init: Callable[[Array], tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[Array, Mapping[str, Array], PyTree]]
 
 
-def build_regularizer(section: Mapping[str, Any], module: Autoencoder) -> Regularizer:
-    """Build the regularizer of an autoencoder; ConfigError for a wrong option, or one that does not
-    fit what the encoder makes."""
-    path = "config.regularizer"
-    kind = row(REGULARIZERS, section, path)
-    two = section["name"] == "kl"
-    if two != module.double_z:
+def build_regularizer(section: Mapping[str, Any] | None, module: Autoencoder) -> Regularizer:
+    """Build the regularizer of an autoencoder.
+
+    One of the user's own is a function (moments, keys, **options) -> (z, log).
+    Raises ConfigError for a wrong option, or one that does not fit what the encoder makes.
+    """
+    bound = bind_section(REGULARIZER, section)
+    two = bound.name == "kl"
+    if bound.name in REGULARIZERS and two != module.double_z:
         raise ConfigError(
-            f"config.model.double_z = {module.double_z} should be {two}: {path}.name = "
-            f"{section['name']!r} reads {'mean and variance' if two else 'one value'} for "
-            "each latent"
+            f"config.model.double_z = {module.double_z} should be {two}: config.regularizer.name = "
+            f"{bound.name!r} reads {'mean and variance' if two else 'one value'} for each latent"
         )
-    if section["name"] in WITHOUT_PARAMETERS:
-        bind(kind, section, path, given=_GIVEN)
-        return Regularizer(lambda key: ({}, {}), _plain(kind))
-    return _quantizer(section, module, path)
+    if bound.name in QUANTIZERS:
+        return _quantizer(bound, module.embed_dim)
+    plain = _plain(functools.partial(bound.factory, **bound.keywords))
+    return Regularizer(lambda key: ({}, {}), plain)
 
 
 def _plain(regularize: Callable) -> Callable:
@@ -83,28 +110,22 @@ def _plain(regularize: Callable) -> Callable:
     return apply
 
 
-def _quantizer(section: Mapping[str, Any], module: Autoencoder, path: str) -> Regularizer:
-    own = dict(section)
-    num_codes = own.pop("num_codes") if "num_codes" in own else 8192
-    kind = QUANTIZERS[own["name"]]
-    temperature_at = _temperature(own, path)
-    options = bind(kind, own, path, given=_GIVEN)
-    codes = (module.embed_dim,)
+def _quantizer(bound: Bound, width: int) -> Regularizer:
+    own, *more = bound.extra
+    num_codes = CodebookOptions(**own).num_codes
+    asked = TemperatureOptions(**more[0]).temperature if more else None
+    schedule = bind_section(TEMPERATURE, asked).make()
     sizes = {
-        "vq": {"n_e": num_codes, "e_dim": module.embed_dim},
-        "ema_vq": {"n_embed": num_codes, "embedding_dim": module.embed_dim},
-        "gumbel": {
-            "num_hiddens": module.embed_dim,
-            "embedding_dim": module.embed_dim,
-            "n_embed": num_codes,
-        },
+        "vq": {"n_e": num_codes, "e_dim": width},
+        "ema_vq": {"n_embed": num_codes, "embedding_dim": width},
+        "gumbel": {"num_hiddens": width, "embedding_dim": width, "n_embed": num_codes},
     }
-    quantizer = kind(**sizes[own["name"]], **options)
+    quantizer = bound.make(**sizes[bound.name])
     # The nearest code is a matter of the encoding alone; the others draw or average in training.
-    draws, averages = own["name"] == "gumbel", own["name"] == "ema_vq"
+    draws, averages = bound.name == "gumbel", bound.name == "ema_vq"
 
     def init(key: Array) -> tuple[PyTree, PyTree]:
-        variables = quantizer.init(key, jnp.zeros((1, 1, 1, *codes)))
+        variables = quantizer.init(key, jnp.zeros((1, 1, 1, width)))
         params = {CODEBOOK: variables["params"]} if "params" in variables else {}
         return params, {k: v for k, v in variables.items() if k != "params"}
 
@@ -121,7 +142,7 @@ def _quantizer(section: Mapping[str, Any], module: Autoencoder, path: str) -> Re
         variables = {"params": own_params, **mutable}
         moments = moments.astype(jnp.float32)
         if draws:
-            temperature = temperature_at(jnp.int32(0) if step is None else step)
+            temperature = schedule(jnp.int32(0) if step is None else step)
             found: Any = quantizer.apply(
                 variables, moments, keys if train else None, temperature=temperature, train=train
             )
@@ -134,17 +155,6 @@ def _quantizer(section: Mapping[str, Any], module: Autoencoder, path: str) -> Re
         return found.z, _log(found), mutable
 
     return Regularizer(init, apply)
-
-
-def _temperature(section: dict[str, Any], path: str) -> Callable[[Array], Array]:
-    """Take the schedule of a Gumbel quantizer's temperature out of a section: a row of the learning
-    rate's schedules, whose value at a step is the temperature."""
-    schedule = {"name": "constant"}
-    if section["name"] == "gumbel" and "temperature" in section:
-        schedule = section.pop("temperature")
-    where = f"{path}.temperature"
-    factory = row(LR_SCHEDULES, schedule, where)
-    return factory(**bind(factory, schedule, where))
 
 
 def _log(found: Quantized) -> dict[str, Array]:

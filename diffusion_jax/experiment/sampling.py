@@ -15,9 +15,17 @@ from diffusion_jax.devices.mesh import batch_sharding, batch_shards, on_mesh, re
 from diffusion_jax.diffusion import frame_guidance, guidance, samplers
 from diffusion_jax.diffusion.samplers import driver
 from diffusion_jax.diffusion.schedule import Schedule
-from diffusion_jax.experiment.binding import ConfigError, bind, check_range, check_type, row
+from diffusion_jax.experiment.binding import (
+    ConfigError,
+    Section,
+    bind_section,
+    check_range,
+    check_type,
+    parameters_of,
+)
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
+from diffusion_jax.experiment.options import SamplerOptions
 from diffusion_jax.models.conditioning.conditioner import can_guide
 from diffusion_jax.types import Batch, Conditioning, Keys, Predict, PyTree
 
@@ -48,15 +56,22 @@ GUIDERS = {
 }
 # Options of a guider that need predicted images, which timestep samplers do not give it.
 ON_IMAGES = ("dynamic_percentile", "norm_limit")
-# What is given here; a config may not set it.
-_GIVEN = (
-    "schedule",
-    "sigmas",
-    "num_steps",
-    "parameterization",
-    "apply",
-    "conditioning",
-    "unconditional",
+SAMPLER = Section(
+    "config.sampler",
+    "How samples are drawn: the steps from noise to an image.",
+    ((SamplerOptions, ()),),
+    SAMPLERS,
+    ("schedule", "sigmas", "num_steps", "parameterization"),
+    default="ddim",
+    own=("schedule", "sigmas", "num_steps", "parameterization"),
+)
+GUIDANCE = Section(
+    "config.guidance",
+    "How the predictions with and without conditions are combined.",
+    table=GUIDERS,
+    given=("apply", "conditioning", "unconditional"),
+    default="none",
+    own=("apply", "conditioning", "unconditional"),
 )
 
 # See build_sample_fn.
@@ -78,8 +93,8 @@ class _Plan(NamedTuple):
 def build_sample_fn(
     network: Network,
     noise: Noise,
-    sampler: Mapping[str, Any],
-    guider: Mapping[str, Any],
+    sampler: Mapping[str, Any] | None,
+    guider: Mapping[str, Any] | None,
     mesh: Mesh,
 ) -> tuple[SampleFn, int]:
     """Assemble the sample_fn of a config, and its default number of steps.
@@ -203,45 +218,43 @@ def _jit_run(plan: _Plan, mesh: Mesh) -> Callable[..., driver.Samples]:
 
 
 def _plan(
-    network: Network, noise: Noise, sampler: Mapping[str, Any], guider: Mapping[str, Any]
+    network: Network,
+    noise: Noise,
+    sampler: Mapping[str, Any] | None,
+    guider: Mapping[str, Any] | None,
 ) -> tuple[_Plan, int]:
-    section = {"num_steps": 50} | dict(sampler)
-    factory = row(SAMPLERS, section, "config.sampler")
-    default_steps = section.pop("num_steps")
+    bound = bind_section(SAMPLER, sampler)
+    default_steps = SamplerOptions(**bound.own[0]).num_steps
     check_steps(default_steps, "config.sampler.num_steps")
-    options = bind(factory, section, "config.sampler", given=_GIVEN)
-    on_timesteps = section["name"] in TIMESTEP_SAMPLERS
+    on_timesteps = "schedule" in parameters_of(bound.factory)
     if on_timesteps and not noise.on_timesteps:
         raise ConfigError(
-            f"config.sampler.name = {section['name']!r} visits the schedule's timesteps, but "
+            f"config.sampler.name = {bound.name!r} visits the schedule's timesteps, but "
             "config.denoiser describes a network that does not know them; choose from "
             f"{', '.join(LEVEL_SAMPLERS)}"
         )
 
     def make(schedule: Schedule, num_steps: int) -> driver.Sampler:
         if on_timesteps:
-            return factory(schedule, num_steps, parameterization=noise.parameterization, **options)
-        return factory(noise.grid(num_steps), **options)
+            return bound.make(schedule, num_steps, parameterization=noise.parameterization)
+        return bound.make(noise.grid(num_steps))
 
     make(noise.schedule, default_steps)  # a wrong value should not wait for the first image
     return _Plan(network, noise, make, on_timesteps, _guide(guider, on_timesteps)), default_steps
 
 
-def _guide(guider: Mapping[str, Any], on_timesteps: bool) -> Callable[..., Predict]:
-    path = "config.guidance"
-    guide = row(GUIDERS, guider, path)
-    if guide is guidance.identity:
-        bind(guide, guider, path, given=_GIVEN)
+def _guide(guider: Mapping[str, Any] | None, on_timesteps: bool) -> Callable[..., Predict]:
+    bound = bind_section(GUIDANCE, guider)
+    if bound.factory is guidance.identity:
         return guidance.cfg  # for who asks for a scale all the same
-    options = bind(guide, guider, path, given=_GIVEN)
-    del options["scale"]  # that of a call wins
+    options = {key: value for key, value in bound.keywords.items() if key != "scale"}
     for name in ON_IMAGES:
         if on_timesteps and name in options:
             raise ConfigError(
-                f"{path}.{name} = {options[name]!r} works on predicted images; choose "
+                f"config.guidance.{name} = {options[name]!r} works on predicted images; choose "
                 f"config.sampler.name from {', '.join(LEVEL_SAMPLERS)}"
             )
-    return functools.partial(guide, **options)
+    return functools.partial(bound.factory, **options)
 
 
 def check_steps(num_steps: Any, path: str) -> None:
@@ -249,9 +262,9 @@ def check_steps(num_steps: Any, path: str) -> None:
     check_range(check_type(num_steps, int, path), path, low=1)
 
 
-def _default_scale(guider: Mapping[str, Any], network: Network) -> float:
+def _default_scale(guider: Mapping[str, Any] | None, network: Network) -> float:
     # Without a guider the conditional prediction is followed: a scale of 1.
-    scale = float(guider["scale"] if "scale" in guider else 1.0)
+    scale = float(guider["scale"] if guider is not None and "scale" in guider else 1.0)
     if scale != 1.0 and not can_guide(network.embedders):
         raise ConfigError(
             f"config.guidance.scale = {scale} needs an embedder with ucg_rate > 0: without "

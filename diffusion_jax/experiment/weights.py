@@ -1,41 +1,38 @@
-"""Released weights and the frozen networks of a run: where they come from, and where they go."""
+"""Weights of a diffusion model and of its frozen networks, out of released files and runs."""
 
 import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from diffusion_jax.convert.weights.identify import find_networks
 from diffusion_jax.convert.weights.importing import import_network
-from diffusion_jax.convert.weights.reading import TORCH_SUFFIXES, diffusers_components, open_weights
+from diffusion_jax.convert.weights.reading import (
+    TORCH_SUFFIXES,
+    diffusers_components,
+    open_weights,
+)
 from diffusion_jax.devices.mesh import on_mesh, replicated
-from diffusion_jax.experiment.autoencoding import Autoencoding
 from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.diffusion import Diffusion
-from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.first_stage_weights import RANDOM, check_lpips_source, read_lpips
+from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.regularizer import CODEBOOK
+from diffusion_jax.experiment.task import Training
 from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipImage, OpenClipText
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.randomness import Stream, sample_keys, stream_key
 from diffusion_jax.train.checkpoints.checksums import path_name
-from diffusion_jax.train.checkpoints.saving import (
-    load_mutable,
-    load_params,
-    open_checkpoints,
-    resolve_checkpoint,
-    restore_state,
-    saved_steps,
-)
+from diffusion_jax.train.checkpoints.reading import load_mutable, load_params, resolve_checkpoint
 from diffusion_jax.types import PyTree
 
-FROZEN_FOLDER = "frozen"
+RANDOM = "random"
 # What convert calls the network of a module.
 KINDS: dict[type[nn.Module], str] = {
     UNet: "unet",
@@ -47,16 +44,8 @@ KINDS: dict[type[nn.Module], str] = {
 _FOLDERS = {"clip text": "text_encoder", "clip vision": "image_encoder"}
 
 
-class Loaded(NamedTuple):
-    """Parameters of a run that were read from a file, and the names of those that were not."""
-
-    params: PyTree
-    not_loaded: list[str]
-
-
 def is_released(path: str | os.PathLike) -> bool:
-    """Tell whether a path is a file of released weights, or a folder of diffusers, and not a run
-    of this program."""
+    """Tell whether a path is a released file or folder of diffusers, and no run of this program."""
     path = pathlib.Path(path)
     if path.is_dir():
         return bool(diffusers_components(path))
@@ -66,7 +55,7 @@ def is_released(path: str | os.PathLike) -> bool:
 
 
 def load_released(
-    experiment: Experiment,
+    network: Network,
     params: PyTree,
     path: str | os.PathLike,
     *,
@@ -74,16 +63,16 @@ def load_released(
     ignore_keys: Sequence[str] = (),
     load_only_unet: bool = False,
     keep_dims: int | None = None,
-) -> Loaded:
-    """Read trained parameters out of a released file into the dtypes and shardings of `params`.
+) -> tuple[PyTree, list[str]]:
+    """Read trained parameters out of a released file -> (params, names of what was not in it).
 
-    params: {"network": ..., "conditioner": ...}, arrays, or shapes where the file has everything.
-    ema takes the averages of the network; ignore_keys are regular expressions from the start of a
-    name in the file: what matches keeps its initial value, as does the rest with load_only_unet.
-    keep_dims: see convert.import_params.
+    params: {"network": ..., "conditioner": ...}, arrays, or shapes where the file has everything;
+    the result has their dtypes and shardings. ema takes the averages of the network; ignore_keys
+    are regular expressions from the start of a name in the file: what matches keeps its initial
+    value, as does the rest with load_only_unet. keep_dims: see convert.weights.import_params.
     Raises ValueError when the file does not fit; the message lists what is missing or left over.
     """
-    network = import_network(
+    found = import_network(
         params["network"],
         open_part(path, "unet"),
         "unet",
@@ -95,24 +84,20 @@ def load_released(
     conditioner = dict(params["conditioner"])
     not_loaded = ["logvar"] if "logvar" in params else []
     for name, own in conditioner.items():
-        embedder = experiment.network.embedders[name]
-        if load_only_unet or type(embedder.module) not in KINDS:
+        if load_only_unet or type(network.embedders[name].module) not in KINDS:
             not_loaded.append(f"conditioner/{name}")
         else:
-            conditioner[name] = _import_embedder(experiment, name, own, path)
-    return Loaded({**params, "network": network, "conditioner": conditioner}, not_loaded)
+            conditioner[name] = _import_embedder(network, name, own, path)
+    return {**params, "network": found, "conditioner": conditioner}, not_loaded
 
 
-def check_frozen_sources(experiment: Experiment) -> None:
+def check_frozen(network: Network, source: str | None) -> None:
     """Find out, before any long work, whether every frozen network has weights.
 
+    source: a released checkpoint that training starts from, or None.
     Raises ConfigError when nothing says where they are, FileNotFoundError when a file is missing.
     """
-    if isinstance(experiment.task, Autoencoding):
-        check_lpips_source(experiment.task, _checkpoint_source(experiment))
-        return
-    source = _checkpoint_source(experiment)
-    for path, weights in _frozen_networks(experiment):
+    for path, weights in _frozen_networks(network):
         if weights is None and source is None:
             raise ConfigError(
                 f"{path}.weights is not set: name a file with its weights, '{RANDOM}' for a dry "
@@ -122,22 +107,20 @@ def check_frozen_sources(experiment: Experiment) -> None:
             raise FileNotFoundError(f"{path}.weights = {weights!r} does not exist")
 
 
-def make_frozen(experiment: Experiment, source: str | os.PathLike | None = None) -> PyTree:
-    """Make what training reads and never changes, on its devices: constants and frozen networks.
+def load_frozen(
+    network: Network,
+    abstract: PyTree,
+    random: Callable[[], PyTree],
+    source: str | os.PathLike | None,
+) -> PyTree:
+    """Load the frozen networks of a diffusion model into the shapes and shardings of abstract.
 
-    A network's own `weights` file comes first, then source, a released checkpoint (default: the
-    config's train.ckpt_path), then random weights where the config asks for them.
-    Raises ConfigError when a network has no weights, ValueError when a file does not fit.
+    A network's own `weights` file comes first, then source, a released checkpoint, then random
+    weights where the config asks for them.
+    Raises ValueError when a file does not fit.
     """
-    if isinstance(experiment.task, Autoencoding):
-        source = _checkpoint_source(experiment) if source is None else source
-        return experiment.frozen_constants() | {"lpips": _lpips(experiment, source)}
-    if source is None:
-        check_frozen_sources(experiment)
-        source = _checkpoint_source(experiment)
-    abstract, network = experiment.abstract_frozen(), experiment.network
-    random = experiment.random_frozen() if _needs_random(experiment, source) else None
-    frozen = experiment.frozen_constants()
+    weights = [own for _, own in _frozen_networks(network)]
+    drawn = random() if source is None and RANDOM in weights else None
     conditioner = {}
     for name, own in abstract["conditioner"].items():
         embedder = network.embedders[name]
@@ -146,75 +129,38 @@ def make_frozen(experiment: Experiment, source: str | os.PathLike | None = None)
             kind = _kind(embedder.module, f"config.conditioning.embedders.{name}.weights")
             conditioner[name] = import_network(own, open_part(path, kind), kind)
         elif source is not None:
-            conditioner[name] = _import_embedder(experiment, name, own, source)
+            conditioner[name] = _import_embedder(network, name, own, source)
         else:
-            assert random is not None
-            conditioner[name] = random["conditioner"][name]
-    frozen["conditioner"] = conditioner
-    if "scale_factor" not in frozen and network.first_stage is not None:
-        frozen["scale_factor"] = jnp.float32(1.0)  # until start_frozen has seen a batch
-    frozen["first_stage"] = _first_stage(experiment, abstract["first_stage"], source, random)
-    return frozen
-
-
-def run_frozen(experiment: Experiment, workdir: pathlib.Path) -> PyTree:
-    """Read the frozen networks that a run saved at its start, beside the constants of its config.
-
-    Raises FileNotFoundError when the run has frozen networks and did not save them.
-    """
-    frozen = experiment.frozen_constants()
-    weights = _weights_of(experiment.abstract_frozen(), frozen)
-    if not jax.tree.leaves(weights):
-        return frozen | weights
-    return frozen | restore_state(workdir / FROZEN_FOLDER, weights)[0]
-
-
-def start_frozen(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    frozen: PyTree | None = None,
-    *,
-    first_batch: Callable[[], Mapping[str, Any]] | None = None,
-) -> PyTree:
-    """Make the frozen networks of a run, unless they are given, and save them once; or read what an
-    earlier start saved. first_batch gives the host batch that scale_by_std looks at."""
-    if saved_steps(workdir / FROZEN_FOLDER):
-        return run_frozen(experiment, workdir)
-    frozen = dict(make_frozen(experiment) if frozen is None else frozen)
-    if first_batch is not None and isinstance(experiment.task, Diffusion):
-        stage = experiment.task.network.first_stage
-        if stage is not None and stage.scale_by_std:
-            frozen["scale_factor"] = scale_by_std(experiment, frozen, first_batch())
-    weights = _weights_of(frozen, experiment.task.constants)
-    if jax.tree.leaves(weights):
-        checkpoints = open_checkpoints(workdir / FROZEN_FOLDER, keep_last=1)
-        checkpoints.save(0, weights, {"what": "weights of the frozen networks"})
-        checkpoints.close()
+            assert drawn is not None  # check_frozen has asked
+            conditioner[name] = drawn["conditioner"][name]
+    frozen: dict[str, Any] = {"conditioner": conditioner}
+    frozen["first_stage"] = _first_stage(network, abstract["first_stage"], source, drawn)
+    if network.first_stage is not None and network.first_stage.scale_by_std:
+        frozen["scale_factor"] = jnp.float32(1.0)  # until the first batch was seen
     return frozen
 
 
 def scale_by_std(
-    experiment: Experiment, frozen: PyTree, host_batch: Mapping[str, Any]
+    network: Network, mesh: Mesh, seed: int, frozen: PyTree, batch: Mapping[str, jax.Array]
 ) -> jax.Array:
     """Compute 1 / std of the latents of a batch, float32 scalar, so that they have variance 1.
 
     Source: latent-diffusion, LatentDiffusion.on_train_batch_start.
     """
-    batch = experiment.to_devices(host_batch)
-    keys = jax.random.split(jax.random.key(experiment.seed), len(next(iter(batch.values()))))
+    count = len(next(iter(batch.values())))
+    keys = sample_keys(stream_key(seed, Stream.LATENT_SCALE), jnp.arange(count))
 
-    @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
-    @functools.partial(on_mesh, experiment.mesh)
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    @functools.partial(on_mesh, mesh)
     def factor(frozen: PyTree, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
         frozen = {**frozen, "scale_factor": jnp.float32(1.0)}
-        return 1.0 / jnp.std(experiment.network.encode(frozen, batch, keys), ddof=1)
+        return 1.0 / jnp.std(network.encode(frozen, batch, keys), ddof=1)
 
     return factor(frozen, batch, keys)
 
 
 def open_part(path: str | os.PathLike, kind: str, number: int = 0) -> Any:
-    """Open the file, or the part of a diffusers folder, that holds the number-th network of a
-    kind."""
+    """Open the file, or part of a diffusers folder, with the number-th network of a kind."""
     path = pathlib.Path(path).expanduser()
     parts = diffusers_components(path) if path.is_dir() else []
     if not parts:
@@ -229,12 +175,9 @@ def open_part(path: str | os.PathLike, kind: str, number: int = 0) -> Any:
     return open_weights(path, fits[number])
 
 
-def _import_embedder(
-    experiment: Experiment, name: str, own: PyTree, path: str | os.PathLike
-) -> PyTree:
-    """Read the encoder of an embedder out of a whole checkpoint: the n-th of its kind is the file's
-    n-th."""
-    embedders = experiment.network.embedders
+def _import_embedder(network: Network, name: str, own: PyTree, path: str | os.PathLike) -> PyTree:
+    """Read an embedder's encoder out of a whole checkpoint: the n-th of its kind in both."""
+    embedders = network.embedders
     where = f"config.conditioning.embedders.{name}"
     kind = _kind(embedders[name].module, where)
     same = [n for n, e in embedders.items() if type(e.module) in KINDS and _is(e, kind)]
@@ -261,15 +204,15 @@ def _left_out_by_diffusers(embedder: Embedder) -> tuple[str, ...]:
 
 
 def _first_stage(
-    experiment: Experiment, abstract: PyTree, source: str | os.PathLike | None, random: Any
+    network: Network, abstract: PyTree, source: str | os.PathLike | None, drawn: Any
 ) -> PyTree:
-    stage = experiment.network.first_stage
+    stage = network.first_stage
     if stage is None:
         return {}
     path = _own_file(stage.weights)
     path = source if path is None else path
     if path is None:
-        return random["first_stage"]
+        return drawn["first_stage"]
     folder = pathlib.Path(path).expanduser()
     if folder.is_dir() and not is_released(folder):
         return _run_weights(folder, abstract)
@@ -292,9 +235,8 @@ def _own_file(weights: str | None) -> str | None:
     return None if weights == RANDOM else weights
 
 
-def _frozen_networks(experiment: Experiment) -> list[tuple[str, str | None]]:
+def _frozen_networks(network: Network) -> list[tuple[str, str | None]]:
     """List (path in the config, weights) of every frozen network that has parameters."""
-    network = experiment.network
     has_weights = jax.eval_shape(network.init_frozen, jax.random.key(0))["conditioner"]
     found = [
         (f"config.conditioning.embedders.{name}", network.embedders[name].weights)
@@ -305,24 +247,10 @@ def _frozen_networks(experiment: Experiment) -> list[tuple[str, str | None]]:
     return found
 
 
-def _needs_random(experiment: Experiment, source: str | os.PathLike | None) -> bool:
-    return source is None and any(weights == RANDOM for _, weights in _frozen_networks(experiment))
-
-
-def _checkpoint_source(experiment: Experiment) -> str | None:
-    path = experiment.training.ckpt_path
+def released_source(training: Training) -> str | None:
+    """Return train.ckpt_path when it names released weights, and not a run of this program."""
+    path = training.ckpt_path
     return path if path is not None and is_released(path) else None
-
-
-def _weights_of(frozen: PyTree, constants: Mapping[str, Any]) -> PyTree:
-    return {name: value for name, value in frozen.items() if name not in constants}
-
-
-def _lpips(experiment: Experiment, source: str | os.PathLike | None) -> PyTree:
-    assert isinstance(experiment.task, Autoencoding)
-    if experiment.task.lpips_weights == RANDOM:
-        return experiment.random_frozen()["lpips"]
-    return jax.device_put(read_lpips(experiment.task, source), replicated(experiment.mesh))
 
 
 def _run_weights(path: pathlib.Path, abstract: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""Compile the train step of a config for devices that are not there, and take its measure."""
+"""Compile the train step of a config for devices that are not there, and measure it."""
 
 import logging
 import re
@@ -28,23 +28,27 @@ _log = logging.getLogger(__name__)
 
 
 class DoesNotFit(ValueError):
-    """A program needs more memory than a device has; bytes. held: of them, whatever the batch."""
+    """A program needs more memory than a device has."""
 
-    def __init__(self, message: str, needed: int, available: int, held: int = 0):
+    def __init__(self, message: str, needed: int, available: int, held: int = 0) -> None:
+        """Keep the bytes: needed, available, and needed for any batch (held)."""
         super().__init__(message)
         self.needed, self.available, self.held = needed, available, held
 
 
 class Plan(NamedTuple):
-    """What a step of training takes; bytes and counts are per device unless a name says otherwise.
+    """What a training step takes; bytes and counts are per device unless a name says otherwise.
 
-    held: by arithmetic. unread: bytes held that the step does not read (the decoder of a first
-    stage). arguments, temporaries, code, peak: of the compiler, without what is unread. total: all
-    together. model_flops, step_flops: of one step on all devices, without and with what is
-    computed again to save memory; kernel_flops: those of step_flops that are in custom kernels.
-    counts: of the compiled program but for kernels, loops in full; once: loops once, as in
-    optimal_seconds, the compiler's estimate. seconds: of building, tracing, lowering, compiling.
-    host_bytes: peak of this process.
+    held: bytes between two steps, by arithmetic.
+    unread: held bytes that the step does not read (the decoder of a first stage).
+    arguments, temporaries, code, peak: bytes as the compiler has them, without the unread ones.
+    model_flops, step_flops: FLOPs of one step on all devices, without and with what is computed
+        again to save memory.
+    kernel_flops: the part of step_flops in custom kernels.
+    counts: of the compiled program without kernels, every loop as often as it runs.
+    once: the same with every loop once, as in the compiler's estimate optimal_seconds.
+    seconds: how long building, tracing, lowering and compiling took.
+    host_bytes: peak memory of this process.
     """
 
     topology: Topology
@@ -69,24 +73,24 @@ class Plan(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Bytes that a device needs: the peak of the step, its code, and what lies beside it."""
+        """Bytes that a device needs: the peak of the step, its code, and what it does not read."""
         return self.peak + self.code + self.unread
 
     @property
     def fits(self) -> bool | None:
-        """Whether that is there; None on a device of unknown size."""
+        """Whether the device has the total; None where its memory is not known."""
         return None if self.topology.memory is None else self.total <= self.topology.memory
 
 
 def build(
     config: ml_collections.ConfigDict, topology: Topology, per_device_batch: int | None
 ) -> Experiment:
-    """Build the experiment on the devices of a topology, with so many samples on each."""
+    """Build the experiment on the devices of a topology, with per_device_batch samples on each."""
     if per_device_batch is None:
         return make_experiment(config, devices=topology.devices)
     config = config.copy_and_resolve_references()
     accumulate = config.train.accumulate if "accumulate" in config.train else 1
-    # The mesh says into how many parts a batch is split; this one divides by any number of them.
+    # The mesh decides how many parts a batch has; this batch divides by any number of them.
     config.train.batch_size = len(topology.devices) * accumulate
     shards = batch_shards(make_experiment(config, devices=topology.devices).mesh)
     config.train.batch_size = per_device_batch * shards
@@ -94,7 +98,7 @@ def build(
 
 
 def with_remat(config: ml_collections.ConfigDict, remat: bool | str) -> ml_collections.ConfigDict:
-    """The same config with another policy of what is computed again."""
+    """Copy a config with another policy of what is computed again to save memory."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         if "remat" in config.model:  # and perhaps of another type
@@ -106,12 +110,15 @@ def with_remat(config: ml_collections.ConfigDict, remat: bool | str) -> ml_colle
 def make_plan(
     config: ml_collections.ConfigDict, topology: Topology, per_device_batch: int | None = None
 ) -> Plan:
-    """Compile the train step of a config and measure it. Says in the log what it is doing.
+    """Compile the train step of a config and measure it, with progress in the log.
 
-    per_device_batch: samples per device and step, in place of config.train.batch_size.
+    Args:
+        config: the config of a run.
+        topology: the devices.
+        per_device_batch: samples per device and step, in place of config.train.batch_size.
 
     Raises:
-        DoesNotFit: the compiler does not find room, or what must be held is too large already.
+        DoesNotFit: the compiler finds no room, or what lies there between steps is too large.
         ValueError: the config is wrong for these devices.
     """
     clock = _Clock()
@@ -158,16 +165,16 @@ def make_plan(
 
 
 def _optimal_seconds(compiled: Any, once: Counts, topology: Topology) -> float | None:
-    """The compiler's estimate of a step in which every loop runs once; None but for TPUs."""
+    """Read the compiler's estimate of a step whose loops run once; None except for TPUs."""
     if topology.clock is None:
         return None
     optimal = compiled.cost_analysis()["optimal_seconds"]
-    # XLA takes a whole second off for each operation of which it does not know the time.
+    # XLA subtracts a whole second for each operation whose time it does not know.
     return optimal + max(0, round(once.cycles / topology.clock - optimal))
 
 
 def _peak(memory: Any, topology: Topology) -> int:
-    """The most that lives at once, with arguments and results; the CPU compiler does not say."""
+    """Read the peak with arguments and results, or for CPUs, which do not tell it, their sum."""
     if topology.is_tpu:
         return memory.peak_memory_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -197,7 +204,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
 def _out_of_memory(message: str) -> tuple[int, int] | None:
-    """(needed, available) bytes in an error of the TPU compiler; None if it is about another thing.
+    """Read the (needed, available) bytes in an error of the TPU compiler; None in other errors.
 
     The message is: ... memory required for HLO temporaries (19.15G) exceeds available HBM (15.75G).
     """
@@ -238,9 +245,10 @@ def _peak_of_this_process() -> int:
 
 
 class _Clock:
-    """Seconds of one stage after another, told in the log."""
+    """The seconds of one stage after another, which it logs."""
 
     def __init__(self) -> None:
+        """Start the first stage."""
         self.seconds: dict[str, float] = {}
         self._start = time.perf_counter()
 

@@ -1,8 +1,8 @@
 """Count what one device does in a compiled program, with loops as often as they run.
 
-XLA's own cost analysis counts the body of a loop once. Counted are matrix products and
-convolutions, as in `devices.flops`, what collectives carry, and the cycles that the TPU compiler
-expects each operation to take.
+XLA's own cost analysis counts the body of a loop once. This counts matrix products and
+convolutions, as `devices.flops` does, the bytes of collectives, and the cycles that the TPU
+compiler expects each operation to take.
 """
 
 import functools
@@ -32,7 +32,7 @@ COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
-# Of the calls of one computation by another, those that run it once.
+# Operations that run another computation once, with the attribute that names it.
 _CALLS = {"fusion": "calls", "call": "to_apply", "async-start": "calls"}
 # How the TPU compiler writes a reduce-scatter: a fusion of all-reduce and slice.
 _REDUCE_SCATTER = "all-reduce-scatter"
@@ -41,9 +41,9 @@ _REDUCE_SCATTER = "all-reduce-scatter"
 class Counts(NamedTuple):
     """What one device does in a program.
 
-    collective_bytes, collectives: by kind, what they carry and how many run. cycles: of the TPU
-    compiler. kernels: how many custom kernels run, whose FLOPs and cycles are not in the text.
-    unknown_loops: how many loops count once because their length is not known.
+    collective_bytes, collectives: by kind, what they carry and how many run. cycles: as the TPU
+    compiler expects. kernels: how many custom kernels run; their FLOPs and cycles are not in the
+    text. unknown_loops: how many loops count once because their length is not known.
     """
 
     flops: int = 0
@@ -55,7 +55,7 @@ class Counts(NamedTuple):
 
 
 def count(program: Program, *, loops: bool = True) -> Counts:
-    """Count a program. loops=False counts the body of each loop once, as XLA does."""
+    """Count a program; loops=False counts the body of each loop once, as XLA does."""
 
     @functools.cache
     def of(name: str) -> Counts:
@@ -84,7 +84,7 @@ def count(program: Program, *, loops: bool = True) -> Counts:
 
 
 def _add(a: Counts, b: Counts, times: int = 1) -> Counts:
-    """a + times * b."""
+    """Compute a + times * b."""
     return Counts(
         a.flops + times * b.flops,
         _add_kinds(a.collective_bytes, b.collective_bytes, times),
@@ -111,7 +111,7 @@ def _as_reduce_scatter(counts: Counts) -> Counts:
 
 
 def _own(computation: Mapping[str, Op], op: Op) -> Counts:
-    """What an operation does itself, without the computations that it calls."""
+    """Count what an operation does itself, without the computations that it calls."""
     cycles = re.search(r'"estimated_cycles":"(\d+)"', op.rest)
     counts = Counts(cycles=int(cycles[1]) if cycles else 0)
     if op.opcode == "dot":
@@ -128,11 +128,11 @@ def _own(computation: Mapping[str, Op], op: Op) -> Counts:
 
 
 def _carried(computation: Mapping[str, Op], op: Op, kind: str) -> int:
-    """The bytes of the larger side: what an all-gather gives, what others are given."""
+    """Count the bytes of the larger side: the result of an all-gather, else the operands."""
     given = bytes_of(computation[name].result for name in op.operands)
     if kind != "all-gather":
         return given
-    # The result of a start holds what is given too.
+    # The result of an all-gather-start holds the operands too.
     return bytes_of([op.result]) - (given if op.opcode.endswith("-start") else 0)
 
 
@@ -144,10 +144,10 @@ def _dot_flops(computation: Mapping[str, Op], op: Op) -> int:
 
 
 def _convolution_flops(computation: Mapping[str, Op], op: Op) -> int:
-    """Count the products with elements of lhs only, as `diffusion_jax.devices.flops` does.
+    """Count the products with elements of lhs only, as `devices.flops` does.
 
-    A dot becomes such an operation on a TPU, its batch a dimension of the window of which most is
-    padding.
+    On a TPU a batched dot becomes a convolution: its batch is a dimension of the window, most of
+    which is padding.
     """
     lhs, rhs = (shape_of(computation[name].result) for name in op.operands[:2])
     out = shape_of(op.result)
@@ -171,7 +171,7 @@ def _convolution_flops(computation: Mapping[str, Op], op: Op) -> int:
 
 
 def _window(rest: str) -> dict[str, list[int]]:
-    """window={size=3x3 pad=1_1x1_1} as numbers, of pad the low ones."""
+    """Read window={size=3x3 pad=1_1x1_1} as numbers; of pad, the ones before the first element."""
     match = re.search(r"window=\{([^}]*)\}", rest)
     fields = [] if match is None else [field.split("=") for field in match[1].split()]
     return {name: [int(v.split("_")[0]) for v in value.split("x")] for name, value in fields}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Op(NamedTuple):
-    """One operation. result: its type as text, of a tuple for some. rest: all attributes."""
+    """One operation. result: its type as text, perhaps of a tuple. rest: all attributes."""
 
     name: str
     opcode: str
@@ -23,7 +23,7 @@ class Op(NamedTuple):
 
 
 class Program(NamedTuple):
-    """computations: name -> operation name -> operation, in order. entry: where it begins."""
+    """A program: computations {name: {operation name: operation}}, and the name of the first."""
 
     computations: Mapping[str, Mapping[str, Op]]
     entry: str
@@ -37,11 +37,7 @@ _BITS = re.compile(r"\d+")
 
 
 def parse(text: str) -> Program:
-    """Parse the text of a program.
-
-    Raises:
-        ValueError: it has no entry computation.
-    """
+    """Parse the text of a program; ValueError when it has no entry computation."""
     computations: dict[str, dict[str, Op]] = {}
     entry, current, last = None, None, None
     for line in text.splitlines():
@@ -88,7 +84,7 @@ def _parse_op(line: str) -> Op | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """The position of the bracket that closes the one at `start`."""
+    """Find the bracket that closes the one at `start`."""
     depth = 0
     for position in range(start, len(text)):
         if text[position] == "(":
@@ -101,13 +97,13 @@ def _closing(text: str, start: int) -> int:
 
 
 def called(op: Op, key: str) -> str | None:
-    """The computation that an attribute such as calls=%x names."""
+    """Read the name of a computation in an attribute such as calls=%x."""
     match = re.search(rf"\b{key}=%?([\w.\-]+)", op.rest)
     return None if match is None else match[1]
 
 
 def branches(op: Op) -> list[str]:
-    """The computations of a conditional."""
+    """List the computations of a conditional."""
     match = re.search(r"branch_computations=\{([^}]*)\}", op.rest)
     if match is not None:
         return _NAME.findall(match[1])
@@ -116,13 +112,13 @@ def branches(op: Op) -> list[str]:
 
 
 def shape_of(result: str) -> tuple[int, ...]:
-    """The shape of an array type, such as f32[2,3]{1,0}."""
+    """Read the shape in an array type such as f32[2,3]{1,0}."""
     match = _LEAF.search(result)
     return () if match is None or not match[2] else tuple(map(int, match[2].split(",")))
 
 
 def bytes_of(results: Iterable[str]) -> int:
-    """The bytes of array types, and of the leaves of tuple types; layouts pad nothing here."""
+    """Sum the bytes of array types, and of the leaves of tuple types, without padding."""
     total = 0
     for result in results:
         for dtype, shape in _LEAF.findall(result):
@@ -139,10 +135,10 @@ def _bits(dtype: str) -> int:
 
 
 def trip_count(program: Program, computation: Mapping[str, Op], loop: Op) -> int | None:
-    """How often the body of a while operation runs; None where the text does not tell.
+    """Find how often the body of a while operation runs; None where the text does not tell.
 
-    XLA says so, or the condition compares a counter, which the body raises by a constant, with a
-    constant.
+    Either XLA has noted it, or the condition compares a counter with a constant and the body adds a
+    constant to the counter.
     """
     known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
     if known is not None:
@@ -162,7 +158,7 @@ def trip_count(program: Program, computation: Mapping[str, Op], loop: Op) -> int
 
 
 def _comparison(program: Program, condition: Mapping[str, Op]) -> tuple[str, int, int] | None:
-    """(direction, index of the counter in the carried tuple, limit) of a loop's condition."""
+    """Read a loop's condition: (direction, index of the counter in the carried tuple, limit)."""
     root = next(op for op in condition.values() if op.is_root)
     names: Sequence[str] = root.operands
     if root.opcode == "fusion":
@@ -179,7 +175,7 @@ def _comparison(program: Program, condition: Mapping[str, Op]) -> tuple[str, int
 
 
 def _outside(inner: Mapping[str, Op], name: str, call: Op) -> str:
-    """The operand of a fusion that a parameter inside of it stands for."""
+    """Find the operand of a fusion that one of its parameters stands for."""
     op = inner[name]
     return call.operands[int(op.arguments)] if op.opcode == "parameter" else name
 
@@ -210,7 +206,7 @@ def _uncopied(computation: Mapping[str, Op], name: str) -> Op | None:
 
 
 def _step(program: Program, body: Mapping[str, Op], counter: int) -> int | None:
-    """What one turn of the body adds to the counter."""
+    """Find what one turn of the body adds to the counter."""
     root = next(op for op in body.values() if op.is_root)
     if root.opcode != "tuple" or counter >= len(root.operands):
         return None

@@ -1,4 +1,4 @@
-"""The bytes that every device holds between two steps, by arithmetic from shapes and shardings."""
+"""The bytes that every device holds between two steps, computed from shapes and shardings."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from diffusion_jax.types import PyTree
 
 
 class Held(NamedTuple):
-    """Bytes per device. moments: all of the optimizer but the average. other: counters and such."""
+    """Bytes per device. moments: the optimizer's state without the average. other: counters."""
 
     parameters: int
     moments: int
@@ -39,12 +39,12 @@ def held_bytes(arguments: tuple[PyTree, PyTree, PyTree]) -> Held:
 
 
 def device_bytes(tree: PyTree) -> int:
-    """The bytes of a tree of abstract arrays on one device."""
+    """Sum the bytes of a tree of abstract arrays on one device."""
     return sum(map(_leaf_bytes, jax.tree.leaves(tree)))
 
 
 def read_bytes(arguments: tuple[PyTree, PyTree, PyTree], used: Sequence[bool]) -> int:
-    """The bytes of those leaves that a program reads."""
+    """Sum the bytes of the leaves that a program uses."""
     leaves = jax.tree.leaves(arguments)
     return sum(_leaf_bytes(leaf) for leaf, use in zip(leaves, used, strict=True) if use)
 

@@ -1,6 +1,7 @@
-"""A plan as text for a person and as a dictionary for JSON, and what to do if it does not fit."""
+"""A plan as text and as a dictionary for JSON, and what to do if it does not fit."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -11,14 +12,14 @@ from diffusion_jax.plan.count import Counts
 from diffusion_jax.plan.search import Found
 from diffusion_jax.plan.topology import TPUS, Topology
 
-# How often the bytes of a collective pass the links of a device, in a ring of many.
+# How often the bytes of a collective pass the links of a device, in a large ring; 1 for others.
 _PASSES = {"all-reduce": 2}
 
 
 def in_full(optimal_seconds: float | None, counts: Counts, once: Counts) -> float | None:
-    """The compiler's estimate for a program, optimal_seconds, with loops as often as they run.
+    """Scale the compiler's estimate, in which loops run once, to loops as often as they run.
 
-    It grows as the cycles do that the compiler expects; None where it tells none, but for TPUs.
+    It grows like the cycles that the compiler expects; None where it expects none.
     """
     if optimal_seconds is None or not once.cycles:
         return None
@@ -26,8 +27,7 @@ def in_full(optimal_seconds: float | None, counts: Counts, once: Counts) -> floa
 
 
 def estimated_seconds(plan: Plan) -> float | None:
-    """The compiler's estimate of a step, and for kernels, which it does not know, their FLOPs at
-    the peak of the chip."""
+    """Estimate a step: the compiler's time, and for kernels their FLOPs at the chip's peak."""
     seconds, chip = in_full(plan.optimal_seconds, plan.counts, plan.once), plan.topology.chip
     if seconds is None or chip is None:
         return None
@@ -39,18 +39,18 @@ def _each(plan: Plan, count: int) -> float:
 
 
 def cycle_seconds(plan: Plan) -> float | None:
-    """The cycles that the compiler expects of every operation, one after another, in seconds."""
+    """Convert the cycles of all operations, one after another, to seconds."""
     return plan.counts.cycles / plan.topology.clock if plan.topology.clock else None
 
 
 def peak_seconds(plan: Plan) -> float | None:
-    """What the model's FLOPs alone take at the peak of the chips."""
+    """Compute the time of the model's FLOPs alone at the peak of the chips."""
     chip = plan.topology.chip
     return _each(plan, plan.model_flops) / chip.peak_flops if chip else None
 
 
 def link_seconds(plan: Plan) -> float | None:
-    """What the collectives take at least on the links of one device, all of them at full speed."""
+    """Compute the least time of the collectives, with all links of a device at full speed."""
     chip = plan.topology.chip
     if chip is None:
         return None
@@ -62,7 +62,7 @@ def link_seconds(plan: Plan) -> float | None:
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
-    """All figures of a plan: bytes, FLOPs, seconds; per device unless the name says otherwise."""
+    """List the figures of a plan, per device unless a name says otherwise, for JSON."""
     seconds, peak = estimated_seconds(plan), peak_seconds(plan)
     counts = plan.counts
     return {
@@ -115,12 +115,12 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 
 
 def _padding(plan: Plan) -> int:
-    """What the compiler's layouts add to the arguments that the step reads."""
+    """Count the bytes that the compiler's layouts add to the arguments."""
     return plan.arguments - (sum(plan.held) - plan.unread)
 
 
 def as_text(plan: Plan) -> str:
-    """A plan for a person."""
+    """Write a plan for a person."""
     return "\n".join([*_head(plan), "", *_memory(plan), "", *_work(plan), "", *_tail(plan)])
 
 
@@ -207,7 +207,7 @@ def _tail(plan: Plan) -> Iterator[str]:
 
 
 def table(found: Sequence[Found]) -> str:
-    """What a search has found, a line for each remat policy."""
+    """Write what find_batches found, a line for each remat policy."""
     lines = [f"{'remat':<36}{'per device':>11}{'peak':>12}{'estimate':>11}{'samples/s':>11}"]
     for remat, batch, plan in found:
         seconds = estimated_seconds(plan) if plan else None
@@ -222,9 +222,9 @@ def table(found: Sequence[Found]) -> str:
 def advice(
     config: ml_collections.ConfigDict, topology: Topology, batch: int, needed: int, held: int
 ) -> str:
-    """What to change in a plan that does not fit.
+    """Say what to change in a plan that does not fit.
 
-    batch: samples per device. needed, held: bytes that a step takes, and those of them that lie
+    batch: samples per device. needed: bytes that a step takes. held: the part of them that lies
     there between steps.
     """
     ideas, smaller = [], 0
@@ -248,26 +248,21 @@ def _larger(topology: Topology) -> str | None:
     kind, _, shape = topology.name.partition(":")
     if kind not in TPUS:
         return f"{kind}:{2 * len(topology.devices)}"
+    chips = lambda shape: math.prod(map(int, shape.split("x")))
     shapes = TPUS[kind].slices.split(", ")
-    return next((f"{kind}:{s}" for s in shapes if _chips(s) > _chips(shape)), None)
-
-
-def _chips(shape: str) -> int:
-    total = 1
-    for size in shape.split("x"):
-        total *= int(size)
-    return total
+    return next((f"{kind}:{s}" for s in shapes if chips(s) > chips(shape)), None)
 
 
 def _size(value: int) -> str:
-    for unit, size in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(value) >= size:
-            return f"{value / size:.2f} {unit}"
-    return f"{value:g} B"
+    return _scaled(value, {"GiB": GIB, "MiB": 2**20, "KiB": 2**10, "B": 1})
 
 
 def _flops(value: int | float) -> str:
-    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if value >= size:
+    return _scaled(value, {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "": 1})
+
+
+def _scaled(value: int | float, units: Mapping[str, int | float]) -> str:
+    for unit, size in units.items():
+        if abs(value) >= size > 1:
             return f"{value / size:.2f} {unit}"
-    return f"{value:g}"
+    return f"{value:g} {list(units)[-1]}".rstrip()

@@ -12,13 +12,13 @@ from diffusion_jax.plan.topology import Topology
 
 _log = logging.getLogger(__name__)
 MAX_TRIES = 8
-# A line through small batches is a poor guide to ones that are many times as large.
+# A line through small batches predicts batches that are many times as large badly.
 MAX_STEP = 32
-_NAMES = {False: "none", True: "full"}  # of the policies that a config may give as booleans
+_NAMES = {False: "none", True: "full"}  # a config may give these two policies as booleans
 
 
 class Found(NamedTuple):
-    """The largest batch per device that fits with a remat policy, 0 if none does, and its plan."""
+    """The largest batch per device that fits with a remat policy (0: none does), and its plan."""
 
     remat: bool | str
     per_device_batch: int
@@ -26,10 +26,10 @@ class Found(NamedTuple):
 
 
 def largest_batch(needed: Callable[[int], int], available: int) -> int:
-    """Find the largest batch of which the bytes needed are available; 0 if not even 1 is.
+    """Find the largest batch whose needed bytes are available; 0 if a batch of 1 needs too many.
 
-    needed: dear; called for 1 and 2, and then for what a line through the last two points says,
-    until that is the largest batch that fits already.
+    needed(batch) is expensive. It is called for 1 and 2, and then for the batch that a line through
+    two known points predicts, until the prediction is the largest batch known to fit.
     """
     points = {1: needed(1)}
     if points[1] > available:
@@ -39,7 +39,7 @@ def largest_batch(needed: Callable[[int], int], available: int) -> int:
         points[newest] = needed(newest)
         fits = max(batch for batch, size in points.items() if size <= available)
         too_large = [batch for batch, size in points.items() if size > available]
-        # The two points nearest to what is asked for.
+        # The two known points nearest to what is available.
         (a, at_a), (b, at_b) = sorted(points.items(), key=lambda p: abs(p[1] - available))[:2]
         slope = (at_b - at_a) / (b - a)
         guess = fits if slope <= 0 else int(a + (available - at_a) / slope)
@@ -50,7 +50,7 @@ def largest_batch(needed: Callable[[int], int], available: int) -> int:
     return max(batch for batch, size in points.items() if size <= available)
 
 
-def search(
+def find_batches(
     config: ml_collections.ConfigDict, topology: Topology, policies: Sequence[bool | str]
 ) -> list[Found]:
     """Find the largest batch per device for each remat policy.
@@ -58,11 +58,13 @@ def search(
     Raises ValueError when the memory of the devices is not known.
     """
     if topology.memory is None:
-        raise ValueError(f"topology {topology.name!r} has no memory to fill; name a TPU or GPU")
-    return [_search_one(with_remat(config, remat), topology, remat) for remat in policies]
+        raise ValueError(
+            f"topology = {topology.name!r} should be a TPU or GPU, with memory to fill"
+        )
+    return [_find_batch(with_remat(config, remat), topology, remat) for remat in policies]
 
 
-def _search_one(config: ml_collections.ConfigDict, topology: Topology, remat: bool | str) -> Found:
+def _find_batch(config: ml_collections.ConfigDict, topology: Topology, remat: bool | str) -> Found:
     assert topology.memory is not None
     plans: dict[int, Plan] = {}
 
@@ -81,7 +83,7 @@ def _search_one(config: ml_collections.ConfigDict, topology: Topology, remat: bo
 
 
 def remat_policies(config: ml_collections.ConfigDict) -> list[Any]:
-    """Nothing computed again, what is cheap, what the config says, and everything."""
+    """List the policies to try: nothing computed again, what is cheap, the config's, everything."""
     own = [config.model.remat] if "remat" in config.model else []
     named = [_NAMES[policy] if isinstance(policy, bool) else policy for policy in own]
     return list(dict.fromkeys(["none", "dots", *named, "full"]))

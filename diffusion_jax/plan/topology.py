@@ -1,7 +1,7 @@
-"""Devices that are not there: of a TPU slice by its compiler, or fake ones of a CPU.
+"""Devices that are not there: a TPU slice as its compiler describes it, or CPU devices instead.
 
-A topology is written KIND:SHAPE. TPU slices (v5p:2x2x1) are compiled for by the TPU compiler in the
-package libtpu; GPUs (h100:8) and cpu:8 are stood in for by CPU devices.
+A topology is written KIND:SHAPE. For TPU slices (v5p:2x2x1) the TPU compiler in the package libtpu
+compiles; CPU devices stand for GPUs (h100:8) and for cpu:8.
 """
 
 import importlib.util
@@ -15,15 +15,15 @@ from jax.experimental import topologies
 
 from diffusion_jax.devices.chips import CHIPS, GIB, Chip, find_chip
 
-LIBTPU = "pip install -c constraints.txt -e '.[tpu]'"
+LIBTPU = "pip install 'jax[tpu]'"
 
 
 class TpuKind(NamedTuple):
-    """How the compiler knows a kind of TPU.
+    """How the compiler describes a kind of TPU.
 
-    prefix, config: its name of the kind and of the layout of cores. usable: bytes that it lets a
-    program have, seen with libtpu 0.0.51. clock: cycles/s, from peak FLOP/s and the size of the
-    matrix units. slices: shapes that can be rented, the smallest and largest among them.
+    prefix, config: its names for the kind and for the layout of cores. usable: bytes that a program
+    may have, seen with libtpu 0.0.51. clock: cycles/s, from peak FLOP/s and the size of the matrix
+    units. slices: shapes that can be rented, the smallest and the largest among them.
     """
 
     prefix: str
@@ -50,9 +50,10 @@ TPUS = {
 
 
 class Topology(NamedTuple):
-    """devices: what a mesh is made of. chip: what each of them stands for, None for a CPU.
+    """Devices to plan for.
 
-    memory: bytes that a program may have on one, None if unknown. clock: cycles/s, for TPUs.
+    devices: what a mesh is made of. chip: what each of them stands for, None for a CPU. memory:
+    bytes that a program may have on one, None if not known. clock: cycles/s of a TPU, else None.
     """
 
     name: str
@@ -63,15 +64,15 @@ class Topology(NamedTuple):
 
     @property
     def is_tpu(self) -> bool:
-        """Whether the compiler of the chip itself compiles."""
+        """Whether the chip's own compiler compiles."""
         return self.clock is not None
 
 
 def find_topology(name: str) -> Topology:
-    """Make the devices of a topology such as v5p:2x2x1, h100:8 or cpu:8. Starts JAX on the CPU.
+    """Make the devices of a topology such as v5p:2x2x1, h100:8 or cpu:8, and start JAX on the CPU.
 
     Raises:
-        ValueError: it is unknown, or JAX was started before with fewer CPU devices.
+        ValueError: the name is unknown, or JAX was started before with fewer CPU devices.
         ImportError: libtpu is missing.
     """
     kind, _, shape = name.partition(":")
@@ -93,7 +94,7 @@ def find_topology(name: str) -> Topology:
 
 
 def _fake(number: int) -> Sequence[Any]:
-    """CPU devices, as many as asked for."""
+    """Make as many CPU devices as asked for."""
     try:
         jax.config.update("jax_num_cpu_devices", number)
     except RuntimeError:  # JAX has started: what it has must be enough
@@ -140,9 +141,9 @@ def _tpu(name: str, kind: str, shape: str) -> Topology:
 
 
 def _calm_libtpu() -> None:
-    """Keep libtpu from asking a cloud what machine this is, and from saying that it is none.
+    """Keep libtpu from asking a cloud what machine this is, and from complaining without an answer.
 
-    The lock is for programs that use a chip; another may do so meanwhile.
+    Another program may use a chip meanwhile, for which libtpu has a lock.
     """
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"

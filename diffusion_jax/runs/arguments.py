@@ -11,8 +11,11 @@ from diffusion_jax.types import PyTree
 
 
 def arguments_of(built: Experiment) -> tuple[PyTree, PyTree, PyTree]:
-    """Make the arguments as training would hold them; with config.latent_cache the batch has
-    moments and the outputs of text encoders in place of images and tokens."""
+    """Make the arguments of a train step as training would hold them, without values.
+
+    With config.latent_cache the batch has moments and the outputs of text encoders in place of
+    images and tokens.
+    """
     batch, frozen = built.abstract_batch(), built.abstract_frozen()
     if built.latent_cache is not None:
         batch, null = _from_cache(built, batch, frozen)

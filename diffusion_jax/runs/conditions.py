@@ -18,8 +18,7 @@ def encode_conditions(
     class_names: Callable[[], Sequence[str]],
     size: tuple[int, int] | None = None,
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Turn prompts, class numbers or names (or arrays by input) into embedder inputs -> (inputs,
-    number of images).
+    """Turn prompts, class numbers or names into embedder inputs -> (inputs, number of images).
 
     n repeats a single condition, or says how many images an unconditional model draws (default 1).
     size: (height, width) in pixels, the default of inputs that describe it.
@@ -51,8 +50,7 @@ def encode_conditions(
 def encode_negative(
     network: Network, negative: Conditions, count: int
 ) -> dict[str, np.ndarray] | None:
-    """Turn a negative prompt, or a dict by input, into inputs of the unconditional half of
-    guidance; None stays None.
+    """Turn a negative prompt, or a dict by input, into inputs of guidance; None stays None.
 
     Raises ValueError as encode_conditions does, and when no embedder reads such an input.
     """

@@ -1,17 +1,72 @@
-"""Losses of a state on a whole split, with raw and with averaged weights."""
+"""Losses of a state on a whole split, with raw and with averaged weights; bits per dimension."""
 
+import functools
 import itertools
-from collections.abc import Callable
-from typing import Any
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.data.batches import Batches
+from diffusion_jax.devices.arrays import put
+from diffusion_jax.devices.mesh import on_mesh, replicated
+from diffusion_jax.diffusion.vlb import bits_per_dim
+from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.randomness import Stream, sample_keys, stream_key
+from diffusion_jax.runs.folder import load_run_config
+from diffusion_jax.runs.weights import run_frozen
+from diffusion_jax.train.checkpoints.saving import restore_state
 from diffusion_jax.train.ema import has_ema
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import mean_metrics
 from diffusion_jax.types import PyTree
+
+
+class Evaluation(NamedTuple):
+    """What a run's checkpoint came to on a split: its step, the number of records, the losses.
+
+    bits: the bound on bits per dimension of the first bits_images images, or None.
+    """
+
+    step: int
+    num_examples: int
+    losses: dict[str, float]
+    bits: float | None
+    bits_images: int
+
+
+def evaluate_run(
+    workdir: str | os.PathLike,
+    split: str = "test",
+    *,
+    step: int | None = None,
+    overrides: Sequence[str] = (),
+    bits_images: int = 16,
+) -> Evaluation:
+    """Compute the losses of a run's checkpoint on a split of its data.
+
+    step: the newest checkpoint by default. bits_images: for how many images the bits per dimension
+    of a pixel model are bounded, one network call for each of them and each timestep; 0 for none.
+    Raises FileNotFoundError when there is no such run or checkpoint, ValueError for a split that
+    the config does not have.
+    """
+    workdir = pathlib.Path(workdir)
+    experiment = make_experiment(load_run_config(workdir, overrides))
+    source = experiment.data.source(split)
+    batches = experiment.data.eval_batches(source, batch_size=experiment.training.batch_size)
+    frozen = run_frozen(experiment, workdir)
+    state, _ = restore_state(workdir / "checkpoints", experiment.abstract_state(), step)
+    losses = build_evaluate(experiment, frozen, batches, prefix=split)(state)
+    bits = None
+    if bits_images > 0 and has_likelihood(experiment):
+        params = experiment.task.averaged(state) if has_ema(state.opt_state) else state.params
+        bits = mean_bits(experiment, params, frozen, batches, bits_images)
+    return Evaluation(int(state.step), batches.num_examples, losses, bits, bits_images)
 
 
 def build_evaluate(
@@ -22,13 +77,14 @@ def build_evaluate(
     prefix: str,
     num_batches: int | None = None,
 ) -> Callable[[TrainState], dict[str, float]]:
-    """Make evaluate(state) -> {"val/loss_simple": ..., "val/loss_simple_ema": ...} over one pass
-    of batches.
+    """Make evaluate(state) -> {"val/loss_simple": ..., "val/loss_simple_ema": ...}.
+
+    It makes one pass over the batches.
 
     The noise of a batch depends on its number only, so two evaluations differ by the weights
     alone. prefix is the part before the slash; num_batches stops early (default: the whole split).
     """
-    eval_step = jax.jit(experiment.eval_step)
+    eval_step = jax.jit(experiment.task.eval_step)
 
     def losses(params: PyTree, state: TrainState) -> dict[str, float]:
         found = []
@@ -46,3 +102,52 @@ def build_evaluate(
         return scalars
 
     return evaluate
+
+
+def has_likelihood(experiment: Experiment) -> bool:
+    """Tell whether bits per dimension are defined: pixels, and a network on the timesteps."""
+    drawing = experiment.task.drawing
+    if drawing is None or drawing.network.first_stage is not None:
+        return False
+    return drawing.noise.on_timesteps
+
+
+def mean_bits(
+    experiment: Experiment, params: PyTree, frozen: PyTree, batches: Batches, count: int
+) -> float:
+    """Bound the mean bits per dimension of the first `count` images of a split from above.
+
+    One evaluation of the network for each image and timestep, with its own conditions.
+    Source: Ho et al. 2020, equation 5.
+    """
+    network, noise, mesh = experiment.network, experiment.drawing.noise, experiment.mesh
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    @functools.partial(on_mesh, mesh)
+    def bound(params: PyTree, frozen: PyTree, batch: dict[str, jax.Array], keys: jax.Array) -> Any:
+        conditioning = network.embed(params, frozen, batch)
+        found = bits_per_dim(
+            frozen["schedule"],
+            lambda x, t: network.apply(params, x, t, conditioning),
+            batch["image"],
+            keys,
+            parameterization=noise.parameterization,
+        )
+        return found.total
+
+    bits: list[np.ndarray] = []
+    key = stream_key(experiment.seed, Stream.EVALUATION)
+    for batch in batches.iterate(0):
+        batch = experiment.task.with_inputs(batch)
+        rows = min(count - sum(map(len, bits)), len(batch["image"]))
+        if "weight" in batch:
+            rows = min(rows, int(np.sum(batch["weight"])))
+        inputs = {e.input_key for e in network.embedders.values()}
+        chosen = {name: np.asarray(batch[name][:rows]) for name in ("image", *sorted(inputs))}
+        first = sum(map(len, bits))
+        keys = sample_keys(key, jnp.arange(first, first + rows))
+        arguments = put((chosen, keys), replicated(mesh))
+        bits.append(np.asarray(bound(params, frozen, *arguments)))
+        if sum(map(len, bits)) >= count:
+            break
+    return float(np.concatenate(bits).mean())

@@ -7,7 +7,7 @@ import itertools
 import pathlib
 import pprint
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusion_jax.experiment.config_files import load_config_file
+from diffusion_jax.experiment.config_files import load_config, load_config_file
 
 SAVED_CONFIG = "configs/config.py"
 LOCK = ".lock"
@@ -36,6 +36,19 @@ MAY_CHANGE = (
     "data.batches.num_threads",
     "data.batches.num_workers",
     "data.batches.prefetch",
+)
+
+# What may differ when a run is drawn from, evaluated or exported: how, and on which data and
+# devices, never what was trained.
+MAY_CHANGE_LATER = (
+    "sampler",
+    "guidance",
+    "discretization",
+    "data",
+    "mesh",
+    "train.batch_size",
+    "first_stage.samples_at_a_time",
+    "first_stage.tile",
 )
 
 
@@ -159,24 +172,47 @@ def _cannot_write(workdir: pathlib.Path, error: OSError) -> OSError:
 
 
 def load_saved_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """Read the config that a run was started with; FileNotFoundError when the folder holds no
-    run."""
+    """Read the config that a run was started with; FileNotFoundError when there is no run."""
     path = workdir / SAVED_CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is not the folder of a run: {path} does not exist")
     return load_config_file(path)
 
 
-def differences(ours: ml_collections.ConfigDict, theirs: ml_collections.ConfigDict) -> list[str]:
-    """List 'path: ours -> theirs' for every leaf that differs and that a continued run may not
-    change."""
+def load_run_config(
+    workdir: pathlib.Path, overrides: Sequence[str] = ()
+) -> ml_collections.ConfigDict:
+    """Read the config that a run was started with, and override what does not change its model.
+
+    Raises FileNotFoundError when the folder holds no run, ValueError for an override of anything
+    else than MAY_CHANGE_LATER.
+    """
+    saved = load_saved_config(workdir)
+    if not overrides:
+        return saved
+    config = load_config(str(workdir / SAVED_CONFIG), overrides)
+    wrong = differences(saved, config, MAY_CHANGE_LATER)
+    if wrong:
+        raise ValueError(
+            f"{workdir} was trained with another config, which differs in {'; '.join(wrong)}: only "
+            f"config.{', config.'.join(MAY_CHANGE_LATER)} can be changed afterwards"
+        )
+    return config
+
+
+def differences(
+    ours: ml_collections.ConfigDict,
+    theirs: ml_collections.ConfigDict,
+    may_change: Sequence[str] = MAY_CHANGE,
+) -> list[str]:
+    """List 'path: ours -> theirs' for every leaf that differs, but for sections that may change."""
     left, right = dict(_leaves(to_plain(ours))), dict(_leaves(to_plain(theirs)))
     paths = sorted(set(left) | set(right))
     return [
         f"{path}: {left.get(path, 'unset')!r} -> {right.get(path, 'unset')!r}"
         for path in paths
         if left.get(path, "unset") != right.get(path, "unset")
-        and not any(path == free or path.startswith(free + ".") for free in MAY_CHANGE)
+        and not any(path == free or path.startswith(free + ".") for free in may_change)
     ]
 
 
@@ -186,8 +222,7 @@ def to_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def git_revision() -> str:
-    """Return the revision of the code that runs, with '+' for uncommitted changes, or 'unknown'
-    outside git."""
+    """Return the git revision of the code, '+' for uncommitted changes, 'unknown' without git."""
     package = pathlib.Path(__file__).parent
     try:
         revision = _git(package, "rev-parse", "HEAD")

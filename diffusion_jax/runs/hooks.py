@@ -1,16 +1,15 @@
 """What watches a run, in the order in which it acts."""
 
 import collections
+import io
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from diffusion_jax.data.batches import Batches
-from diffusion_jax.experiment.autoencoding import is_first_stage
 from diffusion_jax.experiment.binding import value_of
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.hooks import HookOptions
-from diffusion_jax.experiment.pictures import build_log_images, build_log_reconstructions
 from diffusion_jax.runs.evaluation import build_evaluate
 from diffusion_jax.runs.speed import build_speed
 from diffusion_jax.train.checkpoints.saving import Checkpoints
@@ -20,7 +19,7 @@ from diffusion_jax.train.hooks.images import images
 from diffusion_jax.train.hooks.nan_stop import nan_stop
 from diffusion_jax.train.hooks.profiler import profiler
 from diffusion_jax.train.hooks.progress import progress
-from diffusion_jax.train.hooks.scalars import scalars
+from diffusion_jax.train.hooks.scalars import Speed, scalars
 from diffusion_jax.train.hooks.signals import signal_hook
 from diffusion_jax.train.hooks.validation import Scores, validation
 from diffusion_jax.train.loop import Hook
@@ -31,6 +30,7 @@ from diffusion_jax.types import PyTree
 class Watched(NamedTuple):
     """What the hooks of a run look at and write to.
 
+    progress: where the progress line goes, None for nowhere.
     with_images: (batch, n) -> its first n rows with images, when batches of training have none.
     """
 
@@ -44,19 +44,19 @@ class Watched(NamedTuple):
     class_names: tuple[str, ...]
     signals: collections.deque[int]
     hang: Hook
+    progress: io.TextIOBase | None = None
     with_images: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
 
 
 def build_hooks(experiment: Experiment, options: HookOptions, watched: Watched) -> list[Hook]:
-    """Make the hooks in the order in which they act: speak, measure, show, validate, decide,
-    save."""
-    training, writer, scores = experiment.training, watched.writer, watched.scores
+    """Make the hooks in their order: speak, measure, show, validate, decide, save."""
+    writer, scores = watched.writer, watched.scores
     speed = build_speed(experiment)
     make: dict[str, Callable[..., Hook | list[Hook]]] = {
         "hang": lambda o: watched.hang,
         "nan_stop": lambda o: nan_stop(checkpoints=watched.checkpoints, **o),
-        "progress": lambda o: progress(num_steps=training.num_steps, speed=speed, **o),
-        "scalars": lambda o: scalars(writer, lr_at=experiment.lr_at, speed=speed, **o),
+        "progress": lambda o: _progress(experiment, watched, speed, o),
+        "scalars": lambda o: scalars(writer, lr_at=experiment.task.lr_at, speed=speed, **o),
         "profiler": lambda o: profiler(watched.workdir / "profile", **o),
         "images": lambda o, pictures: _images(experiment, watched, o, pictures),
         "validation": lambda o, passes: _validation(experiment, watched, o, passes),
@@ -76,6 +76,15 @@ def build_hooks(experiment: Experiment, options: HookOptions, watched: Watched) 
     return [*hooks, signal_hook(watched.signals, saving.end, **signal_options), saving]
 
 
+def _progress(
+    experiment: Experiment, watched: Watched, speed: Speed, options: dict[str, Any]
+) -> list[Hook]:
+    if watched.progress is None:
+        return []
+    steps = experiment.training.num_steps
+    return [progress(num_steps=steps, speed=speed, stream=watched.progress, **options)]
+
+
 def _as_list(hooks: Hook | list[Hook]) -> list[Hook]:
     return [hooks] if isinstance(hooks, Hook) else hooks
 
@@ -84,11 +93,8 @@ def _images(
     experiment: Experiment, watched: Watched, options: dict[str, Any], pictures: dict[str, Any]
 ) -> list[Hook]:
     """Show batches of training and, always the same, the first of validation."""
-    first_stage = is_first_stage(experiment.sections)
-    build = build_log_reconstructions if first_stage else build_log_images
     count, with_images = value_of(images, options, "max_images"), watched.with_images
-    log_images = build(
-        experiment,
+    log_images = experiment.task.pictures(
         watched.frozen,
         class_names=watched.class_names,
         max_images=count,

@@ -3,9 +3,8 @@
 import functools
 import logging
 import pathlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grain
 import jax
@@ -13,12 +12,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffusion_jax.data import transforms
-from diffusion_jax.data.batches import Batches, make_batches, prefetched, read_or_next
-from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
+from diffusion_jax.data.batches import Batches, Finish, prefetched
+from diffusion_jax.data.images import Images, open_images
 from diffusion_jax.data.latent_cache import (
     Entry,
     LatentCache,
-    Layout,
+    Shards,
     claim_folder,
     missing_shards,
     open_cache,
@@ -26,17 +25,14 @@ from diffusion_jax.data.latent_cache import (
     write_null,
     write_shard,
 )
-from diffusion_jax.data.records import Record, Records, find_keys, make_reader
+from diffusion_jax.data.progress import log_progress
+from diffusion_jax.data.records import Record, Records
 from diffusion_jax.devices.mesh import batch_sharding, batch_shards, make_mesh, replicated
-from diffusion_jax.experiment.binding import value_of
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.weights import FROZEN_FOLDER, make_frozen, run_frozen
 from diffusion_jax.models.conditioning.conditioner import cached_outputs, name_outputs, outputs_of
 from diffusion_jax.runs.latent_key import cache_options, cached_embedders, describe_cache
-from diffusion_jax.train.checkpoints.saving import saved_steps
+from diffusion_jax.runs.weights import has_frozen, make_frozen, run_frozen
 from diffusion_jax.types import PyTree
-
-SECONDS_BETWEEN_LINES = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -55,17 +51,22 @@ class CachedTraining(NamedTuple):
 
 
 def train_from_cache(
-    experiment: Experiment, source: Records, workdir: pathlib.Path | None = None
+    experiment: Experiment,
+    source: Records,
+    workdir: pathlib.Path | None = None,
+    finish: Finish | None = None,
 ) -> CachedTraining:
-    """Make or finish the cache of the training split, with the frozen networks that a run has saved
-    if it is in workdir, and open it for training.
+    """Make or finish the cache of the training split and open it for training.
+
+    workdir: the folder of a run whose saved frozen networks are used, if it has any. finish: see
+    data.batches.make_batches.
 
     Raises ValueError as make_latent_cache does.
     """
     frozen = load_frozen(experiment, workdir)
     cache = make_latent_cache(experiment, frozen, source)
     batches = experiment.data.cached_batches(
-        cache, batch_size=experiment.training.batch_size, seed=experiment.seed
+        cache, batch_size=experiment.training.batch_size, seed=experiment.seed, finish=finish
     )
     null = jax.device_put(dict(cache.null), replicated(experiment.mesh))
     null = {"null_outputs": null} if null else {}
@@ -74,7 +75,7 @@ def train_from_cache(
 
 def load_frozen(experiment: Experiment, workdir: pathlib.Path | None) -> PyTree:
     """Read the frozen networks that a run saved in a folder, or make them from their files."""
-    if workdir is not None and saved_steps(workdir / FROZEN_FOLDER):
+    if workdir is not None and has_frozen(workdir):
         return run_frozen(experiment, workdir)
     return make_frozen(experiment)
 
@@ -100,25 +101,25 @@ def make_latent_cache(
     options = cache_options(experiment)
     folder = pathlib.Path(options.folder).expanduser()
     digest = claim_folder(folder, describe_cache(experiment, frozen, source))
-    layout = Layout(folder, digest, len(source), options.shard_size)
+    shards = Shards(folder, digest, len(source), options.shard_size)
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
-    missing = missing_shards(layout)
+    missing = missing_shards(shards)
     own = [shard for shard in missing if shard % count == index]
     if missing:
         _log.info(
             "encoding %d records into %s: %d of %d shards are there already",
-            len(source), folder, layout.num_shards - len(missing), layout.num_shards,
+            len(source), folder, shards.num_shards - len(missing), shards.num_shards,
         )  # fmt: skip
         encoder = _build_encoder(experiment, frozen)
         write_null(folder, encoder.null)
-        _write_shards(experiment, source, layout, own, encoder)
+        _write_shards(experiment, source, shards, own, encoder)
     elif verify:
-        _log.info("comparing the checksums of %d shards in %s", layout.num_shards, folder)
-        verify_shards(layout)
+        _log.info("comparing the checksums of %d shards in %s", shards.num_shards, folder)
+        verify_shards(shards)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("latent cache")
-    return open_cache(layout)
+    return open_cache(shards)
 
 
 def image_reader(
@@ -126,15 +127,15 @@ def image_reader(
 ) -> Callable[[Mapping[str, Any], int], dict[str, Any]]:
     """Make with_images(batch, n): the first n rows of a batch, and if it came from a cache, with
     images, which are read now, in the place of what the cache gave."""
-    read = _make_read(experiment, source)
+    images = _open(experiment, source, buckets=False)  # the batch tells the shape
 
     def with_images(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
         rows = {name: column[:count] for name, column in batch.items()}
         if "image" in rows:
             return rows
         height, width = rows["target_size"][0].tolist()
-        images: list[Any] = [read(int(i), (height, width)).image for i in rows["index"]]
-        pixels = np.stack(images)
+        read = [images.read_or_next(int(i), (height, width)).image for i in rows["index"]]
+        pixels = np.stack(cast("list[np.ndarray]", read))
         if "mirrored" in rows:
             pixels[rows["mirrored"]] = pixels[rows["mirrored"], :, ::-1]
         embedders = experiment.network.embedders
@@ -234,40 +235,44 @@ class _Chunk(NamedTuple):
 def _write_shards(
     experiment: Experiment,
     source: Records,
-    layout: Layout,
-    shards: Sequence[int],
+    shards: Shards,
+    wanted: Sequence[int],
     encoder: _Encoder,
 ) -> None:
-    data, dtype = experiment.data, cache_options(experiment).dtype
-    shapes, members = _sort(experiment, source)
+    options, dtype = experiment.data.batch_options, cache_options(experiment).dtype
+    images = _open(experiment, source)
     buckets = np.zeros(len(source), np.int64)
-    for bucket, numbers in enumerate(members):
+    for bucket, numbers in enumerate(images.members):
         buckets[numbers] = bucket
-    chunks = list(_chunks(layout, shards, buckets, encoder.size))
-    read = _make_read(experiment, source)
+    chunks = list(_chunks(shards, wanted, buckets, encoder.size))
 
-    def load(number: int) -> list[Record]:
-        size = shapes[chunks[number].bucket]
-        return [read(int(i), size) for i in chunks[number].numbers]
+    def load(number: int) -> tuple[_Chunk, list[Record]]:
+        chunk = chunks[number]
+        size = images.shapes[chunk.bucket]
+        return chunk, [images.read_or_next(int(i), size) for i in chunk.numbers]
 
-    threads = value_of(make_batches, data.batch_options, "num_threads")
-    loaded = prefetched(grain.MapDataset.range(len(chunks)).map(load), threads, 0, 2)(0)
+    steps = grain.MapDataset.range(len(chunks)).map(load)
+    loaded = log_progress(
+        prefetched(steps, options["num_threads"], 0, 2)(0),
+        sum(len(chunk.numbers) for chunk in chunks),
+        "encoding records",
+        size=lambda item: len(item[0].numbers),
+    )
     entries: dict[int, Entry] = {}
-    flips = value_of(make_batches, data.batch_options, "random_flip")
-    for chunk, records in _progress(zip(chunks, loaded, strict=True), chunks):
-        found = _encode(encoder, chunk, records, flips=flips)
+    for chunk, records in loaded:
+        found = _encode(encoder, chunk, records, flips=options["random_flip"])
         entries |= dict(zip(chunk.numbers.tolist(), found, strict=True))
-        numbers = layout.records(chunk.shard)
+        numbers = shards.records(chunk.shard)
         if len(entries) == len(numbers):
-            write_shard(layout, chunk.shard, [entries[n] for n in numbers], shapes, dtype)
+            write_shard(shards, chunk.shard, [entries[n] for n in numbers], images.shapes, dtype)
             entries = {}
 
 
 def _chunks(
-    layout: Layout, shards: Iterable[int], buckets: np.ndarray, size: int
+    shards: Shards, wanted: Iterable[int], buckets: np.ndarray, size: int
 ) -> Iterator[_Chunk]:
-    for shard in shards:
-        numbers = np.asarray(layout.records(shard))
+    for shard in wanted:
+        numbers = np.asarray(shards.records(shard))
         for bucket in np.unique(buckets[numbers]):
             chosen = numbers[buckets[numbers] == bucket]
             for start in range(0, len(chosen), size):
@@ -305,57 +310,10 @@ def _captions(record: Record) -> tuple[str, ...]:
     return record.captions
 
 
-def _progress(items: Iterable[Any], chunks: Sequence[_Chunk]) -> Iterator[Any]:
-    """Yield the items, and say every ten seconds how far it is and how long it will take."""
-    total, done = sum(len(chunk.numbers) for chunk in chunks), 0
-    start = said = time.monotonic()
-    for number, item in enumerate(items):
-        yield item
-        done += len(chunks[number].numbers)
-        now = time.monotonic()
-        if now - said > SECONDS_BETWEEN_LINES or done == total:
-            said, speed = now, done / (now - start)
-            left = int((total - done) / speed)
-            _log.info(
-                "latent cache: %d of %d records, %.1f a second, %d min %02d s left",
-                done, total, speed, left // 60, left % 60,
-            )  # fmt: skip
-
-
-def _sort(
-    experiment: Experiment, source: Records
-) -> tuple[tuple[tuple[int, int], ...], tuple[np.ndarray, ...]]:
-    """Put the records into the buckets that online training has."""
-    options = experiment.data.batch_options
-    option = functools.partial(value_of, make_batches, options)
-    rule = BucketRule(option("bucket_divisor"), option("max_aspect"), option("pad"))
-    return sort_into_buckets(
-        source,
-        _keys(experiment, source).image,
-        transforms.check_size(option("image_size")),
-        rule if option("buckets") else None,
-        at_least=experiment.training.batch_size,
-    )
-
-
-def _make_read(experiment: Experiment, source: Records) -> Callable[[int, tuple[int, int]], Record]:
-    """Make read(number, size): the record that online training shows for a number, decoded."""
-    option = functools.partial(value_of, make_batches, experiment.data.batch_options)
-    fit = transforms.make_fit(**{key: option(key) for key in ("channels", "crop", "resize", "pad")})
-    read = make_reader(
-        source,
-        fit,
-        _keys(experiment, source),
-        cache=False,
-        max_corrupt=option("max_corrupt"),
-    )
-    return lambda number, size: read_or_next(read, number, size, len(source))
-
-
-def _keys(experiment: Experiment, source: Records) -> Any:
-    option = functools.partial(value_of, make_batches, experiment.data.batch_options)
-    names = ("image_key", "label_key", "caption_key")
-    return find_keys(source, **{name: option(name) for name in names})
+def _open(experiment: Experiment, source: Records, **changes: Any) -> Images:
+    """Open the images that online training shows, sorted into its buckets, keeping none."""
+    options = experiment.data.image_options._replace(cache=False, **changes)
+    return open_images(source, options, at_least=experiment.training.batch_size)
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:

@@ -8,11 +8,9 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from diffusion_jax.data.batches import make_batches
 from diffusion_jax.data.records import Records
-from diffusion_jax.experiment.binding import value_of
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.latent_options import LatentCacheOptions
+from diffusion_jax.experiment.options import LatentCacheOptions
 from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.train.checkpoints.checksums import checksums
 from diffusion_jax.types import PyTree
@@ -50,11 +48,11 @@ def describe_cache(experiment: Experiment, frozen: PyTree, source: Records) -> d
         "the number of records": len(source),
     }
     names = list(_KEPT_OPTIONS)
-    if value_of(make_batches, data.batch_options, "buckets"):
+    if data.batch_options["buckets"]:
         names += _BUCKET_OPTIONS
         parts["config.train.batch_size"] = experiment.training.batch_size
     for name in names:
-        parts[f"config.data.batches.{name}"] = value_of(make_batches, data.batch_options, name)
+        parts[f"config.data.batches.{name}"] = data.batch_options[name]
     parts |= _fields(network.first_stage.module, "config.first_stage")
     parts["the weights of config.first_stage"] = _fingerprint(frozen["first_stage"])
     for name in ("text", "dtype", "shard_size"):

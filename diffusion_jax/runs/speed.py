@@ -2,14 +2,16 @@
 
 from diffusion_jax.devices.chips import find_chip
 from diffusion_jax.devices.flops import count_flops
+from diffusion_jax.experiment.autoencoding import AUTOENCODERS
+from diffusion_jax.experiment.binding import parameters_of, row
 from diffusion_jax.experiment.experiment import Experiment, assemble
+from diffusion_jax.experiment.network import MODEL
 from diffusion_jax.runs.arguments import arguments_of
 from diffusion_jax.train.hooks.scalars import Speed
 
 # What changes how a network is computed, not what: without it nothing is computed twice, and no
 # kernel hides what it does. Scanned blocks are traced once.
 PLAIN = {"remat": False, "attention_impl": "xla", "scan": True}
-NOT_SCANNED = ("autoencoder",)
 
 
 def build_speed(experiment: Experiment) -> Speed:
@@ -29,7 +31,8 @@ def model_flops(experiment: Experiment) -> int:
     buckets, those of config.data's size.
     """
     model = experiment.sections["model"]
-    plain = {k: v for k, v in PLAIN.items() if k != "scan" or model["name"] not in NOT_SCANNED}
+    fields = parameters_of(row({**MODEL.table, **AUTOENCODERS}, model, MODEL.path, own=True))
+    plain = {name: value for name, value in PLAIN.items() if name in fields}
     sections = {**experiment.sections, "model": {**model, **plain}}
     twin = assemble(sections, list(experiment.mesh.devices.flat))
     return count_flops(twin.train_step, *arguments_of(twin))

@@ -1,38 +1,32 @@
-"""One run from its folder to its last checkpoint: open everything, train, close everything,
-test."""
+"""One run from its folder to its last checkpoint: open everything, train, close, test."""
 
+import collections
 import contextlib
+import io
+import os
 import pathlib
-import re
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import ml_collections
 
 from diffusion_jax.data.batches import Batches
-from diffusion_jax.devices.processes import say
-from diffusion_jax.experiment import Experiment
-from diffusion_jax.experiment.autoencoding import is_first_stage
-from diffusion_jax.experiment.first_stage_weights import load_first_stage
+from diffusion_jax.experiment import make_experiment
+from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.hooks import HookOptions, bind_hooks
-from diffusion_jax.experiment.weights import (
-    check_frozen_sources,
-    is_released,
-    load_released,
-    open_part,
-    start_frozen,
-)
-from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.experiment.weights import is_released
+from diffusion_jax.runs import folder
 from diffusion_jax.runs.evaluation import build_evaluate
-from diffusion_jax.runs.folder import claim_for_all
 from diffusion_jax.runs.hooks import Watched, build_hooks
 from diffusion_jax.runs.latent_cache import CachedTraining, train_from_cache
+from diffusion_jax.runs.weights import start_frozen
 from diffusion_jax.train import loop
+from diffusion_jax.train.checkpoints.reading import resolve_checkpoint, saved_steps
 from diffusion_jax.train.checkpoints.saving import (
     Checkpoints,
     open_checkpoints,
-    resolve_checkpoint,
-    saved_steps,
     set_aside_later,
     state_bytes,
 )
@@ -41,18 +35,45 @@ from diffusion_jax.train.ema import has_ema, reset_ema
 from diffusion_jax.train.hooks.checkpoint import make_rescue
 from diffusion_jax.train.hooks.hang import watch_hangs
 from diffusion_jax.train.hooks.overview import overview
-from diffusion_jax.train.hooks.signals import handle_signals
+from diffusion_jax.train.hooks.signals import STOPS, handle_signals
 from diffusion_jax.train.hooks.validation import Scores, scores_from
+from diffusion_jax.train.loop import Stop
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import jit_train_step
 from diffusion_jax.train.writers import Writer, open_writer
 from diffusion_jax.types import PyTree
 
-EXIT_NOT_A_NUMBER = 3  # a metric was NaN or infinite; the message names the last good checkpoint
-EXIT_SIGNAL = (
-    75  # stopped by SIGTERM or Ctrl-C and saved: the same command goes on (sysexits.h, EX_TEMPFAIL)
-)
-SIGNALS = ("SIGTERM", "SIGINT")
+# Reasons to stop after which the same command goes on.
+SIGNALS = tuple(number.name for number in STOPS)
+
+
+class RunEvent(NamedTuple):
+    """What a run has to say: a kind for programs, and a sentence for people.
+
+    kinds: "weights" were taken from train.ckpt_path, training "starts", is "compiling", "stopped"
+    early, was "tested", and what is "saved" where.
+    """
+
+    kind: Literal["weights", "starts", "compiling", "stopped", "tested", "saved"]
+    text: str
+
+
+Listener: TypeAlias = Callable[[RunEvent], None]
+
+
+class Result(NamedTuple):
+    """What a run came to.
+
+    state: the last TrainState, on its devices. metrics: the losses of the last validation and of
+    the test split, by name. step: updates made in all. stopped: why training ended before
+    train.num_steps, or None. experiment: what the config described.
+    """
+
+    state: TrainState
+    metrics: dict[str, float]
+    step: int
+    stopped: Stop | None
+    experiment: Experiment
 
 
 class Opened(NamedTuple):
@@ -66,51 +87,60 @@ class Opened(NamedTuple):
 
 
 def train_run(
-    experiment: Experiment,
-    workdir: pathlib.Path,
     config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike,
     *,
-    from_step: int | None = None,
+    resume: bool | int = True,
+    on_event: Listener | None = None,
+    progress: io.TextIOBase | None = None,
     donate: bool = True,
     test: bool = True,
-) -> int:
-    """Train in a folder, or go on with what is there, then test; return the exit code.
+) -> Result:
+    """Train a config in a folder, or go on with the run that is in it, then test.
 
-    from_step: go on from this checkpoint instead of the newest; later ones are set aside, not
-    deleted. Everything that can be wrong with config, data and folder is found before the first
-    step is compiled.
+    resume: True goes on from the newest checkpoint in the folder, a number from the checkpoint of
+      that step (later ones are set aside, not deleted), False refuses a folder that holds a run.
+    on_event: is called with a RunEvent whenever there is something to say; nothing is printed.
+    progress: where the progress line is written, such as sys.stderr; None writes none.
+    donate: False keeps the previous state alive in each step (for debugging).
+
+    Everything that can be wrong with config, data and folder is found before the first step is
+    compiled. Raises ValueError, FileNotFoundError or OSError in one sentence for bad input.
     """
-    run_folder.check(workdir, config)
+    workdir = pathlib.Path(workdir)
+    say = _in_process_0(on_event)
+    if resume is False and folder.has_run(workdir):
+        raise ValueError(f"resume = False, but {workdir} holds a run; choose another folder")
+    experiment = make_experiment(config)
+    folder.check(workdir, config)
     abstract = experiment.check()
     check_sources(experiment)
-    options = bind_hooks(experiment.sections)
+    options = bind_hooks(experiment.sections, experiment.task)
     data = open_data(experiment, workdir)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(claim_for_all(workdir, config))
+        stack.enter_context(folder.claim_for_all(workdir, config))
+        from_step = None if isinstance(resume, bool) else resume
         checkpoints = _open_checkpoints(workdir, from_step, options, state_bytes(abstract))
         stack.callback(checkpoints.close)
-        state, scores = start(experiment, abstract, checkpoints)
+        state, scores = start(experiment, abstract, checkpoints, say)
         first_step = int(state.step)
         _check_learning_rate(experiment, first_step)
         writer = open_writer(workdir, resume_step=first_step)
         stack.callback(writer.close)
-        announce(experiment, state, data, workdir, writer)
-        with handle_signals() as received, watch_hangs(**options.hooks["hang"][0]) as hang:
+        announce(experiment, state, data, workdir, writer, say)
+        with _signals() as received, watch_hangs(**options.hooks["hang"][0]) as hang:
             watched = Watched(
                 workdir=workdir,
                 writer=writer,
                 checkpoints=checkpoints,
-                metadata={
-                    "config": run_folder.to_plain(config),
-                    "revision": run_folder.git_revision(),
-                    "seed": experiment.seed,
-                },
+                metadata=_metadata(experiment, config),
                 scores=scores,
                 frozen=_frozen(experiment, workdir, data),
                 validation_batches=data.validation,
                 class_names=data.class_names,
                 signals=received,
                 hang=hang,
+                progress=progress,
                 with_images=None if data.cached is None else data.cached.with_images,
             )
             step_fn = jit_train_step(experiment.train_step, abstract, donate=donate)
@@ -123,12 +153,34 @@ def train_run(
                 rescue=make_rescue(checkpoints, watched.metadata, scores, first_step=first_step),
             )
         checkpoints.wait()
-        return finish(experiment, state, stop, watched, data, test=test)
+        return _finish(experiment, state, stop, watched, data.test if test else None, say)
+
+
+def _metadata(experiment: Experiment, config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Name what a checkpoint was made from."""
+    return {
+        "config": folder.to_plain(config),
+        "revision": folder.git_revision(),
+        "seed": experiment.seed,
+    }
+
+
+def _in_process_0(on_event: Listener | None) -> Listener:
+    if on_event is None or jax.process_index() != 0:
+        return lambda event: None
+    return on_event
+
+
+def _signals() -> contextlib.AbstractContextManager[collections.deque[int]]:
+    """Note signals where Python allows it, in the main thread."""
+    if threading.current_thread() is threading.main_thread():
+        return handle_signals()
+    return contextlib.nullcontext(collections.deque())
 
 
 def _check_learning_rate(experiment: Experiment, first_step: int) -> None:
-    last_step = experiment.training.num_steps - 1
-    if first_step <= last_step and experiment.lr_at(first_step) == experiment.lr_at(last_step) == 0:
+    last_step, lr_at = experiment.training.num_steps - 1, experiment.task.lr_at
+    if first_step <= last_step and lr_at(first_step) == lr_at(last_step) == 0:
         raise ValueError(
             f"config.lr_schedule gives a learning rate of 0 from step {first_step} to the last, "
             f"{last_step + 1}: nothing would be learned; make the schedule longer, for example "
@@ -154,8 +206,10 @@ def _frozen(experiment: Experiment, workdir: pathlib.Path, data: Opened) -> PyTr
 
 
 def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
-    """Open the splits that training reads, the first from the latent cache if the config has one,
-    which is made or finished now.
+    """Open the splits that training reads.
+
+    The training split comes from the latent cache if the config has one, which is made or finished
+    now.
 
     Raises ValueError when its labels do not fit the model's classes, and when the cache was made
     from something else or is damaged.
@@ -169,37 +223,20 @@ def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
                 f"config.conditioning.embedders.{name}.num_classes = {embedder.num_classes} is too "
                 f"few: the data set {data.name!r} has {len(names)} classes"
             )
+    finish = experiment.task.with_inputs  # tokenising must not wait for the main thread
     validation, test = (
         None
         if data.splits[role] is None
-        else data.eval_batches(data.source(role), batch_size=training.batch_size)
+        else data.eval_batches(data.source(role), batch_size=training.batch_size, finish=finish)
         for role in ("validation", "test")
     )
     if experiment.latent_cache is not None:
-        cached = train_from_cache(experiment, source, workdir)
+        cached = train_from_cache(experiment, source, workdir, finish=finish)
         return Opened(cached.batches, validation, test, names, cached)
-    train = data.train_batches(source, batch_size=training.batch_size, seed=experiment.seed)
+    train = data.train_batches(
+        source, batch_size=training.batch_size, seed=experiment.seed, finish=finish
+    )
     return Opened(train, validation, test, names)
-
-
-def start(
-    experiment: Experiment, abstract: TrainState, checkpoints: Checkpoints
-) -> tuple[TrainState, Scores]:
-    """Restore the newest checkpoint of the run, or make the initial state, warm if the config says
-    so."""
-    if saved_steps(checkpoints.directory):
-        state, metadata = checkpoints.restore(abstract)
-        return state, scores_from(metadata)
-    state, training = experiment.init_state(), experiment.training
-    if training.ckpt_path is None:
-        return state, {}
-    state = load_start(experiment, state)
-    # The average starts from the loaded weights; upstream leaves it at the random ones it was made
-    # with.
-    opt_state = state.opt_state
-    averaged = experiment.task.averaged_part(state.params)
-    opt_state = reset_ema(opt_state, averaged) if has_ema(opt_state) else opt_state
-    return state._replace(opt_state=opt_state), {}
 
 
 def check_sources(experiment: Experiment) -> None:
@@ -208,44 +245,63 @@ def check_sources(experiment: Experiment) -> None:
     Raises ValueError or FileNotFoundError, naming the option and the path.
     """
     path = experiment.training.ckpt_path
-    if path is not None and is_released(path):
-        open_part(path, "vae" if is_first_stage(experiment.sections) else "unet")
-    elif path is not None:
+    if path is not None and not is_released(path):
         resolve_checkpoint(path)
-    check_frozen_sources(experiment)
+    experiment.task.check_sources()
 
 
-def load_start(experiment: Experiment, state: TrainState) -> TrainState:
-    """Take the parameters of train.ckpt_path, a run or a released file, and the mutable collections
-    of a first stage; say what was not taken."""
+def start(
+    experiment: Experiment, abstract: TrainState, checkpoints: Checkpoints, say: Listener
+) -> tuple[TrainState, Scores]:
+    """Restore the newest checkpoint, or make the initial state, from train.ckpt_path if given."""
+    if saved_steps(checkpoints.directory):
+        state, metadata = checkpoints.restore(abstract)
+        return state, scores_from(metadata)
+    state = experiment.init_state()
+    if experiment.training.ckpt_path is None:
+        return state, {}
+    state = _load_start(experiment, state, experiment.training.ckpt_path, say)
+    # The average starts from the loaded weights; upstream leaves it at the random ones it was made
+    # with.
+    opt_state = state.opt_state
+    averaged = experiment.task.averaged_part(state.params)
+    opt_state = reset_ema(opt_state, averaged) if has_ema(opt_state) else opt_state
+    return state._replace(opt_state=opt_state), {}
+
+
+def _load_start(experiment: Experiment, state: TrainState, path: str, say: Listener) -> TrainState:
+    """Take the parameters of train.ckpt_path, a run or a released file; say what was not taken."""
     training = experiment.training
-    path = training.ckpt_path
-    assert path is not None
-    options: dict[str, Any] = {"ignore_keys": training.ignore_keys, "ema": training.ckpt_ema}
-    first_stage = is_first_stage(experiment.sections)
-    if is_released(path) and first_stage:
-        state, absent = load_first_stage(state, open_part(path, "vae"), **options)
-        say(f"{path}: {len(absent)} parts not loaded" + "".join(f"\n  {name}" for name in absent))
-        return state
-    options["load_only_unet"] = training.load_only_unet
     if is_released(path):
-        keep_dims = training.keep_dims
-        loaded = load_released(experiment, state.params, path, **options, keep_dims=keep_dims)
-        lists = [("not loaded", loaded.not_loaded)]
+        params, mutable, absent = experiment.task.load_released(
+            state.params, state.mutable, path, training
+        )
+        lists = {"not loaded": absent}
     else:
-        loaded = warm_start(state.params, path, **options)
-        lists = [("not loaded", loaded.not_loaded), ("not used", loaded.unused)]
-        if first_stage:
-            ignore = training.ignore_keys
-            mutable = warm_start_mutable(state.mutable, path, ignore_keys=ignore)
-            state = state._replace(mutable=mutable)
-    for what, names in lists:
-        say(f"{path}: {len(names)} parameters {what}" + "".join(f"\n  {n}" for n in names))
-    return state._replace(params=loaded.params)
+        loaded = warm_start(
+            state.params,
+            path,
+            ignore_keys=training.ignore_keys,
+            load_only_unet=training.load_only_unet,
+            ema=training.ckpt_ema,
+        )
+        params, mutable = loaded.params, state.mutable
+        if jax.tree.leaves(mutable):
+            mutable = warm_start_mutable(mutable, path, ignore_keys=training.ignore_keys)
+        lists = {"not loaded": loaded.not_loaded, "not used": loaded.unused}
+    for what, names in lists.items():
+        text = f"{path}: {len(names)} parameters {what}" + "".join(f"\n  {n}" for n in names)
+        say(RunEvent("weights", text))
+    return state._replace(params=params, mutable=mutable)
 
 
 def announce(
-    experiment: Experiment, state: TrainState, data: Opened, workdir: pathlib.Path, writer: Writer
+    experiment: Experiment,
+    state: TrainState,
+    data: Opened,
+    workdir: pathlib.Path,
+    writer: Writer,
+    say: Listener,
 ) -> None:
     """Say what is about to happen, and write the table of parameters."""
     if jax.process_index() != 0:
@@ -256,45 +312,44 @@ def announce(
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     mesh = " x ".join(f"{axis} {size}" for axis, size in experiment.mesh.shape.items())
     position = f"continues at step {int(state.step)}" if int(state.step) else "starts"
-    print(f"{workdir} {position}: {count:,} parameters, see {workdir / 'parameters.txt'}")
-    print(
-        f"{data.train.num_examples:,} training images of {experiment.data.name}, "
-        f"mesh {mesh} of {jax.default_backend()}"
+    say(
+        RunEvent(
+            "starts",
+            f"{workdir} {position}: {count:,} parameters, see {workdir / 'parameters.txt'}\n"
+            f"{data.train.num_examples:,} training images of {experiment.data.name}, "
+            f"mesh {mesh} of {jax.default_backend()}",
+        )
     )
-    print("compiling the training step", flush=True)
+    say(RunEvent("compiling", "compiling the training step"))
 
 
-def finish(
+def _finish(
     experiment: Experiment,
     state: TrainState,
-    stop: loop.Stop | None,
+    stop: Stop | None,
     watched: Watched,
-    data: Opened,
-    *,
-    test: bool,
-) -> int:
-    """Say how training ended, test unless told not to, and choose the exit code."""
-    step = int(state.step)
+    test: Batches | None,
+    say: Listener,
+) -> Result:
+    """Say how training ended and, unless a signal or a NaN ended it, look at the test split."""
+    step, scores = int(state.step), watched.scores
+    found = dict(scores[max(scores)]) if scores else {}
     if stop is not None:
-        say(f"stopped at step {step}: {stop.reason}")
-        if not stop.save:
-            return EXIT_NOT_A_NUMBER
-        if stop.reason in SIGNALS:
-            say(f"saved; the same command, or --resume={watched.workdir}, goes on from here")
-            return EXIT_SIGNAL
-    if test and data.test is not None:
-        _test(experiment, state, watched, data.test)
-    if jax.process_index() == 0:
-        print(f"step {step} is saved in {watched.checkpoints.directory}")
-        if not is_first_stage(experiment.sections):
-            print(f"draw images: python launch.py sample --workdir={watched.workdir}")
-    return 0
+        say(RunEvent("stopped", f"stopped at step {step}: {stop.reason}"))
+    if stop is None or (stop.save and stop.reason not in SIGNALS):
+        if test is not None:
+            found |= _test(experiment, state, watched, test, say)
+        say(RunEvent("saved", f"step {step} is saved in {watched.checkpoints.directory}"))
+    return Result(state, found, step, stop, experiment)
 
 
-def _test(experiment: Experiment, state: TrainState, watched: Watched, batches: Batches) -> None:
+def _test(
+    experiment: Experiment, state: TrainState, watched: Watched, batches: Batches, say: Listener
+) -> dict[str, float]:
     found = build_evaluate(experiment, watched.frozen, batches, prefix="test")(state)
     watched.writer.write_scalars(int(state.step), found)
-    names = [name for name in sorted(found) if re.search("loss_simple|loss_x0|loss/rec", name)]
-    losses = ", ".join(f"{name} {found[name]:.4f}" for name in names)
-    if jax.process_index() == 0:
-        print(f"test split, {batches.num_examples} images: {losses}")
+    endings = [name + end for name in experiment.task.headline for end in ("", "_ema")]
+    told = [name for name in sorted(found) if name.endswith(tuple(endings))]
+    losses = ", ".join(f"{name} {found[name]:.4f}" for name in told)
+    say(RunEvent("tested", f"test split, {batches.num_examples} images: {losses}"))
+    return found

@@ -1,1 +1,1 @@
-"""Training: state, optimizer with EMA, train step, loop, checkpoints and writers."""
+"""Training: losses, state, optimizer with EMA, step, loop, hooks, checkpoints and writers."""

@@ -1,6 +1,5 @@
 """Exponential moving average of the parameters, as the last transformation of an optax chain."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,23 +10,26 @@ from diffusion_jax.types import PyTree
 
 
 class EmaState(NamedTuple):
-    """num_updates: int32 scalar, -1 for a decay without warm-up. params: float32 averages."""
+    """The averages (params, float32) and how many updates they have seen.
+
+    num_updates: int32 scalar, -1 for a decay without warm-up.
+    """
 
     num_updates: jax.Array
     params: PyTree
 
 
 def ema(decay: float = 0.9999, *, use_num_updates: bool = True) -> optax.GradientTransformation:
-    """Average of the parameters: shadow <- shadow - (1 - d)(shadow - params).
+    """Average the parameters: shadow <- shadow - (1 - d)(shadow - params).
 
     d = min(decay, (1 + n) / (10 + n)), where n counts the updates, this one included: the first d
-    is 2/11. Updates pass unchanged: the transformation must be the last of its chain, because it
+    is 2/11. Updates pass unchanged. The transformation must be the last of its chain, because it
     averages `params + updates`, the parameters after the step. The average starts at the initial
     parameters and is float32 whatever their dtype.
 
     Args:
-        decay: largest decay, in [0, 1]; 0 copies the parameters, 1 lets the warm-up go on for ever:
-            d comes close to 1 and never reaches it.
+        decay: largest decay, in [0, 1]. 0 copies the parameters; with 1 the warm-up goes on for
+            ever, and d comes close to 1 without reaching it.
         use_num_updates: False keeps the decay constant from the first update; a decay of 1 then
             keeps the initial parameters.
 
@@ -37,7 +39,7 @@ def ema(decay: float = 0.9999, *, use_num_updates: bool = True) -> optax.Gradien
     Source: LitEma of latent-diffusion.
     """
     if not 0.0 <= decay <= 1.0:
-        raise ValueError(f"ema decay={decay} must lie between 0 and 1")
+        raise ValueError(f"ema decay = {decay} should be between 0 and 1")
 
     def init(params: PyTree) -> EmaState:
         return EmaState(jnp.asarray(0 if use_num_updates else -1, jnp.int32), _shadow(params))
@@ -61,12 +63,12 @@ def ema(decay: float = 0.9999, *, use_num_updates: bool = True) -> optax.Gradien
 
 
 def has_ema(opt_state: PyTree) -> bool:
-    """Whether the optimizer state holds an average."""
+    """Return whether the optimizer state holds an average."""
     return bool(_find(opt_state))
 
 
 def ema_params(opt_state: PyTree) -> PyTree:
-    """The averaged parameters, float32, in the structure of the parameters.
+    """Return the averaged parameters, float32, in the structure of the parameters.
 
     Raises:
         ValueError: the optimizer keeps no average, or more than one.
@@ -74,25 +76,22 @@ def ema_params(opt_state: PyTree) -> PyTree:
     found = _find(opt_state)
     if len(found) != 1:
         raise ValueError(
-            f"the optimizer state holds {len(found)} averages of the parameters, expected 1; "
-            "make_optimizer(ema_decay=0.9999) adds one"
+            f"the optimizer state holds {len(found)} averages of the parameters and should hold "
+            "1; make_optimizer(ema_decay=0.9999) adds one"
         )
     return found[0].params
 
 
 def reset_ema(opt_state: PyTree, params: PyTree) -> PyTree:
-    """The optimizer state with the average set to `params`, its count of updates kept.
+    """Set the average in an optimizer state to `params`, and keep its count of updates.
 
-    For parameters that came from elsewhere after the state was made.
+    This is for parameters that were loaded after the state was made.
     """
-    return _replace(opt_state, lambda state: state._replace(params=_shadow(params)))
-
-
-def reset_num_updates(opt_state: PyTree) -> PyTree:
-    """The optimizer state with the warm-up of the decay begun anew, the average kept."""
-    return _replace(
+    ema_params(opt_state)  # exactly one, or a sentence
+    return jax.tree.map(
+        lambda node: node._replace(params=_shadow(params)) if _is_ema(node) else node,
         opt_state,
-        lambda state: state._replace(num_updates=jnp.minimum(state.num_updates, 0)),
+        is_leaf=_is_ema,
     )
 
 
@@ -102,13 +101,6 @@ def _is_ema(node: object) -> bool:
 
 def _find(opt_state: PyTree) -> list[EmaState]:
     return [node for node in jax.tree.leaves(opt_state, is_leaf=_is_ema) if _is_ema(node)]
-
-
-def _replace(opt_state: PyTree, change: Callable[[EmaState], EmaState]) -> PyTree:
-    ema_params(opt_state)  # exactly one, or a sentence
-    return jax.tree.map(
-        lambda node: change(node) if _is_ema(node) else node, opt_state, is_leaf=_is_ema
-    )
 
 
 def _shadow(params: PyTree) -> PyTree:

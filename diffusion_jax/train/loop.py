@@ -5,7 +5,7 @@ Synopsis:
     hooks = [nan_stop(...), scalars(...), images(...), checkpoint(...)]
     state, stop = train(state, train_step, batches, hooks, num_steps=10_000)
 
-The order of one step, which exact resume and a busy device depend on:
+Exact resume and a busy device depend on the order of one step:
 
 1. the host waits for batch n (timed: Event.data_wait);
 2. step n is dispatched; the device works on it while the host goes on;
@@ -14,12 +14,13 @@ The order of one step, which exact resume and a busy device depend on:
 4. every hook that is due at n acts on state n, before step n+1 takes (donates) its buffers.
 
 Event.metrics are device arrays of a step that is still running. A hook keeps them and reads them
-when it is called for step n+1, which is after step n+1 was dispatched (hooks/late.py does this for
-all that need it); what it still holds when the loop ends, it reads in `end`. So no metric is lost
-and none is waited for.
+when it is called for step n+1, after that step was dispatched (hooks/late.py does this for all who
+need it). What it still holds when the loop ends, it reads in `end`. So no metric is lost, and none
+is waited for.
 """
 
 import collections
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -32,13 +33,13 @@ MAX_IN_FLIGHT = 2
 
 
 class Event(NamedTuple):
-    """What a hook sees after step `step` was dispatched.
+    """What a hook sees after a step was dispatched.
 
-    step: optimizer steps completed, 1 after the first. state: the state after that step; valid
+    step: optimizer steps completed, 1 after the first. state: the state after that step, valid
     until the hook returns, because the next step donates it. metrics: scalars of that step on the
-    device, not to be read before the next step is dispatched, but by a hook that waits for the
-    state anyway (checkpoint). batch: the batch of that step as the iterator gave it (host arrays).
-    data_wait: seconds the host waited for that batch.
+    device; reading them waits for the step, so only a hook that waits for the state anyway
+    (checkpoint) does so before the next step is dispatched. batch: the batch of that step as the
+    iterator gave it (host arrays). data_wait: seconds the host waited for that batch.
     """
 
     step: int
@@ -55,27 +56,37 @@ class Stop(NamedTuple):
     save: bool = True
 
 
-def _nothing(event: Event, stop: Stop | None) -> None:
-    del event, stop
+def _nothing(*args: Any) -> None:
+    del args
 
 
 class Hook(NamedTuple):
-    """A pair of functions, and a third for those that hold something back.
+    """A pair of functions that watches the training, and two for hooks that need more.
 
-    due(step) is pure, so that all hosts agree when they act together. act(event) returns None to go
-    on or a Stop. end(event, stop) is called once after the last step, with the event of that step
-    and the Stop or None; a Stop that it returns takes the place of the one before.
+    due(step): whether to act; pure, so that all hosts agree when they act together.
+    act(event): None to go on, or a Stop.
+    end(event, stop): called once after the last step, with the event of that step and the Stop or
+        None; a Stop that it returns replaces the one before. After an exception, too, with a Stop
+        whose `save` is False.
+    start(step): called once before the first step, with the number of steps done; a Stop means that
+        there is nothing to train.
     """
 
     due: Callable[[int], bool]
     act: Callable[[Event], Stop | None]
     end: Callable[[Event, Stop | None], Stop | None] = _nothing
+    start: Callable[[int], Stop | None] = _nothing
+
+
+def check_every(num_steps: int, name: str = "every") -> None:
+    """Raise ValueError unless a number of steps, an option of this name, is at least 1."""
+    if num_steps < 1:
+        raise ValueError(f"{name} = {num_steps} should be at least 1 step")
 
 
 def every(num_steps: int) -> Callable[[int], bool]:
-    """Return a due function, true at num_steps, 2 num_steps, ...; raises ValueError below 1."""
-    if num_steps < 1:
-        raise ValueError(f"every = {num_steps} should be at least 1 step")
+    """Make a due function, true at num_steps, 2 num_steps, ...; raises ValueError below 1."""
+    check_every(num_steps)
     return lambda step: step % num_steps == 0
 
 
@@ -95,15 +106,18 @@ def train(
     here. Hooks act in their order; after a Stop the hooks behind it do not act on that step, but
     all of them end. With no step to do, no hook is called.
 
-    An exception first goes to rescue(state), which saves what there is, and is then raised again.
+    After an exception rescue(state) saves what there is, all hooks end, and it is raised again.
     Raises ValueError when the state is already past num_steps or the batches end too early.
     """
     first = int(jax.device_get(state.step))
     if first > num_steps:
-        raise ValueError(f"num_steps = {num_steps}, but the state has already done {first} steps")
+        raise ValueError(f"num_steps = {num_steps} should be at least {first}, the steps done")
     source, in_flight = iter(batches), collections.deque()
-    event, stop = None, None
+    ending, event, stop = iter(hooks), None, None
     try:
+        for hook in hooks if first < num_steps else ():
+            if (stop := hook.start(first)) is not None:
+                return state, stop
         with jax.transfer_guard("disallow"):
             for step in range(first + 1, num_steps + 1):
                 started = time.perf_counter()
@@ -118,11 +132,14 @@ def train(
                 if stop is not None:
                     break
             if event is not None:
-                for hook in hooks:
+                for hook in ending:
                     stop = hook.end(event, stop) or stop
     except Exception as error:
+        last = Stop(f"{type(error).__name__}: {error}", save=False)
+        acts = [("a hook", functools.partial(hook.end, event, last)) for hook in ending if event]
         if rescue is not None:
-            _rescue(rescue, state, error)
+            acts.insert(0, ("the emergency checkpoint", functools.partial(rescue, state)))
+        _do_all(error, acts)
         raise
     return state, stop
 
@@ -143,10 +160,15 @@ def _act(hooks: Sequence[Hook], event: Event) -> Stop | None:
     return None
 
 
-def _rescue(rescue: Callable[[PyTree], None], state: PyTree, error: Exception) -> None:
-    # A failed rescue must not hide the error that made it necessary.
+def _do_all(error: Exception, acts: Sequence[tuple[str, Callable[[], Any]]]) -> None:
+    """Do each of `acts`; where one fails too, the error gets a note and is raised in the end."""
+    if not acts:
+        return
+    what, act = acts[0]
     try:
-        rescue(state)
+        act()
     except Exception as second:
-        error.add_note(f"The emergency checkpoint failed too: {second}")
+        error.add_note(f"{what} failed too: {second}")
         raise error from second
+    finally:
+        _do_all(error, acts[1:])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
@@ -17,7 +18,7 @@ from diffusion_jax.types import PyTree
 
 
 class Optimizer(NamedTuple):
-    """tx: the optax transformation. lr_at: step -> learning rate of that update, float32."""
+    """An optax transformation, and its learning rate as a function of the step, float32."""
 
     tx: optax.GradientTransformationExtraArgs
     lr_at: Callable[[Any], jax.Array]
@@ -34,13 +35,13 @@ def adamw(
     mask: Any = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW (arXiv:1711.05101) with the defaults of torch: weight decay 1e-2, of all parameters."""
+    """Make AdamW (arXiv:1711.05101) with the defaults of torch: all parameters decay, by 1e-2."""
     return optax.adamw(
         learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nesterov=nesterov
     )
 
 
-# What else has a learning rate but cannot stand alone in a chain, and why.
+# Functions of optax that have a learning rate but cannot stand alone in a chain, and why.
 NOT_OPTIMIZERS = {
     "dpsgd": "it needs the gradient of every sample on its own",
     "lbfgs": "its line search needs many losses in one step",
@@ -49,7 +50,7 @@ NOT_OPTIMIZERS = {
 
 
 def _factories(module: ModuleType) -> dict[str, Callable[..., Any]]:
-    """The functions of an optax module that turn a learning rate into a transformation."""
+    """Find the functions of an optax module that turn a learning rate into a transformation."""
     found = {}
     for name, function in sorted(vars(module).items()):
         if not inspect.isfunction(function) or name.startswith(("_", "scale_by_")):
@@ -73,6 +74,9 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adamw": adamw,
 }
 WEIGHT_DECAY_MASKS = ("all", "kernels")
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+# Options that say how much of an average stays at each step.
+_SHARES = ("b1", "b2", "b3", "adam_b1", "adam_b2", "beta", "decay", "momentum", "rho")
 
 
 def make_optimizer(
@@ -86,7 +90,7 @@ def make_optimizer(
     ema_use_num_updates: bool = True,
     **options: Any,
 ) -> Optimizer:
-    """The chain clip -> optimizer -> EMA, and the learning rate as a function of the step.
+    """Make the chain clip -> optimizer -> EMA, and the learning rate as a function of the step.
 
     The state is a dictionary with the keys "clip", "optimizer" and, with an average, "ema". Moments
     have the dtype of the parameters unless an option says otherwise (mu_dtype).
@@ -94,12 +98,13 @@ def make_optimizer(
     Args:
         name: a row of `OPTIMIZERS`.
         learning_rate: base learning rate (`scaled_learning_rate` for the scale_lr rule).
-        lr_multiplier: step -> factor, a row of `diffusion_jax.train.lr_schedules.LR_SCHEDULES`.
+        lr_multiplier: step -> factor, made by a row of `train.lr_schedules.LR_SCHEDULES`.
         gradient_clip_norm: largest global norm of the gradient, None for no clipping.
         weight_decay_mask: "all" decays every parameter, as torch does; "kernels" spares biases,
             norm scales and other vectors.
-        ema_decay: see `diffusion_jax.train.ema.ema`; None keeps no average.
-        options: keywords of the optax factory.
+        ema_decay: see `train.ema.ema`; None keeps no average.
+        ema_use_num_updates: see `train.ema.ema`.
+        **options: keywords of the optax factory.
 
     Raises:
         ValueError: an unknown name, option or mask, a number out of range, or a schedule for an
@@ -108,10 +113,12 @@ def make_optimizer(
     factory = _lookup(name)
     signature = inspect.signature(factory)
     _check_options(name, signature, options)
-    if not (learning_rate >= 0 and math.isfinite(learning_rate)):
-        raise ValueError(f"optimizer.learning_rate={learning_rate} must be finite and >= 0")
+    if not 0 <= learning_rate <= _FLOAT32_MAX:
+        raise ValueError(
+            f"optimizer.learning_rate = {learning_rate} should be at least 0, and finite in float32"
+        )
     if gradient_clip_norm is not None and not gradient_clip_norm > 0:
-        raise ValueError(f"optimizer.gradient_clip_norm={gradient_clip_norm} must be positive")
+        raise ValueError(f"optimizer.gradient_clip_norm = {gradient_clip_norm} should be above 0")
 
     def lr_at(step: Any) -> jax.Array:
         factor = 1.0 if lr_multiplier is None else lr_multiplier(step)
@@ -133,18 +140,16 @@ def make_optimizer(
 def scaled_learning_rate(
     base_learning_rate: float | int, global_batch_size: int, *, scale_lr: bool = True
 ) -> float | int:
-    """The scale_lr rule of latent-diffusion: base times the samples of one update.
+    """Multiply a learning rate by the samples of one update, unless scale_lr is False.
 
-    Args:
-        global_batch_size: samples over all devices and micro-batches
-            (upstream: accumulate_grad_batches * num_gpus * batch_size).
-        scale_lr: False returns the base.
+    global_batch_size counts the samples of all devices and micro-batches.
+    Source: latent-diffusion, scale_lr (accumulate_grad_batches * num_gpus * batch_size).
     """
     return base_learning_rate * global_batch_size if scale_lr else base_learning_rate
 
 
 def kernels_mask(params: PyTree) -> PyTree:
-    """True for what "kernels" decays: all but biases, norm scales and other vectors."""
+    """Mark what "kernels" decays with True: all but biases, norm scales and other vectors."""
 
     def decays(path: Any, leaf: Any) -> bool:
         last = jax.tree_util.keystr(path[-1:], simple=True)
@@ -157,11 +162,11 @@ def _lookup(name: str) -> Callable[..., Any]:
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
     if name in NOT_OPTIMIZERS:
-        raise ValueError(f"optimizer.name={name!r} cannot be used: {NOT_OPTIMIZERS[name]}")
+        raise ValueError(f"optimizer.name = {name!r} cannot be used: {NOT_OPTIMIZERS[name]}")
     close = difflib.get_close_matches(name, OPTIMIZERS, n=5)
     hint = f"did you mean {', '.join(close)}? " if close else ""
     raise ValueError(
-        f"optimizer.name={name!r} is unknown; {hint}Choose from {', '.join(sorted(OPTIMIZERS))}"
+        f"optimizer.name = {name!r} is unknown; {hint}choose from {', '.join(sorted(OPTIMIZERS))}"
     )
 
 
@@ -171,9 +176,13 @@ def _check_options(name: str, signature: inspect.Signature, options: dict[str, A
     for option, value in options.items():
         if option not in choices:
             raise ValueError(
-                f"optimizer.{option}={value!r} is no option of {name}; "
+                f"optimizer.{option} = {value!r} is not an option of {name}; "
                 f"choose from {', '.join(choices)}"
             )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"optimizer.{option} = {value!r} should be finite")
+        if option in _SHARES and isinstance(value, float | int) and not 0 <= value < 1:
+            raise ValueError(f"optimizer.{option} = {value!r} should be at least 0 and below 1")
 
 
 def _rate(
@@ -184,14 +193,14 @@ def _rate(
     *,
     scheduled: bool,
 ) -> dict[str, Any]:
-    """The keyword of the factory that sets the learning rate: the schedule wherever it is taken."""
+    """Return the factory's keyword for the learning rate: the schedule, where it takes one."""
     argument = _learning_rate_name(signature)
     assert argument is not None
     if "Callable" in str(signature.parameters[argument].annotation):
         return {argument: lr_at}
     if scheduled:
         raise ValueError(
-            f"optimizer.name={name!r} takes a constant learning rate only; "
+            f"optimizer.name = {name!r} takes a constant learning rate only; "
             "remove the schedule and the warm-up, or choose another optimizer"
         )
     return {argument: learning_rate}
@@ -200,7 +209,8 @@ def _rate(
 def _mask(name: str, signature: inspect.Signature, mask: str) -> dict[str, Any]:
     if mask not in WEIGHT_DECAY_MASKS:
         raise ValueError(
-            f"optimizer.weight_decay_mask={mask!r}; choose from {', '.join(WEIGHT_DECAY_MASKS)}"
+            f"optimizer.weight_decay_mask = {mask!r} is unknown; "
+            f"choose from {', '.join(WEIGHT_DECAY_MASKS)}"
         )
     if mask == "all":
         return {}
@@ -208,5 +218,6 @@ def _mask(name: str, signature: inspect.Signature, mask: str) -> dict[str, Any]:
         if argument in signature.parameters:
             return {argument: kernels_mask}
     raise ValueError(
-        f"optimizer.weight_decay_mask={mask!r}: {name} has no mask for its weight decay; use 'all'"
+        f"optimizer.weight_decay_mask = {mask!r} should be 'all': {name} has no mask for its "
+        "weight decay"
     )

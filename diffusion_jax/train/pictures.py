@@ -1,5 +1,6 @@
-"""Pictures for people: pixels from arrays in [-1, 1], grids of images, captions as tiles."""
+"""Pictures for people: pixels of arrays in [-1, 1], grids of images, captions as tiles."""
 
+import io
 import pathlib
 import textwrap
 from collections.abc import Sequence
@@ -11,8 +12,8 @@ from PIL import Image, ImageDraw
 def to_pixels(images: np.ndarray, *, clamp: bool = True) -> np.ndarray:
     """Turn values in [-1, 1] into uint8 pixels of the same shape; uint8 passes unchanged.
 
-    Values outside are clipped. With clamp=False the whole array is scaled down instead until it
-    fits, which keeps the contrast of latents. NaN becomes black.
+    Values outside are clipped; with clamp=False the whole array is scaled down until it fits
+    instead, which keeps the contrast of latents. NaN becomes black.
     """
     images = np.asarray(images)
     if images.dtype == np.uint8:
@@ -51,8 +52,15 @@ def image_grid(images: np.ndarray, *, columns: int = 4, padding: int = 2) -> np.
 
 
 def save_png(path: pathlib.Path, image: np.ndarray) -> pathlib.Path:
-    """Write one uint8 image [h w c], c 1 or 3, and return its path."""
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
+    """Write one uint8 image [h w c], c 1 or 3, as a whole or not at all, and return its path."""
+    encoded = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(encoded, "png")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(encoded.getbuffer())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

@@ -13,11 +13,11 @@ from diffusion_jax.types import PyTree
 
 
 class TrainState(NamedTuple):
-    """All that training changes. Keys are no part of it, they follow from the step.
+    """All that training changes; random keys follow from the step and are not stored.
 
     step: int32 scalar, the number of updates made. params: the trained parameters. opt_state: the
-    optimizer's state, the EMA inside it. mutable: the collections that a network writes while it
-    trains (BatchNorm statistics), {} for none.
+    optimizer's state, with the EMA inside it. mutable: the collections that a network writes while
+    it trains (BatchNorm statistics), {} for none.
     """
 
     step: jax.Array
@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
 def init_state(
     params: PyTree, tx: optax.GradientTransformation, mutable: PyTree = None
 ) -> TrainState:
-    """The state before the first update: step 0, fresh optimizer state, `mutable` or {}."""
+    """Make the state before the first update: step 0, fresh optimizer state, `mutable` or {}."""
     mutable = {} if mutable is None else mutable
     return strengthen(TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), mutable))
 
@@ -37,9 +37,9 @@ def init_state(
 def abstract_state(
     init_fn: Callable[..., PyTree], mesh: Mesh, rules: Sequence[Rule] = (), *args: Any
 ) -> PyTree:
-    """Shapes, dtypes and shardings of `init_fn(*args)`, what a checkpoint is restored into.
+    """Describe the result of `init_fn(*args)`, to restore a checkpoint into it.
 
-    Returns: the tree of `init_fn` with jax.ShapeDtypeStruct leaves that carry their NamedSharding.
+    Returns its tree with jax.ShapeDtypeStruct leaves that carry their NamedSharding.
     """
     shapes = jax.eval_shape(init_fn, *args)
     shardings = tree_shardings(mesh, shapes, rules)
@@ -53,15 +53,11 @@ def abstract_state(
 def init_sharded(
     init_fn: Callable[..., PyTree], mesh: Mesh, rules: Sequence[Rule] = (), *args: Any
 ) -> PyTree:
-    """`init_fn(*args)` computed on the mesh, each leaf created where the rules put it.
+    """Compute the arrays of `init_fn(*args)` on the mesh, each made where the rules put it.
 
-    No device ever holds more than its part of the result. The numbers do not depend on the mesh,
-    but for rounding.
-
-    Args:
-        init_fn: (*args) -> TrainState, or any other tree of arrays.
-        rules: as in `devices.partition.tree_shardings`; paths start at the tree that `init_fn`
-            returns.
+    No device ever holds more than its part of the result. Except for rounding, the numbers do not
+    depend on the mesh. Rules are as in `devices.partition.tree_shardings`, with paths that start at
+    the tree that `init_fn` returns.
     """
     abstract = abstract_state(init_fn, mesh, rules, *args)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -69,9 +65,9 @@ def init_sharded(
 
 
 def strengthen(tree: PyTree, like: PyTree = None) -> PyTree:
-    """The same values with strong types, in the dtypes of `like` (default: their own).
+    """Give values strong types, in the dtypes of `like` (default: their own).
 
-    A weak type or another dtype in a returned state would compile the next step anew.
+    A weak type or another dtype in a returned state would make the next step compile again.
     """
     like = tree if like is None else like
     return jax.tree.map(

@@ -1,6 +1,6 @@
 """One update and one evaluation as pure functions.
 
-The random numbers of step n come from fold_in(key(seed), n).
+All random numbers of step n come from fold_in(key(seed), n).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,47 +11,45 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 
+from diffusion_jax.randomness import Stream, sample_keys, step_key, stream_key
 from diffusion_jax.train.state import TrainState, strengthen
-from diffusion_jax.types import Batch, Keys, PyTree
+from diffusion_jax.types import Batch, PyTree
 
 Metrics: TypeAlias = dict[str, jax.Array]
-# (params, mutable, frozen, batch, keys [b], *, train: bool) -> (loss, (metrics, mutable)); loss and
-# metrics are means over the samples of the batch, weighted by batch["weight"] where there is one.
-# batch["position"] int32 [b] is the place of each sample in the global batch.
+# (params, mutable, frozen, batch, keys [b], *, train: bool) -> (loss, (metrics, mutable)).
+# Loss and metrics are means over the samples of the batch, weighted by batch["weight"] where there
+# is one; batch["position"] int32 [b] is the place of each sample in the global batch.
 LossFn: TypeAlias = Callable[..., tuple[Any, tuple[Mapping[str, Any], PyTree]]]
-
-# No training step has this number, so that validation never repeats the noise of training.
-_EVAL_STREAM = np.uint32(2**32 - 1)
 
 
 def make_train_step(
     loss_fn: LossFn, tx: optax.GradientTransformation, *, seed: int, accumulate: int = 1
 ) -> Callable[[TrainState, Batch, PyTree], tuple[TrainState, Metrics]]:
-    """One optimizer update: (state, batch, frozen) -> (state, metrics).
+    """Make the function of one optimizer update: (state, batch, frozen) -> (state, metrics).
 
     Sample i of the global batch gets the key fold_in(fold_in(key(seed), state.step), i), whatever
     the number of devices, processes and micro-batches. With `accumulate` = A > 1 the gradient is
-    summed over A micro-batches in one scan and equals the full-batch gradient to float tolerance
-    when the loss is a (weighted) mean over samples. Micro-batch j holds the samples j, j + A, ...:
-    every device finds its share of each in the rows that it already has. Gradients are summed in
-    float32; `mutable` passes through the micro-batches in order.
+    summed over A micro-batches in one scan; it equals the gradient of the whole batch to float
+    tolerance when the loss is a (weighted) mean over samples. Micro-batch j holds the samples j,
+    j + A, ..., so that every device already has its share of each. Gradients are summed in float32;
+    `mutable` passes through the micro-batches in order.
 
     Returns: a pure function, not jitted (`jit_train_step` does it). The metrics are float32
-        scalars: the loss, those of `loss_fn`, and grad_norm, the global norm before any clipping.
-        The new state has the types of the old one.
+        scalars: the loss, the metrics of `loss_fn`, and grad_norm, the global norm before any
+        clipping. The new state has the types of the old one.
 
     Raises:
-        ValueError: `accumulate` < 1, or the batch does not divide by it.
+        ValueError: `accumulate` is below 1, or the batch does not divide by it.
     """
     if accumulate < 1:
-        raise ValueError(f"accumulate={accumulate} must be at least 1")
+        raise ValueError(f"accumulate = {accumulate} should be at least 1")
     tx = optax.with_extra_args_support(tx)
 
     def train_step(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Metrics]:
         batch = with_positions(batch)
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = step_key(seed, state.step)
         gradients, loss, metrics, mutable = _gradients(
             loss_fn, state, frozen, batch, key, accumulate=accumulate
         )
@@ -75,20 +73,20 @@ def make_train_step(
 def make_eval_step(
     loss_fn: LossFn, *, seed: int
 ) -> Callable[[PyTree, PyTree, PyTree, Batch, Any], Metrics]:
-    """Metrics of a batch: (params, mutable, frozen, batch, batch_number) -> metrics.
+    """Make the function that evaluates: (params, mutable, frozen, batch, batch_number) -> metrics.
 
-    Keys depend on (seed, batch_number, i) only, so each validation sees the same noise, and never
-    that of training. A batch that was padded to the full size carries batch["weight"] [b], 1 for
+    Keys depend on (seed, batch_number, i) only, so every validation sees the same noise, and
+    training never does. A batch that was padded to the full size has batch["weight"] [b], 1 for
     samples and 0 for padding: `loss_fn` sees it and returns weighted means. metrics["weight"] is
-    its sum (the batch size without it): `mean_metrics` averages with it.
+    its sum (without it, the batch size), with which `mean_metrics` averages.
     """
 
     def eval_step(
         params: PyTree, mutable: PyTree, frozen: PyTree, batch: Batch, batch_number: Any
     ) -> Metrics:
         batch = with_positions(batch)
-        stream = jax.random.fold_in(jax.random.key(seed), _EVAL_STREAM)
-        keys = sample_keys(jax.random.fold_in(stream, batch_number), batch["position"])
+        key = jax.random.fold_in(stream_key(seed, Stream.EVALUATION), batch_number)
+        keys = sample_keys(key, batch["position"])
         loss, (metrics, _) = loss_fn(params, mutable, frozen, batch, keys, train=False)
         weight = jnp.sum(batch["weight"]) if "weight" in batch else keys.shape[0]
         return _float32({"loss": loss, **metrics, "weight": weight})
@@ -102,15 +100,15 @@ def jit_train_step(
     *,
     donate: bool = True,
 ) -> Callable[[TrainState, Batch, PyTree], tuple[TrainState, Metrics]]:
-    """The jitted step whose state stays where `state` lies: compiled once, its memory reused.
+    """Jit a step whose new state lies where `state` does: it compiles once and reuses the memory.
 
-    Without pinned outputs the compiler may place the new state elsewhere: a second compilation, and
-        no donation.
+    If the compiler placed the new state elsewhere, the next step would compile again, and nothing
+    could be donated.
 
     Args:
-        state: the state, or its abstract form (`abstract_state`); only the shardings of the leaves
-            are read.
-        donate: False keeps the argument alive (debugging).
+        train_step: what make_train_step returns.
+        state: the state, or its abstract form (`abstract_state`); only shardings are read.
+        donate: False keeps the old state alive, for debugging.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     scalar = shardings.step
@@ -123,18 +121,17 @@ def jit_train_step(
 
 
 def mean_metrics(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The average of the metrics of eval batches, weighted by their metrics["weight"], on the host.
+    """Average the metrics of eval batches on the host, weighted by their metrics["weight"].
 
     The arrays are fetched here, all at once, so that collecting them never waits for the device.
-
-    Raises:
-        ValueError: there are no batches, or their weights sum to 0.
+    Raises ValueError when there are no batches, or when their weights sum to 0.
     """
     batches = jax.device_get(list(metrics))
     weights = np.asarray([batch["weight"] for batch in batches], np.float64)
     if weights.sum() <= 0:
         raise ValueError(
-            f"{len(batches)} eval batches with total weight {weights.sum()}: nothing to average"
+            f"the weights of {len(batches)} eval batches sum to {weights.sum()}, which should be "
+            "above 0"
         )
     names = [name for name in batches[0] if name != "weight"]
     return {
@@ -152,7 +149,7 @@ def _gradients(
     *,
     accumulate: int,
 ) -> tuple[PyTree, Any, Mapping[str, Any], PyTree]:
-    """Gradient, loss and metrics of the whole batch, and the mutable collections after it."""
+    """Compute gradient, loss, metrics and new mutable collections of the whole batch."""
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulate == 1:
         (loss, (metrics, mutable)), gradients = gradient_fn(
@@ -186,18 +183,18 @@ def _gradients(
 
 
 def _split(tree: PyTree, parts: int) -> PyTree:
-    """[b, ...] -> [parts, b / parts, ...]; part j takes the rows j, j + parts, ..."""
+    """Reshape [b, ...] to [parts, b / parts, ...]; part j takes the rows j, j + parts, ..."""
 
     def split(leaf: Any) -> Any:
         if leaf.shape[0] % parts:
-            raise ValueError(f"a batch of {leaf.shape[0]} does not divide by accumulate={parts}")
+            raise ValueError(f"accumulate = {parts} should divide the batch of {leaf.shape[0]}")
         return leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
 
     return jax.tree.map(split, tree)
 
 
 def _shares(micro_batches: Mapping[str, jax.Array], parts: int) -> jax.Array:
-    """What each micro-batch counts for in the mean over the batch, [parts], sum 1."""
+    """Compute what each micro-batch counts for in the mean over the batch, [parts], sum 1."""
     if "weight" not in micro_batches:
         return jnp.full((parts,), 1.0 / parts, jnp.float32)
     sums = jnp.sum(micro_batches["weight"].astype(jnp.float32), axis=1)
@@ -205,19 +202,14 @@ def _shares(micro_batches: Mapping[str, jax.Array], parts: int) -> jax.Array:
 
 
 def with_positions(batch: Batch) -> Batch:
-    """Number the samples of the global batch: adds "position" int32 [b], 0 to b - 1.
+    """Number the samples of the global batch: add "position" int32 [b], 0 to b - 1.
 
-    Raises ValueError when the arrays do not share their leading axis.
+    Raises ValueError when the arrays differ in their leading axis.
     """
     sizes = {name: leaf.shape[0] for name, leaf in batch.items()}
     if len(set(sizes.values())) != 1:
-        raise ValueError(f"the arrays of a batch must share their leading axis, got {sizes}")
+        raise ValueError(f"the arrays of a batch should have one leading axis, not {sizes}")
     return {**batch, "position": jnp.arange(next(iter(sizes.values())), dtype=jnp.int32)}
-
-
-def sample_keys(key: Key[Array, ""], positions: Int[Array, "b"]) -> Keys:
-    """Make the keys of samples from that of a step: fold_in(key, position), [b]."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
 
 
 def _float32(metrics: Mapping[str, Any]) -> Metrics:

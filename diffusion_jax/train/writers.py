@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl, TensorBoard, image files, memory; behind clu's writer interface.
+"""Where metrics go: metrics.jsonl, TensorBoard and image files, in the background.
 
 Synopsis:
 
@@ -7,20 +7,22 @@ Synopsis:
     writer.write_images(100, {"train/samples": images})  # uint8 [n h w c]
     writer.close()
 
-A writer is a record of functions with the names and arguments of clu.metric_writers.MetricWriter,
-so an object of clu can take its place and the other way round. (clu's own writers need TensorFlow.)
+A writer is a record of functions with the names and arguments of clu.metric_writers.MetricWriter.
 """
 
-import collections
-import concurrent.futures
 import functools
 import json
+import logging
 import math
 import os
 import pathlib
+import queue
+import socket
+import struct
+import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import jax
 import numpy as np
@@ -28,6 +30,9 @@ import numpy as np
 from diffusion_jax.train.pictures import image_grid, save_png
 
 MAX_QUEUED = 64
+_WAIT_SECONDS = 60.0
+_LOOK_SECONDS = 0.01
+_log = logging.getLogger(__name__)
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
@@ -35,53 +40,75 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
 
 
 class Writer(NamedTuple):
-    """Six functions; those that a writer has no use for do nothing.
+    """Five functions; a writer that has no use for one leaves it out, and it does nothing.
 
     write_scalars(step, {name: number}); write_images(step, {name: uint8 [n h w c]});
-    write_texts(step, {name: str}); write_hparams({name: value}); flush(); close().
-    Values are host values: a hook reads the device, a writer never does.
+    write_texts(step, {name: str}); flush(); close().
+    Values lie on the host: hooks read the device, a writer never does.
     """
 
     write_scalars: Callable[..., None] = _ignore
     write_images: Callable[..., None] = _ignore
     write_texts: Callable[..., None] = _ignore
-    write_hparams: Callable[..., None] = _ignore
     flush: Callable[[], None] = _ignore
     close: Callable[[], None] = _ignore
 
 
-def open_writer(
-    workdir: str | os.PathLike, *, resume_step: int = 0, tensorboard: bool = True
-) -> Writer:
-    """Open what a run writes: metrics.jsonl, images/ and TensorBoard events, in the background.
+def open_writer(workdir: str | os.PathLike, *, resume_step: int = 0) -> Writer:
+    """Open metrics.jsonl, images/ and TensorBoard events of a run, all written in the background.
 
     resume_step: number of steps that the run starts with; what was written for later steps goes.
     Process 0 writes, the others get a writer that does nothing.
     """
     if jax.process_index() != 0:
         return Writer()
-    writers = [jsonl_writer(pathlib.Path(workdir) / "metrics.jsonl", resume_step=resume_step)]
-    writers.append(image_writer(pathlib.Path(workdir) / "images"))
-    if tensorboard:
-        writers.append(tensorboard_writer(workdir, resume_step=resume_step))
-    return background_writer(multi_writer(*writers))
+    workdir = pathlib.Path(workdir)
+    return background_writer(
+        jsonl_writer(workdir / "metrics.jsonl", resume_step=resume_step),
+        image_writer(workdir / "images"),
+        tensorboard_writer(workdir, resume_step=resume_step),
+    )
+
+
+@final
+class _Appended:
+    """A file that grows by whole pieces: what cannot be written leaves nothing behind."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        """Open a file to append to it, and make its folder."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, data: bytes) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError:
+            os.ftruncate(self._file.fileno(), size)
+            raise
+
+    def flush(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def jsonl_writer(path: str | os.PathLike, *, resume_step: int = 0) -> Writer:
     """Append scalars to a file, one JSON object a line: {"step": 1, "time": 1.7e9, "loss": 0.1}.
 
-    Every call is one line, on its way to the disk when the call returns, so a killed process loses
-    at most a part of its last line; that part and all lines of steps after resume_step are removed
-    here. NaN and the infinities, which JSON lacks, are the strings "NaN", "Infinity", "-Infinity"
-    (float() takes them back; null would not tell a NaN from an overflow). "time" is seconds since
-    1970. Images, texts and hyper-parameters leave no trace here.
+    Every call is one line, handed to the operating system when the call returns. So a killed
+    process loses at most a part of its last line; that part and all lines of steps after
+    resume_step are removed here. NaN and the infinities, which JSON lacks, are the strings "NaN",
+    "Infinity", "-Infinity" (float() takes them back; null would not tell a NaN from an overflow).
+    "time" is seconds since 1970.
     Raises ValueError naming the line when the file holds something else.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         _keep_lines_up_to(path, resume_step)
-    file = path.open("a", encoding="utf-8")
+    file = _Appended(path)
 
     def write_scalars(step: int, scalars: Mapping[str, Any]) -> None:
         reserved = {"step", "time"} & set(scalars)
@@ -89,50 +116,57 @@ def jsonl_writer(path: str | os.PathLike, *, resume_step: int = 0) -> Writer:
             raise ValueError(f"a metric cannot be called {sorted(reserved)[0]!r} in {path}")
         row = {"step": int(step), "time": round(time.time(), 3)}
         row |= {name: _json_number(value) for name, value in scalars.items()}
-        file.write(json.dumps(row, allow_nan=False) + "\n")
-        file.flush()
+        file.append((json.dumps(row, allow_nan=False) + "\n").encode())
 
-    def flush() -> None:
-        file.flush()
-        os.fsync(file.fileno())
-
-    return Writer(write_scalars=write_scalars, flush=flush, close=file.close)
+    return Writer(write_scalars=write_scalars, flush=file.flush, close=file.close)
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, float | int]]:
-    """Read the rows of a metrics.jsonl, with NaN and the infinities as floats again."""
-    rows = [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+    """Read the rows of a metrics.jsonl, with NaN and the infinities as floats again.
+
+    A last line that a killed process did not finish is left out.
+    Raises ValueError naming the line when the file holds something else.
+    """
+    rows = [row for _, row in _rows(pathlib.Path(path))]
     return [{k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
 
 
 def tensorboard_writer(logdir: str | os.PathLike, *, resume_step: int = 0) -> Writer:
-    """Write TensorBoard events by tensorboardX; TensorBoard drops older events past resume_step."""
-    from tensorboardX import SummaryWriter  # it takes a second to import
+    """Write a file of TensorBoard events; TensorBoard drops older events past resume_step.
 
-    events = SummaryWriter(str(logdir), purge_step=resume_step + 1 if resume_step else None)
+    tensorboardX encodes the events. Its own writer is not used: it has a thread that dies of the
+    first error, after which its queue is never read and whoever writes waits for ever.
+    """
+    from tensorboardX import summary  # it takes a second to import
+    from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+    from tensorboardX.record_writer import masked_crc32c
+
+    name = f"events.out.tfevents.{time.time_ns() / 1e9:.6f}.{socket.gethostname()}"
+    file = _Appended(pathlib.Path(logdir) / name)
+
+    def add(**fields: Any) -> None:
+        data = Event(wall_time=time.time(), **fields).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+        file.append(length + next(sums) + data + next(sums))
 
     def write_scalars(step: int, scalars: Mapping[str, Any]) -> None:
         for name, value in scalars.items():
-            events.add_scalar(name, float(value), step)
+            add(step=step, summary=summary.scalar(name, float(value)))
 
     def write_images(step: int, images: Mapping[str, np.ndarray]) -> None:
         for name, batch in images.items():
-            events.add_image(name, image_grid(np.asarray(batch)), step, dataformats="HWC")
+            grid = image_grid(np.asarray(batch))
+            add(step=step, summary=summary.image(name, grid, dataformats="HWC"))
 
     def write_texts(step: int, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():
-            events.add_text(name, text, step)
+            add(step=step, summary=summary.text(name, text))
 
-    def write_hparams(hparams: Mapping[str, Any]) -> None:
-        plain = {
-            name: value if isinstance(value, bool | int | float | str) else str(value)
-            for name, value in hparams.items()
-        }
-        events.add_hparams(plain, {}, name="hparams")
-
-    return Writer(
-        write_scalars, write_images, write_texts, write_hparams, events.flush, events.close
-    )
+    add(file_version="brain.Event:2")
+    if resume_step:
+        add(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START))
+    return Writer(write_scalars, write_images, write_texts, file.flush, file.close)
 
 
 def image_writer(directory: str | os.PathLike) -> Writer:
@@ -145,82 +179,89 @@ def image_writer(directory: str | os.PathLike) -> Writer:
         for name, batch in images.items():
             path = pathlib.Path(directory) / f"{name}_gs-{step:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            grid = image_grid(np.asarray(batch))
-            save_png(path, grid)
+            save_png(path, image_grid(np.asarray(batch)))
 
     return Writer(write_images=write_images)
 
 
-class Written(NamedTuple):
-    """What a memory writer was given: {step: {name: value}} of each kind, and hparams."""
+def background_writer(*writers: Writer) -> Writer:
+    """Pass every call on to all writers, by one thread, in order; the calls return at once.
 
-    scalars: dict[int, dict[str, float]]
-    images: dict[int, dict[str, np.ndarray]]
-    texts: dict[int, dict[str, str]]
-    hparams: dict[str, Any]
-
-
-def memory_writer() -> tuple[Writer, Written]:
-    """Keep everything in dicts -> (writer, what was written), for tests and notebooks."""
-    written = Written({}, {}, {}, {})
-
-    def keep(kind: dict, step: int, values: Mapping[str, Any]) -> None:
-        kind.setdefault(step, {}).update(values)
-
-    return (
-        Writer(
-            write_scalars=lambda step, scalars: keep(written.scalars, step, scalars),
-            write_images=lambda step, images: keep(written.images, step, images),
-            write_texts=lambda step, texts: keep(written.texts, step, texts),
-            write_hparams=lambda hparams: written.hparams.update(hparams),
-        ),
-        written,
-    )
-
-
-def multi_writer(*writers: Writer) -> Writer:
-    """Pass every call on to all writers, in their order."""
+    What cannot be written is told once in a warning and never ends the training; the other writers
+    go on. When MAX_QUEUED calls wait, the next one waits too. flush and close wait for all calls
+    before them. No wait takes longer than a minute, or than the thread lives: then the call is
+    dropped, with a warning.
+    """
+    background = _Background()
 
     def to_all(name: str) -> Callable[..., None]:
         def call(*args: Any, **kwargs: Any) -> None:
             for writer in writers:
-                getattr(writer, name)(*args, **kwargs)
+                background.do(functools.partial(getattr(writer, name), *args, **kwargs))
 
         return call
 
-    return Writer(*(to_all(name) for name in Writer._fields))
-
-
-def background_writer(writer: Writer) -> Writer:
-    """Make a writer's calls return at once; one thread does the work, in order.
-
-    What fails in the thread is raised by the next call; flush and close wait for everything.
-    When MAX_QUEUED calls are waiting, the next one waits too.
-    """
-    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="writer")
-    queued: collections.deque[concurrent.futures.Future] = collections.deque()
-
-    def submit(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        queued.append(pool.submit(function, *args, **kwargs))
-        while queued and (queued[0].done() or len(queued) > MAX_QUEUED):
-            queued.popleft().result()
-
-    def finish(function: Callable[[], None]) -> None:
-        submit(function)
-        while queued:
-            queued.popleft().result()
+    def flush() -> None:
+        to_all("flush")()
+        background.finish()
 
     def close() -> None:
-        try:
-            finish(writer.close)
-        finally:
-            pool.shutdown()
+        to_all("close")()
+        background.do(None)
+        background.finish()
 
-    return Writer(
-        *(functools.partial(submit, function) for function in writer[:4]),
-        flush=lambda: finish(writer.flush),
-        close=close,
-    )
+    return Writer(*(to_all(name) for name in Writer._fields[:3]), flush=flush, close=close)
+
+
+@final
+class _Background:
+    """A thread that does calls one after another, and tells each kind of error once."""
+
+    def __init__(self) -> None:
+        """Start the thread; a daemon, so that a disk that hangs does not keep the process."""
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(MAX_QUEUED)
+        self._told: set[str] = set()
+        self._patience = _WAIT_SECONDS
+        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+        self._thread.start()
+
+    def do(self, call: Callable[[], None] | None) -> None:
+        """Queue a call; None ends the thread."""
+        if self._wait(lambda: not self._calls.full()):
+            self._calls.put(call)
+
+    def finish(self) -> None:
+        """Wait until all queued calls are done."""
+        self._wait(lambda: self._calls.unfinished_tasks == 0)
+
+    def _wait(self, ready: Callable[[], bool]) -> bool:
+        """Return whether it got ready while the thread lived, in time."""
+        until = time.monotonic() + self._patience
+        while not ready():
+            if not self._thread.is_alive() or time.monotonic() > until:
+                self._patience = 0.0  # whoever waited in vain once does not wait again
+                self._tell("the disk, or the thread that writes, does not answer", "")
+                return False
+            time.sleep(_LOOK_SECONDS)
+        self._patience = _WAIT_SECONDS
+        return True
+
+    def _work(self) -> None:
+        call = self._calls.get()
+        while call is not None:
+            try:
+                call()
+            except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
+                kind = error.strerror if isinstance(error, OSError) else str(error)
+                self._tell(kind or type(error).__name__, f" ({error})")
+            self._calls.task_done()
+            call = self._calls.get()
+        self._calls.task_done()
+
+    def _tell(self, kind: str, more: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            _log.warning("some metrics are not written: %s%s; training goes on", kind, more)
 
 
 def _json_number(value: Any) -> float | str:
@@ -231,22 +272,27 @@ def _json_number(value: Any) -> float | str:
 
 
 def _keep_lines_up_to(path: pathlib.Path, last_step: int) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()  # the process was killed while it wrote this line
-    kept = [line for i, line in enumerate(lines) if _step_of(line, i, path) <= last_step]
+    kept = [line for line, row in _rows(path) if row["step"] <= last_step]
     temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("wb") as file:
         file.writelines(kept)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
-def _step_of(line: str, index: int, path: pathlib.Path) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} line {index + 1} is not a row of metrics with a step: {line[:60]!r}"
-        ) from error
+def _rows(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Read the whole lines of a metrics.jsonl -> [(line, row)]; ValueError for another content."""
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break  # the process was killed while it wrote this line
+        try:
+            row = json.loads(line)
+            row["step"] = int(row["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} line {number} is not a row of metrics with a step: {line[:60]!r}"
+            ) from error
+        rows.append((line, row))
+    return rows

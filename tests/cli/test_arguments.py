@@ -1,8 +1,12 @@
-"""The command line: defaults to training, names what it does not know, applies overrides."""
+"""The command line: defaults to training, names what it does not know."""
+
+import sys
+from importlib.util import find_spec
 
 import pytest
 
-from diffusion_jax.cli.arguments import load_config, parse_arguments
+from diffusion_jax.cli.arguments import parse_arguments
+from diffusion_jax.cli.flags import COMMANDS
 
 MNIST = "configs/mnist.py"
 
@@ -23,7 +27,12 @@ def test_sample_flags():
     [
         (
             ["smaple"],
-            "'smaple' is not a command; choose from train, sample, evaluate, convert, report",
+            "'smaple' is not a command; did you mean 'sample'? choose from cache, convert",
+        ),
+        (["--confg=x"], "'--confg=x' is not a flag of train; did you mean '--config'? choose from"),
+        (
+            ["sample", "--width_=3"],
+            "is not a flag of sample; did you mean '--width'? choose from -",
         ),
         (["--workdir=x", "--batchsize=3"], "'--batchsize=3' is not a flag of train"),
         (["sample", "--workdir=x", "extra"], "'extra' is not a flag of sample"),
@@ -44,43 +53,23 @@ def test_help_lists_every_command(capsys):
     assert all(command in text for command in ("train", "sample", "evaluate", "report", "--config"))
 
 
-def test_overrides_reach_the_config_and_its_references():
-    config = load_config(
-        f"{MNIST}:tiny", ["--config.train.num_steps=12", "--config.model.channel_mult=(1,2)"]
-    )
-    assert config.train.num_steps == 12 and config.lr_schedule.decay_steps == 12
-    assert config.model.channel_mult == (1, 2)
+def test_every_command_has_its_module_and_its_flags():
+    for command in COMMANDS:
+        assert find_spec(f"diffusion_jax.cli.{command}") is not None
+        required = [
+            f"{name}=x" for name, options in COMMANDS[command].flags if "required" in options
+        ]
+        assert parse_arguments([command, *required, "--debug"]).debug
+    assert parse_arguments(["train", "--process_id=3"]).process_id == 3
+    assert parse_arguments(["cache", "--local_device_ids=0,1"]).local_device_ids == "0,1"
 
 
-def test_overrides_may_set_what_the_file_leaves_out():
-    overrides = ["--config.train.ckpt_path=runs/a", "--config.train.ckpt_ema=true"]
-    overrides += ["--config.train.ignore_keys=('network/out_2',)", "--config.mesh.fsdp=2"]
-    config = load_config(MNIST, overrides)
-    assert config.train.ckpt_path == "runs/a" and config.train.ckpt_ema is True
-    assert config.train.ignore_keys == ("network/out_2",) and config.mesh.fsdp == 2
-
-
-@pytest.mark.parametrize(
-    ("path", "overrides", "message"),
-    [
-        (MNIST, ["--config.train.num_steps=many"], "many"),
-        (MNIST, ["--config.train.num_steps=1.5"], "1.5"),
-        (MNIST, ["--config.train.num_steps"], "should be --config.section.key=value"),
-        (MNIST, ["--config.train.num_steps.x=1"], "'num_steps' is a value and has no keys"),
-        (f"{MNIST}:huge", [], "'huge' of configs/mnist.py is unknown; choose tiny"),
-    ],
-)
-def test_wrong_overrides_are_named(path, overrides, message):
-    with pytest.raises(ValueError, match=message):
-        load_config(path, overrides)
-
-
-def test_missing_config_file_is_named():
-    with pytest.raises(FileNotFoundError, match="configs/nothing.py does not exist"):
-        load_config("configs/nothing.py", [])
-
-
-def test_a_value_that_is_none_can_be_set():
-    overrides = ["--config.train.ckpt_path=runs/a.safetensors", "--config.train.keep_dims=4"]
-    config = load_config("configs/sdxl.py:tiny", overrides)
-    assert config.train.ckpt_path == "runs/a.safetensors" and config.train.keep_dims == 4
+@pytest.mark.parametrize("name", ["launch.py", "__main__.py", "diffusion-jax"])
+def test_messages_name_the_program_as_it_was_called(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"/somewhere/{name}"])
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    called = {"launch.py": "python launch.py", "__main__.py": "python -m diffusion_jax"}
+    program = called[name] if name in called else name
+    text = capsys.readouterr().out
+    assert f"usage: {program} " in text and f"  {program} plan --config" in text

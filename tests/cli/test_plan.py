@@ -25,7 +25,10 @@ def test_prints_a_plan_and_writes_it(tmp_path, capsys):
         ([MNIST], "give --config=CONFIG and --topology=v5p:2x2x1"),
         ([MNIST, "--topology=v9:2x2"], "topology 'v9:2x2' is unknown"),
         ([MNIST, "--topology=cpu:2", "--per_device_batch=0"], "should be at least 1"),
-        ([MNIST, "--topology=cpu:2", "--search"], "'cpu:2' has no memory to fill"),
+        (
+            [MNIST, "--topology=cpu:2", "--search"],
+            "'cpu:2' should be a TPU or GPU, with memory to fill",
+        ),
         ([MNIST, "--topology=cpu:3"], "config.train.batch_size = 8 should be a multiple of 3"),
     ],
 )

@@ -1,23 +1,12 @@
 """Tiny networks with drawn parameters, and lists of released names."""
 
 import functools
-import importlib.util
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).parents[2]
-
-
-def load(path):
-    """Import a file that belongs to no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from support import unet_fixtures
 
 
 def shapes(module, *inputs):
@@ -52,15 +41,10 @@ def same():
 
 @pytest.fixture(scope="session")
 def released():
-    """The released UNets that tests/models/unet/test_unet.py knows: fields, channels, names."""
-    tests = load(ROOT / "tests/models/unet/test_unet.py")
+    """Shapes of the released UNets, released(name, scan=False), and their lists of names."""
+    from support.released_unets import released_shapes
 
-    @functools.cache
-    def tree(name, scan=False):
-        fields, channels = tests.RELEASED[name]
-        return tests.abstract_params(tests.UNet(**fields, scan=scan), channels)
-
-    return tree, tests.fixtures.read_names()
+    return released_shapes, unet_fixtures.read_names()
 
 
 TINY = {

@@ -45,9 +45,12 @@ def test_shapes_of_other_areas(size, divisor, max_aspect):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"divisor": 0}, "bucket_divisor=0 must be at least 1"),
-        ({"max_aspect": 0.5}, "max_aspect=0.5 must be at least 1"),
-        ({"divisor": 48}, r"image_size=\(1024, 1024\) must be a multiple of bucket_divisor=48"),
+        ({"divisor": 0}, "bucket_divisor = 0 should be at least 1"),
+        ({"max_aspect": 0.5}, "max_aspect = 0.5 should be at least 1"),
+        (
+            {"divisor": 48},
+            r"image_size = \(1024, 1024\) should be a multiple of bucket_divisor = 48",
+        ),
     ],
 )
 def test_bad_options(changes, sentence):
@@ -115,5 +118,5 @@ def test_sizes_come_from_headers(monkeypatch, caplog):
     assert sizes.dtype == np.int32
     expected = [(3, 5), (5, 3), (3, 5), (5, 3), (1, 1), (7, 2), (4, 9), (0, 0), (0, 0), (60, 50)]
     assert [tuple(size) for size in sizes.tolist()] == expected
-    assert "reading the sizes of images: 6 of 10" in caplog.messages
+    assert "reading the sizes of images: 6 of 10" in [m.partition(",")[0] for m in caplog.messages]
     assert caplog.messages[-1].startswith("read the sizes of 10 images in ")

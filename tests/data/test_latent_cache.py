@@ -11,7 +11,7 @@ from diffusion_jax.data.batches import make_batches
 from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
 from diffusion_jax.data.latent_cache import (
     Entry,
-    Layout,
+    Shards,
     cached_batches,
     claim_folder,
     missing_shards,
@@ -63,19 +63,19 @@ def make_entries(source, numbers, buckets):
         )  # fmt: skip
 
 
-def make_cache(folder, dtype="float32", parts=(("size", 16),), shards=None):
+def make_cache(folder, dtype="float32", parts=(("size", 16),), wanted=None):
     source = made_up_source()
-    layout = Layout(folder, claim_folder(folder, dict(parts)), COUNT, SHARD)
+    shards = Shards(folder, claim_folder(folder, dict(parts)), COUNT, SHARD)
     rule = BucketRule(divisor=8, max_aspect=2.0, pad=0)
     shapes, members = sort_into_buckets(source, "image", (8, 16), rule, at_least=3)
     buckets = np.empty(COUNT, int)
     for bucket, numbers in enumerate(members):
         buckets[numbers] = bucket
-    for shard in range(layout.num_shards) if shards is None else shards:
-        entries = make_entries(source, layout.records(shard), buckets)
-        write_shard(layout, shard, entries, shapes, dtype)
+    for shard in range(shards.num_shards) if wanted is None else wanted:
+        entries = make_entries(source, shards.records(shard), buckets)
+        write_shard(shards, shard, entries, shapes, dtype)
     write_null(folder, NULL)
-    return layout
+    return shards
 
 
 @pytest.mark.parametrize(("index", "count"), [(0, 1), (1, 3)])
@@ -87,7 +87,8 @@ def test_batches_are_those_of_make_batches(tmp_path, flip, index, count):
         made_up_source(), image_size=(8, 16), buckets=True, bucket_divisor=8, random_flip=flip,
         **place,
     )  # fmt: skip
-    cached = cached_batches(open_cache(make_cache(tmp_path)), random_flip=flip, **place)
+    cache = open_cache(make_cache(tmp_path))
+    cached = cached_batches(cache, random_flip=flip, **place)
     assert cached.shapes == online.shapes and len(online.shapes) == 2
     assert (cached.num_examples, cached.steps_per_epoch) == (COUNT, online.steps_per_epoch)
     mirrored = 0
@@ -103,6 +104,8 @@ def test_batches_are_those_of_make_batches(tmp_path, flip, index, count):
         mirrored += ours["mirrored"].sum() if flip else 0
     assert flip == (0 < mirrored < 20 * 3 // count)
     assert ours["moments"].dtype == np.float32
+    finished = cached_batches(cache, finish=lambda batch: {**batch, "more": 1}, **place)
+    assert next(finished.iterate(0))["more"] == 1
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float16", 2**-11), ("bfloat16", 2**-8)])
@@ -125,55 +128,57 @@ def test_small_dtypes_round_and_null_outputs_keep_theirs(tmp_path, dtype, error)
     ],
 )
 def test_values_that_do_not_fit_are_an_error(tmp_path, dtype, value, message):
-    layout = make_cache(tmp_path, shards=[0])
-    entries = list(make_entries(made_up_source(), layout.records(1), np.zeros(COUNT)))
+    shards = make_cache(tmp_path, wanted=[0])
+    entries = list(make_entries(made_up_source(), shards.records(1), np.zeros(COUNT)))
     entries[1].moments[0, 0, 0, 0] = value
     with pytest.raises(ValueError, match=message):
-        write_shard(layout, 1, entries, [(8, 16)], dtype)
-    assert missing_shards(layout) == [1, 2]
+        write_shard(shards, 1, entries, [(8, 16)], dtype)
+    assert missing_shards(shards) == [1, 2]
 
 
 def test_what_a_kill_leaves_is_made_again_with_the_same_bytes(tmp_path):
-    whole, torn = make_cache(tmp_path / "whole"), make_cache(tmp_path / "torn", shards=[0, 2])
+    whole, torn = make_cache(tmp_path / "whole"), make_cache(tmp_path / "torn", wanted=[0, 2])
     torn.path(0).with_suffix(".json").unlink()  # killed between shard and index
     (torn.folder / f".{torn.path(1).name}.unfinished").write_bytes(b"half a shard")
     assert missing_shards(torn) == [0, 1]
-    with pytest.raises(ValueError, match="not complete: 2 of its 3 shards are missing; make them"):
+    with pytest.raises(
+        ValueError, match="not complete: 2 of its 3 shards are missing; the command cache"
+    ):
         open_cache(torn)
-    make_cache(tmp_path / "torn", shards=[0, 1])
+    make_cache(tmp_path / "torn", wanted=[0, 1])
     contents = [
-        {path.name: path.read_bytes() for path in layout.folder.iterdir()}
-        for layout in (whole, torn)
+        {path.name: path.read_bytes() for path in shards.folder.iterdir()}
+        for shards in (whole, torn)
     ]
     assert contents[0] == contents[1]
     assert len(contents[0]) == 2 * 3 + 2
 
 
 def test_a_shard_that_was_cut_short_is_named(tmp_path):
-    layout = make_cache(tmp_path)
-    content = layout.path(1).read_bytes()
-    layout.path(1).write_bytes(content[: len(content) // 2])
+    shards = make_cache(tmp_path)
+    content = shards.path(1).read_bytes()
+    shards.path(1).write_bytes(content[: len(content) // 2])
     for attempt in (missing_shards, open_cache, verify_shards):
         with pytest.raises(ValueError, match="00001-of-00003.arrayrecord of the latent.*damaged"):
-            attempt(layout)
-    layout.path(1).unlink()
-    assert missing_shards(layout) == [1]
+            attempt(shards)
+    shards.path(1).unlink()
+    assert missing_shards(shards) == [1]
     with pytest.raises(ValueError, match="00001-of-00003.arrayrecord.*missing"):
-        verify_shards(layout)
-    layout.path(0).with_suffix(".json").write_text('{"bytes": 1')
+        verify_shards(shards)
+    shards.path(0).with_suffix(".json").write_text('{"bytes": 1')
     with pytest.raises(ValueError, match="00000-of-00003.json of the latent cache is damaged"):
-        missing_shards(layout)
+        missing_shards(shards)
 
 
 def test_a_flipped_bit_is_found_by_the_checksum_and_when_it_is_read(tmp_path):
-    layout = make_cache(tmp_path)
-    content = bytearray(layout.path(0).read_bytes())
+    shards = make_cache(tmp_path)
+    content = bytearray(shards.path(0).read_bytes())
     place = content.index(b"caption 2.0")
     content[place + 8] ^= 1  # "caption 3.0"
-    layout.path(0).write_bytes(content)
+    shards.path(0).write_bytes(content)
     with pytest.raises(ValueError, match="00000-of-00003.*damaged: its bytes are not those"):
-        verify_shards(layout)
-    cache = open_cache(layout)
+        verify_shards(shards)
+    cache = open_cache(shards)
     with pytest.raises(ValueError, match="record 2 of the latent cache cannot be read.*00000-of"):
         read_entry(cache, 2)
     assert read_entry(cache, 7).record.index == 7
@@ -220,7 +225,7 @@ def test_shards_of_another_cache_and_strange_folders_are_refused(tmp_path):
 
 def test_bad_arguments_are_those_of_make_batches(tmp_path):
     cache = open_cache(make_cache(tmp_path))
-    with pytest.raises(ValueError, match="batch_size=12 is more than the 11 records"):
+    with pytest.raises(ValueError, match="batch_size = 12 should be at most 11"):
         cached_batches(cache, batch_size=12)
-    with pytest.raises(ValueError, match="batch_size=3 must be a positive multiple of the 2"):
+    with pytest.raises(ValueError, match="batch_size = 3 should be a positive multiple of the 2"):
         cached_batches(cache, batch_size=3, process_count=2)

@@ -6,7 +6,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from diffusion_jax.data.batches import eval_batches
-from diffusion_jax.data.records import captions_of, find_keys
+from diffusion_jax.data.records import captions_of, find_features
 from diffusion_jax.data.sources.open_source import open_source
 
 
@@ -27,7 +27,7 @@ def test_forms(value, expected):
 
 
 def test_no_caption_at_all():
-    with pytest.raises(TypeError, match="a caption must be a text or a sequence of texts, got 3"):
+    with pytest.raises(TypeError, match="a caption should be a text or a sequence of texts, not 3"):
         captions_of(3)
 
 
@@ -63,7 +63,7 @@ class TinyDiffusionCaptions(tfds.core.GeneratorBasedBuilder):
 def test_sequences_of_tfds(tmp_path):
     TinyDiffusionCaptions(data_dir=tmp_path).download_and_prepare(file_format="array_record")
     source = open_source("tiny_diffusion_captions", "train", data_dir=tmp_path)
-    assert find_keys(source).caption == "captions"
+    assert find_features(source).caption == "captions"
     assert sorted(
         captions_of(record["captions"]) for record in map(source.__getitem__, range(3))
     ) == [

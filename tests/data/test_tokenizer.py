@@ -174,7 +174,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     ("options", "sentence"),
     [
         ({"pad": "none"}, "pad = 'none' is unknown; choose eos or zero"),
-        ({"max_length": 2}, "max_length = 2 must be at least 3"),
+        ({"max_length": 2}, "max_length = 2 should be at least 3"),
     ],
 )
 def test_bad_options(options, sentence):
@@ -195,7 +195,7 @@ def test_bad_texts(tokenizer, texts, error, sentence):
 
 
 def test_bytes_are_no_text():
-    with pytest.raises(TypeError, match="text 1 is b'b'; it must be a string"):
+    with pytest.raises(TypeError, match="text 1 is b'b'; it should be a string"):
         _clean(1, b"b")
 
 

@@ -79,7 +79,7 @@ def test_arrays(shape):
 
 
 def test_arrays_of_other_types_are_refused():
-    with pytest.raises(TypeError, match="got float32"):
+    with pytest.raises(TypeError, match="array of float32"):
         transforms.decode(np.zeros((2, 2, 3), np.float32), 3)
     with pytest.raises(TypeError, match=r"shape \[2, 2, 5\]"):
         transforms.decode(np.zeros((2, 2, 5), np.uint8), 3)
@@ -137,10 +137,11 @@ def test_pad_keeps_the_pixels_and_repeats_the_edge():
 
 def test_random_crop_can_reach_both_ends():
     image = np.arange(10, dtype=np.uint8).reshape(1, 10, 1)
-    lefts = {
-        int(transforms.cut(image, (1, 4), 0.0, u)[0, 0, 0]) for u in np.linspace(0, 0.9999, 50)
-    }
-    assert lefts == set(range(7))
+    places = np.stack([np.zeros(50), np.linspace(0, 0.9999, 50)], axis=1)
+    corners = transforms.corners(np.array([[1, 10]] * 50), (1, 4), places).tolist()
+    windows = [transforms.cut(image, (1, 10), (1, 4), corner, "area") for corner in corners]
+    assert {int(window[0, 0, 0]) for window in windows} == set(range(7))
+    assert {window.shape for window in windows} == {(1, 4, 1)}
 
 
 def test_range_of_floats():

@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_jax.cli import main
 from diffusion_jax.cli.arguments import parse_arguments
-from diffusion_jax.devices import processes as distributed
+from diffusion_jax.devices import processes
 from diffusion_jax.devices.processes import Place, find_place, same_for_all
 
 SLURM = {
@@ -38,8 +38,17 @@ def packages(monkeypatch):
     return installed
 
 
+def place_of(arguments):
+    return processes.place_of_flags(
+        arguments.coordinator_address,
+        arguments.num_processes,
+        arguments.process_id,
+        arguments.local_device_ids,
+    )
+
+
 def flags(*argv):
-    return distributed._from_flags(parse_arguments(["train", "--config=x.py", *argv]))
+    return place_of(parse_arguments(["train", "--config=x.py", *argv]))
 
 
 def test_a_lone_machine_asks_nobody(packages):
@@ -54,8 +63,8 @@ def test_a_lone_machine_asks_nobody(packages):
 def test_nothing_is_joined_by_default(monkeypatch):
     for name in (*SLURM, *OPEN_MPI_4, *POD):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(distributed.jax.distributed, "initialize", None)  # must not be called
-    distributed.start(parse_arguments(["--config=x.py"]))
+    monkeypatch.setattr(processes.jax.distributed, "initialize", None)  # must not be called
+    processes.join(place_of(parse_arguments(["--config=x.py"])))
 
 
 def test_flags(packages):
@@ -137,14 +146,14 @@ def test_kubernetes(packages):
 
 def test_others_that_cannot_be_reached(monkeypatch):
     def fail(**options):
-        assert not distributed.jax.config.jax_enable_preemption_service  # it would take SIGTERM
+        assert not processes.jax.config.jax_enable_preemption_service  # it would take SIGTERM
         raise RuntimeError("DEADLINE_EXCEEDED: nobody there\nmore")
 
-    monkeypatch.setattr(distributed.jax.distributed, "initialize", fail)
+    monkeypatch.setattr(processes.jax.distributed, "initialize", fail)
     arguments = argparse.Namespace(**EXPLICIT._asdict())
     with pytest.raises(ConnectionError) as caught:
-        distributed.start(arguments)
-    distributed.jax.config.update("jax_enable_preemption_service", True)
+        processes.join(place_of(arguments))
+    processes.jax.config.update("jax_enable_preemption_service", True)
     text = str(caught.value)
     assert "coordinator_address host:1234" in text and "nobody there; --num_pro" in text
 

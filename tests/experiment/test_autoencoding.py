@@ -4,21 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.experiments import built as build
+from support.trees import drawn
 
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.config_files import load_config
-from diffusion_jax.experiment.weights import check_frozen_sources, make_frozen, scale_by_std
+from diffusion_jax.experiment.weights import scale_by_std
+from diffusion_jax.runs.weights import make_frozen
 from diffusion_jax.train.checkpoints.saving import open_checkpoints
 from diffusion_jax.train.ema import ema_params
 
 ONE = jax.devices()[:1]
 VAE = "configs/emoji_vae.py:tiny"
 LDM = "configs/emoji_ldm.py:tiny"
-
-
-def build(path, *overrides):
-    return make_experiment(load_config(path, list(overrides)), devices=ONE)
 
 
 @pytest.mark.parametrize("path", [VAE, "configs/vq_f4.py:tiny"])
@@ -94,18 +93,18 @@ def test_sections_of_first_stages_are_refused_elsewhere():
 
 def test_missing_weights_are_told_before_anything_runs(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"perceptual\.weights = '.*none\.ckpt' does not"):
-        check_frozen_sources(build(VAE, f"--config.perceptual.weights={tmp_path}/none.ckpt"))
+        build(VAE, f"--config.perceptual.weights={tmp_path}/none.ckpt").task.check_sources()
     with pytest.raises(FileNotFoundError, match=r"first_stage\.weights = '.*none' does not exist"):
-        check_frozen_sources(build(LDM, f"--config.first_stage.weights={tmp_path}/none"))
+        build(LDM, f"--config.first_stage.weights={tmp_path}/none").task.check_sources()
     with pytest.raises(ConfigError, match=r"config\.first_stage\.weights is not set"):
-        check_frozen_sources(build(LDM, "--config.first_stage.weights=None"))
+        build(LDM, "--config.first_stage.weights=None").task.check_sources()
 
 
 @pytest.fixture(scope="module")
 def first_stage_run(tmp_path_factory):
-    """A run folder with a checkpoint of an untrained first stage."""
+    """A run folder with a checkpoint of a first stage whose averages are not its parameters."""
     folder = tmp_path_factory.mktemp("vae")
-    state = build(VAE).init_state()
+    state = drawn(build(VAE).abstract_state())
     checkpoints = open_checkpoints(folder / "checkpoints")
     checkpoints.save(1, state, {})
     checkpoints.close()
@@ -127,7 +126,7 @@ def test_a_latent_model_reads_the_codes_of_a_run(tmp_path, name):
     config = load_config("configs/vq_f4.py:tiny", [])
     with config.unlocked():
         config.regularizer = dict(name=name, num_codes=16)
-    state = make_experiment(config, devices=ONE).init_state()
+    state = drawn(make_experiment(config, devices=ONE).abstract_state())
     checkpoints = open_checkpoints(tmp_path / "checkpoints")
     checkpoints.save(1, state, {})
     checkpoints.close()
@@ -156,7 +155,7 @@ def test_the_scale_factor_makes_the_latents_of_a_batch_unit(first_stage_run):
         "image": generator.uniform(-1, 1, (8, 32, 32, 3)).astype(np.float32),
         "caption": np.array(["a"] * 8),
     }
-    factor = scale_by_std(built, frozen, batch)
+    factor = scale_by_std(built.network, built.mesh, built.seed, frozen, built.to_devices(batch))
     keys = jax.random.split(jax.random.key(5), 8)
     encode = jax.jit(built.network.encode)
     scaled = encode(

@@ -1,9 +1,13 @@
 """An experiment from a shipped config: one loss curve for any number of devices or
 micro-batches."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
+from support.experiments import built
+from support.trees import drawn
 
 from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.experiment import make_experiment
@@ -13,9 +17,7 @@ from diffusion_jax.train.step import jit_train_step
 STEPS = 3
 
 
-def build(*overrides, devices=1):
-    config = load_config("configs/mnist.py:tiny", list(overrides))
-    return make_experiment(config, devices=jax.devices()[:devices])
+build = functools.partial(built, "configs/mnist.py:tiny")
 
 
 def host_batch(step):
@@ -27,12 +29,12 @@ def host_batch(step):
     }
 
 
-def losses(built):
-    state = built.init_state()
-    step_fn = jit_train_step(built.train_step, built.abstract_state())
-    frozen, found = built.random_frozen(), []
+def losses(experiment):
+    state = experiment.init_state()
+    step_fn = jit_train_step(experiment.train_step, experiment.abstract_state())
+    frozen, found = experiment.random_frozen(), []
     for step in range(STEPS):
-        state, metrics = step_fn(state, built.to_devices(host_batch(step)), frozen)
+        state, metrics = step_fn(state, experiment.to_devices(host_batch(step)), frozen)
         found.append(float(metrics["loss"]))
     return np.array(found), state
 
@@ -42,7 +44,10 @@ def one_device():
     return losses(build())
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize(
+    "devices",
+    [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8],
+)
 def test_the_loss_curve_is_that_of_one_device(one_device, devices):
     found, state = losses(build(devices=devices))
     np.testing.assert_allclose(found, one_device[0], rtol=2e-5)
@@ -67,7 +72,7 @@ def test_learned_logvar_trains():
 
 def test_scale_lr_multiplies_by_the_batch_size():
     plain, scaled = build(), build("--config.train.scale_lr=True")
-    np.testing.assert_allclose(scaled.lr_at(5), 8 * plain.lr_at(5), rtol=1e-6)
+    np.testing.assert_allclose(scaled.task.lr_at(5), 8 * plain.task.lr_at(5), rtol=1e-6)
 
 
 def test_scale_lr_also_scales_the_default():
@@ -76,30 +81,36 @@ def test_scale_lr_also_scales_the_default():
         del config.optimizer.learning_rate
     scaled = make_experiment(config, devices=jax.devices()[:1])
     np.testing.assert_allclose(
-        scaled.lr_at(2) / scaled.lr_at(4), build().lr_at(2) / build().lr_at(4)
+        scaled.task.lr_at(2) / scaled.task.lr_at(4), build().task.lr_at(2) / build().task.lr_at(4)
     )
-    np.testing.assert_allclose(scaled.lr_at(4) / 1e-4, 8 * build().lr_at(4) / 2e-3, rtol=1e-5)
+    np.testing.assert_allclose(
+        scaled.task.lr_at(4) / 1e-4, 8 * build().task.lr_at(4) / 2e-3, rtol=1e-5
+    )
 
 
 def test_initialisation_shares_no_key_with_training():
-    built = build()
-    root = jax.random.key(built.seed)
+    experiment = build()
+    root = jax.random.key(experiment.seed)
     steps = jax.vmap(jax.random.fold_in, (None, 0))(root, np.arange(64, dtype=np.uint32))
     used = {tuple(row) for row in np.asarray(jax.random.key_data(steps))}
-    first = jax.random.key_data(built._init_key())
-    children = jax.random.key_data(jax.random.split(built._init_key(), 4))
+    first = jax.random.key_data(experiment._init_key())
+    children = jax.random.key_data(jax.random.split(experiment._init_key(), 4))
     assert not used & {tuple(row) for row in np.asarray([first, *children])}
 
 
 def test_class_dropout_never_reaches_evaluation():
     # With every label dropped in training, evaluation still tells labels apart.
-    built = build("--config.conditioning.embedders.label.ucg_rate=1.0")
-    state = built.init_state()
-    params = jax.tree.map(lambda p: p + 0.05, state.params)  # zero-initialised outputs hide labels
+    experiment = build("--config.conditioning.embedders.label.ucg_rate=1.0")
+    params = drawn(experiment.abstract_state().params)  # zero outputs would hide the labels
     batch = {key: value for key, value in host_batch(0).items() if key != "caption"}
     other = batch | {"label": (batch["label"] + 1) % 10}
-    eval_step = jax.jit(built.eval_step)
+    eval_step = jax.jit(experiment.eval_step)
     first, second = (
-        eval_step(params, {}, built.random_frozen(), b, 0)["loss"] for b in (batch, other)
+        eval_step(params, {}, experiment.random_frozen(), b, 0)["loss"] for b in (batch, other)
     )
     assert float(first) != float(second)
+
+
+def test_its_repr_is_one_line():
+    shown = repr(build())
+    assert shown.startswith("Experiment(unet on ") and "steps of" in shown and len(shown) < 120

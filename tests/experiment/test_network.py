@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.trees import drawn
 
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.network import build_network
@@ -45,10 +46,8 @@ def make(key):
 @pytest.mark.parametrize("key", CONDITIONING_KEYS)
 def test_every_entry_changes_the_prediction(key):
     network = make(key)
-    params = jax.jit(network.init)(jax.random.key(0))
-    noise = iter(jax.random.split(jax.random.key(1), 500))
     # Zero-initialised outputs would hide the conditioning.
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(noise), p.shape), params)
+    params = drawn(jax.eval_shape(network.init, jax.random.key(0)))
     x = jax.random.normal(jax.random.key(2), (2, 8, 8, 1))
     t = jnp.array([3, 7])
     batch = network.example_inputs(2)
@@ -74,6 +73,57 @@ def test_labels_need_a_row_for_the_null_class():
     conditioning = dict(key="adm", embedders={"label": dict(name="class_label", num_classes=4)})
     with pytest.raises(ConfigError, match=r"config\.model\.num_classes = 4 should be 5"):
         build_network(UNET | dict(num_classes=4), conditioning, (8, 8, 1))
+
+
+ALL = dict(
+    key="crossattn-adm",
+    embedders={
+        "words": ROWS["crossattn"][1],
+        "more": ROWS["crossattn"][1] | dict(embed_dim=3, input_key="more"),
+        "kind": ROWS["vector"][1],
+        "size": dict(name="numbers", input_key="target_size", outdim=4),
+    },
+)
+DERIVED = ("out_channels", "context_dim", "num_classes", "adm_in_channels")
+
+
+def test_fields_follow_from_the_data_and_the_embedders():
+    model = {key: value for key, value in UNET.items() if key != "out_channels"}
+    model |= dict(use_spatial_transformer=True)
+    module = build_network(model, ALL, (8, 8, 3)).module
+    # The widths of what is joined, by hand: 6 + 3 as context, 5 + 2 * 4 as vector.
+    values = (3, 9, "sequential", 13)
+    assert tuple(getattr(module, name) for name in DERIVED) == values
+    given = model | dict(zip(DERIVED, values, strict=True)) | dict(context_dim=(9,))
+    assert build_network(given, ALL, (8, 8, 3)).module.context_dim == (9,)
+    label = dict(key="adm", embedders={"label": dict(name="class_label", num_classes=4)})
+    assert build_network(UNET, label, (8, 8, 1)).module.num_classes == 5
+    plain = build_network(UNET, None, (8, 8, 1)).module
+    assert (plain.num_classes, plain.context_dim, plain.adm_in_channels) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "out_channels",
+            1,
+            r"out_channels = 1 should be 3, the channels of the images \(config\.da",
+        ),
+        ("context_dim", 6, r"context_dim = 6 should be 9, the width .*; or leave it out"),
+        ("context_dim", (9, 8), r"context_dim = \(9, 8\) should be 9"),
+        (
+            "num_classes",
+            5,
+            r"num_classes = 5 should be 'sequential', as the embedders give vectors",
+        ),
+        ("adm_in_channels", 12, r"config\.model\.adm_in_channels = 12 should be 13"),
+    ],
+)
+def test_a_given_field_is_checked(field, value, message):
+    model = UNET | dict(use_spatial_transformer=True, out_channels=3) | {field: value}
+    with pytest.raises(ConfigError, match=message):
+        build_network(model, ALL, (8, 8, 3))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

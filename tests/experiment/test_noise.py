@@ -46,7 +46,11 @@ def test_a_table_of_its_own_and_a_grid_of_its_own():
             None,
             r"config\.denoiser\.name = 'discret' is unknown; did you mean",
         ),
-        (dict(name="discrete", scalings={}), None, r"config\.denoiser\.scalings is not a section"),
+        (
+            dict(name="discrete", scalings={}),
+            None,
+            r"config\.denoiser\.scalings = {} is not an option; did you mean 'scaling'",
+        ),
         (
             dict(name="discrete", scaling=dict(name="edm", sigma=1.0)),
             None,

@@ -4,24 +4,15 @@ Every weight is random and none is zero. diffusers writes 1 x 1 convolutions of 
 dense layers and counts the levels of its decoder from the lowest resolution.
 """
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import autoencoder_fixtures as fixtures
 
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 
 pytestmark = pytest.mark.parity
-
-ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location(
-    "autoencoder_fixtures", ROOT / "tools/make_autoencoder_fixtures.py"
-)
-fixtures = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fixtures)
 
 
 @pytest.mark.parametrize("name", fixtures.CASES)

@@ -29,7 +29,8 @@ def test_the_peer_has_our_parameters_and_output(monkeypatch, name):
     height, width, channels = built.network.image_shape
     patch = built.network.module.patch_size
     with torch.device("meta"):
-        peer = side_torch.network(config.model.to_dict(), channels)
+        model = config.model.to_dict() | {"num_classes": built.network.module.num_classes}
+        peer = side_torch.network(model, channels)
         shape = (2, channels * patch**2, height // patch, width // patch)
         labels = torch.zeros(2, dtype=torch.long)
         out = peer(torch.zeros(shape), torch.zeros(2), class_labels=labels).sample

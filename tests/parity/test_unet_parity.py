@@ -4,22 +4,15 @@ Outputs and the gradients of the input and all weights are compared. Every weigh
 random and none is zero, so that the layers that start at zero count too.
 """
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import unet_fixtures as fixtures
 
 from diffusion_jax.models.unet.unet import UNet
 
 pytestmark = pytest.mark.parity
-
-ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("fixtures", ROOT / "tools/make_unet_fixtures.py")
-fixtures = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fixtures)
 
 
 def run_ours(fields, drawn):

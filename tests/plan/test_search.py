@@ -1,12 +1,11 @@
 """The search for the largest batch finds it, in few tries."""
 
-import sys
 from types import SimpleNamespace
 
 import pytest
 
 from diffusion_jax.experiment.config_files import load_config
-from diffusion_jax.plan import DoesNotFit, find_topology, remat_policies, search
+from diffusion_jax.plan import DoesNotFit, find_batches, find_topology, remat_policies, search
 from diffusion_jax.plan.compiling import with_remat
 from diffusion_jax.plan.report import table
 from diffusion_jax.plan.search import largest_batch
@@ -60,8 +59,8 @@ def test_the_policies_that_are_tried():
 
 
 def test_a_device_of_unknown_size_cannot_be_filled():
-    with pytest.raises(ValueError, match="'cpu:2' has no memory to fill"):
-        search(load_config("configs/mnist.py:tiny", []), find_topology("cpu:2"), [False])
+    with pytest.raises(ValueError, match="'cpu:2' should be a TPU or GPU, with memory"):
+        find_batches(load_config("configs/mnist.py:tiny", []), find_topology("cpu:2"), [False])
 
 
 def test_each_policy_gets_its_batch_and_plan(monkeypatch):
@@ -73,9 +72,9 @@ def test_each_policy_gets_its_batch_and_plan(monkeypatch):
             raise DoesNotFit("too large", size, topology.memory)
         return SimpleNamespace(total=size)
 
-    monkeypatch.setattr(sys.modules[search.__module__], "make_plan", make_plan)
+    monkeypatch.setattr(search, "make_plan", make_plan)
     topology = find_topology("h100:2")._replace(memory=100)
-    found = search(load_config("configs/mnist.py:tiny", []), topology, [False, True])
+    found = find_batches(load_config("configs/mnist.py:tiny", []), topology, [False, True])
     assert [(f.remat, f.per_device_batch, f.plan.total) for f in found] == [
         (False, 3, 90),
         (True, 10, 100),
@@ -84,6 +83,6 @@ def test_each_policy_gets_its_batch_and_plan(monkeypatch):
 
 def test_what_does_not_fit_at_all_is_told():
     small = find_topology("h100:2")._replace(memory=1000)
-    found = search(load_config("configs/mnist.py:tiny", []), small, [False, True])
+    found = find_batches(load_config("configs/mnist.py:tiny", []), small, [False, True])
     assert [entry.per_device_batch for entry in found] == [0, 0]
     assert table(found).count("none fits") == 2

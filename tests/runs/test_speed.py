@@ -25,7 +25,7 @@ def tiny(name, **model):
     config = file.get_config("tiny")
     config.unlock()
     config.model.update(model)
-    return build.experiment(config, devices=jax.devices()[:1])
+    return build.make_experiment(config, devices=jax.devices()[:1])
 
 
 def step_flops(experiment):
@@ -59,7 +59,7 @@ def test_a_step_is_three_forward_passes_of_the_network():
 def test_what_a_latent_cache_has_is_no_work_of_the_step():
     online = tiny("emoji_ldm")
     sections = {**online.sections, "latent_cache": {"folder": "never/opened"}}
-    cached = build.experiment(ml_collections.ConfigDict(sections), devices=jax.devices()[:1])
+    cached = build.make_experiment(ml_collections.ConfigDict(sections), devices=jax.devices()[:1])
     stage = online.network.first_stage
     assert stage is not None
     arguments = online.abstract_frozen()["first_stage"], online.abstract_batch()["image"]

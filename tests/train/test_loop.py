@@ -124,7 +124,7 @@ def test_no_step_to_do_calls_no_hook():
 
 
 def test_state_past_the_end_is_an_error():
-    with pytest.raises(ValueError, match="num_steps = 4.*already done 5"):
+    with pytest.raises(ValueError, match="num_steps = 4 should be at least 5, the steps done"):
         train(fresh(5), toy_step, batches(), [], num_steps=4)
 
 
@@ -215,7 +215,58 @@ def test_failing_rescue_does_not_hide_the_first_error():
 
     with pytest.raises(ValueError, match="ended") as caught:
         train(fresh(), toy_step, [], [], num_steps=9, rescue=rescue)
-    assert "emergency checkpoint failed too: no space" in caught.value.__notes__[0]
+    assert "the emergency checkpoint failed too: no space" in caught.value.__notes__[0]
+
+
+def test_all_hooks_end_after_an_exception_whatever_one_of_them_raises():
+    log = []
+
+    def note(name, fails):
+        def end(event, stop):
+            log.append((name, event.step, stop.save))
+            if fails:
+                raise OSError(f"{name} is full")
+
+        return Hook(every(9), lambda event: None, end)
+
+    def rescue(state):
+        log.append(("rescue", int(state.step)))
+        raise OSError("no space")
+
+    hooks = [note("a", False), note("b", True), note("c", False)]
+    with pytest.raises(ValueError, match="ended before step 3") as caught:
+        train(fresh(), toy_step, batches_of(2), hooks, num_steps=9, rescue=rescue)
+    assert log == [("rescue", 2), ("a", 2, False), ("b", 2, False), ("c", 2, False)]
+    assert [note.split(" failed")[0] for note in caught.value.__notes__] == [
+        "the emergency checkpoint",
+        "a hook",
+    ]
+
+
+def test_no_hook_ends_twice():
+    ended = []
+
+    def end(event, stop):
+        ended.append(stop)
+        if len(ended) == 1:
+            raise OSError("full")
+
+    hooks = [Hook(always, lambda event: None, end), Hook(always, lambda event: None, end)]
+    with pytest.raises(OSError, match="full"):
+        train(fresh(), toy_step, batches(), hooks, num_steps=2)
+    assert ended == [None, Stop("OSError: full", save=False)]
+
+
+def test_a_stop_before_the_first_step_leaves_everything_as_it_is():
+    starts = []
+    hooks = [
+        Hook(always, lambda e: 1 / 0, lambda e, s: 1 / 0, lambda step: starts.append(step)),
+        Hook(always, lambda e: 1 / 0, start=lambda step: Stop("stopped before")),
+    ]
+    state, stop = train(fresh(3), toy_step, batches(3), hooks, num_steps=9)
+    assert (int(state.step), stop, starts) == (3, Stop("stopped before"), [3])
+    hooks = [Hook(always, lambda e: None, start=lambda step: Stop("stopped before"))]
+    assert train(fresh(9), toy_step, batches(9), hooks, num_steps=9)[1] is None
 
 
 def test_keyboard_interrupt_aborts_without_rescue():

@@ -180,27 +180,72 @@ def test_table_rows_have_named_arguments_only():
         assert name in ARGUMENTS
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "linear",
+            "transition_steps: int, init_value: number = 1.0, end_value: number = 0.0, "
+            "transition_begin: int = 0",
+        ),
+        (
+            "exponential_decay",
+            "transition_steps: int, decay_rate: number, transition_begin: int = "
+            "0, staircase: bool = False, end_value: number | None = None",
+        ),
+        (
+            "warmup_cosine_decay",
+            "warmup_steps: int, decay_steps: int, init_value: number = 0.0, "
+            "end_value: number = 0.0, exponent: number = 1.0",
+        ),
+        (
+            "linear_onecycle",
+            "transition_steps: int, pct_start: number = 0.3, pct_final: number = "
+            "0.85, div_factor: number = 25.0, final_div_factor: number = 10000.0",
+        ),
+    ],
+)
+def test_the_keywords_of_optax_have_the_types_and_defaults_of_a_config(name, expected):
+    signature = inspect.signature(LR_SCHEDULES[name])
+    parameters = sorted(map(str, signature.parameters.values()))
+    words = [text.replace("float | int", "number") for text in parameters]
+    assert words == sorted(expected.split(", "))
+    assert LR_SCHEDULES[name].__doc__
+
+
 def test_warm_up_factor():
     schedule = with_warmup(constant(0.5), 4)
     expected = [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
     np.testing.assert_allclose(values(schedule, range(6)), expected, rtol=1e-6)
     plain = constant()
     assert with_warmup(plain, 0) is plain
-    with pytest.raises(ValueError, match="warmup_steps=-1"):
+    with pytest.raises(ValueError, match="warmup_steps = -1 should be at least 0"):
         with_warmup(plain, -1)
 
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("lambda_linear", {"f_min": (0.1,)}, "lists of one length"),
-        ("lambda_linear", {"cycle_lengths": (10, 0)}, r"cycle_lengths\[1\]=0 must be positive"),
-        ("lambda_warmup_cosine", {"max_decay_steps": 0}, "must be positive"),
-        ("linear", {"transition_steps": 0}, "linear.transition_steps=0 must be positive"),
-        ("warmup_cosine_decay", {"decay_steps": 5}, "decay_steps=5 must exceed warmup_steps=5"),
-        ("inverse_sqrt", {"reference_steps": -1}, "inverse_sqrt.reference_steps=-1"),
-        ("piecewise_constant", {"scales": (1.0,)}, "piecewise_constant needs lists of one length"),
-        ("piecewise_interpolate", {"interpolate_type": "cubic"}, "choose linear or cosine"),
+        ("lambda_linear", {"f_min": (0.1,)}, "lists of lambda_linear should have one length"),
+        ("lambda_linear", {"cycle_lengths": (10, 0)}, r"cycle_lengths\[1\] = 0 should be above 0"),
+        ("lambda_warmup_cosine", {"max_decay_steps": 0}, "should be above 0"),
+        ("linear", {"transition_steps": 0}, "linear.transition_steps = 0 should be above 0"),
+        (
+            "warmup_cosine_decay",
+            {"decay_steps": 5},
+            "decay_steps = 5 should be above warmup_steps = 5",
+        ),
+        ("inverse_sqrt", {"reference_steps": -1}, "inverse_sqrt.reference_steps = -1"),
+        (
+            "piecewise_constant",
+            {"scales": (1.0,)},
+            "lists of piecewise_constant should have one length",
+        ),
+        (
+            "piecewise_interpolate",
+            {"interpolate_type": "cubic"},
+            "= 'cubic' is unknown; choose from linear, cosine",
+        ),
     ],
 )
 def test_bad_arguments(name, change, message):

@@ -276,12 +276,12 @@ def test_bfloat16_parameters_keep_their_type():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="accumulate=0 must be at least 1"):
+    with pytest.raises(ValueError, match="accumulate = 0 should be at least 1"):
         make_train_step(loss_fn, TX, seed=0, accumulate=0)
     step = make_train_step(loss_fn, TX, seed=0, accumulate=3)
-    with pytest.raises(ValueError, match="batch of 16 does not divide by accumulate=3"):
+    with pytest.raises(ValueError, match="accumulate = 3 should divide the batch of 16"):
         step(init(), {"image": jnp.zeros((16, 8, 8, 1))}, {"sigma": jnp.float32(0.5)})
-    with pytest.raises(ValueError, match="share their leading axis"):
+    with pytest.raises(ValueError, match="should have one leading axis, not"):
         step(init(), {"image": jnp.zeros((6, 8, 8, 1)), "label": jnp.zeros((3,))}, {})
     with pytest.raises(ValueError, match="0 eval batches"):
         mean_metrics([])

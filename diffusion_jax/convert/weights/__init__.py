@@ -1,1 +1,1 @@
-"""Checkpoint files <-> parameter trees, without torch; the names of layers are tables."""
+"""Checkpoint files <-> parameter trees; tables say what each layer is called in a file."""

@@ -1,7 +1,7 @@
-"""Folders that diffusers loads: the weights, and the config.json that it builds each network from.
+"""Folders that diffusers loads: weights, and the config.json from which it builds each network.
 
-Tokenizers are not written: they are files of text that belong to no parameter tree, so a whole
-pipeline is loaded with from_pretrained(folder, tokenizer=...).
+Tokenizers are not written, because they are no parameters: load a whole pipeline with
+from_pretrained(folder, tokenizer=...).
 """
 
 import json
@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.convert.weights.exporting import export_params, save_weights
-from diffusion_jax.convert.weights.layouts import DIFFUSERS, WEIGHTS_OF_FOLDER, slots_of
+from diffusion_jax.convert.weights.places import DIFFUSERS, slots_of
 from diffusion_jax.models.unet.options import per_level
 from diffusion_jax.types import PyTree
 
-# The oldest version that the configs are for.
+# The configs are valid from this version of diffusers on.
 VERSION = "0.36.0"
 Config = dict[str, Any]
-# The last of ViT-H's 24 layers, and the projection, in the names of transformers.
-UNUSED_OF_PENULTIMATE = (r"(text_model\.)?encoder\.layers\.23\.", r"text_projection\.")
 
 
 def unet_config(
@@ -28,10 +26,10 @@ def unet_config(
 ) -> Config:
     """Translate the fields of our UNet into the config of diffusers' UNet2DConditionModel.
 
-    unet: the module. sample_size: side of the latent. text_time: for num_classes = "sequential",
-    whether y is what SDXL's is, a pooled text and numbers embedded in time_dim channels each;
-    else y enters as it is (unCLIP; export it with the name map "unet_diffusers_class").
-    Raises ValueError for a field that diffusers has no counterpart of.
+    unet: the module. sample_size: side of the latent. text_time: used for num_classes =
+    "sequential"; True when y is a pooled text and numbers that are embedded in time_dim channels
+    each (SDXL), False when y enters as it is (unCLIP, with the name map "unet_diffusers_class").
+    Raises ValueError for a field that has no counterpart in diffusers.
     """
     _check_unet(unet)
     levels = range(len(unet.channel_mult))
@@ -56,7 +54,7 @@ def unet_config(
         "up_block_types": up,
         "mid_block_type": "UNetMidBlock2DCrossAttn",
         "cross_attention_dim": dims if isinstance(dims, int) else dims[0],
-        # A misnomer of diffusers: these are numbers of heads.
+        # diffusers expects numbers of heads under this name.
         "attention_head_dim": heads,
         "transformer_layers_per_block": list(per_level(unet, "transformer_depth")),
         "use_linear_projection": unet.use_linear_in_transformer,
@@ -109,19 +107,23 @@ def _check_unet(unet: Any) -> None:
         "num_head_channels": per_head != -1 and any(width % per_head for width in widths),
         "disable_middle_transformer": unet.disable_middle_transformer,
     }
-    for name, is_bad in bad.items():
-        if is_bad:
-            raise ValueError(
-                f"{name} = {getattr(unet, name)!r} has no counterpart in diffusers' "
-                "UNet2DConditionModel; export this network in the layout of latent-diffusion"
-            )
+    _refuse(unet, bad, "UNet2DConditionModel")
+
+
+def _refuse(module: Any, bad: Mapping[str, bool], theirs: str) -> None:
+    """Raise ValueError for the first bad field of a module, which diffusers has no place for."""
+    for field in (field for field, is_bad in bad.items() if is_bad):
+        raise ValueError(
+            f"{field} = {getattr(module, field)!r} has no counterpart in diffusers' {theirs}; "
+            "export this network in the names of latent-diffusion"
+        )
 
 
 def vae_config(vae: Any, *, scale_factor: float, num_codes: int | None = None) -> Config:
-    """Translate the fields of our Autoencoder into the config of diffusers' AutoencoderKL, or with
-    num_codes, those of its codebook, of diffusers' VQModel.
+    """Translate the fields of our Autoencoder into the config of diffusers' AutoencoderKL.
 
-    Raises ValueError for a field that diffusers has no counterpart of.
+    num_codes: the size of the codebook, for an autoencoder with one; it becomes a VQModel.
+    Raises ValueError for a field that has no counterpart in diffusers.
     """
     name = "AutoencoderKL" if num_codes is None else "VQModel"
     bad = {
@@ -132,12 +134,7 @@ def vae_config(vae: Any, *, scale_factor: float, num_codes: int | None = None) -
         "tanh_out": vae.tanh_out,
         "give_pre_end": vae.give_pre_end,
     }
-    for field, is_bad in bad.items():
-        if is_bad:
-            raise ValueError(
-                f"{field} = {getattr(vae, field)!r} has no counterpart in diffusers' {name}; "
-                "export this network in the layout of latent-diffusion"
-            )
+    _refuse(vae, bad, name)
     levels = range(len(vae.ch_mult))
     attends = [vae.resolution // 2**level in vae.attn_resolutions for level in levels]
     down = ["AttnDownEncoderBlock2D" if attend else "DownEncoderBlock2D" for attend in attends]
@@ -169,10 +166,11 @@ def vae_config(vae: Any, *, scale_factor: float, num_codes: int | None = None) -
 def text_config(
     params: Any, *, num_heads: int, hidden_act: str, eps: float = 1e-5, eos_token_id: int = 2
 ) -> Config:
-    """Describe a CLIP text encoder for transformers: what its parameters show, and what they don't.
+    """Write the config of a CLIP text encoder for transformers.
 
-    params: its tree, or shapes. hidden_act: "quick_gelu" (OpenAI) or "gelu" (OpenCLIP).
-    eos_token_id: 2 pools at the largest token, as all released configs of diffusers do.
+    params: its parameters, or their shapes, from which the sizes are read. hidden_act:
+    "quick_gelu" (OpenAI) or "gelu" (OpenCLIP). eos_token_id: 2 pools at the largest token, as all
+    released configs of diffusers do.
     """
     vocabulary, width = params["embeddings"]["token_embedding"]["embedding"].shape
     layers = params["encoder"]
@@ -199,16 +197,20 @@ def text_config(
 
 
 def penultimate_text(params: PyTree) -> PyTree:
-    """Leave out what a text encoder of Stable Diffusion 2 never uses: last layer and projection.
+    """Drop what Stable Diffusion 2 never uses of its text tower: last layer and projection.
 
-    diffusers applies the final norm after the last layer that there is, so its text encoder of
-    Stable Diffusion 2 has 23 of the 24 layers. Read such a folder with import_params' zeros =
-    UNUSED_OF_PENULTIMATE. params: a tree of layers_0, layers_1, ...
+    diffusers applies the final norm after the last layer of the file, so its text encoder of
+    Stable Diffusion 2 has 23 of the 24 layers. params: a tree of layers_0, layers_1, ...
     """
     layers = params["encoder"]
     last = f"layers_{len(layers) - 1}"
     kept = {name: layer for name, layer in layers.items() if name != last}
     return {k: v for k, v in params.items() if k != "text_projection"} | {"encoder": kept}
+
+
+def unused_of_penultimate(num_layers: int) -> tuple[str, str]:
+    """Match the names of what penultimate_text drops, for `zeros` of importing.Rules."""
+    return rf"(text_model\.)?encoder\.layers\.{num_layers - 1}\.", r"text_projection\."
 
 
 def scheduler_config(
@@ -225,8 +227,11 @@ def scheduler_config(
     "sqrt_linear" (its "linear") or "squaredcos_cap_v2". prediction_type: "epsilon" or
     "v_prediction". Raises ValueError for another schedule.
     """
-    names = {"linear": "scaled_linear", "sqrt_linear": "linear"}
-    names["squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    names = {
+        "linear": "scaled_linear",
+        "sqrt_linear": "linear",
+        "squaredcos_cap_v2": "squaredcos_cap_v2",
+    }
     if schedule not in names:
         raise ValueError(
             f"schedule {schedule!r} is unknown to diffusers; it has {', '.join(names)}"
@@ -254,9 +259,9 @@ def save_diffusers(
 ) -> None:
     """Write a folder that diffusers loads: weights and config.json of every component.
 
-    components: as in layouts.export_checkpoint, slots of layouts.DIFFUSERS. configs: by component
-    ("network", "first_stage", "text", ...), and "scheduler" if there is one. With a network comes a
-    model_index.json of a Stable Diffusion pipeline.
+    components: see places.export_checkpoint, with the slots of places.DIFFUSERS. configs: by
+    component ("network", "first_stage", "text", ...), and "scheduler" if there is one. With a
+    network comes a model_index.json of a Stable Diffusion pipeline.
     Raises FileExistsError when the folder exists, ValueError when a component has no config.
     """
     folder = Path(folder)
@@ -272,9 +277,10 @@ def save_diffusers(
             named = slot.name_map
             if name == "network" and "class_embed_type" in configs[name]:
                 named = f"{named}_class"
-            path = unfinished / slot.place / WEIGHTS_OF_FOLDER[slot.place]
+            stem = "model" if slot.name_map.startswith("clip") else "diffusion_pytorch_model"
+            path = unfinished / slot.place / f"{stem}.safetensors"
             save_weights(path, [export_params(tree, named, dtype=dtype)])
-            _write_json(unfinished / slot.place / "config.json", configs[name])
+            _write_json(path.with_name("config.json"), configs[name])
         if "scheduler" in configs:
             path = unfinished / "scheduler" / "scheduler_config.json"
             _write_json(path, configs["scheduler"])
@@ -286,7 +292,7 @@ def save_diffusers(
 
 
 def _model_index(slots: Mapping[str, Any], configs: Mapping[str, Config]) -> Config:
-    """Describe the pipeline, which depends on the text encoders; null stands for no such part."""
+    """Write the model_index.json of the pipeline that has these text encoders."""
     texts = tuple(name for name in ("text", "text_2") if name in slots)
     index: Config = {"_diffusers_version": VERSION, **_PIPELINES[texts]}
     for name, (slot, _) in slots.items():

@@ -1,4 +1,4 @@
-"""Write parameters as released weights: the exact names and layouts, leaf by leaf."""
+"""Write parameters as released weights, with the exact names and axes, leaf by leaf."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,24 +13,36 @@ from diffusion_jax.convert.weights.names import (
     FileTensor,
     NameMap,
     Part,
+    average_name,
     file_tensors,
+    find_kind,
     leaves_of,
     to_file,
 )
 from diffusion_jax.convert.weights.safetensors import CODES, write_safetensors
 from diffusion_jax.types import PyTree
 
-EMA = "model_ema."
 # transformers refuses files that do not say which framework they are for.
 METADATA = {"format": "pt"}
 
 
 class Exported(NamedTuple):
-    """What will be written of a network: names with shape and dtype, and the numbers in that
-    order."""
+    """What will be written of a network: {name: (shape, dtype)}, and its arrays in this order."""
 
     described: dict[str, tuple[tuple[int, ...], np.dtype]]
     tensors: Iterator[tuple[str, np.ndarray]]
+
+
+def export_network(
+    params: PyTree, path: str | os.PathLike, kind: str, *, dtype: Any = None
+) -> None:
+    """Write one network into a new .safetensors file that import_network reads back.
+
+    kind: "unet", "vae", "clip text" or "clip vision"; the names are those of the originals (UNet
+    and VAE) or of transformers (CLIP). dtype: None keeps the dtype of each leaf.
+    Raises ValueError for an unknown kind, and what export_params and save_weights raise.
+    """
+    save_weights(path, [export_params(params, find_kind(kind).name_map, dtype=dtype)])
 
 
 def export_params(
@@ -43,17 +55,16 @@ def export_params(
 ) -> Exported:
     """Translate parameters into the tensors of a file, one at a time.
 
-    dtype: None keeps each leaf's. ema: names of averages, which prefix "model.diffusion_model."
-    has as "model_ema.diffusion_model<name without dots>".
-    On a pod every process has to run through the tensors: leaves held in parts are gathered.
+    dtype: None keeps the dtype of each leaf. ema: the parameters are averages, and get the names
+    of averages (see average_name).
+    On a pod every process has to iterate over the tensors, because split leaves are gathered.
     Raises ValueError when a dtype cannot be written or two leaves would get one name.
     """
     leaves = leaves_of(params)
     wanted = file_tensors(params, name_map)
-    inner = prefix.partition(".")[2]
 
     def name(tensor: FileTensor) -> str:
-        return EMA + (inner + tensor.name).replace(".", "") if ema else prefix + tensor.name
+        return average_name(prefix, tensor.name) if ema else prefix + tensor.name
 
     def kind(tensor: FileTensor) -> np.dtype:
         chosen = np.dtype(leaves[tensor.parts[0].path].dtype if dtype is None else dtype)
@@ -74,8 +85,8 @@ def save_weights(
 ) -> None:
     """Write networks and extra arrays (such as buffers) into one new .safetensors file.
 
-    The file appears only when it is complete; on a pod process 0 writes it. At most one tensor is
-    held beside the parameters.
+    The file appears only when it is complete; on a pod process 0 writes it. The host holds at most
+    one tensor beside the parameters.
     Raises FileExistsError when there is something at path, ValueError for another suffix or when
     two tensors have one name.
     """
@@ -115,7 +126,7 @@ def _extra(extras: Mapping[str, np.ndarray]) -> Exported:
 
 
 def _gather(tensor: FileTensor, leaves: Mapping[str, Any], dtype: np.dtype) -> np.ndarray:
-    arrays = [to_file(_on_host(part, leaves), tensor.layout) for part in tensor.parts]
+    arrays = [to_file(_on_host(part, leaves), tensor.axes) for part in tensor.parts]
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     return array.astype(dtype, copy=False)
 

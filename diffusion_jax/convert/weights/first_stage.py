@@ -1,7 +1,8 @@
 """The training checkpoint of a first stage: autoencoder, codebook, discriminator, logvar and LPIPS.
 
-latent-diffusion and generative-models keep all of them in one file: encoder.*, quantize.*,
-loss.discriminator.main.*, loss.logvar and loss.perceptual_loss.*; here they are one tree for that.
+latent-diffusion and generative-models keep all of them in one file, as encoder.*, quantize.*,
+loss.discriminator.main.*, loss.logvar and loss.perceptual_loss.*. Here they are joined to one tree
+with these names before a file is written, and split again after one was read.
 """
 
 import os
@@ -11,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.convert.weights.exporting import Exported, export_params, save_weights
+from diffusion_jax.convert.weights.exporting import export_params, save_weights
 from diffusion_jax.convert.weights.first_stage_names import DISCRIMINATOR, LOGVAR, LPIPS
 from diffusion_jax.convert.weights.identify import find_network
 from diffusion_jax.convert.weights.importing import import_network, import_params
-from diffusion_jax.convert.weights.names import FileTensor, file_tensors
+from diffusion_jax.convert.weights.names import file_tensors
 from diffusion_jax.convert.weights.reading import Weights
 from diffusion_jax.models.first_stage.lpips import BACKBONES, SCALE, SHIFT, param_shapes
 from diffusion_jax.types import PyTree
@@ -24,8 +25,7 @@ TRAINING = "first_stage_ldm"
 
 
 class Imported(NamedTuple):
-    """The params and the mutable collections of a first stage's TrainState, as far as a file had
-    them, and the parts that it had not."""
+    """What was read of a first stage's TrainState, and the parts that the file did not have."""
 
     params: PyTree
     mutable: PyTree
@@ -37,27 +37,22 @@ def join_parts(
 ) -> dict[str, Any]:
     """Join the parts of a first stage into the tree that a training checkpoint is.
 
-    params, mutable: those of its TrainState. logvar: a fixed one, which is no parameter here.
+    params, mutable: fields of its TrainState. logvar: a fixed logvar, which is no parameter here.
     """
     autoencoder = dict(params["autoencoder"])
     if "codebook" in mutable["regularizer"]:
         autoencoder["quantize"] = mutable["regularizer"]["codebook"]
-    statistics = mutable["discriminator"]
-    statistics = statistics["batch_stats"] if "batch_stats" in statistics else {}
+    statistics = mutable["discriminator"].get("batch_stats", {})
     discriminator = {
-        name: {**own, **(statistics[name] if name in statistics else {})}
-        for name, own in params["discriminator"].items()
+        name: {**own, **statistics.get(name, {})} for name, own in params["discriminator"].items()
     }
-    loss: dict[str, Any] = {"discriminator": discriminator}
-    if "logvar" in params["loss"] or logvar is not None:
-        loss["logvar"] = params["loss"]["logvar"] if "logvar" in params["loss"] else logvar
-    if lpips is not None:
-        loss["perceptual_loss"] = lpips
-    return {**autoencoder, "loss": loss}
+    fixed = {"logvar": logvar, "perceptual_loss": lpips}
+    loss = {name: tree for name, tree in fixed.items() if tree is not None} | params["loss"]
+    return {**autoencoder, "loss": {"discriminator": discriminator, **loss}}
 
 
 def split_parts(tree: Mapping[str, Any], params: PyTree, mutable: PyTree) -> tuple[PyTree, PyTree]:
-    """Take a tree of join_parts apart into params and mutable of the same structure."""
+    """Undo join_parts: split its tree into params and mutable of the given structures."""
     loss = tree["loss"]
     sources = {"autoencoder": tree, "discriminator": loss["discriminator"], "loss": loss}
     own = {name: _like(params[name], sources[name]) for name in params}
@@ -76,13 +71,13 @@ def import_first_stage(
     ema: bool = False,
     ignore_keys: Sequence[str] = (),
 ) -> Imported:
-    """Read what a file has of a first stage's training into dtypes and shardings of params and
-    mutable, arrays.
+    """Read a training checkpoint into the dtypes and shardings of a first stage's TrainState.
 
-    The autoencoder has to be there, the discriminator and logvar may be missing as a whole and keep
-    their values then. A logvar that is not learned here, LPIPS and the counters of norms are not
-    looked at. ema takes the averages that the file keeps of the autoencoder. ignore_keys: see
-    import_params. Raises ValueError, naming what is missing, left over or of another shape.
+    params, mutable: its fields, arrays. The autoencoder has to be in the file; the discriminator
+    and logvar may be missing as a whole and keep their values then. A logvar that is not learned
+    here, LPIPS and the counters of norms are not looked at. ema: read the averages that the file
+    keeps of the autoencoder. ignore_keys: see importing.Rules.
+    Raises ValueError, naming what is missing, left over or of another shape.
     """
     found = find_network(weights.tensors, "vae", weights.path)
     tree = join_parts(params, mutable)
@@ -101,10 +96,9 @@ def import_first_stage(
         )
     else:
         own = {name: leaf for name, leaf in tree.items() if name != "loss"}
-        own = import_network(
+        tree |= import_network(
             own, weights, "vae", ignore_keys=ignore_keys, allow_missing=ignore_keys
         )
-        tree = {**tree, **own}
     new, after = split_parts(tree, params, mutable)
     if ema:
         own = import_network(new["autoencoder"], weights, "vae", ema=True, ignore_keys=ignore_keys)
@@ -113,10 +107,10 @@ def import_first_stage(
 
 
 def import_lpips(weights: Weights, net: str) -> PyTree:
-    """Read LPIPS out of a first stage's training checkpoint, or a file of its own -> parameters of
-    models.lpips, float32.
+    """Read LPIPS from a training checkpoint or a file of its own -> parameters of models.lpips.
 
-    Raises ValueError where there is none, or that of another net.
+    net: the backbone, a name in lpips.BACKBONES. All leaves are float32.
+    Raises ValueError where there is no LPIPS, or one with another backbone.
     """
     if not has_lpips(weights):
         raise ValueError(
@@ -124,7 +118,8 @@ def import_lpips(weights: Weights, net: str) -> PyTree:
         )
     prefix = LPIPS if _has(weights, LPIPS) else ""
     for other in set(BACKBONES) - {net}:
-        if all(prefix + tensor.name in weights.tensors for tensor in _lpips_tensors(other)):
+        tensors = file_tensors(_lpips_shapes(other), "lpips")
+        if all(prefix + tensor.name in weights.tensors for tensor in tensors):
             raise ValueError(
                 f"{weights.path} holds LPIPS over {other}, and config.perceptual.net is {net!r}"
             )
@@ -139,20 +134,20 @@ def has_lpips(weights: Weights) -> bool:
 def save_first_stage(
     path: str | os.PathLike, tree: PyTree, *, dtype: Any = None, ema: PyTree = None
 ) -> None:
-    """Write a tree of join_parts as the originals write their training checkpoint, with the
-    constants and counters that they have among it.
+    """Write a tree of join_parts as the originals write their training checkpoint.
 
-    ema: averages of the autoencoder, written as model_ema.* twins.
+    The constants and counters that the originals keep in it are written too. ema: averages of the
+    autoencoder, written beside it under the names model_ema.*.
     Raises what save_weights raises.
     """
-    exported: list[Exported] = [export_params(tree, TRAINING, dtype=dtype)]
+    exported = [export_params(tree, TRAINING, dtype=dtype)]
     if ema is not None:
         exported.append(export_params(ema, "vae_ldm", dtype=dtype, ema=True))
     save_weights(path, exported, _buffers(tree["loss"]))
 
 
 def _buffers(loss: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What torch keeps beside parameters: counters, flags and the constants of LPIPS."""
+    """Make what torch keeps beside parameters: counters, flags and the constants of LPIPS."""
     found = {}
     for name, own in loss["discriminator"].items():
         place = f"{DISCRIMINATOR}{name.replace('_', '.')}."
@@ -168,14 +163,11 @@ def _buffers(loss: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _lpips_shapes(net: str) -> PyTree:
-    def shape(leaf: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf, np.float32)
-
-    return jax.tree.map(shape, param_shapes(net), is_leaf=lambda node: isinstance(node, tuple))
-
-
-def _lpips_tensors(net: str) -> list[FileTensor]:
-    return file_tensors(_lpips_shapes(net), "lpips")
+    return jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, np.float32),
+        param_shapes(net),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
 
 
 def _has(weights: Weights, start: str) -> bool:

@@ -9,7 +9,7 @@ from diffusion_jax.models.first_stage.lpips import BACKBONES
 DISCRIMINATOR = "loss.discriminator."
 LOGVAR = "loss.logvar"
 LPIPS = "loss.perceptual_loss."
-# Constants, counters and flags among them, which are no parameters here.
+# Constants, counters and flags of such a checkpoint, which are no parameters here.
 BUFFERS = (
     r"(loss\.perceptual_loss\.)?scaling_layer\.(shift|scale)$",
     r"loss\.discriminator\.main\.\d+\.(num_batches_tracked|initialized)$",
@@ -17,14 +17,14 @@ BUFFERS = (
 
 
 def codebook_names(names: Iterable[str]) -> Renames:
-    """Renames of a codebook: that of a Gumbel quantizer, which has a projection, is `embed`."""
+    """Rename a codebook; it is `embed` in a Gumbel quantizer, known by its projection."""
     gumbel = any(name.startswith("quantize.proj.") for name in names)
     own = ((r"^quantize\.embedding\.weight$", "quantize.embed.weight"),) if gumbel else ()
     return (*own, (r"^quantize\.(cluster_size|embed_avg)$", r"quantize.embedding.\1"))
 
 
 def training_names(names: Iterable[str]) -> Renames:
-    """Renames of a whole training checkpoint: codebook, discriminator with ActNorm, LPIPS."""
+    """Rename what differs in a training checkpoint: codebook, ActNorm, LPIPS."""
     names = list(names)
     act_norms = [name.removesuffix(".loc") for name in names if name.endswith(".loc")]
     scales = [
@@ -34,8 +34,10 @@ def training_names(names: Iterable[str]) -> Renames:
 
 
 def lpips_names(names: Iterable[str]) -> Renames:
-    """Renames of LPIPS to the places in torchvision's `features`, of the net that has so many
-    convolutions."""
+    """Rename the convolutions of LPIPS to their places in torchvision's `features`.
+
+    The backbone is the one with as many convolutions as there are.
+    """
     matches = [re.search(r"(?:^|\.)conv\.(\d+)\.", name) for name in names]
     convs = {match[1] for match in matches if match}
     renames = [(r"(^|\.)lin\.(\d+)\.", r"\1lin\2.model.1.")]

@@ -1,15 +1,17 @@
 """What a file of weights is: which networks it holds, under which prefix, of which family."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from diffusion_jax.convert.weights.names import NAME_MAPS
-from diffusion_jax.convert.weights.reading import Weights
+from diffusion_jax.convert.weights.reading import diffusers_components, open_weights
+from diffusion_jax.convert.weights.tables import EMA
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# A name that only a network of this map has, after its prefix.
+# For each NameMap a name, without prefix, that no other network has.
 MARKERS = {
     "unet_ldm": r"input_blocks\.0\.0\.weight",
     "unet_diffusers": r"time_embedding\.linear_1\.weight",
@@ -20,14 +22,14 @@ MARKERS = {
     "clip_vision_hf": r"(?:vision_model\.)?embeddings\.class_embedding",
     "clip_vision_open": r"(?<=visual\.)transformer\.resblocks\.0\.ln_1\.weight",
 }
-# Where released checkpoints keep these networks; the first that is there is meant.
+# The usual prefixes of released checkpoints; the first one that a file has is taken.
 PREFIXES = {
     "unet": ("model.diffusion_model.", "diffusion_model.", "unet.", ""),
     "vae": ("first_stage_model.", "vae.", ""),
 }
 
 
-class Found(NamedTuple):
+class FoundNetwork(NamedTuple):
     """A network in a file: its kind, the name of its NameMap, and the prefix of its names."""
 
     kind: str
@@ -63,7 +65,7 @@ _TEXT = re.compile(r"attn2\.to_k\.weight$")
 _INPUT = re.compile(r"(^|\.)(input_blocks\.0\.0|conv_in)\.weight$")
 
 
-def find_networks(names: Iterable[str]) -> list[Found]:
+def find_networks(names: Iterable[str]) -> list[FoundNetwork]:
     """Find the networks that a file holds, by their markers."""
     names = list(names)
     found = []
@@ -71,24 +73,31 @@ def find_networks(names: Iterable[str]) -> list[Found]:
         pattern = re.compile(rf"^((?:.*?\.)??){marker}$")
         prefixes = sorted({match[1] for name in names if (match := pattern.match(name))})
         kind = NAME_MAPS[name_map].kind
-        found += [Found(kind, name_map, prefix) for prefix in prefixes]
+        found += [FoundNetwork(kind, name_map, prefix) for prefix in prefixes]
     return found
 
 
-def find_network(names: Iterable[str], kind: str, path: object = "the file") -> Found:
-    """Find the one network of a kind ("unet", "vae", "clip text", "clip vision") in a file.
+def find_network(
+    names: Iterable[str], kind: str, path: object = "the file", number: int | None = None
+) -> FoundNetwork:
+    """Find one network of a kind ("unet", "vae", "clip text", "clip vision") in a file.
 
-    Raises ValueError, saying what the file holds instead, when there is none, or several to choose
-    from.
+    number: which of them, counted from 0 in the order of their prefixes; None for the only one, or
+    the one with a usual prefix.
+    Raises ValueError, saying what the file holds instead, when it does not hold that network.
     """
     found = find_networks(names)
-    fits = [network for network in found if network.kind == kind]
-    for prefix in PREFIXES[kind] if kind in PREFIXES else ():
-        for network in fits:
-            if network.prefix == prefix:
-                return network
-    if len(fits) == 1:
-        return fits[0]
+    fits = sorted((n for n in found if n.kind == kind), key=lambda n: n.prefix)
+    if number is not None and number < len(fits):
+        return fits[number]
+    if number:
+        raise ValueError(
+            f"{path} holds {len(fits)} networks of the kind {kind!r}, and number {number + 1} is "
+            "needed"
+        )
+    usual = [n for prefix in PREFIXES.get(kind, ()) for n in fits if n.prefix == prefix]
+    if usual or len(fits) == 1:
+        return (usual or fits)[0]
     if fits:
         places = ", ".join(repr(network.prefix) for network in fits)
         raise ValueError(f"{path} holds several networks of kind {kind}: give prefix, of {places}")
@@ -96,25 +105,31 @@ def find_network(names: Iterable[str], kind: str, path: object = "the file") -> 
     raise ValueError(f"{path} holds no {kind}, but {held or 'no network that is known here'}")
 
 
-def describe(weights: Weights) -> list[str]:
-    """Say what a file or folder holds: a line for each network, with its prefix and, of a UNet, its
-    family."""
-    shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
-    lines = []
-    for found in find_networks(shapes):
-        under = {k: v for k, v in shapes.items() if k.startswith(found.prefix)}
-        what = unet_family(under).words if found.kind == "unet" else found.kind
-        place = f" under {found.prefix!r}" if found.prefix else ""
-        lines.append(f"{what}{place}, in the names of {found.name_map}")
-    averages = sum(name.startswith("model_ema.") for name in shapes)
-    return [*lines, f"{averages} averages (EMA)"] if averages else lines
+def describe_weights(path: str | os.PathLike) -> list[str]:
+    """Say in a line for each network of a file or folder what it is, where, and in which names.
+
+    Raises what open_weights raises.
+    """
+    lines, parts = [], diffusers_components(path)
+    for part in parts or [None]:
+        tensors = open_weights(path, part).tensors
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        for found in find_networks(shapes):
+            under = {k: v for k, v in shapes.items() if k.startswith(found.prefix)}
+            what = unet_family(under).words if found.kind == "unet" else found.kind
+            place = f" in {part}" if part else f" under {found.prefix!r}" if found.prefix else ""
+            lines.append(f"{what}{place}, in the names of {found.name_map}")
+        averages = sum(name.startswith(EMA) for name in shapes)
+        lines += [f"{averages} averages (EMA)"] if averages else []
+    return lines
 
 
 def unet_family(shapes: Shapes) -> Family:
-    """Tell where a UNet comes from by {name: shape} of its tensors, in either layout.
+    """Recognise a released UNet by the shapes of its tensors.
 
-    Names outside of FAMILIES get what can be said: the widths.
-    Source: diffusers, single_file_utils.CHECKPOINT_KEY_NAMES, told by shapes.
+    shapes: {name: shape}, in the names of latent-diffusion or diffusers.
+    A UNet that is in no row of FAMILIES gets the family "other", and its widths as the words.
+    Source of the idea: diffusers, single_file_utils.CHECKPOINT_KEY_NAMES.
     """
     inputs = [shape[1] for name, shape in shapes.items() if _INPUT.search(name)]
     contexts = {shape[1] for name, shape in shapes.items() if _TEXT.search(name)}
@@ -130,33 +145,3 @@ def unet_family(shapes: Shapes) -> Family:
             return family
     text = f"text of width {context}" if context else "no text"
     return Family("other", f"a UNet for {in_channels} channels and {text}", context, in_channels)
-
-
-def checkpoint_layout(names: Iterable[str]) -> str:
-    """Tell which of layouts.LAYOUTS a whole checkpoint in one file has.
-
-    Raises ValueError when it is none of them.
-    """
-    found = {(n.name_map, n.prefix) for n in find_networks(names)}
-    for layout, markers in _WHOLE.items():
-        if markers <= found:
-            return layout
-    raise ValueError(
-        "this is no whole checkpoint of Stable Diffusion 1, 2, XL or SVD; it holds "
-        + (
-            ", ".join(sorted(f"{name} at {prefix!r}" for name, prefix in found))
-            or "no known network"
-        )
-    )
-
-
-_WHOLE = {
-    "sdxl": {
-        ("clip_text_hf", "conditioner.embedders.0.transformer."),
-        ("clip_text_open", "conditioner.embedders.1.model."),
-    },
-    "sdxl_refiner": {("clip_text_open", "conditioner.embedders.0.model.")},
-    "svd": {("clip_vision_open", "conditioner.embedders.0.open_clip.model.visual.")},
-    "sd2": {("clip_text_open", "cond_stage_model.model.")},
-    "sd1": {("clip_text_hf", "cond_stage_model.transformer.")},
-}

@@ -1,4 +1,4 @@
-"""Read parameters out of released weights: tensor by tensor, into the shardings of the target."""
+"""Read parameters out of released weights, tensor by tensor, into the target's shardings."""
 
 import os
 import re
@@ -12,36 +12,45 @@ import numpy as np
 from diffusion_jax.convert.weights import tables
 from diffusion_jax.convert.weights.identify import find_network, unet_family
 from diffusion_jax.convert.weights.names import (
-    NAME_MAPS,
     FileTensor,
     NameMap,
     Part,
+    average_name,
     file_tensors,
+    find_kind,
+    find_name_map,
     leaves_of,
     to_ours,
 )
-from diffusion_jax.convert.weights.reading import Weights, open_weights
+from diffusion_jax.convert.weights.reading import Weights, diffusers_components, open_weights
 from diffusion_jax.convert.weights.safetensors import LazyTensor
 from diffusion_jax.types import PyTree
 
-EMA = "model_ema."
 MIN_EMA = 100
 _SHOWN = 10
-COMPONENT_OF_KIND = {
-    "unet": "unet",
-    "vae": "vae",
-    "clip text": "text_encoder",
-    "clip vision": "image_encoder",
-}
+# What holds a leaf, or a block of it, and where its numbers are.
+Source = tuple[FileTensor, Part, LazyTensor]
 
 
-class _Options(NamedTuple):
-    ignore_keys: Sequence[str]
-    allow_missing: Sequence[str]
-    allow_unused: Sequence[str]
-    zeros: Sequence[str]
-    keep_dims: int | None
-    make_it_fit: bool
+class Rules(NamedTuple):
+    """How a file may differ from the network: names that may be absent or extra, other shapes.
+
+    The first four are regular expressions, matched from the start of a name without its prefix.
+    ignore_keys: tensors of the file that are not read. allow_missing: tensors that the file may
+    lack. allow_unused: tensors of the file that nothing needs. zeros: tensors that become zeros
+    where the file lacks them, because nothing uses them.
+    keep_dims: the first convolution takes this many input channels from the file, and zeros for
+    the other ones. make_it_fit: tensors of other widths are repeated or cut along their first two
+    axes, see cyclic.
+    Source: latent-diffusion, DDPM.init_from_ckpt; Stable Diffusion 2, LatentFinetuneDiffusion.
+    """
+
+    ignore_keys: Sequence[str] = ()
+    allow_missing: Sequence[str] = ()
+    allow_unused: Sequence[str] = ()
+    zeros: Sequence[str] = ()
+    keep_dims: int | None = None
+    make_it_fit: bool = False
 
 
 def import_network(
@@ -49,27 +58,44 @@ def import_network(
     weights: Weights | str | os.PathLike,
     kind: str,
     *,
-    component: str | None = None,
+    number: int | None = None,
     prefix: str | None = None,
-    **options: Any,
+    ema: bool = False,
+    **rules: Any,
 ) -> PyTree:
-    """Read a network out of a file or folder whose layout is found out -> parameters.
+    """Read one network out of a file or folder, whose names are recognised -> parameters.
 
-    kind: "unet", "vae", "clip text" or "clip vision". component: folder of a diffusers pipeline,
-    where it is not the usual one of the kind. prefix: needed only where a file has several
-    networks of a kind. The rest is import_params'.
-    Raises ValueError when the file holds another kind of network, and what import_params raises.
+    tree, ema, rules: see import_params. kind: "unet", "vae", "clip text" or "clip vision". number:
+    which network of this kind, counted from 0; None for the only one, or the one with a usual
+    prefix. prefix: what its names start with, where this is known.
+    Raises ValueError when the file does not hold this network, and what import_params raises.
     """
     if not isinstance(weights, Weights):
-        part = COMPONENT_OF_KIND[kind] if component is None else component
-        weights = open_weights(weights, part)
-    names = weights.tensors.keys()
-    if prefix is not None:
-        names = [name for name in names if name.startswith(prefix)]
-    found = find_network(names, kind, weights.path)
-    return import_params(
-        tree, weights, found.name_map, prefix=found.prefix if prefix is None else prefix, **options
-    )
+        path = Path(weights).expanduser()
+        weights = open_network(path, kind, number or 0)
+        number = None if diffusers_components(path) else number
+    names = [name for name in weights.tensors if name.startswith(prefix or "")]
+    found = find_network(names, kind, weights.path, number)
+    prefix = found.prefix if prefix is None else prefix
+    return import_params(tree, weights, found.name_map, prefix=prefix, ema=ema, **rules)
+
+
+def open_network(path: str | os.PathLike, kind: str, number: int = 0) -> Weights:
+    """Open a file, or the part of a diffusers folder with the number-th network of a kind.
+
+    Raises ValueError when the folder has fewer of them, and what open_weights raises.
+    """
+    path, wanted = Path(path).expanduser(), find_kind(kind).folder
+    parts = diffusers_components(path)
+    if not parts:
+        return open_weights(path)
+    fits = [part for part in parts if part == wanted or part.startswith(f"{wanted}_")]
+    if number >= len(fits):
+        raise ValueError(
+            f"{path} has {len(fits)} parts named {wanted}, and number {number + 1} is needed; it "
+            f"has {', '.join(parts)}"
+        )
+    return open_weights(path, fits[number])
 
 
 def import_params(
@@ -79,48 +105,44 @@ def import_params(
     *,
     prefix: str = "",
     ema: bool = False,
-    ignore_keys: Sequence[str] = (),
-    allow_missing: Sequence[str] = (),
-    allow_unused: Sequence[str] = (),
-    zeros: Sequence[str] = (),
-    keep_dims: int | None = None,
-    make_it_fit: bool = False,
+    **rules: Any,
 ) -> PyTree:
     """Read the parameters of a network from weights whose names start with prefix -> parameters.
 
-    tree: what is wanted, arrays or jax.ShapeDtypeStruct; every leaf is cast to its dtype and put
-    into its sharding (a leaf without one goes to the default device). Only arrays can stay as they
-    are, where a file does not have them.
-    ema: the averages that the file keeps of a UNet ("model_ema.*") instead of the trained weights.
-    ignore_keys, allow_missing, allow_unused: regular expressions matched from the start of a name
-    in the file, after its prefix: tensors that are not looked at; that may be absent; that may be
-    left over. zeros: those that are zeros where they are absent, parameters that nothing uses.
-    keep_dims: the first convolution takes this many input channels from the file, and zeros for
-    the other ones (a network that sees more than the file's did). make_it_fit: tensors of other
-    widths are repeated or cut along their first two axes, see cyclic.
+    tree: the wanted parameters, arrays or jax.ShapeDtypeStruct; every leaf is cast to its dtype and
+    put into its sharding (a leaf without one goes to the default device). Leaves that the file does
+    not have keep their values, so they have to be arrays.
+    ema: read the averages that the file keeps of a UNet ("model_ema.*"), not the trained weights.
+    rules: the fields of Rules.
     Raises one ValueError that lists what is missing, left over or of another shape, or that says
     that the file holds no averages.
-    Source: latent-diffusion, DDPM.init_from_ckpt; Stable Diffusion 2, LatentFinetuneDiffusion.
     """
-    name_map = NAME_MAPS[name_map] if isinstance(name_map, str) else name_map
+    name_map = find_name_map(name_map)
     wanted = file_tensors(tree, name_map)
     held = _averages(weights, wanted, prefix) if ema else _under(weights.tensors, prefix)
-    options = _Options(ignore_keys, allow_missing, allow_unused, zeros, keep_dims, make_it_fit)
-    sources = _match(wanted, held, name_map, options, weights.path, prefix)
-    by_leaf: dict[str, list[tuple[FileTensor, Part, LazyTensor]]] = {}
+    sources = _match(wanted, held, name_map, Rules(**rules), weights.path, prefix)
+    by_leaf: dict[str, list[Source]] = {}
     for tensor in wanted:
         for part in tensor.parts if tensor.name in sources else ():
             by_leaf.setdefault(part.path, []).append((tensor, part, sources[tensor.name]))
-    kept = [p for p, leaf in leaves_of(tree).items() if _absent(by_leaf, p, leaf)]
-    abstract = [p for p in kept if isinstance(leaves_of(tree)[p], jax.ShapeDtypeStruct)]
-    if abstract:
+    leaves = leaves_of(tree)
+    for path, found in by_leaf.items():
+        if found[0][1].index is not None and len(found) != leaves[path].shape[0]:
+            count = f"only {len(found)} of the {leaves[path].shape[0]} blocks"
+            raise ValueError(f"{weights.path}: {count} of {path} are there")
+    shapes = [p for p, leaf in leaves.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+    absent = [path for path in shapes if path not in by_leaf]
+    if absent:
         raise ValueError(
-            f"{weights.path} does not have {_few(abstract)}; to allow that, give arrays as their "
+            f"{weights.path} does not have {_few(absent)}; to allow that, give arrays as their "
             "initial values, not only shapes"
         )
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _read_leaf(by_leaf, "/".join(e.key for e in path), leaf, kept), tree
-    )
+
+    def read(path: Any, leaf: Any) -> Any:
+        name = "/".join(entry.key for entry in path)
+        return _read_leaf(by_leaf[name], leaf) if name in by_leaf else leaf
+
+    return jax.tree_util.tree_map_with_path(read, tree)
 
 
 def _under(tensors: Mapping[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:
@@ -128,20 +150,19 @@ def _under(tensors: Mapping[str, LazyTensor], prefix: str) -> dict[str, LazyTens
 
 
 def _averages(weights: Weights, wanted: list[FileTensor], prefix: str) -> dict[str, LazyTensor]:
-    """Find model_ema.<name without its first module and dots> of what is wanted."""
-    count = sum(name.startswith(EMA) for name in weights.tensors)
+    """Find the averages of the wanted tensors, by the tensors' own names."""
+    count = sum(name.startswith(tables.EMA) for name in weights.tensors)
     if count <= MIN_EMA:
         raise ValueError(
-            f"{weights.path} has no averages (EMA): {count} of its names start with {EMA}; import "
-            "the trained weights with ema = False"
+            f"{weights.path} has no averages (EMA): {count} of its names start with {tables.EMA}; "
+            "import the trained weights with ema = False"
         )
-    inner = prefix.partition(".")[2]
-    twins = {EMA + (inner + t.name).replace(".", ""): t.name for t in wanted}
-    start = EMA + inner.replace(".", "")
+    own = {average_name(prefix, tensor.name): tensor.name for tensor in wanted}
+    counters = (f"{tables.EMA}decay", f"{tables.EMA}num_updates")
     return {
-        twins[name] if name in twins else name: held
+        own.get(name, name): held
         for name, held in weights.tensors.items()
-        if name.startswith(start) and name not in (f"{EMA}decay", f"{EMA}num_updates")
+        if name.startswith(average_name(prefix, "")) and name not in counters
     }
 
 
@@ -149,30 +170,30 @@ def _match(
     wanted: list[FileTensor],
     held: dict[str, LazyTensor],
     name_map: NameMap,
-    options: _Options,
+    rules: Rules,
     path: Path,
     prefix: str,
 ) -> dict[str, LazyTensor]:
-    """Pair what is wanted with what a file holds; raise one error for all that does not fit."""
-    held = {name: t for name, t in held.items() if not _matches(name, options.ignore_keys)}
+    """Pair wanted tensors with a file's tensors; raise one error for everything that differs."""
+    held = {name: t for name, t in held.items() if not _matches(name, rules.ignore_keys)}
     sources, missing, shapes, used = {}, [], [], set()
     for tensor in wanted:
         name = next((n for n in (tensor.name, *tensor.aliases) if n in held), None)
-        if name is None and _matches(tensor.name, options.zeros):
+        if name is None and _matches(tensor.name, rules.zeros):
             sources[tensor.name] = _zeros(tensor.shape)
             continue
         if name is None:
-            if not _matches(tensor.name, (*options.ignore_keys, *options.allow_missing)):
+            if not _matches(tensor.name, (*rules.ignore_keys, *rules.allow_missing)):
                 missing.append(f"{prefix}{tensor.name}")
             continue
         used.add(name)
-        fitted = _fit(held[name], tensor, name_map, options)
+        fitted = _fit(held[name], tensor, name_map, rules)
         if fitted is None:
             there, here = held[name].shape, tensor.shape
             shapes.append(f"{prefix}{name} {there} (here {here})")
         else:
             sources[tensor.name] = fitted
-    ignorable = (*options.allow_unused, *name_map.ignorable, *(() if prefix else tables.BUFFERS))
+    ignorable = (*rules.allow_unused, *name_map.ignorable, *(() if prefix else tables.BUFFERS))
     unused = [prefix + n for n in held if n not in used and not _matches(n, ignorable)]
     if missing or shapes or unused:
         problems = ((missing, "missing"), (unused, "unused"), (shapes, "of another shape"))
@@ -192,18 +213,18 @@ def _families(wanted: list[FileTensor], held: Mapping[str, LazyTensor], name_map
 
 
 def _fit(
-    held: LazyTensor, tensor: FileTensor, name_map: NameMap, options: _Options
+    held: LazyTensor, tensor: FileTensor, name_map: NameMap, rules: Rules
 ) -> LazyTensor | None:
-    """See a file's tensor in the wanted shape; None when it does not fit."""
+    """Give a file's tensor the wanted shape; None when it does not fit."""
     shape = tensor.shape
     if held.shape == shape:
         return held
     if len(shape) > 1 and _core(held.shape) == _core(shape):
         # A dense layer and a 1 x 1 convolution hold the same numbers.
         return LazyTensor(shape, held.dtype, lambda: held.load().reshape(shape))
-    if options.make_it_fit and len(held.shape) == len(shape) and held.shape[2:] == shape[2:]:
+    if rules.make_it_fit and len(held.shape) == len(shape) and held.shape[2:] == shape[2:]:
         return LazyTensor(shape, held.dtype, lambda: cyclic(held.load(), shape))
-    keep_dims = options.keep_dims
+    keep_dims = rules.keep_dims
     if keep_dims is None or tensor.name != name_map.first or len(held.shape) != len(shape):
         return None
     theirs, ours = list(held.shape), list(shape)
@@ -221,9 +242,9 @@ def _fit(
 def cyclic(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Make a file's [out in ...] or [out] as large as shape: new[i, j] = old[i % out, j % in] / n.
 
-    n of j is one more than how often its old channel is used: with 4 old channels and 9 new ones 4
-    for the first and 3 for the others. One more is what Stable Diffusion 2 counts; with the true
-    count, sums over repeated inputs would be kept.
+    n is one more than the number of new channels that repeat the old channel j % in: with 4 old and
+    9 new channels, 4 for the first and 3 for the others. Stable Diffusion 2 counts that one more;
+    without it, sums over repeated inputs would stay the same.
     Source: Stable Diffusion 2, DDPM.init_from_ckpt, make_it_fit.
     """
     rows = np.arange(shape[0]) % array.shape[0]
@@ -243,39 +264,24 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if all(side == 1 for side in shape[2:]) else shape
 
 
-def _absent(by_leaf: Mapping[str, list], path: str, leaf: Any) -> bool:
-    """Whether a leaf keeps its values; ones that are there in part are an error."""
-    if path not in by_leaf:
-        return True
-    blocks = [part.index for _, part, _ in by_leaf[path]]
-    if blocks != [None] and len(blocks) != leaf.shape[0]:
-        raise ValueError(f"only {len(blocks)} of the {leaf.shape[0]} blocks of {path} are there")
-    return False
-
-
-def _read_leaf(by_leaf: Mapping[str, list], path: str, leaf: Any, kept: Sequence[str]) -> Any:
-    """Read one leaf into its sharding, its parts one after the other."""
-    if path in kept:
-        return leaf
-    sources, cache = by_leaf[path], {}
+def _read_leaf(sources: Sequence[Source], leaf: Any) -> Any:
+    """Read one leaf into its sharding, from one file tensor after the other."""
     sharding = getattr(leaf, "sharding", None)
-    # One piece is read for all devices, so nothing is kept for the next one.
-    whole_at_once = sharding is None or sharding.is_fully_replicated
+    # Every device of a split leaf asks for its piece; the last tensor is kept for the next device.
+    keep = sharding is not None and not sharding.is_fully_replicated
+    cache: dict[int, np.ndarray] = {}
 
     def part(i: int) -> np.ndarray:
         tensor, part, source = sources[i]
-        if i in cache:
-            whole = cache[i]
-        else:
+        if i not in cache:
             cache.clear()
-            whole = source.load()
-            if not whole_at_once:
-                cache[i] = whole
+            cache[i] = source.load()
+        whole = cache[i] if keep else cache.pop(i)
         if len(tensor.parts) > 1:
             size = whole.shape[0] // len(tensor.parts)
             place = tensor.parts.index(part) * size
             whole = whole[place : place + size]
-        return to_ours(whole, tensor.layout)
+        return to_ours(whole, tensor.axes)
 
     def read(index: Any) -> np.ndarray:
         if sources[0][1].index is None:

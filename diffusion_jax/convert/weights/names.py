@@ -1,6 +1,6 @@
-"""Which tensors of a file hold which of our parameters: one description, read in both directions.
+"""Which tensors of a file hold which of our parameters, for reading and for writing.
 
-A NameMap is data (tables.py); file_tensors applies it to the leaves of a network.
+A NameMap is made of the tables in tables.py; file_tensors applies it to the leaves of a network.
 """
 
 import re
@@ -14,14 +14,14 @@ from diffusion_jax.convert.weights import first_stage_names, tables
 from diffusion_jax.convert.weights.tables import Renames
 from diffusion_jax.types import PyTree
 
-# A leaf whose path has this module without a number holds a scan's blocks along its first axis.
+# Without a number after it, such a module is scanned: its leaves hold blocks on their first axis.
 STACKS = re.compile(r"(^|/)(transformer_blocks|layers)(?=/)")
-# Leaves that stand in one tensor, in this order (OpenCLIP's in_proj_weight).
+# OpenCLIP joins these three leaves, in this order, in one tensor (in_proj_weight).
 _FUSED = re.compile(r"/self_attn/([qkv])_proj/")
 
 
 class Part(NamedTuple):
-    """A leaf, or with an index one block of a stacked leaf."""
+    """A whole leaf (index None), or one block of a leaf that holds stacked blocks."""
 
     path: str
     index: int | None
@@ -30,39 +30,39 @@ class Part(NamedTuple):
 class FileTensor(NamedTuple):
     """A tensor of a file: its parts are joined along its first axis.
 
-    layout: "same" (our axes), "kernel" ([*sides in out] here is [out in *sides] there),
-    "pointwise" (our 1 x 1 convolution is a dense layer there) or "channel" ([c] is [1 c 1 1]
-    there). aliases: other names it may have.
+    axes: "same" as here, "kernel" ([*sides in out] here is [out in *sides] there), "pointwise"
+    (our 1 x 1 convolution is a dense layer there) or "channel" ([c] is [1 c 1 1] there).
+    aliases: other names that it may have.
     """
 
     name: str
     shape: tuple[int, ...]
-    layout: str
+    axes: str
     parts: tuple[Part, ...]
     aliases: tuple[str, ...] = ()
 
 
 class NameMap(NamedTuple):
-    """The names of one kind of network in one layout of files; all but the kind is tables.py's.
+    """The names that one family of programs gives to the tensors of one kind of network.
 
-    structural: makes renames that depend on which names there are; they come between dotted and
-    renames. layouts: (pattern of the name, layout) where it is not that of the leaf. aliases: other
-    names to look for. ignorable: names in files that are no parameters. first: the convolution that
-    sees the input.
+    dotted, structural, renames: renames that are applied in this order; structural makes its own
+    from the dotted names of the whole network. axes: (pattern of a name, FileTensor.axes) where
+    the leaf's name does not say. aliases: renames to other names to look for. ignorable: patterns
+    of names in files that are no parameters. first: the name of the convolution of the input.
     """
 
     kind: str
     dotted: Renames
     renames: Renames = ()
     structural: Callable[[Iterable[str]], Renames] | None = None
-    layouts: tuple[tuple[str, str], ...] = ()
+    axes: tuple[tuple[str, str], ...] = ()
     aliases: Renames = ()
     ignorable: tuple[str, ...] = ()
     first: str = ""
 
 
 def unet_blocks(names: Iterable[str]) -> Renames:
-    """Renames of input_blocks.N and output_blocks.N to diffusers' levels and blocks.
+    """Rename input_blocks.N and output_blocks.N to diffusers' levels and blocks.
 
     A level of the way down ends with a convolution `op`, one of the way up with `conv`.
     Raises ValueError for a network that diffusers' UNet2DConditionModel has no place for.
@@ -71,7 +71,7 @@ def unet_blocks(names: Iterable[str]) -> Renames:
     if any(".qkv." in name for name in names):
         raise ValueError(
             "attention blocks without text (qkv) have no place in diffusers' UNet2DConditionModel; "
-            "use the layout of latent-diffusion"
+            "use the names of latent-diffusion"
         )
     blocks = sorted({tuple(name.split(".")[:3]) for name in names if "put_blocks." in name})
     numbers = {side: {int(n) for s, n, _ in blocks if s == side} for side, _, _ in blocks}
@@ -100,7 +100,7 @@ def unet_blocks(names: Iterable[str]) -> Renames:
 
 
 def vae_levels(names: Iterable[str]) -> Renames:
-    """Renames of the decoder's levels: diffusers counts from the lowest resolution."""
+    """Rename the decoder's levels, which diffusers counts from the lowest resolution."""
     found = [re.search(r"\bup\.(\d+)\.", name) for name in names]
     count = 1 + max((int(match[1]) for match in found if match), default=-1)
     renames = []
@@ -114,32 +114,40 @@ def vae_levels(names: Iterable[str]) -> Renames:
     return tuple(renames)
 
 
-_DENSE_ATTENTION = ((r"\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight$", "pointwise"),)
+def _transformers(kind: str, projection: str) -> NameMap:
+    """Name a CLIP tower as transformers does, with a prefix for all but the projection."""
+    return NameMap(
+        f"clip {kind}",
+        tables.DOTTED,
+        ((rf"^(?!{projection}\.)", f"{kind}_model."),),
+        # transformers 5 writes no prefix for a model without a projection.
+        aliases=((rf"^{kind}_model\.", ""),),
+        ignorable=(rf"({kind}_model\.)?embeddings\.position_ids$",),
+    )
+
+
+_UNET_DIFFUSERS = NameMap(
+    "unet",
+    tables.DOTTED,
+    tables.UNET_DIFFUSERS,
+    unet_blocks,
+    aliases=tables.UNET_ALIASES,
+    first="conv_in.weight",
+)
 NAME_MAPS: dict[str, NameMap] = {
     "unet_ldm": NameMap("unet", tables.DOTTED, first="input_blocks.0.0.weight"),
-    "unet_diffusers": NameMap(
-        "unet",
-        tables.DOTTED,
-        tables.UNET_DIFFUSERS,
-        unet_blocks,
-        aliases=tables.UNET_ALIASES,
-        first="conv_in.weight",
+    "unet_diffusers": _UNET_DIFFUSERS,
+    # For unCLIP, whose vector enters as class_embedding.
+    "unet_diffusers_class": _UNET_DIFFUSERS._replace(
+        renames=tables.UNET_DIFFUSERS + tables.UNET_ALIASES, aliases=()
     ),
-    # unCLIP: the vector enters as class_embedding.
-    "unet_diffusers_class": NameMap(
-        "unet",
-        tables.DOTTED,
-        tables.UNET_DIFFUSERS + tables.UNET_ALIASES,
-        unet_blocks,
-        first="conv_in.weight",
-    ),
-    # Everything else of a training checkpoint belongs to the loss.
+    # Training checkpoints hold the loss beside the network.
     "vae_ldm": NameMap(
         "vae",
         tables.VAE_DOTTED,
         structural=first_stage_names.codebook_names,
         aliases=tables.CODES_ALIASES,
-        ignorable=(r"loss\.", "model_ema\\."),
+        ignorable=(r"loss\.", r"model_ema\."),
         first="encoder.conv_in.weight",
     ),
     "vae_diffusers": NameMap(
@@ -147,39 +155,27 @@ NAME_MAPS: dict[str, NameMap] = {
         tables.VAE_DOTTED,
         tables.VAE_DIFFUSERS,
         vae_levels,
-        layouts=_DENSE_ATTENTION,
+        axes=((r"\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight$", "pointwise"),),
         aliases=tables.VAE_ALIASES,
         first="encoder.conv_in.weight",
     ),
-    "clip_text_hf": NameMap(
-        "clip text",
-        tables.DOTTED,
-        tables.TEXT_HF,
-        aliases=tables.TEXT_ALIASES,
-        ignorable=(r"(text_model\.)?embeddings\.position_ids$",),
-    ),
+    "clip_text_hf": _transformers("text", "text_projection"),
     "clip_text_open": NameMap(
         "clip text",
         tables.DOTTED,
         tables.TEXT_OPEN,
-        layouts=((r"^text_projection$", "same"),),
+        axes=((r"^text_projection$", "same"),),
         ignorable=(r"logit_scale$", r"attn_mask$", r"visual\.", r"text_projection$"),
     ),
-    "clip_vision_hf": NameMap(
-        "clip vision",
-        tables.DOTTED,
-        tables.VISION_HF,
-        aliases=tables.VISION_ALIASES,
-        ignorable=(r"(vision_model\.)?embeddings\.position_ids$",),
-    ),
+    "clip_vision_hf": _transformers("vision", "visual_projection"),
     "clip_vision_open": NameMap(
-        "clip vision", tables.DOTTED, tables.VISION_OPEN, layouts=((r"^proj$", "same"),)
+        "clip vision", tables.DOTTED, tables.VISION_OPEN, axes=((r"^proj$", "same"),)
     ),
     "first_stage_ldm": NameMap(
         "first stage",
         tables.VAE_DOTTED,
         structural=first_stage_names.training_names,
-        layouts=((r"\.main\.\d+\.(loc|scale)$", "channel"),),
+        axes=((r"\.main\.\d+\.(loc|scale)$", "channel"),),
         aliases=tables.CODES_ALIASES,
         ignorable=(*first_stage_names.BUFFERS, r"loss\.perceptual_loss\.", r"model_ema\."),
         first="encoder.conv_in.weight",
@@ -195,10 +191,49 @@ NAME_MAPS: dict[str, NameMap] = {
 }
 
 
+class NetworkKind(NamedTuple):
+    """The folder of a network in a diffusers pipeline, and its NameMap in a file of its own."""
+
+    folder: str
+    name_map: str
+
+
+KINDS = {
+    "unet": NetworkKind("unet", "unet_ldm"),
+    "vae": NetworkKind("vae", "vae_ldm"),
+    "clip text": NetworkKind("text_encoder", "clip_text_hf"),
+    "clip vision": NetworkKind("image_encoder", "clip_vision_hf"),
+}
+
+
+def find_kind(kind: str) -> NetworkKind:
+    """Look up a kind of network; ValueError for an unknown one."""
+    if kind not in KINDS:
+        raise ValueError(f"kind = {kind!r} is unknown; choose from {', '.join(KINDS)}")
+    return KINDS[kind]
+
+
 def leaves_of(tree: PyTree) -> dict[str, Any]:
     """List a tree's leaves by path, such as "out_0/scale"."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(str(entry.key) for entry in path): leaf for path, leaf in flat}
+
+
+def find_name_map(name_map: NameMap | str) -> NameMap:
+    """Look up a name in NAME_MAPS; a NameMap stands for itself. ValueError for an unknown name."""
+    if not isinstance(name_map, str):
+        return name_map
+    if name_map not in NAME_MAPS:
+        raise ValueError(f"name_map = {name_map!r} is unknown; choose from {', '.join(NAME_MAPS)}")
+    return NAME_MAPS[name_map]
+
+
+def average_name(prefix: str, name: str) -> str:
+    """Name the average (EMA) of a tensor, which loses the first module of its prefix and all dots.
+
+    The average of "model.diffusion_model." + "out.0.bias" is "model_ema.diffusion_modelout0bias".
+    """
+    return tables.EMA + (prefix.partition(".")[2] + name).replace(".", "")
 
 
 def file_tensors(tree: PyTree, name_map: NameMap | str) -> list[FileTensor]:
@@ -207,21 +242,18 @@ def file_tensors(tree: PyTree, name_map: NameMap | str) -> list[FileTensor]:
     tree: nested dicts of anything with a shape. name_map: a NameMap or a name in NAME_MAPS.
     Raises ValueError for an unknown name, or a tree that the map does not fit.
     """
-    if isinstance(name_map, str):
-        if name_map not in NAME_MAPS:
-            raise ValueError(f"name map {name_map!r} is unknown; choose one of {list(NAME_MAPS)}")
-        name_map = NAME_MAPS[name_map]
+    name_map = find_name_map(name_map)
     parts = [part for path, leaf in leaves_of(tree).items() for part in _parts(path, leaf.shape)]
     named = {part: _rename(_dotted_path(path), name_map.dotted) for part, path, _ in parts}
     renames = name_map.structural(named.values()) if name_map.structural else ()
     joined: dict[str, list[tuple[str, Part, tuple[int, ...], str]]] = {}
     for part, path, shape in parts:
         name = _rename(named[part], renames + name_map.renames)
-        layout = next((kind for pattern, kind in name_map.layouts if re.search(pattern, name)), "")
-        layout = layout or ("kernel" if path.endswith("/kernel") else "same")
+        axes = next((axes for pattern, axes in name_map.axes if re.search(pattern, name)), "")
+        axes = axes or ("kernel" if path.endswith("/kernel") else "same")
         match = _FUSED.search(path)
         place = str("qkv".index(match[1])) if match else ""
-        joined.setdefault(name, []).append((place, part, _file_shape(shape, layout), layout))
+        joined.setdefault(name, []).append((place, part, _file_shape(shape, axes), axes))
     return [
         _join(name, sorted(held, key=lambda h: h[0]), name_map.aliases)
         for name, held in joined.items()
@@ -248,36 +280,36 @@ def _rename(name: str, renames: Renames) -> str:
     return name
 
 
-def _file_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
-    if layout == "kernel":
+def _file_shape(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
+    if axes == "kernel":
         return (shape[-1], shape[-2], *shape[:-2])
-    if layout == "channel":
+    if axes == "channel":
         return (1, *shape, 1, 1)
-    return (shape[-1], shape[-2]) if layout == "pointwise" else shape
+    return (shape[-1], shape[-2]) if axes == "pointwise" else shape
 
 
 def _join(name: str, held: list[tuple[str, Part, tuple[int, ...], str]], aliases: Renames) -> Any:
-    places, parts, shapes, layouts = zip(*held, strict=True)
+    places, parts, shapes, axes = zip(*held, strict=True)
     if len(parts) > 1 and "".join(places) != "012":
         raise ValueError(f"{', '.join(part.path for part in parts)} would all be called {name}")
     shape = (sum(shape[0] for shape in shapes), *shapes[0][1:]) if len(parts) > 1 else shapes[0]
     other = _rename(name, aliases)
-    return FileTensor(name, shape, layouts[0], parts, () if other == name else (other,))
+    return FileTensor(name, shape, axes[0], parts, () if other == name else (other,))
 
 
-def to_file(array: np.ndarray, layout: str) -> np.ndarray:
+def to_file(array: np.ndarray, axes: str) -> np.ndarray:
     """Move the axes of our array to where a file has them: a view."""
-    if layout == "kernel":
+    if axes == "kernel":
         return np.moveaxis(array, (-1, -2), (0, 1))
-    if layout == "channel":
+    if axes == "channel":
         return array[None, :, None, None]
-    return array[0, 0].T if layout == "pointwise" else array
+    return array[0, 0].T if axes == "pointwise" else array
 
 
-def to_ours(array: np.ndarray, layout: str) -> np.ndarray:
+def to_ours(array: np.ndarray, axes: str) -> np.ndarray:
     """Move the axes of a file's array to where ours are: a view, the inverse of to_file."""
-    if layout == "kernel":
+    if axes == "kernel":
         return np.moveaxis(array, (0, 1), (-1, -2))
-    if layout == "channel":
+    if axes == "channel":
         return array[0, :, 0, 0]
-    return array.T[None, None] if layout == "pointwise" else array
+    return array.T[None, None] if axes == "pointwise" else array

@@ -20,7 +20,7 @@ class Weights(NamedTuple):
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-INDEX = re.compile(r"\.safetensors\.index(\.\w+)?\.json$")
+INDEX = re.compile(r"\.(safetensors|bin)\.index(\.\w+)?\.json$")
 # The folders of a diffusers pipeline that hold weights.
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
 
@@ -30,12 +30,12 @@ def open_weights(
 ) -> Weights:
     """List the tensors of a file or folder, by name with shape and dtype; none is read yet.
 
-    path: a .safetensors file, the *.safetensors.index.json of a sharded one, a file by torch.save
-    (.ckpt .pt .pth .bin), a folder with one of these, or a folder of diffusers, of which
-    `component` ("unet", "vae", ...) names the part. variant: "fp16" for the *.fp16.* files of a
-    folder; without it they are taken where there are no others.
-    Raises FileNotFoundError when there is no such file, ValueError, naming the file and what it is
-    instead, when it is none of these, is cut off, or holds anything but weights.
+    path: a safetensors file or a file by torch.save, whatever its name, the *.index.json of a
+    sharded one, a folder with one of these, or a folder of diffusers. component: the part of a
+    diffusers folder ("unet", "vae", ...). variant: "fp16" for the *.fp16.* files of a folder, and
+    so on; without it they are taken where there are no others.
+    Raises FileNotFoundError when there is no such file, and ValueError, naming the file and what it
+    is instead, when it is none of these, is cut off, or holds anything but weights.
     """
     path = Path(path)
     if not path.exists():
@@ -44,17 +44,7 @@ def open_weights(
         return open_weights(weights_file(path, component, variant=variant))
     if INDEX.search(path.name):
         return Weights(path, _read_shards(path))
-    kind = _sniff(path)
-    wanted = "torch" if path.suffix in TORCH_SUFFIXES else path.suffix.removeprefix(".")
-    if wanted not in ("torch", "safetensors"):
-        raise ValueError(
-            f"{path} ends in {path.suffix!r}; weights end in .safetensors, "
-            f"{', '.join(TORCH_SUFFIXES)} or .safetensors.index.json"
-        )
-    if kind != wanted:
-        right = ".ckpt" if kind == "torch" else ".safetensors"
-        raise ValueError(f"{path} is named {path.suffix} but is a {right} file inside; rename it")
-    tensors = read_safetensors(path) if kind == "safetensors" else read_torch(path)
+    tensors = read_safetensors(path) if _sniff(path) == "safetensors" else read_torch(path)
     if not tensors:
         raise ValueError(f"{path} holds no tensors")
     return Weights(path, tensors)
@@ -68,24 +58,42 @@ def diffusers_components(path: str | os.PathLike) -> list[str]:
 def weights_file(folder: Path, component: str | None = None, *, variant: str | None = None) -> Path:
     """Find the file (or index of shards) with the weights of a folder, or of one of its components.
 
-    Raises FileNotFoundError when there is none, ValueError when `component` has to be given.
+    Raises FileNotFoundError when there is none, ValueError when component or variant has to be
+    given.
     """
     parts = diffusers_components(folder)
     if component is not None and component in parts:
         folder = folder / component
-    for chosen in (variant,) if variant else ("", "fp16"):
-        middle = f".{chosen}" if chosen else ""
-        endings = (f".safetensors.index{middle}.json", f"{middle}.safetensors", f"{middle}.bin")
-        for name in (f"{stem}{ending}" for ending in endings for stem in STEMS):
-            if (folder / name).is_file():
-                return folder / name
+    found = _variants(folder)
+    for chosen in (variant,) if variant else ("", "fp16", *(found if len(found) == 1 else ())):
+        if chosen in found:
+            return found[chosen]
     if parts and component not in parts:
         asked = "" if component is None else f", not {component!r}"
         raise ValueError(f"{folder} is a diffusers folder: choose one of {', '.join(parts)}{asked}")
     kind = f" {variant}" if variant else ""
+    if found:
+        raise ValueError(f"{folder} has no{kind} weights; choose a variant from {', '.join(found)}")
     raise FileNotFoundError(
         f"{folder} has no{kind} weights; looked for {', '.join(f'{s}.safetensors' for s in STEMS)}"
     )
+
+
+def _variants(folder: Path) -> dict[str, Path]:
+    """Find the weights in a folder: {variant, "" for the plain one: file, or index of shards}."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    found: dict[str, Path] = {}
+    for ending in (
+        r"\.safetensors\.index{}\.json",
+        r"{}\.safetensors",
+        r"\.bin\.index{}\.json",
+        r"{}\.bin",
+    ):
+        for stem in STEMS:
+            pattern = re.compile(stem + ending.format(r"(?:\.(?!index)(\w+))?"))
+            for match in filter(None, map(pattern.fullmatch, names)):
+                found.setdefault(match[1] or "", folder / match[0])
+    return found
 
 
 def _read_shards(path: Path) -> dict[str, LazyTensor]:
@@ -118,7 +126,7 @@ def _sniff(path: Path) -> str:
     text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise ValueError(f"{path} is a web page, not weights: the download went wrong")
-    if start.startswith(b"PK\x03\x04") or LEGACY_MAGIC in start[:32]:
+    if start.startswith(b"PK") or LEGACY_MAGIC in start[:32]:
         return "torch"
     if len(start) > 8 and start[8:9] == b"{":
         return "safetensors"

@@ -1,10 +1,11 @@
 """The safetensors format: 8 bytes of header length, a JSON header, and the bytes of the tensors.
 
-Read and written here, not by the package of that name: its writer wants every tensor of a file in
-memory at once, which for SDXL is 10 GB on the host, and its NumPy side has no bfloat16.
+It is read and written here and not by the package `safetensors`, whose writer needs every tensor of
+a file in memory at once (10 GB on the host for SDXL) and whose NumPy side has no bfloat16.
 Source: https://github.com/huggingface/safetensors, "Format".
 """
 
+import functools
 import io
 import json
 import os
@@ -40,7 +41,7 @@ _BLOCK = 2**24
 
 
 class LazyTensor(NamedTuple):
-    """A tensor of a file that `load` reads: shape and dtype are known before."""
+    """A tensor of a file: its shape and dtype are known, `load` reads its numbers."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -48,30 +49,39 @@ class LazyTensor(NamedTuple):
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, LazyTensor]:
-    """Read the header of a file: {name: tensor}, whose numbers `load` reads from the disk.
+    """Read the header of a file: {name: tensor}.
 
-    Raises ValueError, naming the file, when it is cut off or its header does not fit its content.
+    Raises ValueError, naming the file, when it is cut off or its header does not describe each of
+    its bytes once, as the official reader does.
     """
     path = Path(path)
     header, start = _read_header(path)
     header.pop("__metadata__", None)
-    size = path.stat().st_size - start
-    tensors = {}
-    for name, entry in header.items():
-        shape, dtype, begin, end = _check_entry(path, name, entry)
-        if end > size:
+    entries = {name: _check_entry(path, name, entry) for name, entry in header.items()}
+    last = 0
+    for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != last:
             raise ValueError(
-                f"{path} is cut off: it has {size + start} bytes and {name} ends at byte "
-                f"{end + start}; download or copy it again"
+                f"{path} has a damaged header: {name} begins at byte {begin} of the content, and "
+                f"the tensor before it ends at {last}"
             )
-        tensors[name] = LazyTensor(shape, dtype, _reader(path, start + begin, shape, dtype))
-    return tensors
-
-
-def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """Read the free text entries of a file's header."""
-    header, _ = _read_header(Path(path))
-    return header["__metadata__"] if "__metadata__" in header else {}
+        last = end
+    size = path.stat().st_size
+    if start + last > size:
+        raise ValueError(
+            f"{path} is cut off: it has {size} bytes and its tensors end at byte {start + last}; "
+            "download or copy it again"
+        )
+    if start + last < size:
+        raise ValueError(
+            f"{path} is damaged: it has {size} bytes and its tensors end at byte {start + last}"
+        )
+    return {
+        name: LazyTensor(
+            shape, dtype, functools.partial(read_array, path, start + begin, shape, dtype)
+        )
+        for name, (shape, dtype, begin, _) in entries.items()
+    }
 
 
 def read_array(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -81,12 +91,6 @@ def read_array(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype)
     if raw.size != count * dtype.itemsize:
         raise ValueError(f"{path} became shorter while it was read")
     return raw.view(dtype).reshape(shape)
-
-
-def _reader(
-    path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype
-) -> Callable[[], np.ndarray]:
-    return lambda: read_array(path, offset, shape, dtype)
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -102,12 +106,24 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             )
         text = file.read(length)
     try:
-        header = json.loads(text)
-    except ValueError as error:
+        header = json.loads(text, object_pairs_hook=_unique)
+    except KeyError as error:
+        raise ValueError(f"{path} has a damaged header: it describes {error} twice") from error
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
         raise ValueError(f"{path} is no safetensors file: its header is not a JSON object")
     return header, LENGTH_BYTES + length
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary; KeyError for a name that comes twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise KeyError(name)
+        found[name] = value
+    return found
 
 
 def _check_entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype, int, int]:

@@ -1,14 +1,16 @@
-"""How the names of our parameters become those of released files: regular expressions, in order.
+"""Regular expressions that turn the names of our parameters into names of released files.
 
-A name starts as our path with dots, its leaf as PyTorch calls it: "out_0.scale" is "out_0.weight".
-DOTTED and VAE_DOTTED then give the names of latent-diffusion (UNet, VAE) and of transformers
-(CLIP); the other tables translate those further.
+A name starts as our path with dots and with PyTorch's name of the leaf: "out_0/scale" starts as
+"out_0.weight". DOTTED and VAE_DOTTED turn it into the name of latent-diffusion (UNet, VAE) or of
+transformers (CLIP); the other tables translate these names further. All are applied in order.
 """
 
 from typing import TypeAlias
 
 Renames: TypeAlias = tuple[tuple[str, str], ...]
 
+# The prefix of averages (EMA), which stand beside the trained weights.
+EMA = "model_ema."
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 # input_blocks_1_0 is input_blocks.1.0, to_out_0 is to_out.0.
@@ -23,7 +25,7 @@ VAE_DOTTED: Renames = (
     # The codebook of a VQ model.
     (r"^quantize\.weight$", "quantize.embedding.weight"),
 )
-# generative-models' name of what stands between encoder and decoder.
+# generative-models calls everything between encoder and decoder so.
 CODES_ALIASES: Renames = ((r"^quantize\.", "regularization."),)
 
 RES_BLOCK: Renames = (
@@ -34,7 +36,7 @@ RES_BLOCK: Renames = (
     (r"\.out_layers\.3\.", ".conv2."),
     (r"\.skip_connection\.", ".conv_shortcut."),
 )
-# What is left of a UNet when the blocks of both ways were renamed (names.py, unet_blocks).
+# Everything in a UNet but its blocks, which names.unet_blocks renames.
 UNET_DIFFUSERS: Renames = (
     (r"^input_blocks\.0\.0\.", "conv_in."),
     (r"^time_embed\.0\.", "time_embedding.linear_1."),
@@ -51,10 +53,10 @@ UNET_DIFFUSERS: Renames = (
     (r"^out\.2\.", "conv_out."),
     *RES_BLOCK,
 )
-# The vector of unCLIP enters elsewhere than that of SDXL.
+# The vector enters here in unCLIP, and as add_embedding in SDXL.
 UNET_ALIASES: Renames = ((r"^add_embedding\.", "class_embedding."),)
 
-# The levels of the decoder count from the other end (names.py, vae_levels).
+# Everything but the decoder's levels, which names.vae_levels renames.
 VAE_DIFFUSERS: Renames = (
     (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
     (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
@@ -68,20 +70,13 @@ VAE_DIFFUSERS: Renames = (
     (r"(\.attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
     (r"(\.attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
 )
-# What diffusers called them before its version 0.12, and sd-vae-ft-mse still does.
+# Names of diffusers before version 0.12, which sd-vae-ft-mse still has.
 VAE_ALIASES: Renames = (
     (r"\.to_q\.", ".query."),
     (r"\.to_k\.", ".key."),
     (r"\.to_v\.", ".value."),
     (r"\.to_out\.0\.", ".proj_attn."),
 )
-
-# transformers: all but the projections are inside of the text or vision model.
-TEXT_HF: Renames = ((r"^(?!text_projection\.)", "text_model."),)
-VISION_HF: Renames = ((r"^(?!visual_projection\.)", "vision_model."),)
-# What transformers 5 writes for a model without a projection.
-TEXT_ALIASES: Renames = ((r"^text_model\.", ""),)
-VISION_ALIASES: Renames = ((r"^vision_model\.", ""),)
 
 _OPEN_LAYERS: Renames = (
     (r"^encoder\.layers\.(\d+)\.", r"transformer.resblocks.\1."),
@@ -107,7 +102,7 @@ VISION_OPEN: Renames = (
     (r"^visual_projection\.weight$", "proj"),
 )
 
-# Buffers at the root of whole checkpoints: schedules, scale, counters; computed, never learned.
+# Buffers at the root of whole checkpoints, which are computed: schedules, scale, counters.
 BUFFERS = (
     r"betas$|alphas_cumprod(_prev)?$|sqrt_(one_minus_)?alphas_cumprod$|log_one_minus_alphas_cumprod$",
     r"sqrt_recip(m1)?_alphas_cumprod$|posterior_(variance|log_variance_clipped|mean_coef[12])$",

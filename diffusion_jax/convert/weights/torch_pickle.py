@@ -1,9 +1,9 @@
 """Checkpoints that torch.save wrote, read without torch and without running what they hold.
 
 Such a file is a ZIP of a pickle and the raw bytes of every storage (before PyTorch 1.6: pickles and
-bytes one after the other). A pickle is a program: it may name any function and call it. Here only
-three kinds of names resolve: the few from which tensors are made; those of libraries that trainers
-leave behind (INERT), which become objects that do nothing; every other name is refused.
+bytes one after the other). A pickle is a program: it may name any function and call it. Here the
+few names from which tensors are made resolve, names of libraries that trainers leave behind (INERT)
+become objects that do nothing, and every other name is refused.
 """
 
 import pickle
@@ -31,21 +31,11 @@ STORAGES: dict[str, Any] = {
     "BoolStorage": np.bool_,
 }
 # Packages whose objects trainers store beside the weights: callbacks, configs, metrics.
-INERT = (
-    "argparse",
-    "datetime",
-    "lightning",
-    "lightning_fabric",
-    "lightning_utilities",
-    "numpy",
-    "omegaconf",
-    "pathlib",
-    "pytorch_lightning",
-    "torch",
-    "torchmetrics",
-    "typing",
+INERT = frozenset(
+    "argparse datetime lightning lightning_fabric lightning_utilities numpy omegaconf pathlib "
+    "pytorch_lightning torch torchmetrics typing".split()
 )
-# Harmless names of other modules that come with those: sets, counters, types, the bytes of scalars.
+# Harmless names of other modules: sets, counters, types, the bytes of scalars.
 INERT_NAMES = {
     "_codecs": ("encode",),
     "collections": ("Counter", "defaultdict", "deque"),
@@ -56,7 +46,7 @@ INERT_NAMES = {
 OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 _LOCAL_HEADER = 30
-# What the standard machine raises for a stream of nonsense, besides ValueError.
+# What pickle.Unpickler raises for a stream of nonsense, besides ValueError.
 _DAMAGE = (
     pickle.UnpicklingError,
     AttributeError,
@@ -70,35 +60,20 @@ _DAMAGE = (
 
 
 class Inert:
-    """What stands for an object of another library: it takes everything and does nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
-        return object.__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
+    """A stand-in for an object of another library, which takes everything and does nothing."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> "Inert":
+        """Stand in for what the call would make."""
         return Inert()
 
-    def __setstate__(self, state: Any) -> None:
+    def _ignore(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        pass
-
-    def extend(self, values: Any) -> None:
-        pass
-
-    def add(self, value: Any) -> None:
-        pass
+    __init__ = __setstate__ = __setitem__ = append = extend = add = _ignore
 
 
 class _Kind(NamedTuple):
-    """What a pickle sees of a dtype: a tuple, for the state of a dtype itself can be set."""
+    """What a pickle gets for a dtype: a tuple, because a pickle could change a dtype's state."""
 
     dtype: np.dtype
 
@@ -116,9 +91,9 @@ class _Storage(NamedTuple):
 def read_torch(path: str | Path) -> dict[str, LazyTensor]:
     """Read the names and shapes of a checkpoint's tensors: {name: tensor}, loaded when asked for.
 
-    A "state_dict" inside is unwrapped; what is no tensor is left out.
-    Raises ValueError, naming the file, when it is no such file, is damaged, holds no tensors, or
-    names something that is refused.
+    A "state_dict" inside is unwrapped; everything that is no tensor is left out.
+    Raises ValueError, naming the file, when torch.save did not write it, it is damaged, holds no
+    tensors, or names something that is refused.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -135,9 +110,8 @@ def read_torch(path: str | Path) -> dict[str, LazyTensor]:
     if isinstance(content, dict):
         tensors = {str(k): v for k, v in content.items() if isinstance(v, LazyTensor)}
     if not tensors:
-        held = (
-            sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
-        )
+        is_dict = isinstance(content, dict)
+        held = sorted(map(str, content))[:5] if is_dict else type(content).__name__
         raise ValueError(
             f"{path} holds no tensors by name, at its top or under 'state_dict', but {held}"
         )
@@ -219,10 +193,10 @@ def _unpickle(file: Any, path: Path, locate: Callable[..., _Storage]) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """The standard machine; what it may look up is decided here.
+    """pickle.Unpickler with its look-ups decided here.
 
-    A pickle may also set the state of what it has looked up: it gets new functions and classes
-    each time, and tuples.
+    A pickle may also set the state of an object that it looked up, so every look-up makes a new
+    function, class or tuple.
     """
 
     def __init__(self, file: Any, path: Path, locate: Callable[..., _Storage]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from diffusion_jax.convert.yaml.reading import NUMBER, Node
-from diffusion_jax.convert.yaml.rows import convert_options
+from diffusion_jax.convert.yaml.rows import convert_class
 from diffusion_jax.convert.yaml.tables import (
     CONDITIONING_KEYS,
     EMBEDDERS,
@@ -32,7 +32,8 @@ _FROZEN_ALL_THE_SAME = (
 class Use(NamedTuple):
     """How an embedder is used: its input, whether it is trained, and what training drops of it.
 
-    ucg_rate: None where the YAML does not say. at: the key that says whether it is trained.
+    ucg_rate: None where the YAML does not say. at: the node and the key that say whether the
+    embedder is trained.
     """
 
     input_key: str
@@ -43,7 +44,7 @@ class Use(NamedTuple):
     is_ldm: bool
 
 
-class Found(NamedTuple):
+class ConvertedEmbedder(NamedTuple):
     """An embedder as we have it: its name, its section and the entries that it gives."""
 
     name: str
@@ -51,38 +52,38 @@ class Found(NamedTuple):
     entries: tuple[str, ...]
 
 
-def convert_embedder(node: Node, use: Use) -> Found | None:
-    """Convert {target, params} of an embedder; None, with a note, for one that we lack."""
-    kind = node.target()
-    if kind not in EMBEDDERS:
-        node.seen.discard(node.at("target"))
-        node.note("target", f"{kind} is no embedder of ours; there are {', '.join(EMBEDDERS)}")
-        return None
-    params, row = node.child("params"), EMBEDDERS[kind]
-    section = {"name": row.name} | convert_options(params, row.options)
+Embedders = Sequence[ConvertedEmbedder]
+
+
+def convert_embedder(node: Node, use: Use) -> list[ConvertedEmbedder]:
+    """Convert {target, params} of an embedder; nothing, with a note, for one that we lack."""
+    section = convert_class(node, EMBEDDERS, "embedder")
+    if section is None:
+        return []
+    params, kind = node.child("params"), section["name"]
     input_key = INPUTS[use.input_key] if use.input_key in INPUTS else use.input_key
-    name = _NAMES[row.name] if row.name in _NAMES else re.sub(r"\W", "_", input_key)
-    if row.name == "numbers":
+    name = _NAMES[kind] if kind in _NAMES else re.sub(r"\W", "_", input_key)
+    if kind == "numbers":
         if use.trainable:
             use.at[0].note(use.at[1], "there is nothing to train")
         section = _numbers(node, section, use)
         name = section["input_key"]
-    elif row.name not in _DEFAULT_INPUTS or _DEFAULT_INPUTS[row.name] != input_key:
+    elif kind not in _DEFAULT_INPUTS or _DEFAULT_INPUTS[kind] != input_key:
         section["input_key"] = input_key
-    if row.name == "class_embedding":
+    if kind == "class_embedding":
         section |= _classes(params, use)
     elif use.ucg_rate is not None:
         section["ucg_rate"] = use.ucg_rate
-        if row.name in TEXTS and use.null_value is not None:
+        if kind in TEXTS and use.null_value is not None:
             section["legacy_ucg_value"] = use.null_value
-    if row.name in ("clip_text", "open_clip_text", "open_clip_image"):
+    if kind in ("clip_text", "open_clip_text", "open_clip_image"):
         section = _tower(params, name, section, use)
-    elif row.name in ("transformer_text", "spatial_rescaler", "class_embedding"):
-        section |= {} if use.trainable else {"trainable": False, "weights": "random"}
-    return Found(name, section, _entries(section))
+    elif kind != "numbers" and not use.trainable:
+        section |= {"trainable": False, "weights": "random"}
+    return [ConvertedEmbedder(name, section, _entries(section))]
 
 
-def conditioning_section(found: Sequence[Found]) -> dict[str, Any]:
+def conditioning_section(found: Embedders) -> dict[str, Any]:
     """Join embedders, in their order, to the section `conditioning`.
 
     Raises ValueError for a set of entries that no conditioning key has.
@@ -100,32 +101,38 @@ def conditioning_section(found: Sequence[Found]) -> dict[str, Any]:
     return section | ({"embedders": embedders} if embedders else {})
 
 
-def choose_dropout(found: Sequence[Found], *, is_ldm: bool) -> tuple[list[Found], str | None]:
-    """Give the text encoders of a YAML that says nothing of it the dropout of the released models.
+def choose_dropout(node: Node, found: Embedders, *, is_ldm: bool) -> Embedders:
+    """Drop captions in training as the released models do, where the YAML does not say.
 
-    Without one there is no unconditional prediction to guide away from. Returns the embedders, and
-    what was chosen. Two encoders see zeros for a dropped caption (SDXL), one the empty caption (SD
-    1 and 2, the refiner), which is what upstream's sampling does with their models.
+    Without dropout there is no unconditional prediction to guide away from. Two encoders see zeros
+    for a dropped caption (SDXL), one the empty caption (SD 1 and 2, the refiner), as upstream's
+    sampling of these models assumes.
     """
     texts = [one for one in found if one.section["name"] in TEXTS]
-    said = any("ucg_rate" in one.section for one in found)
-    if said or not texts:
-        return list(found), None
-    rate: dict[str, Any] = {"ucg_rate": 0.1}
+    if not texts or any("ucg_rate" in one.section for one in found):
+        return found
+    rate, what = {"ucg_rate": 0.1, "legacy_ucg_value": ""}, "the empty one"
     if len(texts) > 1 and not is_ldm:
-        rate["ucg_group"] = "caption"
+        rate = {"ucg_rate": 0.1, "ucg_group": "caption"}
         what = "zeros, in both encoders together"
-    else:
-        rate["legacy_ucg_value"] = ""
-        what = "the empty one"
-    changed = [
-        one._replace(section=_before_weights(one.section, rate)) if one in texts else one
-        for one in found
+    node.chosen.append(f"a tenth of the captions is dropped in training, for {what}")
+    return [
+        one._replace(section=insert(one.section, rate)) if one in texts else one for one in found
     ]
-    return changed, f"a tenth of the captions is dropped in training, for {what}"
 
 
-def _before_weights(section: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+def is_guidable(found: Embedders) -> bool:
+    """Whether training drops a condition, so that there is something to guide away from."""
+    return any("ucg_rate" in one.section and one.section["ucg_rate"] > 0 for one in found)
+
+
+def has_captions(found: Embedders) -> bool:
+    """Whether an embedder reads captions."""
+    return any(one.section["name"] in TEXTS for one in found)
+
+
+def insert(section: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Add options to a section before `trainable` and `weights`, which stand at its end."""
     last = {key: section[key] for key in ("trainable", "weights") if key in section}
     return {key: value for key, value in section.items() if key not in last} | dict(more) | last
 
@@ -140,7 +147,7 @@ def _numbers(node: Node, section: dict[str, Any], use: Use) -> dict[str, Any]:
 
 
 def _classes(params: Node, use: Use) -> dict[str, Any]:
-    """Labels: one row of the table is the null class here, the last one there if there is one."""
+    """Read the classes; one row of our table is the null class, perhaps the last one of theirs."""
     rows = params.take("n_classes", 1000, int)
     rate = params.take("ucg_rate", use.ucg_rate, NUMBER)
     has_null = use.null_value == rows - 1 or (use.is_ldm and rows % 10 == 1)
@@ -154,7 +161,7 @@ def _classes(params: Node, use: Use) -> dict[str, Any]:
             f"{rows} classes become {rows + 1} rows: the last one is what a dropped label is, "
             "in the place of zeros",
         )
-    if rate is None and has_null:
+    elif rate is None:
         rate = 0.1
     return found | ({} if rate is None else {"ucg_rate": rate})
 
@@ -168,7 +175,7 @@ def _tower(params: Node, name: str, section: Mapping[str, Any], use: Use) -> dic
     params.note("version", NO_DOWNLOAD.format(section=f"conditioning.embedders.{name}"))
     if use.trainable and not freeze:
         found["trainable"] = True
-    elif not use.trainable and not freeze:
+    elif not freeze:
         params.note("freeze", "it is frozen, since it is not said to be trained")
     elif use.trainable:
         node, key = use.at
@@ -178,12 +185,10 @@ def _tower(params: Node, name: str, section: Mapping[str, Any], use: Use) -> dic
 
 def _entries(section: Mapping[str, Any]) -> tuple[str, ...]:
     kind = section["name"]
+    is_on = {key for key, value in section.items() if value}
     if kind in TEXTS:
-        pooled = "always_return_pooled" in section and section["always_return_pooled"]
-        return ("crossattn", "vector") if pooled else ("crossattn",)
-    if kind == "class_embedding":
-        return ("crossattn",) if section["add_sequence_dim"] else ("vector",)
-    if kind == "open_clip_image":
-        is_context = "unsqueeze_dim" in section and section["unsqueeze_dim"]
+        return ("crossattn", "vector") if "always_return_pooled" in is_on else ("crossattn",)
+    if kind in ("class_embedding", "open_clip_image"):
+        is_context = is_on & {"add_sequence_dim", "unsqueeze_dim"}
         return ("crossattn",) if is_context else ("vector",)
-    return ("concat",) if kind in ("spatial_rescaler", "concat_image") else ("vector",)
+    return ("concat",) if kind == "spatial_rescaler" else ("vector",)

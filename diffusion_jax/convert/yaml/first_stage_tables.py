@@ -1,20 +1,21 @@
 """What each option of the training of a first stage is here: losses, discriminators, quantizers."""
 
-from diffusion_jax.convert.yaml.rows import Class, Drop, Key, Only, Table
+from diffusion_jax.convert.yaml.rows import As, Class, Drop, Only, Table, drop, keep
+from diffusion_jax.convert.yaml.tables import ALL_CODES, DDCONFIG, INPUT_IS_IMAGE
 
-UNUSED = "not needed: unused there, too"
 LOGGED = "not needed: everything is logged"
+THREE_CHANNELS = Only((3,), "it judges images of as many channels as they have")
 
-# Options of the model itself, beside those of its network.
+# Options of the model itself; NETWORK has the options of encoder and decoder.
 MODEL: Table = {
-    "embed_dim": Key("embed_dim"),
+    **keep("embed_dim"),
     "ignore_keys": Only(((),), "train.ignore_keys takes regular expressions"),
-    "image_key": Only(("image", "jpg"), "the input is `image`; see data.batches.image_key"),
-    "input_key": Only(("image", "jpg"), "the input is `image`; see data.batches.image_key"),
+    "image_key": INPUT_IS_IMAGE,
+    "input_key": INPUT_IS_IMAGE,
     "colorize_nlabels": Only((), "images have colours already"),
     "max_batch_size": Drop("a batch is encoded as a whole"),
     "batch_resize_range": Only((), "data.batches.buckets gives several sizes"),
-    "remap": Only((), "all codes are kept"),
+    "remap": Only((), ALL_CODES),
     "sane_index_shape": Drop("not needed: codes are [b h w]"),
     "disc_start_iter": Only((0,), "loss.disc_start says when the discriminator begins"),
     "diff_boost_factor": Drop("hooks.images shows differences as they are"),
@@ -25,16 +26,13 @@ MODEL: Table = {
     "additional_decode_keys": Only((), "the decoder reads latents alone"),
     "ckpt_engine": Only((), "set train.ckpt_path"),
 }
+NETWORK: Table = {k: row for k, row in DDCONFIG.items() if k != "double_z"} | keep(double_z=True)
 _COMMON: Table = {
-    "disc_start": Key("disc_start", 0),
-    "disc_factor": Key("disc_factor"),
-    "disc_weight": Key("disc_weight"),
-    "perceptual_weight": Key("perceptual_weight"),
-    "disc_loss": Key("disc_loss"),
-    "logvar_init": Key("logvar_init"),
-    "disc_in_channels": Only((3,), "it judges images of as many channels as they have"),
+    **keep(disc_start=0),
+    **keep("disc_factor disc_weight perceptual_weight disc_loss logvar_init"),
+    "disc_in_channels": THREE_CHANNELS,
     "disc_conditional": Only((False,), "the discriminator sees images alone"),
-    "pixelloss_weight": Only((1, 1.0), UNUSED),
+    "pixelloss_weight": Only((1, 1.0), "not needed: unused there, too"),
 }
 LOSSES = {
     "LPIPSWithDiscriminator": Class("autoencoder", _COMMON),
@@ -42,7 +40,7 @@ LOSSES = {
         "autoencoder",
         {
             **{key: row for key, row in _COMMON.items() if key != "logvar_init"},
-            "pixel_loss": Key("pixel_loss"),
+            **keep("pixel_loss"),
             "perceptual_loss": Only(("lpips",), "the perceptual distance is LPIPS"),
             "n_classes": Only((), "usage is logged for every code"),
         },
@@ -51,65 +49,48 @@ LOSSES = {
         "autoencoder",
         {
             **_COMMON,
-            "learn_logvar": Key("learn_logvar"),
-            "regularization_weights": Key("regularization_weights"),
+            **keep("learn_logvar regularization_weights"),
             "scale_input_to_tgt_size": Only((False,), "images are compared at their own size"),
             "dims": Only((2,), "images have two dimensions"),
             "additional_log_keys": Drop(LOGGED),
         },
     ),
 }
-# Options of a loss that are the discriminator's here.
+# Options of a loss that belong to the section `discriminator` here.
 DISC_OF_LOSS: Table = {
-    "disc_num_layers": Key("n_layers"),
-    "disc_ndf": Key("ndf"),
-    "use_actnorm": Key("use_actnorm"),
+    "disc_num_layers": As("n_layers"),
+    "disc_ndf": As("ndf"),
+    **keep("use_actnorm"),
 }
 DISCRIMINATORS = {
     "NLayerDiscriminator": Class(
-        "patchgan",
-        {
-            "ndf": Key("ndf"),
-            "n_layers": Key("n_layers"),
-            "use_actnorm": Key("use_actnorm"),
-            "input_nc": Only((3,), "it judges images of as many channels as they have"),
-        },
+        "patchgan", {**keep("ndf n_layers use_actnorm"), "input_nc": THREE_CHANNELS}
     )
 }
 _CODES: Table = {
-    "remap": Only((), "all codes are kept"),
-    "unknown_index": Drop("all codes are kept"),
+    "remap": Only((), ALL_CODES),
+    "unknown_index": Drop(ALL_CODES),
     "sane_index_shape": Drop("not needed: codes are [b h w]"),
     "log_perplexity": Drop(LOGGED),
     "embedding_weight_norm": Only((False,), "codes are not normalised"),
     "loss_key": Only(("loss/vq",), "its loss is named loss/vq"),
-    "e_dim": Drop("not needed: codes have model.embed_dim channels"),
-    "embedding_dim": Drop("not needed: codes have model.embed_dim channels"),
-    "num_hiddens": Drop("not needed: codes have model.embed_dim channels"),
+    **drop("e_dim embedding_dim num_hiddens", "not needed: codes have model.embed_dim channels"),
 }
 REGULARIZERS = {
     "DiagonalGaussianRegularizer": Class(
         "kl", {"sample": Only((True,), "latents are samples in training, modes in evaluation")}
     ),
     "IdentityRegularizer": Class("identity"),
-    "VectorQuantizer": Class("vq", {**_CODES, "n_e": Key("num_codes"), "beta": Key("beta")}),
+    "VectorQuantizer": Class("vq", {**_CODES, "n_e": As("num_codes"), **keep("beta")}),
     "EMAVectorQuantizer": Class(
-        "ema_vq",
-        {
-            **_CODES,
-            "n_embed": Key("num_codes"),
-            "beta": Key("beta", 0.25),
-            "decay": Key("decay"),
-            "eps": Key("eps"),
-        },
+        "ema_vq", {**_CODES, "n_embed": As("num_codes"), **keep(beta=0.25), **keep("decay eps")}
     ),
     "GumbelQuantizer": Class(
         "gumbel",
         {
             **_CODES,
-            "n_embed": Key("num_codes"),
-            "straight_through": Key("straight_through"),
-            "kl_weight": Key("kl_weight"),
+            "n_embed": As("num_codes"),
+            **keep("straight_through kl_weight"),
             "temp_init": Only((1, 1.0), "set regularizer.temperature"),
         },
     ),

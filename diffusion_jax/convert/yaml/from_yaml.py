@@ -1,39 +1,40 @@
-"""A YAML config of latent-diffusion, Stable Diffusion or generative-models -> a config file of
-ours, and all that it could not say."""
+"""A YAML config of latent-diffusion or generative-models -> a config file and what is left."""
 
 import os
 import pathlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from diffusion_jax.convert.yaml.first_stage import FIRST_STAGE_MODELS, convert_first_stage_model
 from diffusion_jax.convert.yaml.ldm import DDPM_CLASSES, SUBCLASSES, convert_ldm
-from diffusion_jax.convert.yaml.lightning_tables import NOT_TFDS
-from diffusion_jax.convert.yaml.parts import refuse_video
+from diffusion_jax.convert.yaml.lightning_tables import NOT_TFDS, TORCH
+from diffusion_jax.convert.yaml.parts import Sections, refuse_video
 from diffusion_jax.convert.yaml.reading import UNKNOWN, Node, leftovers, read_yaml
 from diffusion_jax.convert.yaml.sgm import convert_engine
 from diffusion_jax.convert.yaml.source import config_source
 
-# In the order of the files in configs/.
+# The sections in the order that the files in configs/ have.
 ORDER = (
     "seed data first_stage conditioning model regularizer discriminator perceptual schedule "
     "denoiser discretization loss sigma_sampling weighting sampler guidance optimizer "
     "disc_optimizer lr_schedule train hooks checkpoint"
 ).split()
-# Why a key is left over that no table has, by where it stands.
-_REASONS = {
+CONVERTERS: dict[str, Callable[[Node], Sections]] = {
+    "DiffusionEngine": convert_engine,
+    **dict.fromkeys([*DDPM_CLASSES, *SUBCLASSES], convert_ldm),
+    **dict.fromkeys(FIRST_STAGE_MODELS, convert_first_stage_model),
+}
+# Why a key that no table has is left over, by where it stands.
+REASONS = {
     "data.params.": NOT_TFDS,
-    "lightning.logger": "not needed: every run writes metrics.jsonl and TensorBoard events",
-    "lightning.strategy": "not needed: mesh.data and mesh.fsdp say how devices share the work",
-    "lightning.find_unused_parameters": "not needed: a switch of PyTorch",
+    "lightning.find_unused_parameters": TORCH,
     "lightning.callbacks.": "there is no such hook; see hooks in docs/training.md",
 }
 
 
 class ConvertedConfig(NamedTuple):
-    """A config file of ours as text, and the keys of the YAML without a counterpart, "path: why"
-    each."""
+    """A config file of ours as text, and the keys without a counterpart, as "path: why"."""
 
     source: str
     unmapped: list[str]
@@ -42,34 +43,31 @@ class ConvertedConfig(NamedTuple):
 def config_from_yaml(path: str | os.PathLike) -> ConvertedConfig:
     """Convert a YAML config of CompVis' ldm or Stability's sgm to the text of a config file.
 
-    Every key of the YAML is either in the text, or says what happens here anyway, or is listed in
-    `unmapped` (with it all that stands below it). Nothing is built, and no code of the YAML's is
-    imported.
+    Every key of the YAML is in the text, or says what happens here anyway, or is listed in
+    `unmapped` together with everything below it. Nothing is built, and no code that the YAML
+    names is imported.
 
     Raises FileNotFoundError, and ValueError for a file that is no YAML, has no model or an unknown
     one, or describes a video model.
     """
     root = read_yaml(path)
-    sections, chosen = convert_sections(root)
+    sections = convert_sections(root)
     ordered = {name: sections[name] for name in ORDER if name in sections}
-    source = config_source(_docstring(pathlib.Path(path).name, chosen), ordered)
+    source = config_source(_docstring(pathlib.Path(path).name, root.chosen), ordered)
     return ConvertedConfig(source, [f"{key}: {_reason(key, why)}" for key, why in leftovers(root)])
 
 
-def convert_sections(root: Node) -> tuple[dict[str, Any], Sequence[str]]:
-    """Convert a YAML to the sections of a config; returns what the YAML did not say, too."""
+def convert_sections(root: Node) -> dict[str, Any]:
+    """Convert a YAML to the sections of a config."""
     if not root.has("model"):
         raise ValueError("the YAML has no section `model`, so there is nothing to convert")
     refuse_video(root)
     kind = root.child("model").target()
-    if kind == "DiffusionEngine":
-        return convert_engine(root)
-    if kind in DDPM_CLASSES or kind in SUBCLASSES:
-        return convert_ldm(root)
-    if kind in FIRST_STAGE_MODELS:
-        return convert_first_stage_model(root)
-    known = ", ".join(["DiffusionEngine", *DDPM_CLASSES, *SUBCLASSES, *FIRST_STAGE_MODELS])
-    raise ValueError(f"model.target names {kind!r}, which is unknown; there are {known}")
+    if kind not in CONVERTERS:
+        known = ", ".join(CONVERTERS)
+        raise ValueError(f"model.target names {kind!r}, which is unknown; there are {known}")
+    sections = {"seed": 0} | CONVERTERS[kind](root)
+    return {name: section for name, section in sections.items() if section is not None}
 
 
 def _docstring(name: str, chosen: Sequence[str]) -> str:
@@ -84,9 +82,5 @@ def _docstring(name: str, chosen: Sequence[str]) -> str:
 
 
 def _reason(path: str, reason: str) -> str:
-    if reason != UNKNOWN:
-        return reason
-    for start, why in _REASONS.items():
-        if path.startswith(start):
-            return why
-    return reason
+    places = [why for start, why in REASONS.items() if path.startswith(start)]
+    return places[0] if places and reason == UNKNOWN else reason

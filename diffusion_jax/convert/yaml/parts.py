@@ -4,26 +4,20 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from diffusion_jax.convert.yaml import tables
-from diffusion_jax.convert.yaml.lightning_tables import NO_VERBOSITY, SCHEDULERS
 from diffusion_jax.convert.yaml.reading import Node, leaves
-from diffusion_jax.convert.yaml.rows import Drop, convert_class, convert_options
+from diffusion_jax.convert.yaml.rows import Table, convert_class, convert_options
 
 Sections = dict[str, Any]
 # Transformers of this depth are scanned: they compile in a third of the time (docs/performance.md).
 DEEP = 4
 
 
-class Noise(NamedTuple):
+class NoiseLevels(NamedTuple):
     """The sections `schedule` and `denoiser`, and the table of noise levels behind them, if any."""
 
     sections: Sections
     levels: Mapping[str, Any] | None = None
     num_idx: int | None = None
-
-    @property
-    def on_schedule(self) -> bool:
-        """Whether the levels are those of the section `schedule`."""
-        return self.levels is not None and "schedule" in self.sections
 
 
 def refuse_video(root: Node) -> None:
@@ -34,11 +28,9 @@ def refuse_video(root: Node) -> None:
 
 
 def convert_unet(node: Node, *, ldm: bool) -> Sections:
-    """Convert a network_config or unet_config, but for in_channels, to the section `model`."""
-    name, params = node.target(), node.child("params")
-    if name != "UNetModel":
-        node.seen.discard(node.at("target"))
-        node.note("target", f"{name} is no network of ours; its options are read as a UNet's")
+    """Convert a network_config or unet_config, without in_channels, to the section `model`."""
+    node.expect("UNetModel", "{} is no network of ours; its options are read as a UNet's")
+    params = node.child("params")
     model = {"name": "unet"} | convert_options(params, tables.UNET)
     if params.take("use_spatial_transformer", False) if ldm else True:
         model["use_spatial_transformer"] = True
@@ -46,22 +38,19 @@ def convert_unet(node: Node, *, ldm: bool) -> Sections:
     if context_dim is not None:
         widths = set(context_dim) if isinstance(context_dim, tuple) else {context_dim}
         model["context_dim"] = context_dim if len(widths) > 1 else widths.pop()
-    if ldm:
-        # The rule of `legacy` is another one only where num_head_channels is given.
-        matters = params.has("num_head_channels") and "use_spatial_transformer" in model
-        if params.has("legacy") or matters:
-            model["legacy"] = params.take("legacy", True)
+    # `legacy` changes something only where num_head_channels is given.
+    matters = params.has("num_head_channels") and "use_spatial_transformer" in model
+    if ldm and (params.has("legacy") or matters):
+        model["legacy"] = params.take("legacy", True)
     if params.take("use_checkpoint", False):
         model["remat"] = "full"
-    depth: Any = model["transformer_depth"] if "transformer_depth" in model else 1
+    depth: Any = model.get("transformer_depth", 1)
     if max(depth if isinstance(depth, tuple) else (depth,)) >= DEEP:
         model["scan"] = True
-    if params.take("use_bf16", False):
-        model["dtype"] = "bfloat16"
-    if params.peek("use_fp16"):
-        model["dtype"] = "bfloat16"
+    if params.take("use_fp16", None):
         params.note("use_fp16", "bfloat16 stands in its place: it needs no scaling of the loss")
-    params.take("use_fp16", None)
+    if params.take("use_bf16", False) or params.peek("use_fp16"):
+        model["dtype"] = "bfloat16"
     return model
 
 
@@ -88,70 +77,70 @@ def convert_first_stage(node: Node) -> Sections | None:
     for key in ("lossconfig", "loss_config"):
         if params.has(key) and params.child(key).target() not in ("Identity", "DummyLoss"):
             params.note(key, tables.FROZEN)
-    return stage | {"weights": stage["weights"] if "weights" in stage else None}
+    return stage | {"weights": stage.get("weights")}
+
+
+def convert_coders(params: Node, table: Table) -> Sections:
+    """Convert the encoder and the decoder of an AutoencodingEngine, which has no quant_conv."""
+    encoder, decoder = (params.child(f"{part}_config") for part in ("encoder", "decoder"))
+    encoder.expect("Encoder", "it is read as Encoder")
+    decoder.expect("Decoder", "it is read as Decoder")
+    own, others = encoder.child("params"), decoder.child("params")
+    found = convert_options(own, table)
+    for key in others.values:
+        if others.take(key, None) != own.peek(key):
+            others.note(key, "encoder and decoder have the same options here")
+    return {"embed_dim": found.get("z_channels", 4), **found, "use_quant_conv": False}
 
 
 def _engine_stage(params: Node) -> Sections:
-    """Convert the encoder and the decoder of an AutoencodingEngine, which has no quant_conv."""
-    encoder, decoder = (params.child(f"{part}_config") for part in ("encoder", "decoder"))
-    found = convert_options(encoder.child("params"), tables.DDCONFIG)
-    for part, wanted in ((encoder, "Encoder"), (decoder, "Decoder")):
-        if part.target(wanted) != wanted:
-            part.note("target", f"it is read as {wanted}")
-    own = decoder.child("params")
-    for key in own.values:
-        if own.peek(key) == encoder.child("params").peek(key):
-            own.take(key)
-        else:
-            own.note(key, "encoder and decoder have the same options here")
     regularizer = params.child("regularizer_config")
-    if regularizer.target("DiagonalGaussianRegularizer") != "DiagonalGaussianRegularizer":
-        regularizer.note("target", "without quant_conv first stages have a Gaussian posterior here")
-    elif not regularizer.child("params").take("sample", True):
+    is_gaussian = regularizer.expect(
+        "DiagonalGaussianRegularizer",
+        "without quant_conv first stages have a Gaussian posterior here",
+    )
+    if is_gaussian and not regularizer.child("params").take("sample", True):
         regularizer.child("params").note("sample", "latents are samples here, not modes")
     for key in ("loss_config", "optimizer_config", "monitor", "input_key", "ema_decay"):
         if key != "loss_config" or params.child(key).target("Identity") != "Identity":
             params.note(key, tables.FROZEN)
-    embed_dim = found["z_channels"] if "z_channels" in found else 4
-    return {"embed_dim": embed_dim, **found, "use_quant_conv": False}
+    return convert_coders(params, tables.DDCONFIG)
 
 
-def convert_denoiser(node: Node) -> Noise:
+def convert_denoiser(node: Node) -> NoiseLevels:
     """Convert a denoiser_config; levels of a linear schedule become the section `schedule`."""
     params = node.child("params")
     denoiser = convert_class(node, tables.DENOISERS, "denoiser") or {"name": "discrete"}
     scaling = convert_class(params.child("scaling_config"), tables.SCALINGS, "scaling")
     scaling = scaling or {"name": "eps"}
     if denoiser["name"] == "continuous":
-        return Noise({"denoiser": {"name": "continuous", "scaling": scaling}})
+        return NoiseLevels({"denoiser": {"name": "continuous", "scaling": scaling}})
     levels = _levels(params)
-    num_idx = denoiser.pop("num_idx") if "num_idx" in denoiser else 1000
+    num_idx = denoiser.pop("num_idx", 1000)
     denoiser["scaling"] = scaling
     if levels["name"] != "legacy_ddpm" or levels["num_timesteps"] != num_idx:
         denoiser["discretization"] = {**levels, "num_idx": num_idx}
-        return Noise({"denoiser": denoiser}, levels, num_idx)
+        return NoiseLevels({"denoiser": denoiser}, levels, num_idx)
     schedule: Sections = {
         "name": "linear",
         "num_timesteps": num_idx,
         "linear_start": levels["linear_start"],
         "linear_end": levels["linear_end"],
     }
-    quantized = "quantize_c_noise" not in denoiser or denoiser["quantize_c_noise"]
-    if quantized and scaling["name"] in ("eps", "v"):
+    if denoiser.get("quantize_c_noise", True) and scaling["name"] in ("eps", "v"):
         schedule["parameterization"] = scaling["name"]
-        return Noise({"schedule": schedule}, levels, num_idx)
-    return Noise({"schedule": schedule, "denoiser": denoiser}, levels, num_idx)
+        return NoiseLevels({"schedule": schedule}, levels, num_idx)
+    return NoiseLevels({"schedule": schedule, "denoiser": denoiser}, levels, num_idx)
 
 
-def convert_loss(node: Node, noise: Noise) -> Sections:
-    """Convert a loss_fn_config to `loss`, `sigma_sampling` and `weighting`."""
+def convert_loss(node: Node, noise: NoiseLevels) -> Sections:
+    """Convert a loss_fn_config to `loss`, `sigma_sampling` and `weighting` (None if unknown)."""
     params = node.child("params")
     loss = convert_class(node, tables.LOSSES, "loss") or {"name": "denoiser"}
     kind = params.take("loss_type", "l2")
     if kind not in ("l2", "l1"):
         params.note("loss_type", f"{kind}: choose l2, l1 or huber")
         kind = "l2"
-    sections: Sections = {"loss": {"name": "denoiser", "loss_type": kind} | loss}
     sampler = params.child("sigma_sampler_config")
     sampling = convert_class(sampler, tables.SIGMA_SAMPLINGS, "sigma sampling")
     if sampling is not None and sampling["name"] == "discrete":
@@ -161,42 +150,31 @@ def convert_loss(node: Node, noise: Noise) -> Sections:
         else:
             sampling["discretization"] = levels
     weighting = params.child("loss_weighting_config")
-    sections["sigma_sampling"] = sampling
-    sections["weighting"] = convert_class(weighting, tables.WEIGHTINGS, "weighting")
-    return {name: section for name, section in sections.items() if section is not None}
+    return {
+        "loss": {"name": "denoiser", "loss_type": kind} | loss,
+        "sigma_sampling": sampling,
+        "weighting": convert_class(weighting, tables.WEIGHTINGS, "weighting"),
+    }
 
 
-def convert_sampler(node: Node, noise: Noise) -> Sections:
+def convert_sampler(node: Node, noise: NoiseLevels) -> Sections:
     """Convert a sampler_config to `sampler`, `discretization` and `guidance`, as far as it says."""
     params = node.child("params")
     sections: Sections = {}
     sampler = convert_class(node, tables.SAMPLERS, "sampler")
     if sampler is not None:
-        sections["sampler"] = sampler
+        sections = {"sampler": sampler, "guidance": {"name": "none"}}
     if params.has("discretization_config"):
         levels = _levels(params)
-        if levels != noise.levels or not noise.on_schedule:
+        if levels != noise.levels or "schedule" not in noise.sections:
             sections["discretization"] = levels
     if params.has("guider_config"):
         guider = convert_class(params.child("guider_config"), tables.GUIDERS, "guider")
         sections["guidance"] = guider or {"name": "none"}
-    elif sampler is not None:
-        sections["guidance"] = {"name": "none"}
     return sections
-
-
-def convert_scheduler(node: Node) -> Sections:
-    """Convert a scheduler_config to `lr_schedule`."""
-    if not node.values:
-        return {"name": "constant"}
-    convert_options(node.child("params"), {"verbosity_interval": Drop(NO_VERBOSITY)})
-    return convert_class(node, SCHEDULERS, "schedule") or {"name": "constant"}
 
 
 def _levels(params: Node) -> dict[str, Any]:
     node = params.child("discretization_config")
-    default = {"name": "legacy_ddpm", "linear_start": 0.00085, "linear_end": 0.012}
-    if not node.values:
-        return default | {"num_timesteps": 1000}
     found = convert_class(node, tables.DISCRETIZATIONS, "discretization")
-    return found or default | {"num_timesteps": 1000}
+    return found or {"name": "legacy_ddpm", **tables.LEGACY_LEVELS}

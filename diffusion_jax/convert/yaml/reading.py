@@ -1,6 +1,5 @@
 """Configs in YAML, read so that no key of them can be overlooked."""
 
-import copy
 import os
 import pathlib
 import re
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-# YAML 1.1 takes 1e-4 for a word; OmegaConf, with which the originals read their configs, does not.
+# YAML 1.1 reads 1e-4 as a word; OmegaConf, with which the originals read their configs, does not.
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 _DOT = re.compile(r"\.")
@@ -20,54 +19,61 @@ UNKNOWN = "no such option is known here"
 
 
 class Node(NamedTuple):
-    """A mapping of a YAML file, and its path there.
+    """A mapping of a YAML file and its path; all nodes of a file share the last three fields.
 
-    seen: paths of the values that were taken; notes: path -> why it has no counterpart. Both are
-    shared by all nodes of a file.
+    seen: the paths of the values that were taken. notes: {path: why it has no counterpart}.
+    chosen: what the YAML does not say and the converter chose, in sentences.
     """
 
     path: str
     values: Mapping[str, Any]
     seen: set[str]
     notes: dict[str, str]
+    chosen: list[str]
 
-    def at(self, key: str | int) -> str:
+    def at(self, key: str) -> str:
         """Give the path of a key."""
-        return f"{self.path}.{key}" if self.path else str(key)
+        return f"{self.path}.{key}" if self.path else key
 
     def has(self, key: str) -> bool:
         """Tell whether the key is there and not null."""
         return key in self.values and self.values[key] is not None
 
+    def need(self, *keys: str) -> None:
+        """Raise ValueError for the first of these keys that is missing or null."""
+        for key in keys:
+            if not self.has(key):
+                raise ValueError(f"{self.at(key)} is missing from the YAML")
+
+    def peek(self, key: str, default: Any = None) -> Any:
+        """Look at a value without taking it; lists are tuples, missing and null are the default."""
+        return _plain(self.values[key]) if self.has(key) else default
+
     def take(self, key: str, default: Any = _RAISE, kind: Kind = object) -> Any:
-        """Take a value, lists as tuples; a key that is missing or null is its default.
+        """Look at a value as `peek` does, and remember that it was converted.
 
         Raises ValueError when the key is missing and has no default, or is of another kind.
         """
-        self.seen.add(self.at(key))
-        if self.has(key):
-            value = _plain(self.values[key])
-            if not isinstance(value, kind):
-                raise ValueError(f"{self.at(key)} = {value!r} should be {_name(kind)}")
-            return value
         if default is _RAISE:
-            raise ValueError(f"{self.at(key)} is missing from the YAML")
-        return default
+            self.need(key)
+        self.seen.add(self.at(key))
+        value = self.peek(key, default)
+        if self.has(key) and not isinstance(value, kind):
+            raise ValueError(f"{self.at(key)} = {value!r} should be {_name(kind)}")
+        return value
 
-    def peek(self, key: str, default: Any = None) -> Any:
-        """Look at a value without taking it."""
-        return _plain(self.values[key]) if self.has(key) else default
-
-    def note(self, key: str | int, reason: str) -> None:
-        """Say why a key, with all below it, has no counterpart; for a key that is there."""
-        if key in self.values or isinstance(key, int):
+    def note(self, key: str, reason: str) -> None:
+        """Say why a key, with everything below it, has no counterpart; nothing if it is absent."""
+        if key in self.values:
             self.notes[self.at(key)] = reason
 
     def child(self, key: str) -> "Node":
         """Open a mapping; one that is missing or null is empty. ValueError for anything else."""
-        values = self.values[key] if self.has(key) else {}
+        values = self.peek(key, {})
         if not isinstance(values, Mapping):
-            raise ValueError(f"{self.at(key)} = {values!r} should be a mapping of options")
+            raise ValueError(
+                f"{self.at(key)} = {self.values[key]!r} should be a mapping of options"
+            )
         if not values:
             self.seen.add(self.at(key))
         return self._replace(path=self.at(key), values=values)
@@ -80,16 +86,27 @@ class Node(NamedTuple):
         if not values:
             self.seen.add(self.at(key))
         return [
-            self._replace(path=f"{self.at(key)}.{i}", values=value)
-            for i, value in enumerate(values)
+            self._replace(path=path, values=value) for path, value in _inner(self.at(key), values)
         ]
 
-    def target(self, default: str = "") -> str:
-        """Take the class that `target` names, without its module."""
-        name = self.take("target", default)
+    def class_name(self, default: str = "") -> str:
+        """Look at the class that `target` names, without its module and without taking it."""
+        name = self.peek("target", default)
         if not isinstance(name, str):
             raise ValueError(f"{self.at('target')} = {name!r} should be the name of a class")
         return name.rpartition(".")[2]
+
+    def target(self, default: str = "") -> str:
+        """Take the class that `target` names, without its module."""
+        self.take("target", None)
+        return self.class_name(default)
+
+    def expect(self, name: str, reason: str) -> bool:
+        """Tell whether `target` is absent or names this class; note another one, {} in reason."""
+        found = self.target(name)
+        if found != name:
+            self.note("target", reason.format(found))
+        return found == name
 
 
 def read_yaml(path: str | os.PathLike) -> Node:
@@ -108,30 +125,33 @@ def read_yaml(path: str | os.PathLike) -> Node:
         raise ValueError(f"{path} cannot be read as YAML: {reason}") from error
     if not isinstance(tree, Mapping):
         raise ValueError(f"{path} should hold a mapping with the key model, not {tree!r:.80}")
-    return Node("", _resolve(_numbers(tree), tree, str(path), ()), set(), {})
+    return root_node(_resolve(tree, tree, str(path), ()))
+
+
+def root_node(values: Mapping[str, Any]) -> Node:
+    """Make the node of a whole file."""
+    return Node("", values, set(), {}, [])
 
 
 def leftovers(root: Node) -> Iterator[tuple[str, str]]:
-    """Find what nothing took: (path, reason), the highest path below which nothing was taken.
+    """List (path, reason) of all that was not converted, in the order of the file.
 
-    In the order of the file; a reason is that of a note, or that the option is unknown.
+    Where nothing was taken below a path, only that path is listed. The reason is its note, else
+    UNKNOWN.
     """
     above = {
         path[: dot.start()] for path in root.seen | root.notes.keys() for dot in _DOT.finditer(path)
     }
-    yield from _leftovers("", root.values, root, above)
+    return _leftovers("", root.values, root, above)
 
 
 def leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """List (path, value) of all that is no mapping and no list of mappings."""
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from leaves(f"{path}.{key}" if path else str(key), item)
-    elif _has_mappings(value):
-        for i, item in enumerate(value):
-            yield from leaves(f"{path}.{i}", item)
-    else:
+    """List (path, value) of everything that is no mapping and no list of mappings."""
+    inner = _inner(path, value)
+    if not inner:
         yield path, value
+    for place, item in inner:
+        yield from leaves(place, item)
 
 
 def _leftovers(
@@ -139,48 +159,42 @@ def _leftovers(
 ) -> Iterator[tuple[str, str]]:
     if path in root.notes:
         yield path, root.notes[path]
+    elif path in root.seen:
         return
-    if path in root.seen:
-        return
-    if path and path not in above:
+    elif path and path not in above:
         yield path, UNKNOWN
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leftovers(f"{path}.{key}" if path else str(key), item, root, above)
-    elif _has_mappings(value):
-        for i, item in enumerate(value):
-            yield from _leftovers(f"{path}.{i}", item, root, above)
+    else:
+        for place, item in _inner(path, value):
+            yield from _leftovers(place, item, root, above)
+
+
+def _inner(path: str, value: Any) -> list[tuple[str, Any]]:
+    """List (path, item) of the items of a mapping, or of a list that holds mappings."""
+    if isinstance(value, Mapping):
+        return [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        return [(f"{path}.{i}", item) for i, item in enumerate(value)]
+    return []
 
 
 def _name(kind: Kind) -> str:
     return " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
 
 
-def _has_mappings(value: Any) -> bool:
-    return isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value)
-
-
 def _plain(value: Any) -> Any:
     return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _numbers(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    is_number = isinstance(value, str) and _EXPONENT.fullmatch(value)
-    return float(value) if is_number else value
-
-
 def _resolve(value: Any, tree: Any, path: str, within: tuple[str, ...]) -> Any:
-    """Replace ${a.b.c} by what stands there, as OmegaConf does."""
+    """Replace ${a.b.c} by what stands there and read 1e-4 as a number, as OmegaConf does."""
     if isinstance(value, Mapping):
-        return {key: _resolve(item, tree, path, within) for key, item in value.items()}
+        return {str(key): _resolve(item, tree, path, within) for key, item in value.items()}
     if isinstance(value, list):
         return [_resolve(item, tree, path, within) for item in value]
-    if not isinstance(value, str) or "${" not in value:
+    if not isinstance(value, str):
         return value
+    if _EXPONENT.fullmatch(value):
+        return float(value)
     whole = _REFERENCE.fullmatch(value)
     if whole:
         return _look_up(whole[1].strip(), tree, path, within)
@@ -198,4 +212,4 @@ def _look_up(reference: str, tree: Any, path: str, within: tuple[str, ...]) -> A
             found = found[part]
         else:
             raise ValueError(f"{path}: ${{{reference}}} refers to a key that is not in the file")
-    return _resolve(_numbers(copy.deepcopy(found)), tree, path, (*within, reference))
+    return _resolve(found, tree, path, (*within, reference))

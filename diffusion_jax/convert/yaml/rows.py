@@ -8,16 +8,19 @@ from diffusion_jax.convert.yaml.reading import Node
 _ABSENT = object()
 
 
-class Key(NamedTuple):
-    """The option has a counterpart: its name here, and the original's default where ours is
-    another one (it is written when the YAML does not say)."""
+class As(NamedTuple):
+    """The option has a counterpart, with this name.
+
+    default: the original's default, written where the YAML has no value; given where our default
+    is different.
+    """
 
     name: str
     default: Any = _ABSENT
 
 
 class Only(NamedTuple):
-    """These values say what happens here anyway; others have no counterpart, for a reason."""
+    """These values ask for what happens here anyway; others have no counterpart, for a reason."""
 
     values: tuple[Any, ...]
     reason: str
@@ -29,7 +32,7 @@ class Drop(NamedTuple):
     reason: str
 
 
-Row = Key | Only | Drop
+Row = As | Only | Drop
 Table = Mapping[str, Row]
 
 
@@ -40,20 +43,29 @@ class Class(NamedTuple):
     options: Table = {}
 
 
+def keep(names: str = "", /, **defaults: Any) -> dict[str, As]:
+    """Make rows of options that keep their names, the keyword ones with a default (see As)."""
+    return {name: As(name) for name in names.split()} | {
+        name: As(name, default) for name, default in defaults.items()
+    }
+
+
+def drop(names: str, reason: str) -> dict[str, Drop]:
+    """Make rows of options that have no counterpart for one reason."""
+    return dict.fromkeys(names.split(), Drop(reason))
+
+
 def convert_options(node: Node, table: Table) -> dict[str, Any]:
-    """Convert the options of a node that the table lists; what it does not list stays untaken."""
+    """Convert the options of a node that the table lists, and take no others."""
     found: dict[str, Any] = {}
     for key, row in table.items():
-        if isinstance(row, Key):
-            if node.has(key):
-                found[row.name] = node.take(key)
-            else:
-                node.take(key, None)
-                if row.default is not _ABSENT:
-                    found[row.name] = row.default
+        if isinstance(row, As):
+            value = node.take(key, row.default)
+            if value is not _ABSENT:
+                found[row.name] = value
         elif isinstance(row, Only) and node.peek(key) in (None, *row.values):
             node.take(key, None)
-        elif key in node.values:
+        else:
             node.note(key, row.reason)
     return found
 
@@ -63,9 +75,9 @@ def convert_class(node: Node, table: Mapping[str, Class], what: str) -> dict[str
 
     what: "sampler" and the like, for the reason that is noted then.
     """
-    name = node.target()
+    name = node.class_name()
     if name not in table:
-        node.seen.discard(node.at("target"))
         node.note("target", f"{name} is no {what} of ours; there are {', '.join(table)}")
         return None
+    node.target()
     return {"name": table[name].name} | convert_options(node.child("params"), table[name].options)

@@ -1,24 +1,24 @@
 """Configs of generative-models (SDXL, SD 2.1, the examples of training) -> sections of ours."""
 
-from typing import Any
-
 from diffusion_jax.convert.yaml import tables
 from diffusion_jax.convert.yaml.conditioning import (
     TEXTS,
-    Found,
+    ConvertedEmbedder,
+    Embedders,
     Use,
     choose_dropout,
     conditioning_section,
     convert_embedder,
+    has_captions,
+    insert,
+    is_guidable,
 )
 from diffusion_jax.convert.yaml.parts import (
-    Noise,
     Sections,
     convert_denoiser,
     convert_first_stage,
     convert_loss,
     convert_sampler,
-    convert_scheduler,
     convert_unet,
 )
 from diffusion_jax.convert.yaml.reading import NUMBER, Node
@@ -27,138 +27,112 @@ from diffusion_jax.convert.yaml.training import (
     Picture,
     convert_data,
     convert_loop,
-    convert_optimizer,
+    convert_optimizers,
     convert_trainer,
 )
 
 
-def convert_engine(root: Node) -> tuple[Sections, list[str]]:
-    """Convert a config whose model is a DiffusionEngine; returns what was chosen, too.
+def convert_engine(root: Node) -> Sections:
+    """Convert a config whose model is a DiffusionEngine.
 
     Raises ValueError for a config without a network or a denoiser.
     """
     model = root.child("model")
     params = model.child("params")
     model.target()
-    for key in ("network_config", "denoiser_config"):
-        if not params.has(key):
-            raise ValueError(f"{params.at(key)} is missing from the YAML")
-    sections: Sections = {"seed": 0}
+    params.need("network_config", "denoiser_config")
     network = convert_unet(params.child("network_config"), ldm=False)
     stage = _first_stage(params)
     found = _embedders(params.child("conditioner_config"))
     _check_channels(params.child("network_config").child("params"), stage)
-    found, chosen = choose_dropout(found, is_ldm=False)
-    notes = [] if chosen is None else [chosen]
+    found = choose_dropout(root, found, is_ldm=False)
     trainer = convert_trainer(root)
-    if trainer.half_precision:
-        network["dtype"] = "bfloat16"
-    picture = _picture(network, stage, found)
-    sections["data"], chosen = convert_data(root.child("data"), picture)
-    notes += [] if chosen is None else [chosen]
-    sections |= {} if stage is None else {"first_stage": stage}
-    sections |= {"conditioning": conditioning_section(found), "model": network}
-    denoising, more = _denoising(params, found)
-    sections |= denoising
-    rate = model.take("base_learning_rate", 1e-5, NUMBER)
-    if not model.has("base_learning_rate"):
-        more.append("the learning rate is 1e-5")
+    channels = network.get("out_channels", 3) if stage is None else stage.get("in_channels", 3)
+    has_sizes = any(one.name == "original_size" for one in found)
+    picture = Picture(None, channels, has_captions(found), has_sizes)
+    data = convert_data(root.child("data"), picture)
+    denoising = _denoising(params, is_guidable(found))
     decay = params.take("ema_decay_rate", 0.9999)
     decay = decay if params.take("use_ema", False) else None
-    sections["optimizer"] = convert_optimizer(
-        params.child("optimizer_config"), rate, decay, trainer.clip_norm
-    )
-    sections["lr_schedule"] = convert_scheduler(params.child("scheduler_config"))
-    loop, chosen_too = convert_loop(root, trainer, None, None)
-    loop["train"]["ckpt_path"] = params.take("ckpt_path", None)
+    optimizers = convert_optimizers(model, params, trainer, decay)
+    loop = convert_loop(root, trainer, is_ldm=False)
     convert_options(params, tables.ENGINE_OTHER)
-    return sections | loop, notes + more + chosen_too
+    return {
+        "data": data,
+        "first_stage": stage,
+        "conditioning": conditioning_section(found),
+        "model": network | trainer.dtype,
+        **denoising,
+        **optimizers,
+        **loop,
+    }
 
 
 def _first_stage(params: Node) -> Sections | None:
     stage = convert_first_stage(params.child("first_stage_config"))
-    scale = params.take("scale_factor", 1.0, NUMBER)
-    full = params.take("disable_first_stage_autocast", False)
-    if stage is None:
-        return None
-    weights = stage.pop("weights")
-    dtype = {"dtype": "float32"} if full else {}
-    return stage | {"scale_factor": scale} | dtype | {"weights": weights}
+    scale: Sections = {"scale_factor": params.take("scale_factor", 1.0, NUMBER)}
+    if params.take("disable_first_stage_autocast", False):
+        scale["dtype"] = "float32"
+    return None if stage is None else insert(stage, scale)
 
 
-def _embedders(conditioner: Node) -> list[Found]:
+def _embedders(conditioner: Node) -> Embedders:
     if not conditioner.values:
         return []
-    if conditioner.target("GeneralConditioner") != "GeneralConditioner":
-        conditioner.note("target", "it is read as GeneralConditioner")
-    params = conditioner.child("params")
-    found = []
-    for node in params.children("emb_models"):
+    conditioner.expect("GeneralConditioner", "it is read as GeneralConditioner")
+    found: list[ConvertedEmbedder] = []
+    for node in conditioner.child("params").children("emb_models"):
         node.note("input_keys", "an embedder has one input here")
-        rate, null = node.take("ucg_rate", None, NUMBER), node.take("legacy_ucg_value", None)
         use = Use(
             node.take("input_key", "txt", str),
             node.take("is_trainable", False),
-            rate,
-            null,
+            node.take("ucg_rate", None, NUMBER),
+            node.take("legacy_ucg_value", None),
             (node, "is_trainable"),
             False,
         )
-        one = convert_embedder(node, use)
-        if one is None:
-            continue
-        if null is not None and one.section["name"] not in (*TEXTS, "class_embedding"):
-            node.note("legacy_ucg_value", "what is dropped becomes zero")
-        found.append(one)
+        own = convert_embedder(node, use)
+        if use.null_value is not None and own:
+            if own[0].section["name"] not in (*TEXTS, "class_embedding"):
+                node.note("legacy_ucg_value", "what is dropped becomes zero")
+        found += own
     return found
 
 
 def _check_channels(network: Node, stage: Sections | None) -> None:
-    channels = network.peek("out_channels")
-    if stage is not None and "embed_dim" in stage:
-        channels = stage["embed_dim"]
+    channels = (stage or {}).get("embed_dim", network.peek("out_channels"))
     if network.take("in_channels", channels) != channels:
         network.note("in_channels", f"{channels} channels are denoised; add an embedder for more")
 
 
-def _picture(network: Sections, stage: Sections | None, found: list[Found]) -> Picture:
-    channels = network["out_channels"] if "out_channels" in network else 3
-    if stage is not None:
-        channels = stage["in_channels"] if "in_channels" in stage else 3
-    has_captions = any(one.section["name"] in TEXTS for one in found)
-    return Picture(None, channels, has_captions, any(o.name == "original_size" for o in found))
-
-
-def _denoising(params: Node, found: list[Found]) -> tuple[Sections, list[str]]:
+def _denoising(params: Node, can_guide: bool) -> Sections:
     """Convert denoiser, loss and sampler; a YAML that only describes a model has no loss."""
-    noise: Noise = convert_denoiser(params.child("denoiser_config"))
-    sections: dict[str, Any] = dict(noise.sections)
-    chosen: list[str] = []
-    old = params.child("denoiser_config").child("params")
+    denoiser = params.child("denoiser_config")
+    noise = convert_denoiser(denoiser)
+    sections: Sections = dict(noise.sections)
     if params.has("loss_fn_config"):
         sections |= convert_loss(params.child("loss_fn_config"), noise)
     else:
         sections["loss"] = {"name": "denoiser"}
-        chosen.append("the loss is that of the network's own output, at all noise levels alike")
+        params.chosen.append(
+            "the loss is that of the network's own output, at all noise levels alike"
+        )
         params.take("loss_fn_config", None)
-    if old.has("weighting_config"):
-        weighting = convert_class(old.child("weighting_config"), tables.WEIGHTINGS, "weighting")
+    old = denoiser.child("params").child("weighting_config")
+    if old.values:
+        weighting = convert_class(old, tables.WEIGHTINGS, "weighting")
         sections |= {} if weighting is None else {"weighting": weighting}
-    guides = any("ucg_rate" in one.section and one.section["ucg_rate"] > 0 for one in found)
-    default = {"name": "cfg", "scale": 5.0} if guides else {"name": "none"}
-    sections["sampler"] = {"name": "euler", "num_steps": 50}
-    sections["guidance"] = default
-    if params.has("sampler_config"):
-        sections |= convert_sampler(params.child("sampler_config"), noise)
-        if "num_steps" not in sections["sampler"]:
-            sections["sampler"]["num_steps"] = 50
-        if sections["guidance"]["name"] == "cfg" and not guides:
-            sections["guidance"] = {"name": "none"}
-            sampler = params.child("sampler_config").child("params")
-            sampler.note(
-                "guider_config", "no embedder has a ucg_rate, so nothing is there to guide"
-            )
-    else:
-        how = f", guided by {default['scale']}" if guides else ""
-        chosen.append(f"samples are drawn by Euler's method, in 50 steps{how}")
-    return sections, chosen
+    sampler: Sections = {"name": "euler", "num_steps": 50}
+    guidance: Sections = {"name": "cfg", "scale": 5.0} if can_guide else {"name": "none"}
+    sections |= {"sampler": sampler, "guidance": guidance}
+    if not params.has("sampler_config"):
+        how = f", guided by {guidance['scale']}" if can_guide else ""
+        params.chosen.append(f"samples are drawn by Euler's method, in 50 steps{how}")
+        return sections
+    sections |= convert_sampler(params.child("sampler_config"), noise)
+    sections["sampler"].setdefault("num_steps", 50)
+    if sections["guidance"]["name"] == "cfg" and not can_guide:
+        sections["guidance"] = {"name": "none"}
+        options = params.child("sampler_config").child("params")
+        options.note("guider_config", "no embedder has a ucg_rate, so nothing is there to guide")
+    return sections

@@ -25,29 +25,25 @@ def config_source(docstring: str, sections: Mapping[str, Any]) -> str:
     ]
     for name, section in sections.items():
         lines += [""] if name in _PARAGRAPHS else []
-        lines += _assignment(f"config.{name} = ", section)
+        is_section = isinstance(section, Mapping)
+        text = f"d({literal(section)})" if is_section else literal(section)
+        line = f"{' ' * INDENT}config.{name} = {text}"
+        if is_section and len(line) > WIDTH:
+            inner = _lines("", section, 2 * INDENT, "")
+            lines += [f"{' ' * INDENT}config.{name} = d(", *inner, f"{' ' * INDENT})"]
+        else:
+            lines.append(line)
     return "\n".join([*lines, "", "    return config", ""])
-
-
-def _assignment(head: str, section: Any) -> list[str]:
-    if not isinstance(section, Mapping):
-        return [f"{' ' * INDENT}{head}{literal(section)}"]
-    flat = f"{' ' * INDENT}{head}d({_flat(section)})"
-    if len(flat) <= WIDTH:
-        return [flat]
-    inner = _lines("", section, 2 * INDENT, "")
-    return [f"{' ' * INDENT}{head}d(", *inner, f"{' ' * INDENT})"]
 
 
 def _lines(head: str, value: Any, indent: int, tail: str) -> list[str]:
     """Lay out head + value + tail: on one line, with its arguments on one line, or one a line."""
     pad = " " * indent
-    flat = f"{pad}{head}{_flat(value)}{tail}"
+    flat = f"{pad}{head}{literal(value)}{tail}"
     if len(flat) <= WIDTH or not isinstance(value, Mapping | tuple) or not value:
         return [flat]
-    opening, closing = _brackets(value)
-    items = _items(value)
-    joined = " " * (indent + INDENT) + ", ".join(f"{key}{_flat(item)}" for key, item in items)
+    opening, items, closing = _take_apart(value)
+    joined = " " * (indent + INDENT) + ", ".join(key + literal(item) for key, item in items)
     if len(joined) <= WIDTH and opening == "dict(":
         return [f"{pad}{head}{opening}", joined, f"{pad}{closing}{tail}"]
     # A single argument that is broken itself gets no comma.
@@ -56,40 +52,24 @@ def _lines(head: str, value: Any, indent: int, tail: str) -> list[str]:
     return [f"{pad}{head}{opening}", *body, f"{pad}{closing}{tail}"]
 
 
-def _items(value: Mapping[str, Any] | tuple[Any, ...]) -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping) and _brackets(value)[0] == "{":
-        return [(f"{literal(key)}: ", item) for key, item in value.items()]
-    if isinstance(value, Mapping):
-        return [(f"{key}=", item) for key, item in value.items()]
-    return [("", item) for item in value]
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, Mapping):
-        opening, closing = _brackets(value)
-        inner = ", ".join(f"{key}{_flat(item)}" for key, item in _items(value))
-        return f"{opening}{inner}{closing}"
-    return literal(value)
-
-
-def _brackets(value: Any) -> tuple[str, str]:
-    """dict(...) where every key can be a keyword, else braces; parentheses for a tuple."""
-    if isinstance(value, Mapping):
-        is_words = all(key.isidentifier() and not keyword.iskeyword(key) for key in value)
-        return ("dict(", ")") if is_words else ("{", "}")
-    return "(", ")"
+def _take_apart(value: Mapping[str, Any] | tuple[Any, ...]) -> tuple[str, list, str]:
+    """List what comes before the items, (what comes before an item, item), and the end."""
+    if isinstance(value, tuple):
+        return "(", [("", item) for item in value], ")"
+    if all(key.isidentifier() and not keyword.iskeyword(key) for key in value):
+        return "dict(", [(f"{key}=", item) for key, item in value.items()], ")"
+    return "{", [(f"{literal(key)}: ", item) for key, item in value.items()], "}"
 
 
 def literal(value: Any) -> str:
     """Write a plain value as Python: strings in double quotes, numbers as short as they can be."""
-    if isinstance(value, tuple):
-        inner = ", ".join(literal(item) for item in value)
-        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if isinstance(value, Mapping | tuple):
+        opening, items, closing = _take_apart(value)
+        comma = "," if opening == "(" and len(items) == 1 else ""
+        return opening + ", ".join(key + literal(item) for key, item in items) + comma + closing
     if isinstance(value, str):
         text = repr(value)
-        if '"' not in value:
-            text = f'"{text[1:-1]}"'.replace("\\'", "'")
-        return text
+        return text if '"' in value else f'"{text[1:-1]}"'.replace("\\'", "'")
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
         return f"{value:_}"
     if isinstance(value, float) and abs(value) == float("inf"):

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, file_adapters
 
-from diffusion_jax.data.records import Records, captions_of, find_keys
+from diffusion_jax.data.records import Records, captions_of, find_features
 from diffusion_jax.data.sources import image_folder, mnist_subset, openmoji, preparation
 
 # Builders of this package: name -> factory(data_dir, **options). They prepare themselves without a
@@ -75,7 +75,7 @@ def open_source(
     except (ValueError, KeyError) as error:
         splits = ", ".join(builder.info.splits)
         raise ValueError(
-            f"split={split!r} cannot be read from the data set {name!r}, choose among {splits}, "
+            f"split = {split!r} cannot be read from the data set {name!r}; choose from {splits}, "
             f"with slices such as 'train[:90%]' ({_first_line(error)})"
         ) from error
 
@@ -83,7 +83,7 @@ def open_source(
 def class_names(source: Records, *, label_key: str | None = None) -> tuple[str, ...]:
     """Names of the classes in the order of their numbers; empty when the source has no class
     labels."""
-    key = find_keys(source, label_key=label_key).label
+    key = find_features(source, label_key=label_key).label
     info = getattr(source, "dataset_info", None)
     if key is None or info is None or not hasattr(info.features[key], "names"):
         return ()
@@ -103,7 +103,7 @@ def captions(
     Raises:
         ValueError: the source has no captions.
     """
-    key = find_keys(source, caption_key=caption_key).caption
+    key = find_features(source, caption_key=caption_key).caption
     if key is None:
         raise ValueError(
             "the data set has no captions; name the feature with caption_key if it has another name"
@@ -118,13 +118,13 @@ def describe(source: Records) -> dict[str, Any]:
     from TFDS also name, split, features, path, size_bytes, file_format, citation, and skipped
     (unreadable files left out when a folder was prepared).
     """
-    keys = find_keys(source)
-    names = class_names(source)
+    names = find_features(source)
+    classes = class_names(source)
     overview = {
         "num_examples": len(source),
-        **keys._asdict(),
-        "num_classes": len(names),
-        "class_names": list(names),
+        **names._asdict(),
+        "num_classes": len(classes),
+        "class_names": list(classes),
     }
     info = getattr(source, "dataset_info", None)
     if info is None:

@@ -100,11 +100,13 @@ def builder(
         ValueError: a size below 1, a colour that is no word or #rrggbb, or fewer than 3 examples.
     """
     if size < 1:
-        raise ValueError(f"size={size} must be a positive number of pixels")
+        raise ValueError(f"size = {size} should be at least 1 pixel")
     if not re.fullmatch(r"#[0-9a-fA-F]{6}|[a-z]+", background):
-        raise ValueError(f"background={background!r} must be a CSS colour such as white or #ffffff")
+        raise ValueError(
+            f"background = {background!r} should be a CSS colour such as white or #ffffff"
+        )
     if max_examples is not None and max_examples < 3:
-        raise ValueError(f"max_examples={max_examples} must be at least 3, one for each split")
+        raise ValueError(f"max_examples = {max_examples} should be at least 3, one for each split")
     parts = [f"{size}px", background.lstrip("#")]
     parts += [] if skin_tones else ["one_tone"]
     parts += [] if max_examples is None else [f"{max_examples}_examples"]

@@ -13,7 +13,7 @@ def require_packages(data_set: str, packages: Mapping[str, str]) -> list[Path]:
         packages: import name -> name to install.
 
     Raises:
-        ModuleNotFoundError: some are missing; names them and the extra that brings them.
+        ModuleNotFoundError: some are missing; names them and how to install them.
     """
     folders, missing = [], []
     for name, install_name in packages.items():
@@ -25,6 +25,6 @@ def require_packages(data_set: str, packages: Mapping[str, str]) -> list[Path]:
     if missing:
         raise ModuleNotFoundError(
             f"preparing the data set {data_set!r} needs {', '.join(missing)}: "
-            "pip install 'diffusion-jax[demo]'"
+            f"pip install {' '.join(missing)}"
         )
     return folders

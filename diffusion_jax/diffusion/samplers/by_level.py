@@ -304,10 +304,10 @@ def lms(sigmas: np.ndarray, *, order: int = 4) -> Sampler:
 
 
 def _adams_bashforth(levels: np.ndarray, count: int) -> np.ndarray:
-    """Integrate over the last interval of levels the polynomials that are 1 at one of the `count`
-    levels before its end and 0 at the others; the newest first.
+    """Integrate Lagrange's polynomials over the last interval of levels, the newest first.
 
-    They are the weights that are exact for every polynomial of a degree below `count`.
+    Each is 1 at one of the `count` levels before the interval's end and 0 at the others. The
+    integrals are the weights that are exact for every polynomial of a degree below `count`.
     """
     start, width = levels[-2], levels[-1] - levels[-2]
     nodes = (levels[-1 - count : -1][::-1] - start) / width

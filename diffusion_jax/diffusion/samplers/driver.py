@@ -8,17 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion_jax.randomness import noise_like
+from diffusion_jax.randomness import SamplerStream, fold_in_all, noise_like
 from diffusion_jax.types import Keys, PyTree
 
 # (x, coefficients of the step, keys [b]) -> x, applied before each step of a sampler.
 BeforeStep: TypeAlias = Callable[[Array, PyTree, Keys], Array]
 # (x_0 [b ...], coefficients of a step, unit noise [b ...]) -> x at the start of that step.
 AddNoise: TypeAlias = Callable[[Array, PyTree, Array], Array]
-
-# No step has these numbers, so what is drawn with them is independent of the noise of every step.
-_INITIAL = np.uint32(2**32 - 1)
-_BEFORE_STEP = np.uint32(2**32 - 2)
 
 
 def _unit_noise(noise: Array, coefficients: PyTree) -> Array:
@@ -116,9 +112,9 @@ def sample(
     def advance(carry, inputs):
         x, memory, logs = carry
         i, slot, coefficients, noise, row = inputs
-        keys_i = _fold_in(keys, i)
+        keys_i = fold_in_all(keys, i)
         if before_step is not None:
-            x = before_step(x, coefficients, _fold_in(keys_i, _BEFORE_STEP))
+            x = before_step(x, coefficients, fold_in_all(keys_i, SamplerStream.BEFORE_STEP))
         if noise is None and sampler.stochastic:
             noise = noise_like(keys_i, x.shape[1:])
         predict_i = predict if row is None else lambda x, level: predict(x, level, row)
@@ -255,8 +251,4 @@ def check_iterations(iterations: int) -> None:
 
 def initial_noise(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "b *shape"]:
     """Draw x_T ~ N(0, 1) [b, *shape] float32 from the keys that `sample` is then given."""
-    return noise_like(_fold_in(keys, _INITIAL), shape)
-
-
-def _fold_in(keys: Keys, number: Array | np.uint32) -> Keys:
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+    return noise_like(fold_in_all(keys, SamplerStream.INITIAL_NOISE), shape)

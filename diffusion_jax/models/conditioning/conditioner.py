@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from diffusion_jax.randomness import fold_in_all
 from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
 
 # Rank of an embedder's output -> where it enters the network (generative-models,
@@ -189,7 +190,7 @@ def _chances(embedders: Mapping[str, Embedder], keys: Keys) -> dict[str, Float[A
     for index, (name, embedder) in enumerate(embedders.items()):
         if embedder.ucg_rate == 0.0:
             continue
-        own_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        own_keys = fold_in_all(keys, index)
         if embedder.ucg_group is None:
             chances[name] = jax.vmap(lambda key: jax.random.uniform(key, (_MAX_OUTPUTS,)))(
                 own_keys

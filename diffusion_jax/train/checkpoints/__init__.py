@@ -1,1 +1,1 @@
-"""Checkpoints: written, read, checked, and started from."""
+"""Checkpoints: saving, reading and checking them, and starting new runs from them."""

@@ -6,7 +6,7 @@ Nothing falls back in silence to another checkpoint, and nothing is written.
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,19 +15,18 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from diffusion_jax.train.checkpoints.checksums import checksums, path_name
+from diffusion_jax.train.checkpoints.checksums import VERSIONS, checksums, named_leaves, path_name
 from diffusion_jax.types import PyTree
 
+SET_ASIDE = "set_aside"  # folder of checkpoints that are later than the one a run went back to
 _SHOWN = 4  # names in one message
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint that cannot be read back as it was written.
-
-    whole: the step of the newest one before it that can, None if there is none or nobody looked.
-    """
+    """A checkpoint that cannot be read back as it was written."""
 
     def __init__(self, message: str, whole: int | None = None) -> None:
+        """Keep `whole`, the step of the newest whole one before it: None if there is none."""
         super().__init__(message)
         self.whole = whole
 
@@ -37,10 +36,18 @@ def restore_state(
 ) -> tuple[PyTree, dict[str, Any]]:
     """Read a checkpoint into shapes, dtypes and shardings -> (state, metadata).
 
-    abstract_state: jax.ShapeDtypeStruct leaves with shardings; the checkpoint must hold exactly
-    these arrays. step: None for the newest. Every array is checked against its checksum.
-    Raises FileNotFoundError when there is no such checkpoint, ValueError when it holds other
-    arrays, DamagedCheckpoint, naming the newest whole one before it, when it cannot be read.
+    Every array is checked against its checksum.
+
+    Args:
+        directory: the folder of a run's checkpoints.
+        abstract_state: jax.ShapeDtypeStruct leaves with shardings; the checkpoint must hold exactly
+            these arrays.
+        step: None for the newest.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it holds other arrays, or was written by a newer version of this package.
+        DamagedCheckpoint: it cannot be read; the message names the newest whole one before it.
     """
     directory = epath.Path(directory).absolute()
     step = _choose(directory, step)
@@ -65,8 +72,12 @@ def load_params(
 ) -> PyTree:
     """Read only the averaged (EMA) or the raw parameters of a checkpoint, and check them.
 
-    abstract_params: shapes, dtypes and shardings to read them into; without it, and for leaves
-    without a sharding, come NumPy arrays. Raises ValueError when the run keeps no average.
+    Args:
+        directory: the folder of a run's checkpoints.
+        abstract_params: shapes, dtypes and shardings to read them into. Without it, and for leaves
+            without a sharding, the result holds NumPy arrays.
+        step: None for the newest.
+        ema: the averaged parameters; ValueError when the run keeps no average.
     """
     directory = epath.Path(directory).absolute()
     step = _choose(directory, step)
@@ -76,15 +87,14 @@ def load_params(
 
 
 def load_mutable(directory: str | os.PathLike, *, step: int | None = None) -> PyTree:
-    """Read only the mutable collections of a checkpoint, such as running statistics, and check
-    them -> nested dictionaries of NumPy arrays."""
+    """Read and check only the mutable collections, such as running statistics, as NumPy arrays."""
     directory = epath.Path(directory).absolute()
     step = _choose(directory, step)
     return _load_under("mutable/", directory, step, *_read_description(directory, step))
 
 
 def load_metadata(directory: str | os.PathLike, *, step: int | None = None) -> dict[str, Any]:
-    """Read only what was saved beside the state: config, revision, data position, seed."""
+    """Read only what was saved beside the state: config, revision, place in the data, seed."""
     directory = epath.Path(directory).absolute()
     return _read_description(directory, _choose(directory, step))[1]["metadata"]
 
@@ -100,15 +110,24 @@ def saved_steps(directory: str | os.PathLike) -> list[int]:
 def resolve_checkpoint(path: str | os.PathLike) -> tuple[epath.Path, int]:
     """Find what --resume means -> (workdir, step).
 
-    path: a run's folder or its checkpoints/ (the newest one), one checkpoint, or a file in it.
-    Raises FileNotFoundError when there is nothing of the kind.
+    path: a run's folder or its checkpoints/ (the newest one), one checkpoint, a file in it, or a
+    checkpoint in set_aside/ (Checkpoints.go_back finds it there).
+    Raises FileNotFoundError when there is none, ValueError for one in set_aside/ whose place is
+    taken.
     """
     path = epath.Path(path).absolute()
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint at {path}: it does not exist")
     for place in (path, *path.parents):
-        if place.name.isdigit() and place.parent.name == "checkpoints":
+        if not place.name.isdigit():
+            continue
+        if place.parent.name == "checkpoints":
             return place.parent.parent, int(place.name)
+        if place.parent.name == SET_ASIDE and place.parent.parent.name == "checkpoints":
+            taken = place.parent.parent / place.name
+            if taken.exists():
+                raise ValueError(f"{place} cannot be resumed from while {taken} is in its place")
+            return taken.parent.parent, int(place.name)
     directory = path if path.name == "checkpoints" else path / "checkpoints"
     return directory.parent, _choose(directory, None)
 
@@ -121,15 +140,15 @@ def _choose(directory: epath.Path, step: int | None) -> int:
         return steps[-1]
     if step not in steps:
         raise FileNotFoundError(
-            f"there is no checkpoint of step {step} in {directory}; there are {_few(steps)}"
+            f"there is no checkpoint of step {step} in {directory}; there are {few(steps)}"
         )
     return step
 
 
 def _read_state(directory: epath.Path, abstract_state: PyTree, step: int) -> tuple[PyTree, dict]:
     tree, record = _read_description(directory, step)
-    _check_same(_named(tree), _named(abstract_state), directory / str(step))
-    return _read_arrays(directory, step, abstract_state, record["checksums"]), record["metadata"]
+    _check_same(named_leaves(tree), named_leaves(abstract_state), directory / str(step))
+    return _read_arrays(directory, step, abstract_state, record), record["metadata"]
 
 
 def _read_description(directory: epath.Path, step: int) -> tuple[PyTree, dict[str, Any]]:
@@ -142,7 +161,18 @@ def _read_description(directory: epath.Path, step: int) -> tuple[PyTree, dict[st
             raise KeyError(*absent)
     except Exception as error:
         raise _damage(folder, "its description is missing or broken", error) from error
+    version = _version(record)
+    if version not in VERSIONS:
+        raise ValueError(
+            f"the checkpoint {folder} has format = {version!r}, which should be one of "
+            f"{', '.join(map(str, VERSIONS))}: it was written by a newer version of diffusion_jax"
+        )
     return described.tree, record
+
+
+def _version(record: Mapping[str, Any]) -> Any:
+    """Which formula the checksums have; the first checkpoints did not say it."""
+    return record["format"] if "format" in record else VERSIONS[0]
 
 
 def _load_under(
@@ -154,15 +184,15 @@ def _load_under(
     abstract: PyTree = None,
 ) -> PyTree:
     """Read the arrays whose names start with prefix, into `abstract` or as nested dictionaries."""
-    saved = {n: a for n, a in _named(tree).items() if n.startswith(prefix)}
-    wanted = saved if abstract is None else _named(abstract, prefix)
+    saved = {n: a for n, a in named_leaves(tree).items() if n.startswith(prefix)}
+    wanted = saved if abstract is None else named_leaves(abstract, prefix)
     if not wanted and abstract is None:
         return {}
     _check_same(saved, wanted, directory / str(step))
     item = jax.tree_util.tree_map_with_path(
         lambda path, leaf: _wanted_leaf(wanted, path_name(path), leaf), tree
     )
-    values = _named(_read_arrays(directory, step, item, record["checksums"]))
+    values = named_leaves(_read_arrays(directory, step, item, record))
     if abstract is None:
         return _nest({n.removeprefix(prefix): values[n] for n in wanted})
     return jax.tree_util.tree_map_with_path(
@@ -170,15 +200,20 @@ def _load_under(
     )
 
 
-def _read_arrays(directory: epath.Path, step: int, item: PyTree, sums: dict[str, int]) -> PyTree:
+def _read_arrays(
+    directory: epath.Path, step: int, item: PyTree, record: Mapping[str, Any]
+) -> PyTree:
+    """Read the arrays of `item` that are not placeholders, and compare their checksums."""
     folder = directory / str(step)
     arguments = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(_restore_args, item))
     with _failing_together(folder):
         values = ocp.PyTreeCheckpointHandler().restore(folder / "state", args=arguments)
-    read = {name: leaf for name, leaf in _named(values).items() if leaf is not ocp.PLACEHOLDER}
-    changed = [name for name, value in checksums(read).items() if sums.get(name) != value]
+    read = {n: leaf for n, leaf in named_leaves(values).items() if leaf is not ocp.PLACEHOLDER}
+    sums = record["checksums"]
+    found = checksums(read, version=_version(record))
+    changed = [name for name, value in found.items() if name not in sums or sums[name] != value]
     if changed:
-        raise _damage(folder, f"the values of {_few(changed)} are not those that were saved")
+        raise _damage(folder, f"the values of {few(changed)} are not the ones that were saved")
     return values
 
 
@@ -188,13 +223,14 @@ def _failing_together(folder: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _anywhere(True)
+        anywhere(True)
         raise _damage(folder, "its arrays cannot be read", error) from error
-    if _anywhere(False):
+    if anywhere(False):
         raise _damage(folder, "another process cannot read its part of the arrays")
 
 
-def _anywhere(failed: bool) -> bool:
+def anywhere(failed: bool) -> bool:
+    """Whether this is true in any process; all processes have to call it together."""
     if jax.process_count() == 1:
         return failed
     return bool(np.any(multihost_utils.process_allgather(np.int32(failed))))
@@ -220,11 +256,6 @@ def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
     return sharding if isinstance(sharding, jax.sharding.Sharding) else None
 
 
-def _named(tree: PyTree, prefix: str = "") -> dict[str, Any]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {prefix + path_name(path): leaf for path, leaf in leaves}
-
-
 def _nest(named: Mapping[str, Any]) -> dict[str, Any]:
     root: dict[str, Any] = {}
     for name, leaf in named.items():
@@ -238,11 +269,11 @@ def _nest(named: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ema_prefix(tree: PyTree, folder: epath.Path) -> str:
     # An EmaState is saved as its fields, {"num_updates", "params"}; no other state has both.
-    counts = [n for n in _named(tree["opt_state"]) if n.rpartition("/")[2] == "num_updates"]
+    counts = [n for n in named_leaves(tree["opt_state"]) if n.rpartition("/")[2] == "num_updates"]
     if len(counts) != 1:
         raise ValueError(
-            f"the checkpoint {folder} holds {len(counts)} averages of the parameters, expected 1; "
-            "pass ema=False for the raw parameters"
+            f"the checkpoint {folder} holds {len(counts)} averages of the parameters and should "
+            "hold 1; pass ema=False for the raw parameters"
         )
     return f"opt_state/{counts[0].removesuffix('num_updates')}params/"
 
@@ -250,15 +281,15 @@ def _ema_prefix(tree: PyTree, folder: epath.Path) -> str:
 def _check_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: epath.Path) -> None:
     problems = []
     if missing := [name for name in wanted if name not in saved]:
-        problems.append(f"it lacks {_few(missing)}")
+        problems.append(f"it lacks {few(missing)}")
     if unknown := [name for name in saved if name not in wanted]:
-        problems.append(f"it holds {_few(unknown)}, which the config does not have")
+        problems.append(f"it holds {few(unknown)}, which the config does not have")
     if different := [
         f"{name} ({_kind(saved[name])}, not {_kind(wanted[name])})"
         for name in wanted
         if name in saved and _kind(saved[name]) != _kind(wanted[name])
     ]:
-        problems.append(f"it has other shapes or dtypes: {_few(different)}")
+        problems.append(f"it has other shapes or dtypes: {few(different)}")
     if problems:
         raise ValueError(f"the checkpoint {folder} is of another config: {'; '.join(problems)}")
 
@@ -267,7 +298,9 @@ def _kind(leaf: Any) -> str:
     return f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
 
 
-def _few(names: list) -> str:
+def few(names: Iterable[Any]) -> str:
+    """List the first names, and say how many more there are."""
+    names = list(names)
     shown = ", ".join(str(name) for name in names[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: save in the background, restore exactly, and say what is wrong.
+"""Checkpoints of a run: saved in the background, restored exactly, or a sentence on what is wrong.
 
 Synopsis:
 
@@ -7,30 +7,36 @@ Synopsis:
     state, metadata = checkpoints.restore(abstract_state)
     checkpoints.close()
 
-On disk (Orbax): {directory}/{step}/state and {directory}/{step}/metadata, the caller's metadata and
-one checksum per array. The average of the parameters is in the state, inside opt_state; load_params
-reads it, or the parameters, alone. Nothing here falls back to another checkpoint unless told so
-(on_damage), and nothing is overwritten: a checkpoint that is in the way is moved aside.
+On disk (Orbax): {directory}/{step}/state and {directory}/{step}/metadata, which holds the caller's
+metadata and one checksum per array. The average of the parameters is in the state, inside
+opt_state; load_params reads it, or the parameters, alone. Nothing here takes another checkpoint
+than the one asked for unless told so (on_damage), and nothing is overwritten: a checkpoint that is
+in the way is moved to {directory}/set_aside.
 """
 
-import contextlib
 import functools
 import json
 import logging
 import math
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from diffusion_jax.train.checkpoints.checksums import checksums
+from diffusion_jax.train.checkpoints.checksums import VERSIONS, checksums
+from diffusion_jax.train.checkpoints.folder import (
+    PARTIAL,
+    Folder,
+    SaveFailed,
+    free_bytes,
+    wait_for_all,
+)
 from diffusion_jax.train.checkpoints.reading import (
+    SET_ASIDE,
     DamagedCheckpoint,
     load_metadata,
     load_mutable,
@@ -44,6 +50,7 @@ from diffusion_jax.types import PyTree
 __all__ = [
     "Checkpoints",
     "DamagedCheckpoint",
+    "SaveFailed",
     "load_metadata",
     "load_mutable",
     "load_params",
@@ -56,26 +63,32 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-_PARTIAL = ".orbax-checkpoint-tmp"
 _PROBE_BYTES = 1 << 16
 _WORST = {"min": math.inf, "max": -math.inf}
 _ON_DAMAGE = ("stop", "previous")
 
 
 class Checkpoints(NamedTuple):
-    """An open folder of checkpoints.
+    """An open folder of checkpoints, as a record of functions.
 
     save(step, state, metadata, metrics=None) -> bool: start saving and return as soon as the state
-    may be donated; False when the step is there already, which then only gets the metrics that it
-    lacks. restore(abstract_state, step=None): restore_state, after on_damage. all_steps() and
-    latest_step() count a save that is still under way. is_best(metrics): whether a checkpoint with
-    these metrics would be among the best to keep; ValueError when the monitor is not one of them.
-    wait() returns when all is on disk and raises what went wrong; close() waits and closes.
+        may be donated. False when the step is there already, which then only gets the metrics that
+        it lacks. When the save before this one failed in the background, a warning says so. Raises
+        SaveFailed, an OSError, when this save cannot start.
+    restore(abstract_state, step=None): restore_state, and what on_damage says.
+    go_back(abstract_state, step): restore an earlier step, or one that was set aside, and only
+        after it was read move the later ones to set_aside.
+    all_steps() and latest_step() count a save that is still under way.
+    is_best(metrics): whether a checkpoint with these metrics would be among the best to keep;
+        ValueError when the monitor is not one of them.
+    wait(): return when all is on disk; SaveFailed when it is not.
+    close(): wait and close.
     """
 
     directory: epath.Path
     save: Callable[..., bool]
     restore: Callable[..., tuple[PyTree, dict[str, Any]]]
+    go_back: Callable[..., tuple[PyTree, dict[str, Any]]]
     all_steps: Callable[[], list[int]]
     latest_step: Callable[[], int | None]
     is_best: Callable[[Mapping[str, float]], bool]
@@ -96,29 +109,32 @@ def open_checkpoints(
 ) -> Checkpoints:
     """Open, or make, a folder to save checkpoints in, and find out now whether it can be written.
 
-    Kept are the newest keep_last, every multiple of keep_every, and the keep_best with the best
-    metrics[monitor]; the newest is always among them. mode: "min" or "max" of the monitor is best;
-    NaN is worst. on_damage: a checkpoint that cannot be read back is an error ("stop"), or is moved
-    to {directory}/set_aside with a warning, and the newest whole one before it takes its place
-    ("previous"). needed_bytes: free space to ask for, see state_bytes.
-    What a killed process left half-written is removed; nothing else is.
-    Raises OSError when the folder cannot be written or is too small, ValueError for bad options.
+    Removes what a killed process left half-written, and nothing else.
+
+    Args:
+        directory: the folder.
+        keep_last: number of newest checkpoints that are kept.
+        keep_every: keep every multiple of this step too.
+        keep_best: number of checkpoints with the best metrics[monitor] that are kept too.
+        monitor: the metric that decides, such as "val/loss_simple_ema".
+        mode: "min" or "max" of the monitor is best; NaN is worst.
+        on_damage: a checkpoint that cannot be read back is an error ("stop"); or it is moved to
+            {directory}/set_aside with a warning, and the newest whole one before it takes its place
+            ("previous").
+        needed_bytes: free space to ask for, see state_bytes.
+
+    Raises:
+        OSError: the folder cannot be written or its disk is too small.
+        ValueError: an option is out of range.
     """
-    if keep_last < 1:
-        raise ValueError(f"keep_last = {keep_last} should be at least 1")
-    if mode not in _WORST:
-        raise ValueError(f"mode = {mode!r} is unknown; choose one of {', '.join(_WORST)}")
-    if on_damage not in _ON_DAMAGE:
-        raise ValueError(
-            f"on_damage = {on_damage!r} is unknown; choose one of {', '.join(_ON_DAMAGE)}"
-        )
-    if keep_best and monitor is None:
-        raise ValueError(f"keep_best = {keep_best} needs a monitor such as 'val/loss_simple_ema'")
+    _check_options(keep_last, keep_every, keep_best, monitor, mode, on_damage)
     directory = epath.Path(directory).absolute()
     _check_writable(directory, needed_bytes)
-    _remove_partial(directory)
     score = functools.partial(_score, monitor=monitor, mode=mode)
-    manager = _open_manager(directory, keep_last, keep_every, keep_best, score, mode)
+    folder = Folder(
+        directory,
+        functools.partial(_open_manager, directory, keep_last, keep_every, keep_best, score, mode),
+    )
 
     def is_best(metrics: Mapping[str, float]) -> bool:
         if not keep_best or monitor is None:
@@ -128,7 +144,7 @@ def open_checkpoints(
                 f"checkpoint watches {monitor!r}, which validation does not report; "
                 f"it reports {', '.join(sorted(metrics))}"
             )
-        known = [manager.metrics(step) for step in manager.all_steps()]
+        known = [folder.manager.metrics(step) for step in folder.manager.all_steps()]
         scores = sorted(score(m) for m in known if m is not None)
         best = scores[:keep_best] if mode == "min" else scores[-keep_best:]
         if math.isnan(float(metrics[monitor])):
@@ -138,29 +154,30 @@ def open_checkpoints(
 
     return Checkpoints(
         directory,
-        save=functools.partial(_save, manager, directory, monitor if keep_best else None),
-        restore=functools.partial(_wait_and_restore, manager, directory, on_damage),
-        all_steps=lambda: sorted(manager.all_steps()),
-        latest_step=manager.latest_step,
+        save=functools.partial(_save, folder, monitor if keep_best else None),
+        restore=functools.partial(_restore, folder, on_damage),
+        go_back=functools.partial(_go_back, folder, on_damage),
+        all_steps=lambda: sorted(folder.manager.all_steps()),
+        latest_step=lambda: folder.manager.latest_step(),
         is_best=is_best,
-        wait=manager.wait_until_finished,
-        close=manager.close,
+        wait=folder.settle,
+        close=folder.close,
     )
 
 
 def set_aside_later(directory: str | os.PathLike, step: int) -> list[int]:
     """Move checkpoints after `step` to {directory}/set_aside, to go on from an earlier one.
 
-    To be called before open_checkpoints, by one process. Returns their steps.
+    To be called by one process, before open_checkpoints. Returns their steps.
     """
     directory = epath.Path(directory)
     later = [saved for saved in saved_steps(directory) if saved > step]
     for saved in later:
-        target = directory / "set_aside" / str(saved)
+        target = directory / SET_ASIDE / str(saved)
         copy = 1
         while target.exists():
             copy += 1
-            target = directory / "set_aside" / f"{saved}.{copy}"
+            target = directory / SET_ASIDE / f"{saved}.{copy}"
         target.parent.mkdir(parents=True, exist_ok=True)
         (directory / str(saved)).rename(target)
     return later
@@ -169,6 +186,21 @@ def set_aside_later(directory: str | os.PathLike, step: int) -> list[int]:
 def state_bytes(abstract_state: PyTree) -> int:
     """Add up the bytes of all arrays, an upper bound for the size of a checkpoint on disk."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_state))
+
+
+def _check_options(keep_last, keep_every, keep_best, monitor, mode, on_damage) -> None:
+    for name, value, least in (
+        ("keep_last", keep_last, 1),
+        ("keep_every", keep_every, 1),
+        ("keep_best", keep_best, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name} = {value} should be at least {least}")
+    for name, value, choices in (("mode", mode, _WORST), ("on_damage", on_damage, _ON_DAMAGE)):
+        if value not in choices:
+            raise ValueError(f"{name} = {value!r} is unknown; choose from {', '.join(choices)}")
+    if keep_best and monitor is None:
+        raise ValueError(f"keep_best = {keep_best} needs a monitor such as 'val/loss_simple_ema'")
 
 
 def _score(metrics: Mapping[str, float], *, monitor: str | None, mode: str) -> float:
@@ -212,62 +244,51 @@ def _is_json(path: epath.Path) -> bool:
     return True
 
 
-def _save(manager, directory, monitor, step, state, metadata, metrics=None) -> bool:
+def _save(folder: Folder, monitor, step, state, metadata, metrics=None) -> bool:
+    try:
+        folder.settle()
+    except SaveFailed as error:
+        _log.warning("%s; training goes on, and the next checkpoint is tried", error)
     scored = metrics if metrics is not None and monitor in metrics else None
-    if step in manager.all_steps():
+    if step in folder.manager.all_steps():
         if scored is not None:
-            _add_metrics(manager, directory / str(step), scored)
+            _add_metrics(folder, step, scored)
         return False
-    latest = manager.latest_step()
+    latest = folder.manager.latest_step()
     if latest is not None and step < latest:
         raise ValueError(
-            f"cannot save step {step} in {directory}: it holds the later step {latest}, which "
-            "belongs to another continuation of this run; set_aside_later moves it out of the way"
+            f"cannot save step {step} in {folder.directory}: it holds the later step {latest}, "
+            "which belongs to another continuation of this run; go_back moves it out of the way"
         )
     # Reading the state's buffers is the one transfer that a save is for.
     with jax.transfer_guard("allow"):
-        record = {"metadata": dict(metadata), "checksums": checksums(state)}
+        record = {
+            "format": VERSIONS[-1],
+            "metadata": dict(metadata),
+            "checksums": checksums(state),
+        }
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(record)
         )
-        try:
-            with _without("did not provide metrics"):  # as most steps do, rightly
-                return manager.save(step, args=items, metrics=scored, force=True)
-        except Exception as error:
-            error.add_note(f"while saving a checkpoint of step {step} in {directory}")
-            raise
+        return folder.save(step, items, scored)
 
 
-def _add_metrics(manager, folder: epath.Path, metrics: Mapping[str, float]) -> None:
-    # Of a step that was saved before it was validated; Orbax offers no way to do this.
-    manager.wait_until_finished()
-    if jax.process_index() == 0 and not (folder / "metrics").exists():
-        partial = folder / f"metrics{_PARTIAL}"
+def _add_metrics(folder: Folder, step: int, metrics: Mapping[str, float]) -> None:
+    # The step was saved before it was validated; Orbax offers no way to add its metrics.
+    place = folder.directory / str(step)
+    if jax.process_index() == 0 and not (place / "metrics").exists():
+        partial = place / f"metrics{PARTIAL}"
         partial.mkdir(exist_ok=True)
         (partial / "metrics").write_text(json.dumps(metrics))
-        partial.rename(folder / "metrics")
-    _wait_for_all(f"metrics of {folder}")
-    manager.reload()
+        partial.rename(place / "metrics")
+    wait_for_all(f"metrics of {place}")
+    folder.manager.reload()
 
 
-@contextlib.contextmanager
-def _without(message: str) -> Iterator[None]:
-    logger = logging.getLogger("absl")
-
-    def keep(record: logging.LogRecord) -> bool:
-        return message not in record.getMessage()
-
-    logger.addFilter(keep)
+def _restore(folder: Folder, on_damage, abstract_state, step=None):
+    folder.settle()
     try:
-        yield
-    finally:
-        logger.removeFilter(keep)
-
-
-def _wait_and_restore(manager, directory, on_damage, abstract_state, step=None):
-    manager.wait_until_finished()
-    try:
-        return restore_state(directory, abstract_state, step)
+        return restore_state(folder.directory, abstract_state, step)
     except DamagedCheckpoint as error:
         if error.whole is None:
             raise
@@ -276,18 +297,24 @@ def _wait_and_restore(manager, directory, on_damage, abstract_state, step=None):
                 f"{error}; on_damage = 'previous' goes on from there", error.whole
             ) from error
         _log.warning("%s, which is used; later ones are moved to set_aside", error)
-        whole = error.whole
+        return _go_back(folder, on_damage, abstract_state, error.whole)
+
+
+def _go_back(folder: Folder, on_damage, abstract_state, step):
+    directory = folder.directory
+    aside = directory / SET_ASIDE / str(step)
+    from_aside = step not in saved_steps(directory) and aside.is_dir()
+    if from_aside:
+        found = restore_state(directory / SET_ASIDE, abstract_state, step)
+    else:
+        found = _restore(folder, on_damage, abstract_state, step)
     if jax.process_index() == 0:
-        set_aside_later(directory, whole)
-    _wait_for_all(f"damage in {directory}")
-    manager.reload()
-    return restore_state(directory, abstract_state, whole)
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        with jax.transfer_guard("allow"):
-            multihost_utils.sync_global_devices(what)
+        set_aside_later(directory, step)
+        if from_aside:
+            aside.rename(directory / str(step))
+    wait_for_all(f"checkpoints set aside in {directory}")
+    folder.manager.reload()
+    return found
 
 
 def _check_writable(directory: epath.Path, needed_bytes: int) -> None:
@@ -296,7 +323,7 @@ def _check_writable(directory: epath.Path, needed_bytes: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(bytes(_PROBE_BYTES))
         probe.unlink()
-        free = shutil.disk_usage(directory).free if directory.is_dir() else None
+        free = free_bytes(directory)
     except OSError as error:
         reason = error.strerror or str(error)
         raise type(error)(f"cannot write checkpoints to {directory}: {reason}") from error
@@ -305,11 +332,3 @@ def _check_writable(directory: epath.Path, needed_bytes: int) -> None:
             f"cannot write checkpoints to {directory}: one needs up to {needed_bytes / 2**30:.2f} "
             f"GiB and {free / 2**30:.2f} GiB are free"
         )
-
-
-def _remove_partial(directory: epath.Path) -> None:
-    # Orbax's own clean-up runs in the background, where it could meet a save of the same step.
-    if jax.process_index() == 0:
-        for path in directory.iterdir():
-            if _PARTIAL in path.name:
-                path.rmtree()

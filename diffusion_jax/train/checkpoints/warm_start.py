@@ -6,18 +6,25 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from diffusion_jax.train.checkpoints.checksums import path_name
-from diffusion_jax.train.checkpoints.reading import load_mutable, load_params, resolve_checkpoint
+from diffusion_jax.train.checkpoints.checksums import named_leaves, path_name
+from diffusion_jax.train.checkpoints.reading import (
+    few,
+    load_mutable,
+    load_params,
+    resolve_checkpoint,
+)
 from diffusion_jax.types import PyTree
 
 _UNET = "network/"
 
 
 class WarmStart(NamedTuple):
-    """params: the new run's, with all that was taken. not_loaded: names that keep their initial
-    values. unused: names that only the other run has, or that were not wanted."""
+    """Parameters of a new run that were taken from another one.
+
+    params: all of the new run's parameters. not_loaded: names that keep their initial values.
+    unused: names of the other run that were not taken.
+    """
 
     params: PyTree
     not_loaded: list[str]
@@ -32,34 +39,33 @@ def warm_start(
     load_only_unet: bool = False,
     ema: bool = False,
 ) -> WarmStart:
-    """Replace parameters by those of the same name in a checkpoint; shardings and dtypes stay.
+    """Take parameters of the same names from a checkpoint; shardings and dtypes stay.
 
-    params: initial parameters, {"network": ..., "conditioner": ...}. ckpt_path: as --resume takes
-    it. ignore_keys: regular expressions matched from the start of a name such as
-    "network/out_2/kernel", so a prefix will do; what matches is not taken. load_only_unet takes the
-    network alone; ema takes the averages. The optimizer and the step start anew.
-    Raises ValueError when a shape differs, or when nothing at all was taken.
+    Args:
+        params: initial parameters, {"network": ..., "conditioner": ...}.
+        ckpt_path: what --resume takes.
+        ignore_keys: regular expressions matched from the start of a name such as
+            "network/out_2/kernel", so a prefix will do; what matches is not taken.
+        load_only_unet: take the network alone.
+        ema: take the averaged parameters.
+
+    Raises:
+        ValueError: a shape differs, or nothing at all was taken.
+
     Source: latent-diffusion, DDPM.init_from_ckpt.
     """
     workdir, step = resolve_checkpoint(ckpt_path)
-    source = _named(load_params(workdir / "checkpoints", step=step, ema=ema))
-    wanted = {
-        name: value
-        for name, value in source.items()
-        if not any(re.match(pattern, name) for pattern in ignore_keys)
-        and (name.startswith(_UNET) or not load_only_unet)
-    }
-    own = _named(params)
-    _check_shapes(own, wanted, f"checkpoint {step} in {workdir}")
+    source = named_leaves(load_params(workdir / "checkpoints", step=step, ema=ema))
+    own, wanted = named_leaves(params), _wanted(source, ignore_keys)
+    if load_only_unet:
+        wanted = {name: value for name, value in wanted.items() if name.startswith(_UNET)}
+    loaded = _take(params, wanted, f"checkpoint {step} in {workdir}")
     taken = [name for name in own if name in wanted]
     if not taken:
         raise ValueError(
-            f"nothing was loaded from checkpoint {step} in {workdir}: it has {_few(source)}, "
-            f"this run has {_few(own)}"
+            f"nothing was loaded from checkpoint {step} in {workdir}: it has {few(source)}, "
+            f"this run has {few(own)}"
         )
-    loaded = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _place(wanted.get(path_name(path)), leaf), params
-    )
     not_loaded = [name for name in own if name not in wanted]
     return WarmStart(loaded, not_loaded, [name for name in source if name not in taken])
 
@@ -67,31 +73,24 @@ def warm_start(
 def warm_start_mutable(
     mutable: PyTree, ckpt_path: str | os.PathLike, *, ignore_keys: Sequence[str] = ()
 ) -> PyTree:
-    """Replace mutable collections (running statistics, codebook averages) by those of the same name
-    in a checkpoint, minus ignore_keys; others keep their initial values.
+    """Take mutable collections (running statistics, codebook averages) from a checkpoint.
 
+    What it lacks, or ignore_keys match, keeps its initial values.
     Raises ValueError when a shape differs.
     """
     workdir, step = resolve_checkpoint(ckpt_path)
-    source = {
-        name: value
-        for name, value in _named(load_mutable(workdir / "checkpoints", step=step)).items()
-        if not any(re.match(pattern, name) for pattern in ignore_keys)
-    }
-    _check_shapes(_named(mutable), source, f"checkpoint {step} in {workdir}")
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _place(source.get(path_name(path)), leaf), mutable
-    )
+    source = named_leaves(load_mutable(workdir / "checkpoints", step=step))
+    return _take(mutable, _wanted(source, ignore_keys), f"checkpoint {step} in {workdir}")
 
 
-def _place(value: np.ndarray | None, like: Any) -> Any:
-    if value is None:
-        return like
-    value = value.astype(like.dtype)
-    return jax.device_put(value, like.sharding) if isinstance(like, jax.Array) else value
+def _wanted(source: dict[str, Any], ignore_keys: Sequence[str]) -> dict[str, Any]:
+    ignored = lambda name: any(re.match(pattern, name) for pattern in ignore_keys)
+    return {name: value for name, value in source.items() if not ignored(name)}
 
 
-def _check_shapes(own: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+def _take(tree: PyTree, wanted: dict[str, Any], where: str) -> PyTree:
+    """Replace leaves of a tree by wanted values of their names, in their dtypes and places."""
+    own = named_leaves(tree)
     different = [
         f"{name} {wanted[name].shape} (here {own[name].shape})"
         for name in own
@@ -99,15 +98,15 @@ def _check_shapes(own: dict[str, Any], wanted: dict[str, Any], where: str) -> No
     ]
     if different:
         raise ValueError(
-            f"{where} has other shapes: {_few(different)}; "
+            f"{where} has other shapes: {few(different)}; "
             "list what should keep its initial values in ignore_keys"
         )
 
+    def place(path: Any, like: Any) -> Any:
+        name = path_name(path)
+        if name not in wanted:
+            return like
+        value = wanted[name].astype(like.dtype)
+        return jax.device_put(value, like.sharding) if isinstance(like, jax.Array) else value
 
-def _named(tree: PyTree) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
-def _few(names: Sequence[str] | dict[str, Any]) -> str:
-    names = list(names)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return jax.tree_util.tree_map_with_path(place, tree)

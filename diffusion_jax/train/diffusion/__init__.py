@@ -1,1 +1,1 @@
-"""The losses of a diffusion model as functions of a batch."""
+"""The losses of diffusion models as functions of a batch."""

@@ -1,4 +1,4 @@
-"""The denoiser's loss of one batch, assembled from a network, its embedders and noise levels."""
+"""The loss of a denoiser on a batch, made from a network, its embedders and noise levels."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -33,24 +33,35 @@ def denoiser_loss_fn(
     """Make the LossFn of denoiser training: mean of w(sigma) |D(x_0 + sigma eps, sigma) - x_0|^2.
 
     The LossFn denoises what encode finds in a batch. It reads frozen["sigmas"], the table of the
-    discrete denoiser, if there is one; without it the denoiser is continuous. A batch may carry
+    discrete denoiser, if there is one; without it the denoiser is continuous. A batch may have
     "weight" [b] (0 for padding). Everything random about sample i comes from keys[i].
 
-    apply: its third argument is c_noise [b], int32 with a table and quantize_c_noise, else float32.
-    sigma_of: u [b] in [0, 1) -> sigma [b]; u is uniform, independent for each sample.
-    batch_size: of the global batch, before it is split among devices or micro-batches.
-    stratified: in training, let the global batch cover [0, 1) evenly, sample i in stratum
-      batch["position"][i]. Evaluation draws independently, since its batches may be padded or of
-      another size.
-    offset_noise_level: of the noise's common shift for each channel, see losses.offset_noise.
+    Args:
+        apply: the network; its third argument is c_noise [b], int32 with a table and
+            quantize_c_noise, else float32.
+        embed: the embedders.
+        encode: finds the images, or their latents.
+        scaling: sigma -> c_skip, c_out, c_in, c_noise.
+        sigma_of: u [b] in [0, 1) -> sigma [b]; u is uniform, independent for each sample.
+        weighting: sigma -> w(sigma).
+        batch_size: samples of the global batch, before it is split among devices or micro-batches.
+        stratified: in training, let the global batch cover [0, 1) evenly, sample i in stratum
+            batch["position"][i]. Evaluation draws independently, since its batches may be padded or
+            have another size.
+        quantize_c_noise: give the network the index of sigma in the table.
+        loss_type: of D and x_0, in place of the square.
+        offset_noise_level: how much of the noise all pixels of a channel share, see
+            losses.offset_noise.
 
-    Raises ValueError for a batch_size below 1 and an offset_noise_level below 0.
+    Raises:
+        ValueError: batch_size is below 1 or offset_noise_level below 0.
+
     Source: Karras et al. 2022, equations 2 and 8; sgm, StandardDiffusionLoss.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size!r} should be at least 1")
     if not offset_noise_level >= 0.0:
-        raise ValueError(f"offset_noise_level = {offset_noise_level!r} should not be negative")
+        raise ValueError(f"offset_noise_level = {offset_noise_level!r} should be at least 0")
 
     def loss_fn(
         params: PyTree, mutable: Mapping, frozen: PyTree, batch: Batch, keys: Keys, *, train: bool

@@ -1,4 +1,4 @@
-"""The diffusion loss of one batch, assembled from a network, its embedders and a Schedule."""
+"""The loss of a DDPM on a batch, made from a network, its embedders and a Schedule."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,13 +18,20 @@ Embed = Callable[..., Conditioning]
 Encode = Callable[..., Array]
 
 
-def diffusion_loss(apply: Apply, embed: Embed, encode: Encode, **loss_options: Any) -> Callable:
+def diffusion_loss(
+    apply: Apply,
+    embed: Embed,
+    encode: Encode,
+    *,
+    loss: Callable[..., Any] = losses.ddpm_loss,
+    **loss_options: Any,
+) -> Callable:
     """Make the LossFn of DDPM training (Ho et al. 2020, algorithm 1; latent-diffusion's p_losses).
 
     The LossFn denoises what encode finds in a batch. It reads frozen["schedule"], and logvar
     [t] from the parameters if it is learned, else from frozen; t is uniform over the schedule.
-    loss_options go to losses.ddpm_loss. A batch may carry "weight" [b] (0 for padding). Everything
-    random about sample i comes from keys[i].
+    loss is called as losses.ddpm_loss is, with loss_options. A batch may carry "weight" [b] (0 for
+    padding). Everything random about sample i comes from keys[i].
     """
 
     def loss_fn(
@@ -44,7 +51,7 @@ def diffusion_loss(apply: Apply, embed: Embed, encode: Encode, **loss_options: A
         x_t = ddpm.q_sample(schedule, x_start, t, noise)
         conditioning = embed(params, frozen, batch, keys[:, 2] if train else None)
         output = apply(params, x_t, t, conditioning, keys[0, 3] if train else None)
-        loss, metrics = losses.ddpm_loss(
+        value, metrics = loss(
             schedule,
             output,
             x_start,
@@ -55,6 +62,6 @@ def diffusion_loss(apply: Apply, embed: Embed, encode: Encode, **loss_options: A
             weight=batch["weight"] if "weight" in batch else None,
             **loss_options,
         )
-        return loss, (metrics, mutable)
+        return value, (metrics, mutable)
 
     return loss_fn

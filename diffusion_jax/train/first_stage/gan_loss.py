@@ -1,4 +1,4 @@
-"""The adversary of a first stage: what each side minimises, and how much of it counts."""
+"""The discriminator of a first stage: what each side minimises, and how much it counts."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,8 +20,8 @@ def discriminator_loss(
 ) -> Float[Array, ""]:
     """Compute what the discriminator minimises: (mean f(-real) + mean f(fake)) / 2.
 
-    f(x) is max(0, 1 + x) for "hinge" and log(1 + exp(x)) for "vanilla". Means run over the logits
-    of a sample, then over samples with `weight` [b] (0 for padding; None is equal weights).
+    f(x) is max(0, 1 + x) for "hinge" and log(1 + exp(x)) for "vanilla". Means are over the logits
+    of a sample, then over samples with `weight` [b] (0 for padding; None for equal weights).
     Returns float32. Raises ValueError for another disc_loss.
     Source: taming-transformers, hinge_d_loss, vanilla_d_loss, hinge_d_loss_with_exemplar_weights.
     """
@@ -52,12 +52,12 @@ def adaptive_weight(nll_gradient: Array, g_gradient: Array) -> Float[Array, ""]:
 
 
 def leaf_at(tree: PyTree, path: Sequence[str]) -> Array:
-    """Take the leaf of a nested dictionary at a path; ValueError with the names where it ends."""
+    """Take the leaf of a nested dictionary at a path; ValueError with the names that are there."""
     for depth, name in enumerate(path):
         if not isinstance(tree, Mapping) or name not in tree:
             names = ", ".join(tree) if isinstance(tree, Mapping) else "an array"
             raise ValueError(
-                f"last_layer = {tuple(path)} is no path to a parameter: after "
+                f"last_layer = {tuple(path)} should be the path of a parameter: after "
                 f"{'/'.join(path[:depth]) or 'the root'} comes {names}"
             )
         tree = tree[name]

@@ -1,8 +1,8 @@
-"""The loss of a first stage: reconstruction, perceptual distance, regularization and adversary.
+"""The loss of a first stage: reconstruction, perceptual distance, regularization, discriminator.
 
-Gradients are taken in pieces. The networks run forward once; the reconstruction's cotangents of the
-two losses, nll and g, give the adaptive weight through the last layer alone, and their sum, so
-weighted, goes back through the whole autoencoder once.
+Gradients are taken in pieces. The networks run forward once. The gradients of the two losses nll
+and g with respect to the reconstruction go back through the last layer alone, which gives the
+adaptive weight; their weighted sum then goes back once through the whole autoencoder.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,14 +33,14 @@ class Networks(NamedTuple):
     """The networks of a first stage as functions.
 
     encode: (params, image [b h w c], dropout_key or None) -> moments.
-    regularize: (params, mutable, moments, keys [b], *, train, step) -> (z, log, mutable); log holds
-      scalars or [b] by name (kl_loss), which the loss may weigh; mutable is {} for none. step is
-      that of training, None in evaluation.
-    decode: (params, z, dropout_key or None) -> image; params of these three are those of the
-      autoencoder, codebooks included.
+    regularize: (params, mutable, moments, keys [b], *, train, step) -> (z, log, mutable). log holds
+        scalars or [b] by name (kl_loss), which the loss may weigh; mutable is {} for none. step is
+        the training step, None in evaluation.
+    decode: (params, z, dropout_key or None) -> image. The params of these three are all parameters
+        of the autoencoder, codebooks included.
     discriminate: (disc_params, mutable, image, *, train) -> (logits [b ...], mutable).
     lpips: (params, x, y) -> [b], each sample on its own; not called with perceptual_weight 0.
-    last_layer: where in the autoencoder's parameters the decoder's last kernel is.
+    last_layer: the path of the decoder's last kernel in the autoencoder's parameters.
     """
 
     encode: Callable[..., Array]
@@ -57,11 +57,14 @@ class AutoencoderLoss(NamedTuple):
     nll = rec / exp(logvar) + logvar, rec = |x - x'| + perceptual_weight lpips(x, x'), and
     total = nll + d_weight disc_factor g + sum_k regularization_weights[k] log[k].
 
-    disc_start: the first step (of state.step) that knows the discriminator; before it d_weight and
-      g are 0, and the discriminator is neither run nor changed.
-    disc_factor: of the adversary in both losses. disc_weight: of the adaptive weight.
-    disc_loss: "hinge" or "vanilla". pixel_loss: "l1", "l2" or "huber".
-    reduction: of nll over a sample's elements, "sum" (KL) or "mean" (VQ); samples are averaged.
+    disc_start: the first value of state.step with a discriminator; before it d_weight and g are 0,
+        and the discriminator is neither run nor changed.
+    disc_factor: factor of the discriminator in both losses.
+    disc_weight: factor of the adaptive weight.
+    disc_loss: "hinge" or "vanilla".
+    perceptual_weight: factor of LPIPS in rec.
+    pixel_loss: "l1", "l2" or "huber".
+    reduction: nll over a sample's elements, "sum" (KL) or "mean" (VQ); samples are averaged.
     regularization_weights: by the names of the regularizer's log; others are only logged.
 
     Latent-diffusion's KL loss has regularization_weights = {"kl_loss": kl_weight}, its VQ loss
@@ -82,10 +85,10 @@ class AutoencoderLoss(NamedTuple):
 
 
 class GeneratorPass(NamedTuple):
-    """What one look at a batch gives the autoencoder.
+    """What one forward pass over a batch gives the autoencoder.
 
-    gradients() -> d total / d {"autoencoder", "loss"}; what is not asked for is not computed.
-    mutable: of both networks, after this look.
+    gradients() -> d total / d {"autoencoder", "loss"}, computed when it is called.
+    mutable: the new collections of both networks.
     """
 
     reconstruction: Float[Array, "b h w c"]
@@ -96,7 +99,7 @@ class GeneratorPass(NamedTuple):
 
 
 class _Nll(NamedTuple):
-    """Values, and the cotangents of nll and weighted nll for the reconstruction and logvar."""
+    """Losses, and the gradients of nll and weighted nll by the reconstruction and logvar."""
 
     nll: Array
     weighted: Array
@@ -115,7 +118,7 @@ def check_loss(loss: AutoencoderLoss) -> None:
         raise ValueError(f"disc_start = {loss.disc_start!r} should be at least 0")
     for name in ("disc_factor", "disc_weight", "perceptual_weight"):
         if not getattr(loss, name) >= 0.0:
-            raise ValueError(f"{name} = {getattr(loss, name)!r} should not be negative")
+            raise ValueError(f"{name} = {getattr(loss, name)!r} should be at least 0")
 
 
 def reconstruct(
@@ -128,9 +131,9 @@ def reconstruct(
     train: bool,
     step: Array | None = None,
 ) -> tuple[Float[Array, "b h w c"], Mapping[str, Array], PyTree]:
-    """Encode, regularize and decode: image -> (reconstruction, log, mutable of the regularizer).
+    """Encode, regularize and decode: image -> (reconstruction, log, the regularizer's mutable).
 
-    params: of the autoencoder. Sample i draws its latent from keys[i]; dropout has one key.
+    params are the autoencoder's. Sample i draws its latent from keys[i]; dropout has one key.
     """
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
     moments = networks.encode(params, image, keys[0, 1] if train else None)
@@ -155,18 +158,25 @@ def generator_pass(
 ) -> GeneratorPass:
     """Compute the autoencoder's loss and gradients: total = nll + d_weight disc_factor g + reg.
 
-    d_weight = disc_weight |d nll/d L| / (|d g/d L| + 1e-4), without a gradient, L the last layer's
-    kernel; it costs two gradients of that layer and one of the discriminator, none of the rest.
-
-    params: {"autoencoder", "loss": {"logvar"} or {}, "discriminator"}; a logvar that is not there
-      is frozen["logvar"], and fixed. mutable: {"regularizer", "discriminator"}.
-    frozen: {"lpips", "logvar"}.
-    batch: image [b h w c] in [-1, 1]; "weight" [b] counts samples in every mean (0 for padding);
-      "nll_weight", [b] or [b h w c or 1], multiplies nll in the total only.
-    active: whether the discriminator takes part. In evaluation, not train, d_weight is 1.
-
+    d_weight = disc_weight |d nll/d L| / (|d g/d L| + 1e-4), where L is the last layer's kernel. No
+    gradient goes through it; it costs two gradients of that layer and one of the discriminator.
     Losses are float32 whatever the networks compute in. Metrics: loss/total, nll, rec (mean over
     elements) and g, scalars/logvar and d_weight, and all that the regularizer logs.
+
+    Args:
+        networks: the networks.
+        loss: the options.
+        params: {"autoencoder", "loss": {"logvar"} or {}, "discriminator"}; without a logvar there,
+            frozen["logvar"] is used and fixed.
+        mutable: {"regularizer", "discriminator"}.
+        frozen: {"lpips", "logvar"}.
+        batch: "image" [b h w c] in [-1, 1]; "weight" [b] weighs samples in every mean (0 for
+            padding); "nll_weight", [b] or [b h w c or 1], multiplies nll in the total only.
+        keys: [b], one a sample.
+        active: whether the discriminator takes part.
+        train: False evaluates: d_weight is 1.
+        step: the training step, None in evaluation.
+
     Source: generative-models, GeneralLPIPSWithDiscriminator.
     """
     image = batch["image"].astype(jnp.float32)
@@ -225,8 +235,8 @@ def discriminator_pass(
 ) -> tuple[Float[Array, ""], tuple[dict[str, Array], PyTree]]:
     """Compute the discriminator's loss, disc_factor times gan_loss.discriminator_loss.
 
-    params and mutable are the discriminator's; it sees the images first, then the reconstructions,
-    each with batch statistics of its own. No gradient reaches the reconstruction.
+    params and mutable are the discriminator's. It sees the images first, then the reconstructions,
+    each with its own batch statistics. No gradient reaches the reconstruction.
     Returns: loss, (metrics loss/disc, logits/real and logits/fake, mutable).
     """
     fake_image = jax.lax.stop_gradient(reconstruction).astype(jnp.float32)
@@ -252,7 +262,7 @@ def _forward(
     train: bool,
     step: Array | None,
 ) -> Callable[[PyTree], Any]:
-    """autoencoder's params -> (reconstruction, weighed regularization), (log, mutable)."""
+    """Make params -> (reconstruction, weighted regularization), (log, mutable)."""
 
     def forward(autoencoder: PyTree) -> Any:
         out, log, after = reconstruct(
@@ -273,7 +283,7 @@ def _adversary(
     active: Any,
     train: bool,
 ) -> tuple[Array, Array, PyTree]:
-    """g, d g / d out, and the discriminator's mutable; zeros, and nothing run, before its start."""
+    """Compute g, d g / d out and the discriminator's mutable; zeros before its start."""
     out, before = out.astype(jnp.float32), mutable["discriminator"]
 
     def g_of(out: Array) -> tuple[Array, PyTree]:
@@ -299,7 +309,7 @@ def _nll(
     frozen: PyTree,
     batch: Batch,
 ) -> _Nll:
-    """nll = rec / exp(logvar) + logvar with its cotangents; lpips runs forward and back once."""
+    """Compute nll = rec / exp(logvar) + logvar and gradients; LPIPS runs forward and back once."""
     weight = batch["weight"] if "weight" in batch else None
     if loss.perceptual_weight > 0.0:
         compare = lambda out: networks.lpips(frozen["lpips"], image, out).astype(jnp.float32)
@@ -334,7 +344,7 @@ def _nll(
 
 
 def _weigh(log: Mapping[str, Array], weights: Mapping[str, float] | None) -> Array:
-    """sum_k weights[k] log[k], float32."""
+    """Compute sum_k weights[k] log[k], float32."""
     total = jnp.zeros((), jnp.float32)
     for name, factor in (weights or {}).items():
         if name not in log:
@@ -347,7 +357,7 @@ def _weigh(log: Mapping[str, Array], weights: Mapping[str, float] | None) -> Arr
 
 
 def _mean(value: Array, weight: PerSample | None) -> Array:
-    """A logged value as a float32 scalar: [b] is averaged with the weight of samples."""
+    """Make a logged value a float32 scalar: [b] is averaged with the weight of samples."""
     value = jnp.asarray(value).astype(jnp.float32)
     return weighted_mean(value, weight) if value.ndim else value
 

@@ -1,6 +1,6 @@
-"""Pictures of how a first stage does: reconstructions, their errors, samples, what the critic sees.
+"""Pictures of a first stage: reconstructions, their errors, samples, logits of the discriminator.
 
-All are arrays in about [-1, 1], for the image hook: [b h w c], or [b 2 h w c] for pairs.
+All are arrays in about [-1, 1] for the image hook: [b h w c], or [b 2 h w c] for pairs.
 """
 
 import jax
@@ -20,7 +20,7 @@ HEAT_COLOURS = (
     (0.50, 0.74, 0.26),
     (0.15, 0.39, 0.10),
 )
-# How much of a picture the strongest logit covers.
+# How much the strongest logit hides of the picture under it.
 BLEND = 0.8
 
 
@@ -37,10 +37,10 @@ def autoencoder_images(
 ) -> dict[str, Array]:
     """Make the pictures of a batch [b h w c] in [-1, 1] -> {name: images}; pure, may be jitted.
 
-    Names: those of error_images and logit_images and, with `samples`, samples: decoded latents
-    from N(0, 1), as many as images; with averaged parameters also reconstructions_ema, diff_ema,
-    diff_boost_ema and samples_ema. params and averaged have "autoencoder", params also
-    "discriminator"; mutable as in the TrainState. Logits without a place (rank 2) are not drawn.
+    Names: inputs, the names of error_images and logit_images and, with `samples`, samples: as many
+    decoded latents from N(0, 1) as images. With averaged parameters also reconstructions_ema,
+    diff_ema, diff_boost_ema and samples_ema. params and averaged have "autoencoder", params also
+    "discriminator"; mutable is the TrainState's. Logits of rank 2 have no place and are not drawn.
     Source: generative-models, AutoencodingEngine.log_images; latent-diffusion, AutoencoderKL.
     """
     keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
@@ -70,7 +70,7 @@ def autoencoder_images(
 def error_images(
     image: Image, reconstruction: Image, *, diff_boost_factor: float = 3.0
 ) -> dict[str, Array]:
-    """Show reconstructions and their errors e = |clip(x') - x| / 2 as 2 e - 1: black is no error.
+    """Show reconstructions x' and their errors e = |clip(x') - x| / 2 as 2 e - 1; black is 0.
 
     Names: reconstructions, diff, and diff_boost with e times diff_boost_factor, clipped at 1.
     """
@@ -88,11 +88,11 @@ def logit_images(
     real: Float[Array, "b i j 1"],
     fake: Float[Array, "b i j 1"],
 ) -> dict[str, Float[Array, "b 2 h w 3"]]:
-    """Draw logits as heat maps: pink, what the critic takes for false, over white to green, real.
+    """Draw logits as heat maps, from pink (taken for false) over white to green (taken for real).
 
-    The range is symmetric, +- high, the largest |logit| of all. A row is a sample: its image, and
-    its reconstruction. vis_logits are the maps, vis_logits_blended the pictures under them: the
-    map covers 0.8 |logit| / high of a pixel.
+    Colours range from -high to high, the largest |logit| of all. A row is a sample: its image and
+    its reconstruction. vis_logits are the maps, vis_logits_blended the pictures under them, of
+    which the map hides 0.8 |logit| / high.
     Source: generative-models, GeneralLPIPSWithDiscriminator.log_images.
     """
     pictures = jnp.stack([image, reconstruction], axis=1)
@@ -127,7 +127,7 @@ def _logits(
 def _latents(
     networks: Networks, params: PyTree, mutable: PyTree, image: Array, keys: Keys
 ) -> Array:
-    """Normal noise in the shape of the latents of these images."""
+    """Draw normal noise in the shape of the latents of these images."""
 
     def encode(image: Array, keys: Keys) -> Array:
         moments = networks.encode(params["autoencoder"], image, None)

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion.schedule import check_choice
+from diffusion_jax.randomness import sample_keys, step_key
 from diffusion_jax.train.ema import ema_params
 from diffusion_jax.train.first_stage.loss import (
     AutoencoderLoss,
@@ -20,11 +21,11 @@ from diffusion_jax.train.first_stage.loss import (
     reconstruct,
 )
 from diffusion_jax.train.state import TrainState, strengthen
-from diffusion_jax.train.step import Metrics, make_eval_step, sample_keys, with_positions
+from diffusion_jax.train.step import Metrics, make_eval_step, with_positions
 from diffusion_jax.types import Batch, Keys, PyTree
 
 SCHEDULES = ("both", "alternate")
-# What the autoencoder's optimizer trains, and its EMA averages.
+# Parameters that the autoencoder's optimizer trains and its EMA averages.
 TRAINED = ("autoencoder", "loss")
 
 
@@ -39,7 +40,7 @@ class _Recipe(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """What a turn reads besides the state."""
+    """What an update reads besides the state."""
 
     frozen: PyTree
     batch: Batch
@@ -67,18 +68,22 @@ def init_autoencoder_state(
     regularizer: PyTree = None,
     discriminator: PyTree = None,
 ) -> TrainState:
-    """The state before the first update.
+    """Make the state before the first update.
 
-    params: {"autoencoder": ..., "loss": {"logvar": scalar} or {} for a fixed one,
-      "discriminator": ...}. tx trains the first two and keeps the EMA, if there is one.
-    regularizer, discriminator: their mutable collections (codebook averages, BatchNorm statistics).
+    Its opt_state has {"autoencoder", "discriminator"}, its mutable {"regularizer",
+    "discriminator"}.
 
-    Returns: opt_state {"autoencoder", "discriminator"}, mutable {"regularizer", "discriminator"}.
-    Raises ValueError for other names in params.
+    Args:
+        params: {"autoencoder": ..., "loss": {"logvar": scalar} or {} for a fixed one,
+            "discriminator": ...}; ValueError for other names.
+        tx: trains the first two, and keeps the EMA if there is one.
+        disc_tx: trains the discriminator.
+        regularizer: its mutable collections (codebook averages).
+        discriminator: its mutable collections (BatchNorm statistics).
     """
     expected = {*TRAINED, "discriminator"}
     if set(params) != expected:
-        raise ValueError(f"params has {sorted(params)}; it should have {sorted(expected)}")
+        raise ValueError(f"params has {sorted(params)} and should have {sorted(expected)}")
     opt_state = {
         "autoencoder": tx.init(_trained(params)),
         "discriminator": disc_tx.init(params["discriminator"]),
@@ -91,7 +96,7 @@ def init_autoencoder_state(
 
 
 def averaged_params(state: TrainState) -> dict[str, PyTree]:
-    """The parameters with the autoencoder and the loss averaged, the discriminator as it is.
+    """Return the parameters with averages of the autoencoder and the loss.
 
     Raises ValueError when the optimizer keeps no average.
     """
@@ -108,28 +113,32 @@ def make_autoencoder_step(
     schedule: Literal["both", "alternate"] = "both",
     reuse_reconstruction: bool = True,
 ) -> Callable[[TrainState, Batch, PyTree], tuple[TrainState, Metrics]]:
-    """One update of a first stage: (state, batch, frozen) -> (state, metrics), not jitted.
+    """Make the function of one update: (state, batch, frozen) -> (state, metrics), not jitted.
 
-    schedule "both" trains the autoencoder, then the discriminator, on every batch
-    (latent-diffusion); "alternate" trains the autoencoder at even steps and the discriminator at
-    odd ones (generative-models). Before loss.disc_start (of state.step, which counts batches) the
-    autoencoder alone is trained, and nothing of the discriminator changes, not even the step count
-    of its optimizer.
+    Before state.step, which counts batches, reaches loss.disc_start, only the autoencoder is
+    trained, and nothing of the discriminator changes, not even the step count of its optimizer. The
+    collections of the regularizer change with the autoencoder only.
 
     Keys follow from (seed, state.step, position of the sample), as in make_train_step. Metrics are
-    float32 scalars, all of them at every step whichever network it trains, so that their means
-    over steps are those of batches: loss (= loss/total), those of generator_pass, loss/disc,
-    logits/real, logits/fake. The collections of the regularizer change with the autoencoder only.
+    float32 scalars: loss (= loss/total), the metrics of generator_pass, loss/disc, logits/real and
+    logits/fake. All are there at every step, whichever network it trains, so that their means over
+    steps are means over batches.
 
     Args:
-        tx: over {"autoencoder", "loss"}, with clipping and EMA inside. disc_tx: over the
-            discriminator; without an EMA.
+        networks: the networks.
+        loss: the options of the loss.
+        tx: for {"autoencoder", "loss"}, with clipping and EMA inside.
+        disc_tx: for the discriminator, without an EMA.
+        seed: where all keys come from.
+        schedule: "both" trains the autoencoder and then the discriminator on every batch
+            (latent-diffusion); "alternate" trains the autoencoder at even steps and the
+            discriminator at odd ones (generative-models).
         reuse_reconstruction: with "both", show the discriminator the reconstruction from before
             the autoencoder's update. False reconstructs again from the updated parameters with
             another latent sample, exactly as latent-diffusion does, for one more forward pass.
 
     Raises:
-        ValueError: an unknown schedule, or options of the loss that are out of range.
+        ValueError: the schedule is unknown, or an option of the loss is out of range.
     """
     check_choice("schedule", schedule, SCHEDULES)
     check_loss(loss)
@@ -144,7 +153,7 @@ def make_autoencoder_step(
 
     def train_step(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Metrics]:
         batch = with_positions(batch)
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = step_key(seed, state.step)
         keys = jax.vmap(lambda key: jax.random.split(key, 2))(sample_keys(key, batch["position"]))
         active = state.step >= loss.disc_start
         step = _Step(frozen, batch, keys[:, 0], keys[:, 1], active)
@@ -159,15 +168,13 @@ def make_autoencoder_step(
 def make_autoencoder_eval_step(
     networks: Networks, loss: AutoencoderLoss, *, seed: int
 ) -> Callable[[PyTree, PyTree, PyTree, Batch, Any], Metrics]:
-    """Metrics of a batch: (params, mutable, frozen, batch, batch_number) -> metrics.
+    """Make the function that evaluates: (params, mutable, frozen, batch, batch_number) -> metrics.
 
-    As make_eval_step, with the metrics of training, "weight" included. Networks run with train =
-    False; the adversary always takes part, with d_weight = 1, before disc_start too, so that
-    losses of different steps can be compared. Pass state.params or `averaged_params(state)`.
+    It is make_eval_step with the metrics of training. Networks run with train = False. The
+    discriminator always takes part, with d_weight = 1, before disc_start too, so that losses of
+    different steps can be compared. Pass state.params or `averaged_params(state)`.
+    Raises ValueError when an option of the loss is out of range.
     Source: generative-models, GeneralLPIPSWithDiscriminator in eval mode.
-
-    Raises:
-        ValueError: options of the loss that are out of range.
     """
     check_loss(loss)
 
@@ -193,7 +200,7 @@ def make_autoencoder_eval_step(
 
 
 def _both(recipe: _Recipe, state: TrainState, step: _Step) -> _Turn:
-    """The autoencoder, then the discriminator on what it makes."""
+    """Train the autoencoder, then the discriminator on what it makes."""
     seen = _look(recipe, state, step)
     state = _train_generator(recipe, state, seen)
 
@@ -218,7 +225,7 @@ def _both(recipe: _Recipe, state: TrainState, step: _Step) -> _Turn:
 
 
 def _alternate(recipe: _Recipe, state: TrainState, step: _Step) -> _Turn:
-    """One of both, by the parity of the step; one program holds the two."""
+    """Train one of both, by the parity of the step; one program holds the two."""
 
     def generator_turn(state: TrainState, step: _Step) -> _Turn:
         seen = _look(recipe, state, step)

@@ -1,1 +1,1 @@
-"""Hooks of the training loop: one factory per file, each returns a (due, act) pair."""
+"""Hooks of the training loop: each file has a function that makes one."""

@@ -10,7 +10,7 @@ import jax
 from diffusion_jax.train.checkpoints.saving import Checkpoints
 from diffusion_jax.train.hooks.nan_stop import metrics_stop, params_stop
 from diffusion_jax.train.hooks.validation import Scores
-from diffusion_jax.train.loop import Event, Hook, Stop
+from diffusion_jax.train.loop import Event, Hook, Stop, check_every
 from diffusion_jax.train.writers import Writer
 from diffusion_jax.types import PyTree
 
@@ -27,20 +27,21 @@ def checkpoint(
 ) -> Hook:
     """Make the hook; it belongs behind validation, whose scores decide which checkpoints are best.
 
-    metadata: what goes with every checkpoint (config, revision, seed); the hook adds next_batch,
-    the number of the first batch that the state has not seen, and the scores so far.
-    scores: what validation shares; a step whose score is among the best is saved although no
-    multiple of `every`. At the end the state is saved, unless a Stop says that it is not worth it.
-    writer: gets perf/checkpoint_stall, the seconds that a save during training kept the devices
-    idle: from the end of the step until the hook returns (the rest is done in the background).
-
     A step with a metric or a parameter that is NaN or infinite is not saved, so that it never
     pushes out the last good checkpoint: act and end return a Stop instead. A save waits for the
-    state anyway, so looking costs nothing.
-    Raises ValueError when the checkpoints' monitor is not among the scores.
+    state anyway, so looking costs nothing. At the end the state is saved, unless a Stop says that
+    it is not worth it.
+
+    Args:
+        checkpoints: where to save; ValueError when their monitor is not among the scores.
+        metadata: what goes with every checkpoint (config, revision, seed). The hook adds
+            next_batch, the number of the first batch that the state has not seen, and the scores.
+        every: save at the multiples of this step.
+        scores: filled by validation; a step whose score is among the best is saved too.
+        writer: gets perf/checkpoint_stall, the seconds that a save during training kept the devices
+            idle, from the end of the step until the hook returns.
     """
-    if every < 1:
-        raise ValueError(f"every = {every} should be at least 1 step")
+    check_every(every)
     scores = {} if scores is None else scores
 
     def best(event: Event) -> bool:
@@ -83,7 +84,7 @@ def save_state(
     step: int,
     state: PyTree,
 ) -> None:
-    """Save a state after `step` steps with its data position and the scores known by then."""
+    """Save a state after `step` steps, with its place in the data and the scores so far."""
     position = {
         "next_batch": step,
         "scores": {str(known): dict(values) for known, values in scores.items()},
@@ -99,13 +100,12 @@ def make_rescue(
     *,
     first_step: int | None = None,
 ) -> Callable[[PyTree], None]:
-    """Make the emergency checkpoint that loop.train takes: save what there is, and wait for it.
+    """Make the function that saves an emergency checkpoint in loop.train and waits for it.
 
-    first_step: the step that training started from; a state that is still there has nothing new and
-    is not saved. Default: every state is saved.
-    Raises RuntimeError when the state's buffers went with the step that failed, when a parameter is
-    NaN or infinite, or when several processes train: saving takes all of them, and the others do
-    not know of this one's error.
+    first_step: the step that training started from, whose state is not saved again.
+    The function raises RuntimeError when the state's buffers went with the step that failed, when a
+    parameter is NaN or infinite, or when several processes train: saving takes all of them, and the
+    others do not know of this one's error.
     """
 
     def rescue(state: PyTree) -> None:

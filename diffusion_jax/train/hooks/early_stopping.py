@@ -19,22 +19,23 @@ def early_stopping(
 ) -> Hook:
     """Make the hook; it belongs behind validation, which fills the scores.
 
-    It stops when the last `patience` validations did not better the best score before them by more
-    than min_delta; mode says whether the lowest ("min") or highest ("max") score is best, NaN never
-    is. It is a function of the scores, so a resumed run stops where an uninterrupted one would.
+    It stops when none of the last `patience` validations was better than the best score before them
+    by more than min_delta. mode: the lowest ("min") or the highest ("max") score is best; NaN never
+    is. The scores alone decide, so a resumed run stops where an uninterrupted one would, and a run
+    that was stopped does not train again.
     Raises ValueError for bad options and when validation does not report the monitor.
     """
     if mode not in _SIGN:
-        raise ValueError(f"mode = {mode!r} is unknown; choose one of {', '.join(_SIGN)}")
-    if patience < 1 or min_delta < 0:
-        raise ValueError(
-            f"patience = {patience} should be at least 1, min_delta = {min_delta} at least 0"
-        )
+        raise ValueError(f"mode = {mode!r} is unknown; choose from {', '.join(_SIGN)}")
+    if patience < 1:
+        raise ValueError(f"patience = {patience} should be at least 1")
+    if not min_delta >= 0:
+        raise ValueError(f"min_delta = {min_delta} should be at least 0")
 
-    def act(event: Event) -> Stop | None:
-        if event.step not in scores:
+    def judge(last_step: int) -> Stop | None:
+        steps = sorted(step for step in scores if step <= last_step)
+        if not steps:
             return None
-        steps = sorted(step for step in scores if step <= event.step)
         values = [_SIGN[mode] * _value(scores[step], monitor) for step in steps]
         best = _last_improvement(values, min_delta)
         if len(values) - 1 - best < patience:
@@ -44,7 +45,10 @@ def early_stopping(
             f"{_SIGN[mode] * values[best]:.6g}, its value at step {steps[best]}"
         )
 
-    return Hook(lambda step: True, act)
+    def act(event: Event) -> Stop | None:
+        return judge(event.step) if event.step in scores else None
+
+    return Hook(lambda step: True, act, start=judge)
 
 
 def _value(found: Mapping[str, float], monitor: str) -> float:

@@ -23,7 +23,7 @@ _LOOK_SECONDS = 5.0
 
 @contextlib.contextmanager
 def watch_hangs(*, seconds: float = 600.0) -> Iterator[Hook]:
-    """Yield the hook that is told of every step; the watch ends with the block.
+    """Yield the hook that notes every step; the watch ends with the block.
 
     When no step was done for `seconds`, the step, the time and the stacks of all threads go to
     stderr, once until the next step; the process goes on. The watch starts with the first step
@@ -33,34 +33,35 @@ def watch_hangs(*, seconds: float = 600.0) -> Iterator[Hook]:
     """
     if not seconds > 0:
         raise ValueError(f"seconds = {seconds} should be above 0")
-    # The last step and its time; None: nothing to wait for.
-    latest: list[tuple[int, float] | None] = [None]
+    latest: tuple[int, float] | None = None  # the last step and its time
     over = threading.Event()
 
     def act(event: Event) -> None:
-        latest[0] = (event.step, time.monotonic())
+        nonlocal latest
+        latest = (event.step, time.monotonic())
 
-    watch = threading.Thread(
-        target=_watch, args=(latest, over, seconds), name="watch_hangs", daemon=True
-    )
-    watch.start()
+    def watch() -> None:
+        told = None
+        while not over.wait(min(seconds / 4, _LOOK_SECONDS)):
+            last = latest
+            if last is None or last == told:
+                continue
+            waited = time.monotonic() - last[1]
+            if waited >= seconds:
+                _tell(last[0], waited)
+                told = last
+
+    thread = threading.Thread(target=watch, name="watch_hangs", daemon=True)
+    thread.start()
     try:
         yield Hook(lambda step: True, act)
     finally:
         over.set()
-        watch.join()
+        thread.join(_LOOK_SECONDS)  # it may hang itself where nobody reads stderr
 
 
-def _watch(latest: list[tuple[int, float] | None], over: threading.Event, seconds: float) -> None:
-    told = None
-    while not over.wait(min(seconds / 4, _LOOK_SECONDS)):
-        last = latest[0]
-        if last is None or last == told:
-            continue
-        step, since = last
-        if (waited := time.monotonic() - since) >= seconds:
-            who = f" in process {jax.process_index()}" if jax.process_count() > 1 else ""
-            text = f"\nno step was done for {waited:.0f} s after step {step}{who}; all threads:\n"
-            os.write(_STDERR, text.encode())
-            faulthandler.dump_traceback(file=_STDERR, all_threads=True)
-            told = last
+def _tell(step: int, waited: float) -> None:
+    who = f" in process {jax.process_index()}" if jax.process_count() > 1 else ""
+    text = f"\nno step was done for {waited:.0f} s after step {step}{who}; all threads:\n"
+    os.write(_STDERR, text.encode())
+    faulthandler.dump_traceback(file=_STDERR, all_threads=True)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusion_jax.train.loop import Event, Hook
+from diffusion_jax.train.loop import Event, Hook, check_every
 from diffusion_jax.train.pictures import caption_tiles, image_grid, to_pixels
 from diffusion_jax.train.writers import Writer
 from diffusion_jax.types import PyTree
@@ -29,18 +29,26 @@ def images(
     """Make the hook: log_images(state, batch) -> {"samples": [n h w c] in [-1, 1], ...}.
 
     A value may also be [rows columns h w c], which keeps its rows (one sample each), or a list of
-    captions, which are drawn as text. Each is cut to max_images and handed to the writer as
-    "{split}/{key}", one grid of four columns; image_writer makes images/{split}/{key}_gs-000100.png
-    of it. It acts at the multiples of batch_frequency and, with increase_log_steps, at the powers
-    of two up to it; log_first_step adds step 1. clamp clips values outside of [-1, 1], else they
-    are scaled to fit. batch: what to show instead of the batch of the step, for validation. Of
-    several processes, all draw what process 0 has in its part of the batch, and it alone writes.
+    captions, which are drawn as text. The writer gets each as "{split}/{key}", one grid of four
+    columns; image_writer makes images/{split}/{key}_gs-000100.png of it. With several processes,
+    all draw the rows that process 0 has, and process 0 writes.
+
+    Args:
+        log_images: makes the pictures.
+        writer: gets them.
+        split: the first part of their names.
+        batch_frequency: act at the multiples of this step.
+        max_images: number of images of each kind.
+        clamp: clip values outside of [-1, 1]; else they are scaled to fit.
+        increase_log_steps: act at the powers of two up to batch_frequency too.
+        log_first_step: act at step 1 too.
+        batch: what to show instead of the batch of the step, for validation.
+
     Source: latent-diffusion and generative-models, ImageLogger.
     """
-    if batch_frequency < 1 or max_images < 1:
-        raise ValueError(
-            f"batch_frequency = {batch_frequency}, max_images = {max_images} should be at least 1"
-        )
+    check_every(batch_frequency, "batch_frequency")
+    if max_images < 1:
+        raise ValueError(f"max_images = {max_images} should be at least 1")
 
     def due(step: int) -> bool:
         early = increase_log_steps and step <= batch_frequency and step & (step - 1) == 0
@@ -60,8 +68,10 @@ def images(
 
 
 def _of_process_0(batch: Any, max_images: int) -> Any:
-    """The first rows that process 0 has, in every process: a program over all devices needs the
-    same inputs everywhere."""
+    """Give every process the first rows that process 0 has.
+
+    A program over all devices needs the same inputs everywhere.
+    """
     if jax.process_count() == 1:
         return batch
     first = {name: np.asarray(rows)[:max_images] for name, rows in batch.items()}

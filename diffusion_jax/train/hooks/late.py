@@ -1,24 +1,27 @@
-"""Read metrics one step late, an interval at a time: what all hooks that look at numbers share."""
+"""Read metrics one step late, an interval at a time, for all hooks that look at numbers."""
 
+import collections
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_jax.train.loop import MAX_IN_FLIGHT, Event, Hook, Stop
+from diffusion_jax.train.loop import MAX_IN_FLIGHT, Event, Hook, Stop, check_every
 from diffusion_jax.types import PyTree
 
 
 class Interval(NamedTuple):
     """Steps that are done, with their metrics on the host.
 
-    steps and metrics have one entry a step, in order. seconds is the time that the last timed_steps
-    of them took (the run's first step, which compiles, is not timed), data_wait the seconds of
-    these that the host waited for batches. attached is what `attach` gave for the last step.
-    gaps are the seconds between one step and the next as the host sees them, other hooks included.
-    The loop waits until step n - MAX_IN_FLIGHT is done, so from then on they are those between
-    completions; the steps of the run before that are left out.
+    steps, metrics: one entry a step, in order.
+    seconds: how long the last timed_steps of them took; the run's first step, which compiles, is
+        not timed.
+    data_wait: for how many of these seconds the host waited for batches.
+    attached: what `attach` gave for the last step.
+    gaps: seconds between one step and the next as the host sees them, other hooks included. The
+        loop waits until step n - MAX_IN_FLIGHT is done, so they are the seconds between
+        completions; the first steps of a run, which the loop does not wait for, have none.
     """
 
     steps: list[int]
@@ -46,53 +49,51 @@ def late(
 ) -> Hook:
     """Make a hook that calls use(interval) for steps 1..every, every+1..2 every, ... and the rest.
 
-    The call for steps up to n comes when step n+1 has been dispatched, so reading stalls nothing.
+    The call for steps up to n comes when step n+1 was dispatched, so the device never waits for it.
     attach(n) is called when step n was dispatched and may return arrays still on the device.
     A Stop that `use` returns ends the training.
     """
-    if every < 1:
-        raise ValueError(f"every = {every} should be at least 1 step")
+    check_every(every)
     pending: list[_Pending] = []
-    attached: list[PyTree] = []
-    since: list[tuple[int, float]] = []  # the step and the time that the next interval starts from
-    clocks: list[float] = []  # of the run's first few steps, then of the last one
+    attached: PyTree = None
+    since: tuple[int, float] | None = None  # the step and the time that the next interval begins
+    clocks: collections.deque[float] = collections.deque(maxlen=MAX_IN_FLIGHT + 2)
 
     def add(event: Event) -> None:
+        nonlocal attached
         clocks.append(time.perf_counter())
-        gap = None
-        if len(clocks) > MAX_IN_FLIGHT + 1:
-            gap = clocks[-1] - clocks[-2]
-            del clocks[0]
+        gap = clocks[-1] - clocks[-2] if len(clocks) == clocks.maxlen else None
         pending.append(_Pending(event.step, event.metrics, event.data_wait, gap))
         if attach is not None and event.step % every == 0:
-            attached.append(attach(event.step))
+            attached = attach(event.step)
 
     def flush() -> Stop | None:
-        steps = [entry.step for entry in pending]
-        metrics, extra = jax.device_get(([entry.metrics for entry in pending], attached[:1]))
-        start, clock = since[0] if since else (steps[-1], time.perf_counter())
-        since[:] = [(steps[-1], time.perf_counter())]
-        wait = sum(entry.data_wait for entry in pending if entry.step > start)
+        nonlocal attached, since
+        metrics, extra = jax.device_get(([entry.metrics for entry in pending], attached))
+        last, now = pending[-1].step, time.perf_counter()
+        first, then = since or (last, now)
+        wait = sum(entry.data_wait for entry in pending if entry.step > first)
         gaps = [entry.gap for entry in pending if entry.gap is not None]
+        steps = [entry.step for entry in pending]
         pending.clear()
-        attached.clear()
-        seconds = since[0][1] - clock
-        extra = extra[0] if extra else None
-        return use(Interval(steps, metrics, seconds, steps[-1] - start, wait, extra, gaps))
+        attached, since = None, (last, now)
+        return use(Interval(steps, metrics, now - then, last - first, wait, extra, gaps))
 
     def act(event: Event) -> Stop | None:
-        if pending and not since:
+        nonlocal since
+        if pending and since is None:
             jax.block_until_ready(pending[0].metrics)
-            since.append((pending[0].step, time.perf_counter()))
+            since = (pending[0].step, time.perf_counter())
         stop = flush() if pending and pending[-1].step % every == 0 else None
         add(event)
         return stop
 
     def end(event: Event, stop: Stop | None) -> Stop | None:
+        nonlocal attached
         if not pending or pending[-1].step != event.step:
             add(event)
         if attach is not None and event.step % every != 0:
-            attached.append(attach(event.step))
+            attached = attach(event.step)
         return flush()
 
     return Hook(lambda step: True, act, end)

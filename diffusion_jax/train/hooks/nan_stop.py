@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.train.checkpoints.checksums import path_name
+from diffusion_jax.train.checkpoints.checksums import named_leaves
 from diffusion_jax.train.checkpoints.saving import Checkpoints
 from diffusion_jax.train.hooks.late import Interval, late
 from diffusion_jax.train.loop import Hook, Stop
@@ -15,7 +15,7 @@ from diffusion_jax.types import PyTree
 
 
 def nan_stop(*, every: int = 100, checkpoints: Checkpoints | None = None) -> Hook:
-    """Make the hook; it belongs before the checkpoint hook, which looks at what it saves only.
+    """Make the hook; it belongs before the checkpoint hook, which only looks at what it saves.
 
     Every `every` steps it looks at all metrics since the last time. The Stop names the first step
     and metric that is NaN or infinite, and the newest checkpoint from before that step.
@@ -34,7 +34,7 @@ def nan_stop(*, every: int = 100, checkpoints: Checkpoints | None = None) -> Hoo
 def metrics_stop(
     step: int, metrics: Mapping[str, Any], checkpoints: Checkpoints | None
 ) -> Stop | None:
-    """A Stop without a save that names the first metric that is NaN or infinite, else None.
+    """Return a Stop without a save that names the first metric that is not finite, else None.
 
     metrics: scalars on the host.
     """
@@ -45,16 +45,16 @@ def metrics_stop(
 
 
 def params_stop(step: int, params: PyTree, checkpoints: Checkpoints | None) -> Stop | None:
-    """A Stop without a save that names the first parameter with a NaN or infinite value, else None.
+    """Return a Stop without a save that names the first parameter that is not finite, else None.
 
     The devices look, one small program per shape; the host waits for their answer.
     """
-    leaves = jax.tree_util.tree_flatten_with_path({"params": params})[0]
-    with jax.transfer_guard("allow"):  # of parameters that lie on the host
-        answers = jax.device_get([_all_finite(leaf) for _, leaf in leaves])
-    for (path, _), finite in zip(leaves, answers, strict=True):
+    leaves = named_leaves(params, "params/")
+    with jax.transfer_guard("allow"):  # parameters may lie on the host
+        answers = jax.device_get([_all_finite(leaf) for leaf in leaves.values()])
+    for name, finite in zip(leaves, answers, strict=True):
         if not finite:
-            return _stop(f"{path_name(path)} is not finite", step, checkpoints)
+            return _stop(f"{name} is not finite", step, checkpoints)
     return None
 
 

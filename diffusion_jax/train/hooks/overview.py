@@ -1,4 +1,4 @@
-"""The table of parameters that a run starts with."""
+"""The table of parameters that is written when a run starts."""
 
 import flax.linen as nn
 from clu import parameter_overview
@@ -9,6 +9,6 @@ from diffusion_jax.types import PyTree
 def overview(params: PyTree) -> str:
     """List every parameter with its shape, dtype and size, and their number in all.
 
-    params: arrays, or the jax.ShapeDtypeStruct of them; boxes with partitioning names are opened.
+    params: arrays or jax.ShapeDtypeStruct, also in Flax's boxes with partitioning names.
     """
     return parameter_overview.get_parameter_overview(nn.unbox(params), include_stats=False)

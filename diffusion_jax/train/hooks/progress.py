@@ -10,8 +10,7 @@ import time
 import jax
 
 from diffusion_jax.train.hooks.scalars import Speed
-from diffusion_jax.train.loop import Event, Hook, Stop
-from diffusion_jax.types import PyTree
+from diffusion_jax.train.loop import Event, Hook, Stop, check_every
 
 _REDRAW_SECONDS = 0.2
 _WINDOW = 50  # readings that the speed is averaged over
@@ -27,21 +26,21 @@ def progress(
 ) -> Hook:
     """Make the hook: step, percent, metric, images/s (or steps/s), MFU, time spent and time to go.
 
-    On a terminal the line redraws itself; elsewhere it is written every `every` steps. The metric
-    is that of a step that is done. Only process 0 speaks. stream: default sys.stderr.
+    On a terminal the line redraws itself; elsewhere it is written every `every` steps. The step
+    that it shows is done. Only process 0 speaks. stream: sys.stderr by default.
     """
+    check_every(every)
     out = sys.stderr if stream is None else stream
     if jax.process_index() != 0:
         return Hook(lambda step: False, lambda event: None)
     live = out.isatty()
-    previous: list[tuple[int, PyTree]] = []
+    previous: Event | None = None
     started = time.perf_counter()
     readings: collections.deque[tuple[float, int]] = collections.deque(maxlen=_WINDOW)
 
-    def show(end: str) -> None:
-        step, metrics = previous.pop()
-        value = float(jax.device_get(metrics[metric]))
-        readings.append((time.perf_counter(), step))
+    def show(event: Event, end: str) -> None:
+        value = float(jax.device_get(event.metrics[metric]))
+        readings.append((time.perf_counter(), event.step))
         text = _line(readings, started, num_steps, speed, f"{metric} {value:.4f}")
         if live:
             width = shutil.get_terminal_size().columns - 1
@@ -57,13 +56,13 @@ def progress(
         return step % every == 0
 
     def act(event: Event) -> None:
-        if previous and wanted(previous[0][0]):
-            show("" if live else "\n")
-        previous[:] = [(event.step, event.metrics)]
+        nonlocal previous
+        if previous is not None and wanted(previous.step):
+            show(previous, "" if live else "\n")
+        previous = event._replace(state=None, batch=None)
 
     def end(event: Event, stop: Stop | None) -> None:
-        previous[:] = [(event.step, event.metrics)]
-        show("\n")
+        show(event, "\n")
 
     return Hook(lambda step: True, act, end)
 

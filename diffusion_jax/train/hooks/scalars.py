@@ -14,10 +14,10 @@ PERCENTILES = (50, 90, 99)
 
 
 class Speed(NamedTuple):
-    """What turns steps a second into a rate and a utilisation.
+    """What turns steps a second into images a second and a utilisation.
 
-    images: samples of a step. devices: how many work on it. flops: of a step on all devices, and
-    peak_flops: what all devices could do in a second; both or neither known.
+    images: samples of a step. devices: how many work on it. flops: floating-point operations of a
+    step. peak_flops: how many all devices could do in a second; None as flops where not known.
     """
 
     images: int
@@ -26,7 +26,7 @@ class Speed(NamedTuple):
     peak_flops: float | None = None
 
     def utilisation(self, steps_per_second: float) -> float | None:
-        """Model FLOPs utilisation: the FLOP/s that the model needs over those of the devices.
+        """Compute the model FLOPs utilisation: needed FLOP/s over the devices' peak.
 
         Source: Chowdhery et al. 2022, "PaLM", appendix B.
         """
@@ -45,13 +45,14 @@ def scalars(
 ) -> Hook:
     """Make the hook; the row of step n covers the steps since the row before.
 
-    It holds the mean of each metric, under the prefix; lr, the rate that step n was made with
-    (lr_at counts from 0); and under perf/
-    - steps_per_second, and with a speed images_per_second, the same per device, and mfu, where the
+    It holds the mean of each metric, under the prefix; lr, the learning rate of step n (lr_at
+    counts from 0); and under perf/
+
+    - steps_per_second; with a speed also images_per_second, the same per device, and mfu where the
       devices' peak is known: over the whole wall time, other hooks included;
     - step_seconds_p50, _p90 and _p99, see `late.Interval.gaps`;
     - data_wait, the share of the time spent waiting for batches;
-    - memory_gib and memory_peak_gib of this process's first device, where it tells.
+    - memory_gib and memory_peak_gib of this process's first device, where it says so.
     """
 
     def learning_rate(step: int) -> Any:
@@ -74,7 +75,7 @@ def _speed(interval: Interval, speed: Speed | None) -> dict[str, float]:
     if interval.timed_steps == 0:
         return {}  # only the step that compiled
     rate = interval.timed_steps / interval.seconds
-    # The wait for a batch and the clock's reading that follows may fall on either side of a border.
+    # A wait for a batch may be counted in one interval and its time in the next.
     waited = min(1.0, interval.data_wait / interval.seconds)
     row = {"perf/steps_per_second": rate, "perf/data_wait": waited}
     if speed is not None:

@@ -2,6 +2,7 @@
 
     SIGUSR1         save a checkpoint and go on
     SIGTERM         save and exit (what a cluster sends before it takes the machine)
+    SIGHUP          save and exit (the terminal was closed)
     SIGINT, Ctrl-C  save and exit; a second one ends the process at once, without saving
     SIGUSR2         write the Python stacks of all threads to stderr; a process in the foreground of
                     a terminal then enters the debugger, where "continue" goes on
@@ -9,6 +10,8 @@
 Synopsis:
 
     with handle_signals() as received:
+        with interruptible(received):
+            ...                                 # what is ready before the first step
         hooks = [..., signal_hook(received, save=checkpoint_hook.end)]
         train(...)
 
@@ -24,28 +27,61 @@ import pdb
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, final
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffusion_jax.train.loop import Event, Hook, Stop
+from diffusion_jax.train.loop import Event, Hook, Stop, check_every
 
 _STDERR = 2  # the descriptor: a handler must not meet a half-done write of sys.stderr
 _ONCE_MORE = b"\nInterrupted: saving after this step. Press Ctrl-C again to quit at once.\n"
 
 
-@contextlib.contextmanager
-def handle_signals() -> Iterator[collections.deque[int]]:
-    """Note SIGUSR1, SIGTERM and SIGINT in the deque that it yields, until the block is left.
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-    Only the main thread can do this; ValueError elsewhere.
+
+class Interrupted(BaseException):
+    """A signal that ends a run came where there is nothing to save; holds its name."""
+
+
+@final
+class Received(collections.deque[int]):
+    """Signals that came and were not acted on yet, oldest first."""
+
+    interruptible = False
+
+
+@contextlib.contextmanager
+def interruptible(received: Received) -> Iterator[None]:
+    """Let a signal that ends the run raise Interrupted at once, and one that came before too.
+
+    This is for the time before the first step and after the last save.
     """
-    received: collections.deque[int] = collections.deque()
+    stops = [number for number in received if number in STOPS]
+    if stops:
+        raise Interrupted(signal.Signals(max(stops)).name)
+    received.interruptible = True
+    try:
+        yield
+    finally:
+        received.interruptible = False
+
+
+@contextlib.contextmanager
+def handle_signals() -> Iterator[Received]:
+    """Note signals in the deque that it yields, until the block is left; SIGUSR2 acts at once.
+
+    A SIGHUP that the process was started to ignore (nohup) is still ignored. Only the main thread
+    can do this; ValueError elsewhere.
+    """
+    received = Received()
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        if received.interruptible and number in STOPS:
+            raise Interrupted(signal.Signals(number).name)
         if number == signal.SIGINT:
             os.write(_STDERR, _ONCE_MORE)
             # The default action does not wait for Python, which may be deep in a compilation.
@@ -53,7 +89,8 @@ def handle_signals() -> Iterator[collections.deque[int]]:
 
     before = {
         number: signal.signal(number, note)
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+        for number in (signal.SIGUSR1, *STOPS)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
     }
     before[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, _debug)
     # The stacks come at once, even from a process that is deep in C++; then comes _debug.
@@ -72,7 +109,7 @@ def _debug(number: int, frame: FrameType | None) -> None:
 
 
 def _has_terminal() -> bool:
-    """Whether somebody can type: reading from a terminal stops a process in its background."""
+    """Return whether somebody can type; to read would stop a process in the background."""
     try:
         return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
     except OSError:  # a terminal that is not this process's own
@@ -87,14 +124,12 @@ def signal_hook(
 ) -> Hook:
     """Make the hook that acts on received signals; `save` is the `end` of the checkpoint hook.
 
-    SIGUSR1 saves; SIGTERM and SIGINT return a Stop, whose reason is their name, and the `end` of
-    the checkpoint hook saves. Several processes compare notes every agree_every steps, so a signal
-    to one of them reaches all at the same step; they read the answer agree_every steps later,
-    when it is there without waiting.
-    Raises ValueError unless agree_every is at least 1.
+    SIGUSR1 saves. A signal of STOPS gives a Stop, whose reason is its name, and the `end` of the
+    checkpoint hook saves. Several processes compare notes every agree_every steps, so that a signal
+    to one of them reaches all at the same step; they read the answer agree_every steps later, when
+    it is there without waiting.
     """
-    if agree_every < 1:
-        raise ValueError(f"agree_every = {agree_every} should be at least 1 step")
+    check_every(agree_every, "agree_every")
     if jax.process_count() == 1:
         return Hook(lambda step: True, lambda event: _react(_take(received), event, save))
     asked: list[jax.Array] = []

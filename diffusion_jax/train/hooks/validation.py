@@ -10,7 +10,7 @@ from diffusion_jax.train.loop import every as every_steps
 from diffusion_jax.train.writers import Writer
 from diffusion_jax.types import PyTree
 
-# step -> what validation found there; validation fills it, checkpoint and early_stopping read it.
+# {step: {metric: value}}; validation fills it, checkpoint and early_stopping read it.
 Scores: TypeAlias = dict[int, dict[str, float]]
 
 
@@ -23,8 +23,8 @@ def validation(
 ) -> Hook:
     """Make the hook: evaluate(state) -> {"val/loss_simple": 0.1, "val/loss_simple_ema": ...}.
 
-    Results go to the writer and into scores[step]. When training runs to its last step, that step
-    is validated too; after a Stop nobody waits for a validation.
+    Results go to the writer and into scores[step]. The last step is validated too, unless a Stop
+    ended the training.
     """
 
     def act(event: Event) -> None:
@@ -41,5 +41,5 @@ def validation(
 
 
 def scores_from(metadata: Mapping[str, Any]) -> Scores:
-    """Read back the scores that a checkpoint carries, so that a resumed run knows its best."""
+    """Read the scores in the metadata of a checkpoint, so that a resumed run knows its best."""
     return {int(step): dict(values) for step, values in metadata["scores"].items()}

@@ -7,16 +7,15 @@ import pytest
 
 from diffusion_jax.convert.weights import diffusers_folder
 from diffusion_jax.convert.weights.diffusers_folder import (
-    UNUSED_OF_PENULTIMATE,
     penultimate_text,
     save_diffusers,
     scheduler_config,
     text_config,
     unet_config,
+    unused_of_penultimate,
     vae_config,
 )
 from diffusion_jax.convert.weights.importing import import_network
-from diffusion_jax.convert.weights.layouts import import_checkpoint
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.unet.unet import UNet
 
@@ -163,7 +162,14 @@ def test_a_folder_survives(unet, vae, text, draw, same, tmp_path):
     configs["scheduler"] = scheduler_config(beta_start=0.1, beta_end=0.2)
     folder = tmp_path / "out"
     save_diffusers(folder, params, configs)
-    assert same(import_checkpoint(shapes, folder), params)
+    assert same(import_network(shapes["network"], folder, "unet"), params["network"])
+    assert same(import_network(shapes["first_stage"], folder, "vae"), params["first_stage"])
+    for number, name in enumerate(shapes["conditioner"]):
+        read = import_network(text, folder, "clip text", number=number)
+        assert same(read, params["conditioner"][name])
+    assert same(import_network(text, folder, "clip text"), params["conditioner"]["text"])
+    with pytest.raises(ValueError, match="has 2 parts named text_encoder, and number 3 is needed"):
+        import_network(text, folder, "clip text", number=2)
     assert json.loads((folder / "model_index.json").read_text()) == {
         "_class_name": "StableDiffusionXLPipeline",
         "force_zeros_for_empty_prompt": True,
@@ -203,8 +209,7 @@ def test_the_text_encoder_of_stable_diffusion_2_loses_what_it_never_used(
     assert (config["num_hidden_layers"], config["architectures"]) == (1, ["CLIPTextModel"])
     trees = {"conditioner": {"text": penultimate_text(params)}}
     save_diffusers(tmp_path / "x", trees, {"text": config})
-    unused = [pattern.replace("23", "1") for pattern in UNUSED_OF_PENULTIMATE]
-    read = import_network(text, tmp_path / "x", "clip text", zeros=unused)
+    read = import_network(text, tmp_path / "x", "clip text", zeros=unused_of_penultimate(2))
     assert same(penultimate_text(read), penultimate_text(params))
     assert not read["text_projection"]["kernel"].any()
     with pytest.raises(ValueError, match="17 missing: text_model.encoder.layers.1"):

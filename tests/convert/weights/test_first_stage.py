@@ -1,12 +1,10 @@
 """A first stage's training checkpoint: released names and shapes exactly, both ways, mistakes."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import autoencoder_fixtures as fixtures
 
 from diffusion_jax.convert.weights.first_stage import (
     TRAINING,
@@ -26,13 +24,6 @@ from diffusion_jax.models.first_stage.quantizers import (
     GumbelQuantizer,
     VectorQuantizer,
 )
-
-ROOT = Path(__file__).parents[3]
-spec = importlib.util.spec_from_file_location(
-    "autoencoder_fixtures", ROOT / "tools/make_autoencoder_fixtures.py"
-)
-fixtures = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fixtures)
 
 KL_F8 = dict(embed_dim=4, z_channels=4)
 VQ_F4 = dict(embed_dim=3, z_channels=3, ch_mult=(1, 2, 4), double_z=False)

@@ -1,20 +1,16 @@
 """What files are, by their names and shapes alone."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from diffusion_jax.convert.weights.exporting import save_weights
 from diffusion_jax.convert.weights.identify import (
-    checkpoint_layout,
-    describe,
+    describe_weights,
     find_network,
     find_networks,
     unet_family,
 )
 from diffusion_jax.convert.weights.names import file_tensors
-from diffusion_jax.convert.weights.reading import Weights
-from diffusion_jax.convert.weights.safetensors import LazyTensor
 
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
 VAE = "first_stage_model.decoder.mid.block_1.norm1.weight"
@@ -104,17 +100,17 @@ def test_what_is_not_there_is_told():
     assert len(find_networks(two)) == 2
 
 
-def test_a_file_is_described():
+def test_a_file_is_described(tmp_path):
     shapes = {
         UNET: (320, 9, 3, 3),
         "model.diffusion_model.input_blocks.1.1.a.attn2.to_k.weight": (320, 768),
         VAE: (512,),
         "model_ema.decay": (),
     }
-    tensors = {
-        name: LazyTensor(shape, np.dtype(np.float32), dict) for name, shape in shapes.items()
-    }
-    assert describe(Weights(Path("x"), tensors)) == [
+    arrays = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
+    path = tmp_path / "x.safetensors"
+    save_weights(path, [], arrays)
+    assert describe_weights(path) == [
         "a Stable Diffusion 1 inpainting UNet under 'model.diffusion_model.', "
         "in the names of unet_ldm",
         "vae under 'first_stage_model.', in the names of vae_ldm",
@@ -122,29 +118,26 @@ def test_a_file_is_described():
     ]
 
 
-@pytest.mark.parametrize(
-    ("layout", "names"),
-    [
-        ("sd1", ["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"]),
-        ("sd2", ["cond_stage_model.model.transformer.resblocks.0.ln_1.weight"]),
-        (
-            "sdxl",
-            [
-                "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
-                "conditioner.embedders.1.model.transformer.resblocks.0.ln_1.weight",
-            ],
-        ),
-        ("sdxl_refiner", ["conditioner.embedders.0.model.transformer.resblocks.0.ln_1.weight"]),
-        (
-            "svd",
-            ["conditioner.embedders.0.open_clip.model.visual.transformer.resblocks.0.ln_1.weight"],
-        ),
-    ],
-)
-def test_layouts_of_whole_checkpoints(layout, names):
-    assert checkpoint_layout([*names, UNET]) == layout
+def test_a_folder_is_described(tmp_path):
+    text = {"text_model.embeddings.token_embedding.weight": np.zeros((2, 2))}
+    save_weights(tmp_path / "text_encoder_2/model.safetensors", [], text)
+    unet = {
+        "time_embedding.linear_1.weight": np.zeros((4, 4)),
+        "conv_in.weight": np.zeros((320, 4, 3, 3)),
+        "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": np.zeros((8, 2048)),
+    }
+    save_weights(tmp_path / "unet/diffusion_pytorch_model.safetensors", [], unet)
+    assert describe_weights(str(tmp_path)) == [
+        "an SDXL base UNet in unet, in the names of unet_diffusers",
+        "clip text in text_encoder_2, in the names of clip_text_hf",
+    ]
 
 
-def test_files_of_one_network_are_no_checkpoint():
-    with pytest.raises(ValueError, match="no whole checkpoint.*unet_ldm at 'model.diffusion_mod"):
-        checkpoint_layout([UNET])
+def test_networks_of_a_kind_are_counted():
+    two = [f"conditioner.embedders.{i}.model.transformer.resblocks.0.ln_1.weight" for i in "10"]
+    found = [find_network(two, "clip text", number=i).prefix for i in (0, 1)]
+    assert found == ["conditioner.embedders.0.model.", "conditioner.embedders.1.model."]
+    with pytest.raises(ValueError, match="x holds 2 networks of the kind 'clip text', and numb"):
+        find_network(two, "clip text", "x", number=2)
+    with pytest.raises(ValueError, match="x holds no vae, but a clip text under"):
+        find_network(two, "vae", "x", number=0)

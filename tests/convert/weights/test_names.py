@@ -193,13 +193,13 @@ def test_video_networks_need_no_table_of_their_own():
 
 
 def test_networks_without_diffusers_names_are_told(unet):
-    with pytest.raises(ValueError, match="qkv.*use the layout of latent-diffusion"):
+    with pytest.raises(ValueError, match="qkv.*use the names of latent-diffusion"):
         file_tensors({"input_blocks_1_1": {"qkv": {"bias": np.ones(3)}}}, "unet_diffusers")
     with pytest.raises(ValueError, match="this is no UNet: its parameters are encoder.x"):
         file_tensors({"encoder": {"x": np.ones(3)}}, "unet_diffusers")
     with pytest.raises(ValueError, match="halves its sides without convolutions"):
         file_tensors(unet(conv_resample=False), "unet_diffusers")
-    with pytest.raises(ValueError, match="name map 'sdxl' is unknown; choose one of.*unet_ldm"):
+    with pytest.raises(ValueError, match="name_map = 'sdxl' is unknown; choose from unet_ldm"):
         file_tensors(unet(), "sdxl")
 
 
@@ -210,7 +210,7 @@ def test_two_parameters_of_one_name_are_told():
 
 
 @pytest.mark.parametrize(
-    ("layout", "shape", "there", "entry"),
+    ("axes", "shape", "there", "entry"),
     [
         ("kernel", (3, 5, 2, 7), (7, 2, 3, 5), lambda a: (a[1, 4, 0, 6], (6, 0, 1, 4))),
         ("kernel", (3, 5, 2, 2, 7), (7, 2, 3, 5, 2), lambda a: (a[1, 4, 0, 1, 6], (6, 1, 1, 4, 0))),
@@ -219,12 +219,12 @@ def test_two_parameters_of_one_name_are_told():
         ("same", (3, 2), (3, 2), lambda a: (a[2, 1], (2, 1))),
     ],
 )
-def test_layouts_move_axes(layout, shape, there, entry):
+def test_axes_are_moved(axes, shape, there, entry):
     array = np.arange(np.prod(shape)).reshape(shape)
-    moved = to_file(array, layout)
+    moved = to_file(array, axes)
     number, index = entry(array)
     assert moved.shape == there and moved[index] == number
-    np.testing.assert_array_equal(to_ours(moved, layout), array)
+    np.testing.assert_array_equal(to_ours(moved, axes), array)
 
 
 def test_every_map_says_what_it_is_for():

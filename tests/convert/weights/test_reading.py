@@ -20,10 +20,16 @@ def save(path, **arrays):
     return path
 
 
-@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".bin"])
-def test_files_by_torch_save_are_opened(suffix, tmp_path):
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".CKPT", ""])
+def test_files_by_torch_save_are_opened_whatever_their_name(suffix, tmp_path):
     path = shutil.copy(CKPT, tmp_path / f"x{suffix}")
     assert "model.full" in open_weights(path).tensors
+
+
+@pytest.mark.parametrize("suffix", [".sft", ".SAFETENSORS", ".ckpt", ".pt", ""])
+def test_safetensors_are_opened_whatever_their_name(suffix, tmp_path):
+    path = save(tmp_path / "x.safetensors", a=np.arange(3)).rename(tmp_path / f"y{suffix}")
+    assert open_weights(path).tensors["a"].load().tolist() == [0, 1, 2]
 
 
 def test_safetensors_are_opened_and_read_late(tmp_path):
@@ -98,6 +104,23 @@ def test_sharded_variants_carry_the_variant_before_json(tmp_path):
     assert len(open_weights(tmp_path).tensors) == 3
 
 
+def test_any_one_variant_is_taken_and_several_are_told(tmp_path):
+    save(tmp_path / "a/diffusion_pytorch_model.non_ema.safetensors", a=np.arange(1))
+    assert list(open_weights(tmp_path / "a").tensors) == ["a"]
+    save(tmp_path / "a/diffusion_pytorch_model.bf16.safetensors", b=np.arange(1))
+    assert list(open_weights(tmp_path / "a", variant="bf16").tensors) == ["b"]
+    for asked in (None, "fp8"):
+        with pytest.raises(ValueError, match="weights; choose a variant from bf16, non_ema"):
+            open_weights(tmp_path / "a", variant=asked)
+
+
+def test_shards_by_torch_save_are_one(tmp_path):
+    shutil.copy(CKPT, tmp_path / "pytorch_model-00001-of-00001.bin")
+    places = {"model.full": "pytorch_model-00001-of-00001.bin"}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    assert list(open_weights(tmp_path).tensors) == ["model.full"]
+
+
 def test_folders_without_weights_are_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no weights; looked for diffusion_pytorch"):
         open_weights(tmp_path)
@@ -113,9 +136,9 @@ BAD = {
     "is a git-lfs pointer, not the weights; run `git lfs pull`": ("x.safetensors", LFS),
     "is a web page, not weights": ("x.safetensors", b"\n<!DOCTYPE html><html>no</html>"),
     "is a web page": ("x.ckpt", b"\xef\xbb\xbf<HTML>"),
-    "is named .safetensors but is a .ckpt file inside; rename it": ("x.safetensors", b"PK\x03\x04"),
-    "is named .pt but is a .safetensors file inside": ("x.pt", bytes(8) + b"{}"),
-    "ends in '.npz'; weights end in .safetensors, .ckpt": ("x.npz", b"PK\x03\x04"),
+    "is cut off or damaged": ("x.safetensors", b"PK\x03\x04"),
+    "its header is not JSON": ("x.pt", bytes(8) + b"{}"),
+    "a ZIP file, but no PyTorch checkpoint": ("x.npz", b"PK\x05\x06" + bytes(18)),
     "is a bare pickle, which may run code": ("x.ckpt", b"\x80\x02}q\x00."),
     "is neither safetensors nor a file by torch.save: b'Entry not found'": (
         "x.safetensors",

@@ -105,7 +105,7 @@ def test_features_with_unusual_names(data_dir):
     shades = np.rint((batch["image"][:, 0, 0, 0] + 1) * 127.5).astype(int)
     np.testing.assert_array_equal(batch["label"], shades)
     assert "caption" not in batch
-    with pytest.raises(ValueError, match="label_key='age ' is not a feature, choose one of"):
+    with pytest.raises(ValueError, match="label_key = 'age ' is no feature; choose from"):
         make_batches(source, batch_size=10, image_size=4, label_key="age ")
 
 
@@ -120,7 +120,7 @@ def test_description(data_dir):
 
 
 def test_unknown_split(data_dir):
-    with pytest.raises(ValueError, match=r"split='val' cannot be read .*choose among train, test"):
+    with pytest.raises(ValueError, match=r"split = 'val' cannot be read .*choose from train, test"):
         open_source(NAME, "val", data_dir=data_dir)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_jax.diffusion.samplers import driver
+from diffusion_jax.randomness import noise_like
 
 
 def keys_of(count, seed=0):
@@ -74,7 +75,7 @@ def test_sample_i_depends_on_key_i_only():
     def draw(rows):
         chosen = keys[rows]
         x_T = driver.initial_noise(chosen, (2, 2, 1))
-        before = lambda x, i, keys: x + 0.1 * driver.noise_like(keys, x.shape[1:])
+        before = lambda x, i, keys: x + 0.1 * noise_like(keys, x.shape[1:])
         return driver.sample(noise_sampler(6), lambda x, t: x, x_T, chosen, before_step=before).x
 
     together = draw(np.arange(8))
@@ -133,7 +134,7 @@ def test_initial_noise_is_that_of_no_step():
     assert noise.shape == (400, 50) and noise.dtype == jnp.float32
     assert abs(float(noise.mean())) < 0.04 and abs(float(noise.std()) - 1) < 0.03
     for number in (0, 1, 999):
-        step = driver.noise_like(jax.vmap(jax.random.fold_in, (0, None))(keys, number), (50,))
+        step = noise_like(jax.vmap(jax.random.fold_in, (0, None))(keys, number), (50,))
         assert abs(np.corrcoef(np.ravel(noise), np.ravel(step))[0, 1]) < 0.04
 
 

@@ -1,24 +1,16 @@
 """The first stage against released parameter lists and counts, and its blocks against formulas."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import autoencoder_fixtures as fixtures
 
 from diffusion_jax.models.first_stage.autoencoder import LAST_LAYER, Autoencoder
 from diffusion_jax.models.first_stage.blocks import AttnBlock, HalveSides, ResnetBlock
-
-ROOT = Path(__file__).parents[3]
-spec = importlib.util.spec_from_file_location(
-    "autoencoder_fixtures", ROOT / "tools/make_autoencoder_fixtures.py"
-)
-fixtures = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fixtures)
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 TINY = {
@@ -153,7 +145,7 @@ def test_outputs_are_those_of_diffusers(name):
         return {"moments": moments, "decoded": module.apply(params, z, method="decode")}
 
     ours = run(params, jnp.asarray(fixtures.inputs(fields)[0][:1]))
-    with np.load(ROOT / "tests/fixtures/autoencoder_diffusers.npz") as recorded:
+    with np.load(fixtures.FIXTURES / "autoencoder_diffusers.npz") as recorded:
         for key, array in ours.items():
             theirs = recorded[f"{name}/{key}"]
             assert np.abs(array - theirs).max() < 1e-5 * np.abs(theirs).max()

@@ -1,22 +1,13 @@
 """PatchGAN: released names, PyTorch's running statistics, ActNorm's start, sharded batches."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from support import autoencoder_fixtures as fixtures
 
 from diffusion_jax.models.first_stage.patchgan import ActNorm, BatchNorm, NLayerDiscriminator
-
-ROOT = Path(__file__).parents[3]
-spec = importlib.util.spec_from_file_location(
-    "autoencoder_fixtures", ROOT / "tools/make_autoencoder_fixtures.py"
-)
-fixtures = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fixtures)
 
 X = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
 

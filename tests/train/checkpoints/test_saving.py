@@ -2,6 +2,7 @@ import errno
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,9 +18,12 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from diffusion_jax.train.checkpoints import folder as folder_module
 from diffusion_jax.train.checkpoints import saving as checkpoint
+from diffusion_jax.train.checkpoints.checksums import checksums
 from diffusion_jax.train.checkpoints.saving import (
     DamagedCheckpoint,
+    SaveFailed,
     load_metadata,
     load_params,
     open_checkpoints,
@@ -134,6 +138,41 @@ def test_set_aside_later_keeps_everything(tmp_path):
     assert saved_steps(tmp_path) == [10, 15]
 
 
+def test_going_back_reads_first_and_then_moves_the_later_ones(tmp_path):
+    write(tmp_path, 10, 20, 30)
+    truncate(tmp_path / "20" / "metadata" / "metadata")
+    checkpoints = open_checkpoints(tmp_path, keep_last=9)
+    with pytest.raises(DamagedCheckpoint, match=f"{tmp_path / '20'} is damaged"):
+        checkpoints.go_back(abstract(make_state()), 20)
+    assert checkpoints.all_steps() == saved_steps(tmp_path) == [10, 20, 30]
+    state, metadata = checkpoints.go_back(abstract(make_state()), 10)
+    assert_same(state, make_state(10, step=10))
+    assert metadata["next_batch"] == 10
+    assert checkpoints.all_steps() == saved_steps(tmp_path) == [10]
+    assert sorted(p.name for p in (tmp_path / "set_aside").iterdir()) == ["20", "30"]
+    assert checkpoints.save(15, make_state(step=15), METADATA)
+    checkpoints.close()
+
+
+def test_what_was_set_aside_can_be_gone_back_to(tmp_path):
+    workdir, directory = tmp_path, tmp_path / "checkpoints"
+    write(directory, 10, 20, 30)
+    set_aside_later(directory, 10)
+    write(directory, 15, 40)
+    found, step = resolve_checkpoint(directory / "set_aside" / "20")
+    assert (Path(found), step) == (workdir, 20)
+    checkpoints = open_checkpoints(directory, keep_last=9)
+    state, _ = checkpoints.go_back(abstract(make_state()), step)
+    assert_same(state, make_state(20, step=20))
+    assert checkpoints.all_steps() == [10, 15, 20]
+    assert sorted(p.name for p in (directory / "set_aside").iterdir()) == ["30", "40"]
+    checkpoints.close()
+    write(directory, 30)
+    taken = f"set_aside/30 cannot be resumed from while {directory}/30 is in its place"
+    with pytest.raises(ValueError, match=taken):
+        resolve_checkpoint(directory / "set_aside" / "30")
+
+
 def keep(tmp_path, values, **options):
     checkpoints = open_checkpoints(tmp_path, **options)
     for step, value in values.items():
@@ -206,7 +245,9 @@ def test_saving_without_metrics_is_no_cause_for_a_warning(tmp_path, caplog):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"keep_last": 0}, "keep_last = 0"),
+        ({"keep_last": 0}, "keep_last = 0 should be at least 1"),
+        ({"keep_every": 0}, "keep_every = 0 should be at least 1"),
+        ({"keep_best": -1, "monitor": "a"}, "keep_best = -1 should be at least 0"),
         ({"mode": "best"}, "mode = 'best' .* min, max"),
         ({"keep_best": 2}, "keep_best = 2 needs a monitor"),
         ({"on_damage": "ignore"}, "on_damage = 'ignore' .* stop, previous"),
@@ -385,6 +426,52 @@ def test_a_wrong_value_is_named(tmp_path):
     load_params(tmp_path, ema=True)
 
 
+def rewrite(directory, step, change):
+    path = directory / str(step) / "metadata" / "metadata"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def test_a_checkpoint_with_the_first_checksums_is_still_read_and_checked(tmp_path):
+    def as_first_written(record):
+        del record["format"]
+        record["checksums"] = checksums(make_state(10, step=10), version=1)
+
+    write(tmp_path, 10)
+    rewrite(tmp_path, 10, as_first_written)
+    state, metadata = restore_state(tmp_path, abstract(make_state()))
+    assert_same(state, make_state(10, step=10))
+    assert metadata == METADATA | {"next_batch": 10}
+    load_params(tmp_path)
+    rewrite(tmp_path, 10, lambda record: record["checksums"].update({"step": 1}))
+    with pytest.raises(DamagedCheckpoint, match="values of step are not the ones that were saved"):
+        restore_state(tmp_path, abstract(make_state()))
+
+
+def test_a_checkpoint_of_a_newer_version_is_named_and_not_called_damage(tmp_path):
+    write(tmp_path, 10)
+    rewrite(tmp_path, 10, lambda record: record.update(format=99))
+    with pytest.raises(ValueError, match=r"/10 has format = 99, which should be one of 1, 2: it"):
+        restore_state(tmp_path, abstract(make_state()))
+
+
+def test_swapped_halves_of_a_kernel_are_not_restored(tmp_path):
+    """What is written beside the checksums of other values, as if the disk had exchanged blocks."""
+    kernel = np.random.default_rng(0).normal(size=(256, 256)).astype(jnp.bfloat16)
+    kernel = kernel.astype(np.float32)
+    swapped = np.concatenate([kernel[128:], kernel[:128]])
+    checkpoints = open_checkpoints(tmp_path)
+    checkpoints.save(1, {"kernel": jnp.asarray(swapped)}, METADATA)
+    checkpoints.close()
+    like = {"kernel": jax.ShapeDtypeStruct((256, 256), jnp.float32)}
+    restore_state(tmp_path, like)
+    original = checksums({"kernel": kernel})
+    rewrite(tmp_path, 1, lambda record: record.update(checksums=original))
+    with pytest.raises(DamagedCheckpoint, match="values of kernel are not"):
+        restore_state(tmp_path, like)
+
+
 def test_params_and_their_average_alone(tmp_path):
     state = make_state(step=5)
     averaged = jax.tree.map(lambda x: x + 0.5, state.params)
@@ -471,10 +558,97 @@ def test_half_written_checkpoints_are_cleared(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20"]
 
 
+def large(step):
+    """A state whose arrays do not fit a file of `no_space`."""
+    values = np.random.default_rng(step).normal(size=(300, 300)).astype(np.float32)
+    return {"step": jnp.int32(step), "w": jnp.asarray(values)}
+
+
+def no_space(run):
+    """Call run() while no file may grow beyond 20 kB, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def wait_until_over(checkpoints, step):
+    """Let the background finish without looking at its result."""
+    partial = checkpoints.directory / f"{step}.orbax-checkpoint-tmp"
+    for _ in range(200):
+        time.sleep(0.01)
+        if not partial.exists() and (checkpoints.directory / str(step)).exists():
+            return
+    assert partial.exists()
+
+
+@noisy
+def test_a_save_that_failed_does_not_fail_the_ones_after_it(tmp_path, caplog, capfd):
+    checkpoints = open_checkpoints(tmp_path, keep_last=9)
+    checkpoints.save(1, large(1), METADATA)
+    checkpoints.wait()
+
+    def fail():
+        checkpoints.save(2, large(2), METADATA)
+        wait_until_over(checkpoints, 2)
+
+    no_space(fail)
+    assert checkpoints.save(3, large(3), METADATA)
+    checkpoints.wait()
+    assert checkpoints.all_steps() == [1, 3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
+    (message,) = caplog.messages
+    assert message.startswith(f"cannot save step 2 in {tmp_path}: File too large (")
+    assert "GiB are free); training goes on" in message and "\n" not in message
+    assert capfd.readouterr().err.count("\n") == 0
+    assert_same(checkpoints.restore(large(3))[0], large(3))
+    checkpoints.close()
+
+
+@noisy
+@pytest.mark.parametrize("end", ["wait", "close"])
+def test_the_last_save_says_itself_that_it_failed(tmp_path, caplog, end):
+    checkpoints = open_checkpoints(tmp_path, keep_last=9)
+
+    def fail():
+        checkpoints.save(2, large(2), METADATA)
+        with pytest.raises(SaveFailed, match=f"^cannot save step 2 in {tmp_path}: .* GiB are fr"):
+            getattr(checkpoints, end)()
+
+    no_space(fail)
+    assert caplog.messages == []
+    if end == "wait":
+        assert checkpoints.save(2, large(2), METADATA)  # the same step, once there is space again
+        checkpoints.close()
+        assert saved_steps(tmp_path) == [2]
+
+
+@noisy
+def test_a_save_that_cannot_start_is_one_sentence_and_the_next_one_is_tried(tmp_path):
+    checkpoints = open_checkpoints(tmp_path)
+    with pytest.raises(SaveFailed, match=f"^cannot save step 1 in {tmp_path}: .*set"):
+        checkpoints.save(1, large(1), {"config": {1, 2}})  # a set is no JSON
+        checkpoints.wait()
+    assert checkpoints.save(1, large(1), METADATA)
+    checkpoints.close()
+    assert saved_steps(tmp_path) == [1]
+
+
+def test_waiting_for_a_save_has_an_end(tmp_path, monkeypatch):
+    checkpoints = open_checkpoints(tmp_path)
+    monkeypatch.setattr(folder_module, "_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "is_saving_in_progress", lambda self: 1)
+    for end in (checkpoints.wait, checkpoints.close):
+        with pytest.raises(SaveFailed, match="it did not end within 0 s"):
+            end()
+
+
 SCRIPT = textwrap.dedent(
     """
     import jax, jax.numpy as jnp, numpy as np, optax
-    from diffusion_jax.train.checkpoint import open_checkpoints, saved_steps
+    from diffusion_jax.train.checkpoints.saving import open_checkpoints, saved_steps
     from diffusion_jax.train.ema import ema
     from diffusion_jax.train.hooks.checkpoint import checkpoint
     from diffusion_jax.train.loop import Hook, train

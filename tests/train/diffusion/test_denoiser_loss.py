@@ -268,7 +268,7 @@ def test_the_objective_is_sgms_standard_loss():
 def test_bad_values_are_named():
     with pytest.raises(ValueError, match="batch_size = 0 should be at least 1"):
         make(batch_size=0)
-    with pytest.raises(ValueError, match="offset_noise_level = -0.1 should not be negative"):
+    with pytest.raises(ValueError, match="offset_noise_level = -0.1 should be at least 0"):
         make(offset_noise_level=-0.1)
     with pytest.raises(ValueError, match="loss_type = 'l3' is unknown"):
         losses.elementwise_loss(jnp.ones(2), jnp.ones(2), "l3")

@@ -382,7 +382,7 @@ def test_bad_input(example):
         ({"pixel_loss": "l3"}, "pixel_loss = 'l3' is unknown"),
         ({"reduction": "max"}, "reduction = 'max' is unknown"),
         ({"disc_start": -1}, "disc_start = -1 should be at least 0"),
-        ({"disc_weight": -0.5}, "disc_weight = -0.5 should not be negative"),
+        ({"disc_weight": -0.5}, "disc_weight = -0.5 should be at least 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             check_loss(LOSS._replace(**change))

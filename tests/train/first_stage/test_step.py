@@ -12,6 +12,7 @@ import pytest
 from diffusion_jax.devices.arrays import shard_batch
 from diffusion_jax.devices.mesh import make_mesh, replicated
 from diffusion_jax.devices.partition import fsdp
+from diffusion_jax.randomness import sample_keys
 from diffusion_jax.train.ema import ema, ema_params
 from diffusion_jax.train.first_stage.loss import (
     AutoencoderLoss,
@@ -26,7 +27,7 @@ from diffusion_jax.train.first_stage.step import (
     make_autoencoder_step,
 )
 from diffusion_jax.train.state import abstract_state, init_sharded
-from diffusion_jax.train.step import jit_train_step, mean_metrics, sample_keys
+from diffusion_jax.train.step import jit_train_step, mean_metrics
 
 BATCH = 8
 START = 2
@@ -297,7 +298,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="schedule = 'turns' is unknown; choose from both, alt"):
         # Without the check of its annotation, which comes first in tests.
         inspect.unwrap(make_autoencoder_step)(NETWORKS, LOSS, TX, DISC_TX, seed=0, schedule="turns")
-    with pytest.raises(ValueError, match="disc_factor = -1.0 should not be negative"):
+    with pytest.raises(ValueError, match="disc_factor = -1.0 should be at least 0"):
         make_autoencoder_step(NETWORKS, LOSS._replace(disc_factor=-1.0), TX, DISC_TX, seed=0)
     with pytest.raises(ValueError, match="disc_start = -1"):
         make_autoencoder_eval_step(NETWORKS, LOSS._replace(disc_start=-1), seed=0)

@@ -10,7 +10,7 @@ from diffusion_jax.train.hooks import checkpoint as module
 from diffusion_jax.train.hooks.checkpoint import checkpoint, make_rescue
 from diffusion_jax.train.hooks.validation import scores_from, validation
 from diffusion_jax.train.loop import Event, Hook, Stop, train
-from diffusion_jax.train.writers import memory_writer
+from diffusion_jax.train.writers import Writer
 
 
 class State(NamedTuple):
@@ -53,7 +53,9 @@ def test_saves_every_so_often_and_at_the_end_with_the_data_position(tmp_path):
     checkpoints.close()
 
 
-def test_the_stall_of_a_save_is_measured_from_the_end_of_its_step(tmp_path, monkeypatch):
+def test_the_stall_of_a_save_is_measured_from_the_end_of_its_step(
+    tmp_path, monkeypatch, memory_writer
+):
     clock = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
 
@@ -92,7 +94,7 @@ def test_best_validations_are_saved_between_the_regular_ones(tmp_path):
     checkpoints = open_checkpoints(tmp_path, keep_last=1, keep_best=2, monitor="val")
     evaluate = lambda state: {"val": losses[int(state.step)]}
     hooks = [
-        validation(evaluate, memory_writer()[0], scores, every=2),
+        validation(evaluate, Writer(), scores, every=2),
         checkpoint(checkpoints, {}, every=100, scores=scores),
     ]
     run(hooks, 12)
@@ -156,7 +158,7 @@ def test_a_monitor_that_is_never_reported_is_told_at_the_first_validation(tmp_pa
     scores = {}
     checkpoints = open_checkpoints(tmp_path, keep_best=1, monitor="val/lossy")
     hooks = [
-        validation(lambda state: {"val/loss": 1.0}, memory_writer()[0], scores, every=4),
+        validation(lambda state: {"val/loss": 1.0}, Writer(), scores, every=4),
         checkpoint(checkpoints, {}, every=every, scores=scores),
     ]
     with pytest.raises(ValueError, match="watches 'val/lossy'.* it reports val/loss$"):
@@ -172,7 +174,7 @@ def test_a_monitor_that_is_missing_at_the_end_costs_no_checkpoint(tmp_path):
     scores = {}
     checkpoints = open_checkpoints(tmp_path, keep_best=1, monitor="val/lossy")
     hooks = [
-        validation(lambda state: {"val/loss": 1.0}, memory_writer()[0], scores, every=99),
+        validation(lambda state: {"val/loss": 1.0}, Writer(), scores, every=99),
         checkpoint(checkpoints, {}, every=99, scores=scores),
     ]
     with pytest.raises(ValueError, match="watches 'val/lossy'"):
@@ -189,9 +191,7 @@ def test_a_step_saved_before_its_validation_may_still_be_the_best(tmp_path):
     saver = checkpoint(checkpoints, {}, every=3, scores=scores)
     hooks = [
         Hook(lambda step: step == 4, lambda event: saver.end(event, None)),
-        validation(
-            lambda state: {"val": losses[int(state.step)]}, memory_writer()[0], scores, every=2
-        ),
+        validation(lambda state: {"val": losses[int(state.step)]}, Writer(), scores, every=2),
         saver,
     ]
     run(hooks, 8)

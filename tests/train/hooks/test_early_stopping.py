@@ -3,10 +3,12 @@ import pytest
 from diffusion_jax.train.hooks.early_stopping import early_stopping
 from diffusion_jax.train.loop import Event
 
+OPTIONS = {"monitor": "val", "patience": 2}
+
 
 def stops_at(values, **options):
     scores = {}
-    hook = early_stopping(scores, **{"monitor": "val", "patience": 2, **options})
+    hook = early_stopping(scores, **OPTIONS | options)
     for i, value in enumerate(values, start=1):
         step = 10 * i
         assert hook.act(Event(step - 5, None, {}, None, 0.0)) is None
@@ -51,6 +53,14 @@ def test_restored_scores_go_on_counting():
     assert hook.act(Event(30, None, {}, None, 0.0)) is not None
 
 
+def test_a_run_that_was_stopped_does_not_train_again():
+    hook = early_stopping({10: {"val": 1.0}, 20: {"val": 2.0}, 30: {"val": 3.0}}, **OPTIONS)
+    assert hook.start(20) is None
+    assert hook.start(35) == hook.act(Event(30, None, {}, None, 0.0))
+    assert hook.start(35).reason.startswith("val did not improve in 2 validations on 1,")
+    assert early_stopping({}, **OPTIONS).start(0) is None
+
+
 def test_a_monitor_that_is_not_reported():
     with pytest.raises(ValueError, match="watches 'fid', .* reports other, val"):
         stops_at([1.0], monitor="fid")
@@ -58,8 +68,13 @@ def test_a_monitor_that_is_not_reported():
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"mode": "low"}, "min, max"), ({"patience": 0}, "patience = 0"), ({"min_delta": -1.0}, "-1")],
+    [
+        ({"mode": "low"}, "min, max"),
+        ({"patience": 0}, "patience = 0 should be at least 1"),
+        ({"min_delta": -1.0}, "min_delta = -1.0 should be at least 0"),
+        ({"min_delta": float("nan")}, "min_delta = nan"),
+    ],
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        early_stopping({}, **{"monitor": "val", "patience": 2, **options})
+        early_stopping({}, **OPTIONS | options)

@@ -4,11 +4,11 @@ from PIL import Image
 
 from diffusion_jax.train.hooks.images import images
 from diffusion_jax.train.loop import Event
-from diffusion_jax.train.writers import image_writer, memory_writer, multi_writer
+from diffusion_jax.train.writers import Writer, background_writer, image_writer
 
 
 def due_steps(last, **options):
-    hook = images(lambda state, batch: {}, memory_writer()[0], **options)
+    hook = images(lambda state, batch: {}, Writer(), **options)
     return [step for step in range(1, last + 1) if hook.due(step)]
 
 
@@ -41,7 +41,7 @@ def event(step=100, batch="train batch"):
     return Event(step, "state", {}, batch, 0.0)
 
 
-def test_grids_are_what_was_logged(tmp_path):
+def test_grids_are_what_was_logged(tmp_path, memory_writer):
     (memory, written) = memory_writer()
     samples = np.linspace(-1, 1, 6)[:, None, None, None] * np.ones((6, 5, 7, 3))
     row = np.linspace(-1, 1, 6).reshape(2, 3, 1, 1, 1) * np.ones((1, 1, 5, 7, 1))
@@ -50,8 +50,10 @@ def test_grids_are_what_was_logged(tmp_path):
         assert (state, batch) == ("state", "train batch")
         return {"samples": samples, "diffusion_row": row, "captions": ["a fox", "b", "c"]}
 
-    hook = images(log_images, multi_writer(memory, image_writer(tmp_path)), max_images=5)
+    writer = background_writer(memory, image_writer(tmp_path))
+    hook = images(log_images, writer, max_images=5)
     hook.act(event())
+    writer.close()
     files = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png"))
     assert files == [
         f"train/{key}_gs-000100.png" for key in ("captions", "diffusion_row", "samples")
@@ -69,7 +71,7 @@ def test_grids_are_what_was_logged(tmp_path):
     assert written.images[100]["train/captions"].max() == 255
 
 
-def test_clamp(tmp_path):
+def test_clamp(tmp_path, memory_writer):
     wide = np.array([-3.0, 3.0, 1.0, 0.0]).reshape(1, 2, 2, 1) * np.ones((1, 1, 1, 3))
     for clamp, expected in [(True, [0, 255, 255, 128]), (False, [0, 255, 170, 128])]:
         memory, written = memory_writer()
@@ -77,7 +79,7 @@ def test_clamp(tmp_path):
         assert written.images[100]["train/x"][0, ..., 0].ravel().tolist() == expected
 
 
-def test_validation_shows_its_own_batch():
+def test_validation_shows_its_own_batch(memory_writer):
     memory, written = memory_writer()
     seen = []
 
@@ -91,11 +93,11 @@ def test_validation_shows_its_own_batch():
 
 
 def test_what_cannot_be_shown_is_named():
-    hook = images(lambda s, b: {"latents": np.zeros((2, 4, 4, 4))}, memory_writer()[0])
+    hook = images(lambda s, b: {"latents": np.zeros((2, 4, 4, 4))}, Writer())
     with pytest.raises(ValueError, match=r"cannot show 'train/latents': .*\(2, 4, 4, 4\)"):
         hook.act(event())
 
 
 def test_bad_options():
-    with pytest.raises(ValueError, match="batch_frequency = 0"):
-        images(lambda s, b: {}, memory_writer()[0], batch_frequency=0)
+    with pytest.raises(ValueError, match="batch_frequency = 0 should be at least 1 step"):
+        images(lambda s, b: {}, Writer(), batch_frequency=0)

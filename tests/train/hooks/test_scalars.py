@@ -10,8 +10,7 @@ import pytest
 
 from diffusion_jax.train.hooks import scalars as module
 from diffusion_jax.train.hooks.scalars import Speed, scalars
-from diffusion_jax.train.loop import train
-from diffusion_jax.train.writers import memory_writer
+from diffusion_jax.train.loop import Hook, train
 
 
 class State(NamedTuple):
@@ -33,7 +32,7 @@ def run(hook, num_steps, pause=0.0):
     train(State(jnp.int32(0)), lambda s, b: _step(s), batches(), [hook], num_steps=num_steps)
 
 
-def test_rows_are_means_over_their_interval():
+def test_rows_are_means_over_their_interval(memory_writer):
     writer, written = memory_writer()
     run(scalars(writer, every=4), 10)
     rows = written.scalars
@@ -43,7 +42,7 @@ def test_rows_are_means_over_their_interval():
     assert "lr" not in rows[4] and "perf/images_per_second" not in rows[4]
 
 
-def test_learning_rate_is_that_of_the_last_step():
+def test_learning_rate_is_that_of_the_last_step(memory_writer):
     writer, written = memory_writer()
     schedule = optax.linear_schedule(1.0, 0.0, 10)
     run(scalars(writer, every=4, lr_at=schedule), 10)
@@ -51,13 +50,13 @@ def test_learning_rate_is_that_of_the_last_step():
     np.testing.assert_allclose(got, [1 - 3 / 10, 1 - 7 / 10, 1 - 9 / 10], rtol=1e-6)
 
 
-def test_plain_python_rates_do():
+def test_plain_python_rates_do(memory_writer):
     writer, written = memory_writer()
     run(scalars(writer, every=2, lr_at=lambda step: 0.5), 2)
     assert written.scalars[2]["lr"] == 0.5
 
 
-def test_speed_and_share_of_waiting():
+def test_speed_and_share_of_waiting(memory_writer):
     writer, written = memory_writer()
     speed = Speed(images=8, devices=4)
     run(scalars(writer, every=5, speed=speed), 15, pause=0.02)
@@ -69,7 +68,7 @@ def test_speed_and_share_of_waiting():
     assert "perf/mfu" not in row  # the peak is not known
 
 
-def test_utilisation_is_what_the_model_needs_over_what_the_devices_can():
+def test_utilisation_is_what_the_model_needs_over_what_the_devices_can(memory_writer):
     # Chowdhery et al. 2022, appendix B: 2 steps a second of 30 TFLOP on 4 devices of 50 TFLOP/s.
     speed = Speed(images=8, devices=4, flops=30 * 10**12, peak_flops=4 * 50e12)
     assert speed.utilisation(2.0) == pytest.approx(0.3)
@@ -79,7 +78,7 @@ def test_utilisation_is_what_the_model_needs_over_what_the_devices_can():
     assert row["perf/mfu"] == pytest.approx(row["perf/steps_per_second"] * 0.15)
 
 
-def test_percentiles_show_the_rare_slow_step():
+def test_percentiles_show_the_rare_slow_step(memory_writer):
     writer, written = memory_writer()
 
     def step(state, batch):
@@ -93,13 +92,29 @@ def test_percentiles_show_the_rare_slow_step():
     assert p99 > 0.15
 
 
-def test_one_step_has_no_speed():
+def test_one_step_has_no_speed(memory_writer):
     writer, written = memory_writer()
     run(scalars(writer, every=5), 1)
     assert set(written.scalars[1]) == {"train/loss", "train/grad_norm"}
 
 
-def test_nan_is_not_averaged_away():
+def test_the_last_row_is_written_although_the_training_failed(memory_writer):
+    writer, written = memory_writer()
+
+    def fail(event):
+        if event.step == 6:
+            raise RuntimeError("a disk died")
+
+    hooks = [scalars(writer, every=4), Hook(lambda step: True, fail)]
+    with pytest.raises(RuntimeError, match="a disk died"):
+        train(State(jnp.int32(0)), lambda s, b: _step(s), iter(int, 1), hooks, num_steps=9)
+    assert [(step, row["train/loss"]) for step, row in written.scalars.items()] == [
+        (4, 2.5),
+        (6, 5.5),
+    ]
+
+
+def test_nan_is_not_averaged_away(memory_writer):
     writer, written = memory_writer()
 
     def step(state, batch):

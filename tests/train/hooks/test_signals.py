@@ -16,7 +16,12 @@ import pytest
 
 from diffusion_jax.train.checkpoints.saving import saved_steps
 from diffusion_jax.train.hooks import signals as module
-from diffusion_jax.train.hooks.signals import handle_signals, signal_hook
+from diffusion_jax.train.hooks.signals import (
+    Interrupted,
+    handle_signals,
+    interruptible,
+    signal_hook,
+)
 from diffusion_jax.train.loop import Event, Hook, Stop, train
 
 
@@ -47,19 +52,53 @@ def test_usr1_saves_and_goes_on():
     assert run({3: signal.SIGUSR1}) == ([3, 6], None)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_term_and_interrupt_stop_and_save(number):
     assert run({3: number}) == ([3], Stop(number.name))
 
 
 def test_handlers_are_put_back():
-    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = [signal.getsignal(n) for n in numbers]
     run({3: signal.SIGINT})
     with pytest.raises(RuntimeError), handle_signals():
         raise RuntimeError
     after = [signal.getsignal(n) for n in numbers]
     assert before == after
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert run({3: signal.SIGHUP}) == ([6], None)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_where_nothing_is_to_save_a_signal_interrupts_at_once(number):
+    with handle_signals() as received:
+        with pytest.raises(Interrupted, match=number.name), interruptible(received):
+            os.kill(os.getpid(), signal.SIGUSR1)  # is kept for the first step
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+            raise AssertionError("it came too late")
+        received.clear()
+        os.kill(os.getpid(), number)  # and outside of the block it is noted
+        assert list(received) == [number]
+        with pytest.raises(Interrupted, match=number.name), interruptible(received):
+            raise AssertionError("it came before")
+    with handle_signals() as received, interruptible(received):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert list(received) == [signal.SIGUSR1]
+
+
+def test_a_second_term_while_the_last_save_is_written_changes_nothing():
+    with handle_signals() as received:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert list(received) == 3 * [signal.SIGTERM]
 
 
 def test_several_processes_act_at_the_same_step(monkeypatch):
@@ -90,10 +129,10 @@ SCRIPT = textwrap.dedent(
     import sys, time
     import jax, jax.numpy as jnp
     from typing import NamedTuple
-    from diffusion_jax.train.checkpoint import open_checkpoints
+    from diffusion_jax.train.checkpoints.saving import open_checkpoints
     from diffusion_jax.train.hooks.checkpoint import checkpoint
     from diffusion_jax.train.loop import Hook, train
-    from diffusion_jax.train.signals import handle_signals, signal_hook
+    from diffusion_jax.train.hooks.signals import handle_signals, signal_hook
 
     class State(NamedTuple):
         step: jax.Array
@@ -217,10 +256,10 @@ PROCESSES = textwrap.dedent(
     import jax.numpy as jnp, numpy as np
     from typing import NamedTuple
     from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-    from diffusion_jax.train.checkpoint import open_checkpoints, saved_steps
+    from diffusion_jax.train.checkpoints.saving import open_checkpoints, saved_steps
     from diffusion_jax.train.hooks.checkpoint import checkpoint
     from diffusion_jax.train.loop import Hook, train
-    from diffusion_jax.train.signals import handle_signals, signal_hook
+    from diffusion_jax.train.hooks.signals import handle_signals, signal_hook
 
     def say(*words):  # in one write, for Gloo prints in between
         sys.stdout.write(" ".join(map(str, ("\\n", *words, "\\n"))))

@@ -8,7 +8,7 @@ import pytest
 
 from diffusion_jax.train.hooks.validation import scores_from, validation
 from diffusion_jax.train.loop import Hook, Stop, train
-from diffusion_jax.train.writers import memory_writer
+from diffusion_jax.train.writers import Writer
 
 
 class State(NamedTuple):
@@ -28,7 +28,7 @@ def evaluate(state):
     return {"val/loss": state.step * np.float32(1.0) + 0.5}
 
 
-def test_scores_are_shared_and_written():
+def test_scores_are_shared_and_written(memory_writer):
     (writer, written), scores = memory_writer(), {}
     run([validation(evaluate, writer, scores, every=4)], 10)
     assert scores == written.scalars
@@ -37,7 +37,7 @@ def test_scores_are_shared_and_written():
 
 def test_the_last_step_is_validated_once():
     calls, scores = [], {}
-    hook = validation(lambda s: calls.append(1) or {"v": 1.0}, memory_writer()[0], scores, every=4)
+    hook = validation(lambda s: calls.append(1) or {"v": 1.0}, Writer(), scores, every=4)
     run([hook], 8)
     assert (len(calls), list(scores)) == (2, [4, 8])
 
@@ -45,7 +45,7 @@ def test_the_last_step_is_validated_once():
 def test_nobody_waits_for_it_after_a_stop():
     scores = {}
     stopper = Hook(lambda step: step == 5, lambda event: Stop("SIGTERM"))
-    run([stopper, validation(evaluate, memory_writer()[0], scores, every=4)], 10)
+    run([stopper, validation(evaluate, Writer(), scores, every=4)], 10)
     assert list(scores) == [4]
 
 
@@ -57,4 +57,4 @@ def test_scores_survive_json():
 
 def test_every_must_be_positive():
     with pytest.raises(ValueError, match="every = 0"):
-        validation(evaluate, memory_writer()[0], {}, every=0)
+        validation(evaluate, Writer(), {}, every=0)

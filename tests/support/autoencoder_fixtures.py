@@ -1,7 +1,7 @@
 """Record what the autoencoder's default tests compare with, so that they need no torch.
 
-    python tools/make_autoencoder_fixtures.py --keys DIR    # autoencoder_names.txt.xz
-    python tools/make_autoencoder_fixtures.py --diffusers   # autoencoder_diffusers.npz: RECORDED
+    python tests/support/autoencoder_fixtures.py --keys DIR    # autoencoder_names.txt.xz
+    python tests/support/autoencoder_fixtures.py --diffusers   # autoencoder_diffusers.npz: RECORDED
 
 DIR holds NAME.txt of the released networks NAMES, one "parameter shape" per line. Weights and
 inputs of CASES are never stored: both sides draw them from `numbers`, seeded by a name.
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 NAMES = (
     "ae_imagenet-attnfree-logvar_dec",
     "ae_imagenet-attnfree-logvar_enc",

@@ -1,7 +1,7 @@
 """Record what the UNet's default tests compare with, so that they need neither torch nor diffusers.
 
-    python tools/make_unet_fixtures.py --keys DIR    # unet_names.npz: what released UNets hold
-    python tools/make_unet_fixtures.py --diffusers   # unet_diffusers.npz: what CASES compute
+    python tests/support/unet_fixtures.py --keys DIR    # unet_names.npz: what released UNets hold
+    python tests/support/unet_fixtures.py --diffusers   # unet_diffusers.npz: what CASES compute
 
 DIR holds unet_NAME.txt, one "parameter shape" per line. Weights and inputs of CASES are never
 stored: both sides draw them from `numbers`, seeded by the parameter's released name.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 BATCH, SIZE, TOKENS = 2, 8, 5
 

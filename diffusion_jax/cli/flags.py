@@ -1,0 +1,99 @@
+"""The commands and their flags, as tables."""
+
+from typing import Any, NamedTuple
+
+# A flag and the keywords of argparse's add_argument.
+Flag = tuple[str, dict[str, Any]]
+
+
+class Command(NamedTuple):
+    """One command: its help and its flags."""
+
+    help: str
+    flags: tuple[Flag, ...]
+
+
+def flag(name: str, help: str, **options: Any) -> Flag:
+    """Make a Flag; without a type or an action it takes a text."""
+    return name, {"help": help, **options}
+
+
+SWITCH = {"action": "store_true"}
+CONFIG = flag("--config", "configs/x.py[:variant]; --config.a.b=v overrides a value")
+RUN = flag("--workdir", "folder of a run", required=True)
+STEP = flag("--step", "checkpoint to use (default: the newest)", type=int)
+EMA = flag("--ema", "the averages in a .ckpt file", **SWITCH)
+DEBUG = flag("--debug", "no donation, NaN checks, debugger", **SWITCH)
+PROCESSES = (
+    flag("--coordinator_address", "HOST:PORT of process 0, where nothing says it: docs/pods.md"),
+    flag("--num_processes", "how many there are; 1: this one alone", type=int),
+    flag("--process_id", "number of this process, from 0", type=int),
+    flag("--local_device_ids", "GPUs of this host to use: 0,1 (default: all)"),
+)
+_TRAIN = (
+    CONFIG,
+    flag("--workdir", "folder of this run; continues the run that is in it"),
+    flag("--logdir", "where new run folders are made", default="logs"),
+    flag("--name", "name of the run folder instead of the config's", default=""),
+    flag("--postfix", "appended to the name of the run folder", default=""),
+    flag("--resume", "continue from a run folder or from one of its checkpoints"),
+    flag("--seed", "instead of the config's seed", type=int),
+    flag("--no_test", "skip the test split at the end", **SWITCH),
+)
+_SAMPLE = (
+    flag("--workdir", "folder of a run"),
+    STEP,
+    flag("--checkpoint", "instead: .safetensors, .ckpt or diffusers folder"),
+    flag("--config", "with --checkpoint: the config that describes it"),
+    flag("--class", "class number or name, or a list: 7 or 1,2,3", dest="label"),
+    flag("--prompt", "text, for models that read text"),
+    flag("--negative_prompt", "text to lead away from"),
+    flag("--n", "images of the prompt or of each class, 16 if unset", type=int),
+    flag("--steps", "sampling steps (default: the config's)", type=int),
+    flag("--guidance_scale", "1 is off (default: the config's)", type=float),
+    flag("--height", "pixels (default: the config's)", type=int),
+    flag("--width", "pixels (default: the config's)", type=int),
+    flag("--image", "file to begin with (--strength) or to complete (--mask)"),
+    flag("--strength", "share of the steps that redraws --image", type=float),
+    flag("--mask", "file, white where --image is kept"),
+    flag("--seed", "image i depends on (seed, i) only", type=int, default=0),
+    flag("--batch_size", "images per device call", type=int, default=64),
+    flag("--raw", "raw weights instead of a run's EMA", **SWITCH),
+    EMA,
+    flag("--out", "folder for the images (default: WORKDIR/samples/...)"),
+)
+_CONVERT = (
+    flag("--from", "run, .safetensors, .ckpt, diffusers folder", dest="source"),
+    flag("--config", "the config that describes --from, if that is no run"),
+    flag("--to", "new .safetensors file, folder, or config file"),
+    flag("--format", "of --to, if open", choices=("safetensors", "diffusers", "run")),
+    flag("--dtype", "of the file (default: as is)", choices=("float32", "bfloat16", "float16")),
+    STEP,
+    flag("--raw", "raw weights of a run, not its EMA", **SWITCH),
+    flag("--with_ema", "raw weights of a run, and its EMA as model_ema.*", **SWITCH),
+    EMA,
+    flag("--from_yaml", "YAML config of sgm or latent-diffusion"),
+)
+_CACHE = (
+    flag("--config", "a config with a first stage and config.latent_cache"),
+    flag("--workdir", "of a run: with the frozen networks that it saved"),
+)
+_PLAN = (
+    CONFIG,
+    flag("--topology", "v5p:2x2x1 (TPU slices), h100:8 (GPUs) or cpu:8"),
+    flag("--per_device_batch", "samples per device and step (default: the config's)", type=int),
+    flag("--search", "find the largest batch that fits, by remat policy", **SWITCH),
+    flag("--json", "file to write all figures to"),
+)
+_OPTIONS = (flag("section", "for example sampler or sampler.ddim", nargs="?", default=""),)
+_EVALUATE = (RUN, STEP, flag("--split", "train, validation or test", default="test"))
+COMMANDS = {
+    "train": Command("train a model (the default command)", (*_TRAIN, *PROCESSES)),
+    "sample": Command("draw images from a run or from released weights", _SAMPLE),
+    "evaluate": Command("compute the losses of a run on a split of its data", _EVALUATE),
+    "convert": Command("weights between runs, .safetensors and diffusers; YAML configs", _CONVERT),
+    "report": Command("summarise a run: progress, losses, speed, checkpoints", (RUN,)),
+    "cache": Command("encode a training split into a latent cache", (*_CACHE, *PROCESSES)),
+    "plan": Command("memory, FLOPs and time of a config on a pod that you do not have", _PLAN),
+    "options": Command("what a config may hold: keys, types, defaults, choices", _OPTIONS),
+}

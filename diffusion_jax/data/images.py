@@ -1,0 +1,89 @@
+"""How the records of a source become images of one size: the options, and what reads them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion_jax.data import transforms
+from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
+from diffusion_jax.data.records import Record, Records, find_features, make_reader
+
+
+class ImageOptions(NamedTuple):
+    """How stored records become images.
+
+    image_size: (height, width) in pixels, or one number for squares.
+    channels, crop, resize, pad: see transforms.make_fit.
+    buckets: images of similar proportions go together, in shapes of about the area of image_size
+        whose sides divide by bucket_divisor and differ by at most the factor max_aspect: see
+        buckets.bucket_shapes.
+    cache: keep decoded images as uint8 in memory after their first use.
+    max_corrupt: unreadable images to leave out with a warning, before it is an error.
+    image_key, label_key, caption_key: names of features, see records.find_features.
+    """
+
+    image_size: int | tuple[int, int]
+    channels: int = 3
+    crop: str = "center"
+    pad: int = 0
+    resize: str = "bicubic"
+    buckets: bool = False
+    bucket_divisor: int = 64
+    max_aspect: float = 2.0
+    cache: bool = False
+    max_corrupt: int = 10
+    image_key: str | None = None
+    label_key: str | None = None
+    caption_key: str | None = None
+
+
+class Images(NamedTuple):
+    """The images of a source.
+
+    read: (record number, (height, width)) -> Record, from any thread. shapes: every (height, width)
+    that occurs. members: the record numbers of each shape, int64 [n_i].
+    """
+
+    read: Callable[[int, tuple[int, int]], Record]
+    shapes: tuple[tuple[int, int], ...]
+    members: tuple[np.ndarray, ...]
+
+    def read_or_next(self, number: int, size: tuple[int, int]) -> Record:
+        """Read a record, or if its image is unreadable the first readable one that follows.
+
+        Which one that is depends on nothing but the source, so a resumed run sees the same.
+        Raises ValueError when no record has a readable image.
+        """
+        count = sum(map(len, self.members))
+        for offset in range(count):
+            record = self.read((number + offset) % count, size)
+            if record.image is not None:
+                return record
+        raise ValueError(f"none of the {count} records has a readable image")
+
+
+def open_images(source: Records, options: ImageOptions, *, at_least: int = 1) -> Images:
+    """Check the options against a source and sort its records into shapes, decoding nothing.
+
+    at_least: how many records a shape needs; see buckets.fill_buckets.
+
+    Raises:
+        ValueError: an option outside its choices, or a feature that the source does not have.
+    """
+    size = transforms.check_size(options.image_size)
+    fit = transforms.make_fit(
+        channels=options.channels, crop=options.crop, resize=options.resize, pad=options.pad
+    )
+    features = find_features(
+        source,
+        image_key=options.image_key,
+        label_key=options.label_key,
+        caption_key=options.caption_key,
+    )
+    read = make_reader(source, fit, features, cache=options.cache, max_corrupt=options.max_corrupt)
+    rule = None
+    if options.buckets:
+        rule = BucketRule(options.bucket_divisor, options.max_aspect, options.pad)
+    shapes, members = sort_into_buckets(source, features.image, size, rule, at_least=at_least)
+    return Images(read, shapes, members)

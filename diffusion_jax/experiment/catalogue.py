@@ -1,0 +1,191 @@
+"""What every section of a config may hold, as text: keys, types, defaults, choices, descriptions.
+
+The lines come from the same Sections and signatures that bind a config.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from diffusion_jax.data.batches import make_batches
+from diffusion_jax.data.images import ImageOptions
+from diffusion_jax.data.sources.open_source import OWN_BUILDERS, open_source
+from diffusion_jax.devices.mesh import make_mesh
+from diffusion_jax.experiment import data, hooks, network, noise, objective, optimizer, sampling
+from diffusion_jax.experiment.autoencoding import AUTOENCODERS, DISCRIMINATORS
+from diffusion_jax.experiment.binding import (
+    DTYPES,
+    ConfigError,
+    Section,
+    Target,
+    choices,
+    is_dtype,
+    parameters_of,
+    type_name,
+)
+from diffusion_jax.experiment.data import Splits
+from diffusion_jax.experiment.experiment import Training
+from diffusion_jax.experiment.first_stage import FIRST_STAGE
+from diffusion_jax.experiment.latent_options import LATENT_CACHE
+from diffusion_jax.experiment.options import LearnOptions, LogvarOptions, PerceptualOptions
+from diffusion_jax.experiment.pictures import draw_pictures
+from diffusion_jax.experiment.regularizer import REGULARIZER, TEMPERATURE
+from diffusion_jax.train.first_stage.loss import AutoencoderLoss
+from diffusion_jax.train.first_stage.step import make_autoencoder_step
+
+NAME = ".NAME"
+OWN = "package.module:YourOwn"
+WIDTH = 28
+STEP_INPUTS = ("networks", "loss", "tx", "disc_tx", "seed")
+
+
+def sections() -> dict[str, Section]:
+    """Map the path of every section, without "config.", to what it may hold."""
+    found = [*_data(), *_training(), *_diffusion(), *_first_stages(), *_hooks()]
+    return {spec.path.removeprefix("config."): spec for spec in found}
+
+
+def listing(path: str = "") -> Iterator[str]:
+    """Describe one section, all sections below a path, one row of a section, or everything.
+
+    "" lists every section with the names of its rows; "sampler" adds what each row takes; so does
+    "sampler.ddim" for that row alone. Raises ConfigError with the choices for another path.
+    """
+    path = path.removeprefix("config.")
+    known = sections()
+    parent, _, name = path.rpartition(".")
+    chosen = {own: s for own, s in known.items() if not path or f"{own}.".startswith(f"{path}.")}
+    if chosen:
+        for spec in chosen.values():
+            yield from _section(spec, () if not path else spec.table)
+            yield ""
+        return
+    spec = known.get(parent, known.get(parent + NAME))
+    if spec is None:
+        raise ConfigError(f"config.{path} is not a section; {choices(path, known)}")
+    if name not in spec.table:
+        raise ConfigError(f"{spec.path}.name = {name!r} is unknown; {choices(name, spec.table)}")
+    yield from _section(spec, [name])
+
+
+def _section(spec: Section, rows: Collection[str]) -> Iterator[str]:
+    yield f"{spec.path}: {spec.about}"
+    if spec.table:
+        names = [*spec.table, *([OWN] if spec.own is not None else [])]
+        default = "" if spec.default is None else f" = {spec.default!r}"
+        yield f"  {'name':{WIDTH}}one of {', '.join(names)}{default}"
+    alike = len(set(spec.table.values())) == 1
+    shared = [*spec.targets, *[(f, spec.given) for f in set(spec.table.values()) if alike]]
+    yield from _keys(shared, "  ")
+    for name in rows:
+        extra = spec.extras[name] if name in spec.extras else ()
+        lines = list(_keys([*extra, *([] if alike else [(spec.table[name], spec.given)])], "    "))
+        if not alike or lines:
+            yield f"  {name}: {_first_line(spec.table[name])}"
+            yield from lines
+
+
+def _keys(targets: Collection[Target], indent: str) -> Iterator[str]:
+    for function, given in targets:
+        for key, parameter in parameters_of(function, given).items():
+            annotation = parameter.annotation
+            kind = "any" if annotation in (Any, inspect.Parameter.empty) else type_name(annotation)
+            default = parameter.default
+            if is_dtype(key, annotation):
+                kind = f"one of {', '.join(map(repr, DTYPES))}"
+                default = getattr(default, "__name__", default)
+            required = default is inspect.Parameter.empty
+            yield f"{indent}{key:{WIDTH}}{kind}{', required' if required else f' = {default!r}'}"
+
+
+def _first_line(function: Callable) -> str:
+    return (inspect.getdoc(function) or "").partition("\n")[0]
+
+
+def _data() -> list[Section]:
+    return [
+        Section("config.seed", "The seed of every random number, an int = 0."),
+        Section(
+            "config.data.source",
+            "Where the records come from: a source of this package, or any TFDS data set by name.",
+            ((open_source, ("split",)),),
+            OWN_BUILDERS,
+            ("data_dir",),
+            own=("split",),
+        ),
+        Section("config.data.splits", _first_line(Splits), ((Splits, ()),)),
+        Section(
+            "config.data.batches",
+            _first_line(make_batches),
+            ((ImageOptions, ()), (make_batches, (*data._GIVEN, "image_options"))),
+        ),
+    ]
+
+
+def _training() -> list[Section]:
+    return [
+        Section("config.train", _first_line(Training), ((Training, ()),)),
+        optimizer.OPTIMIZER,
+        optimizer.LR_SCHEDULE,
+        Section("config.mesh", _first_line(make_mesh), ((make_mesh, ("devices",)),)),
+        LATENT_CACHE,
+    ]
+
+
+def _diffusion() -> list[Section]:
+    loss = objective.LOSS
+    own = ((LogvarOptions, ()), (LearnOptions, ()), (make_autoencoder_step, STEP_INPUTS))
+    return [
+        network.MODEL._replace(table={**network.MODEL.table, **AUTOENCODERS}),
+        network.CONDITIONING,
+        network.EMBEDDER,
+        FIRST_STAGE,
+        noise.SCHEDULE,
+        noise.DENOISER,
+        noise.SCALING,
+        noise.TABLE,
+        noise.GRID,
+        loss._replace(
+            table={**loss.table, "autoencoder": AutoencoderLoss},
+            extras={**loss.extras, "autoencoder": own},
+        ),
+        objective.SIGMA_SAMPLING,
+        objective.LEVELS,
+        objective.WEIGHTING,
+        sampling.SAMPLER,
+        sampling.GUIDANCE,
+    ]
+
+
+def _first_stages() -> list[Section]:
+    return [
+        REGULARIZER,
+        TEMPERATURE,
+        Section(
+            "config.discriminator",
+            "What judges the pictures of a first stage.",
+            table=DISCRIMINATORS,
+            default="patchgan",
+        ),
+        Section(
+            "config.perceptual",
+            "The perceptual distance of a first stage's loss.",
+            table={"lpips": PerceptualOptions},
+            default="lpips",
+        ),
+        optimizer.OPTIMIZER._replace(
+            path="config.disc_optimizer",
+            about="The discriminator's optimizer; by default config.optimizer without the average.",
+        ),
+    ]
+
+
+def _hooks() -> list[Section]:
+    given = ("drawing", "setting", "frozen", "class_names", "max_images")
+    targets = hooks._TARGETS | {"images": (hooks._IMAGES, (draw_pictures, given))}
+    found = [
+        Section(f"config.hooks.{name}", _first_line(own[0][0]), own)
+        for name, own in targets.items()
+    ]
+    saving = hooks._CHECKPOINT_TARGETS
+    return [*found, Section("config.checkpoint", _first_line(saving[0][0]), saving)]

@@ -1,0 +1,135 @@
+"""The options of a config that no network, sampler or other row of a table takes itself.
+
+One record a section; a default lives here or in the signature of the function that the section's
+`name` picks, and nowhere else.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+# Entries of a codebook, in the training of a first stage and in a frozen one.
+NUM_CODES = 8192
+
+
+class ConditioningOptions(NamedTuple):
+    """How the outputs of the embedders enter the network, and which there are.
+
+    key: a row of routing.CONDITIONING_KEYS. embedders: name -> section of an embedder.
+    force_uc_zero: names of embedders whose outputs are zero in the unconditional half of guidance.
+    """
+
+    key: str = "none"
+    embedders: dict[str, Any] = {}
+    force_uc_zero: tuple[str, ...] = ()
+
+
+class DenoiserOptions(NamedTuple):
+    """What the network predicts, and at which noise levels.
+
+    scaling: None is what the schedule's parameterization says. discretization: the table of a
+    discrete denoiser, None for the schedule's own. quantize_c_noise: tell the network the number
+    of a level in the table instead of the level.
+    """
+
+    scaling: dict[str, Any] | None = None
+    discretization: dict[str, Any] | None = None
+    quantize_c_noise: bool = True
+
+
+class TableOptions(NamedTuple):
+    """num_idx: how many noise levels the table of a discrete denoiser has."""
+
+    num_idx: int = 1000
+
+
+class LevelsOptions(NamedTuple):
+    """discretization: the table that training draws its noise levels from."""
+
+    discretization: dict[str, Any] | None = None
+
+
+class LogvarOptions(NamedTuple):
+    """logvar_init: the log-variance that weighs the loss, where it starts if it is learned."""
+
+    logvar_init: float = 0.0
+
+
+class LearnOptions(NamedTuple):
+    """learn_logvar: whether the log-variance of a first stage's loss is learned."""
+
+    learn_logvar: bool = False
+
+
+class SamplerOptions(NamedTuple):
+    """num_steps: of sampling, where a call does not say another number."""
+
+    num_steps: int = 50
+
+
+class WarmupOptions(NamedTuple):
+    """warmup_steps: the learning rate rises linearly over so many steps, whatever the schedule."""
+
+    warmup_steps: int = 0
+
+
+class FirstStageOptions(NamedTuple):
+    """Where a frozen first stage comes from, what its latents are multiplied by, and its memory.
+
+    weights: a file or the run of a first stage, "random" for a dry run, None for those of the
+    checkpoint that is loaded. scale_by_std: the factor is 1 / std of the first batch of a run.
+    samples_at_a_time: images that are encoded or decoded at once, None for all. tile: side, in
+    latent pixels, of the overlapping tiles that larger latents are decoded in, None for one piece;
+    GroupNorm then sees tiles, which changes colours slightly.
+    """
+
+    weights: str | None = None
+    scale_factor: float = 1.0
+    scale_by_std: bool = False
+    samples_at_a_time: int | None = None
+    tile: int | None = None
+
+
+class Codes(NamedTuple):
+    """The codebook of an autoencoder_vq.
+
+    quantize: whether latents become their nearest codes before they are decoded (False is
+    latent-diffusion's force_not_quantize).
+    """
+
+    num_codes: int = NUM_CODES
+    quantize: bool = True
+
+
+class CodebookOptions(NamedTuple):
+    """num_codes: entries of the codebook that a quantizer trains."""
+
+    num_codes: int = NUM_CODES
+
+
+class TemperatureOptions(NamedTuple):
+    """temperature: of the Gumbel quantizer, a section like lr_schedule; None for a constant 1."""
+
+    temperature: dict[str, Any] | None = None
+
+
+class PerceptualOptions(NamedTuple):
+    """The network of the perceptual distance, and a file with its weights.
+
+    weights: None for those of the installed package, "random" for a dry run.
+    """
+
+    net: Literal["vgg16", "alexnet"] = "vgg16"
+    weights: str | None = None
+
+
+class LatentCacheOptions(NamedTuple):
+    """Where the training split is kept encoded, and how.
+
+    text: also keep the outputs of frozen text encoders. dtype: of what is kept. shard_size: records
+    in a file; a kill costs at most one file's work. batch_size: images that are encoded at a time.
+    """
+
+    folder: str
+    text: bool = True
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    shard_size: int = 512
+    batch_size: int = 16

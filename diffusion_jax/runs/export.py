@@ -1,0 +1,88 @@
+"""Weights between runs, single files and folders of diffusers."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import ml_collections
+
+from diffusion_jax.experiment import Experiment, make_experiment
+from diffusion_jax.experiment.task import Trained
+from diffusion_jax.runs import folder
+from diffusion_jax.runs.weights import load_checkpoint_file, load_trained, start_frozen
+from diffusion_jax.train.checkpoints.saving import open_checkpoints, state_bytes
+from diffusion_jax.train.ema import has_ema, reset_ema
+
+Form: TypeAlias = Literal["safetensors", "diffusers", "run"]
+
+
+def convert_weights(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    form: Form,
+    *,
+    config: ml_collections.ConfigDict | None = None,
+    dtype: Any = None,
+    step: int | None = None,
+    raw: bool = False,
+    with_ema: bool = False,
+    ema: bool = False,
+    overrides: Sequence[str] = (),
+) -> list[str]:
+    """Convert a run, or a released file that config describes -> sentences about what was done.
+
+    form: what to write at target, which must not exist. dtype: of the file, as it is by default.
+    step, raw, with_ema: of a run, which checkpoint, its raw weights in place of the averages, or
+    its raw weights with the averages beside them; overrides of its config, see load_run_config.
+    ema: the averages of a training file (.ckpt).
+    Raises ValueError or FileNotFoundError for what does not fit; nothing is overwritten.
+    """
+    source, target = pathlib.Path(source), pathlib.Path(target)
+    is_run = folder.has_run(source)
+    if target.exists():
+        raise ValueError(f"--to={target} exists; choose another name, nothing is overwritten")
+    if config is None and not is_run:
+        raise ValueError(f"--from={source} needs --config=, the config that describes it")
+    if is_run and form == "run":
+        raise ValueError(f"--from={source} is a run already; choose another format")
+    if with_ema and not is_run:
+        raise ValueError("--with_ema is for runs: a released file has one set of weights")
+    described = folder.load_run_config(source, overrides) if config is None else config
+    experiment = make_experiment(described)
+    if is_run:
+        said = []
+        trained = load_trained(experiment, source, step=step, ema=not (raw or with_ema))
+        if with_ema:
+            averages = load_trained(experiment, source, step=step, ema=True).params
+            trained = trained._replace(ema=averages)
+    else:
+        trained, absent = load_checkpoint_file(experiment, source, ema=ema)
+        said = [f"{source} has no {' and no '.join(absent)}: initial values stay"] if absent else []
+    if form == "run":
+        write_run(experiment, trained, described, target)
+    elif form == "diffusers":
+        experiment.task.export_folder(trained, target, dtype=dtype)
+    else:
+        said.append(f"layout {experiment.task.export_file(trained, target, dtype=dtype)}")
+    return [*said, f"wrote {target}"]
+
+
+def write_run(
+    experiment: Experiment,
+    trained: Trained,
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+) -> None:
+    """Make a run that has done no step yet and starts from these weights."""
+    with folder.claim(workdir, config):
+        state = experiment.init_state()
+        state = state._replace(params=trained.params, mutable=trained.mutable)
+        if has_ema(state.opt_state):
+            averaged = experiment.task.averaged_part(state.params)
+            state = state._replace(opt_state=reset_ema(state.opt_state, averaged))
+        checkpoints = open_checkpoints(workdir / "checkpoints", needed_bytes=state_bytes(state))
+        metadata = {"config": folder.to_plain(config), "revision": "converted"}
+        checkpoints.save(0, state, metadata)
+        checkpoints.close()
+        start_frozen(experiment, workdir, trained.frozen)

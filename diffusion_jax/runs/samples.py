@@ -1,0 +1,33 @@
+"""A folder of drawn images: single PNGs and their grid."""
+
+import datetime
+import pathlib
+
+import numpy as np
+
+from diffusion_jax.train.pictures import image_grid, save_png
+
+
+def write_samples(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
+    """Write uint8 images [b h w c] as 00000.png, ... and grid.png -> the path of the grid.
+
+    Raises ValueError when the folder holds files already.
+    """
+    check_empty(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        save_png(folder / f"{index:05d}.png", image)
+    columns = int(np.ceil(np.sqrt(len(images))))
+    return save_png(folder / "grid.png", image_grid(images, columns=columns))
+
+
+def check_empty(folder: pathlib.Path) -> None:
+    """Raise ValueError when there is something in a folder that images would go to."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} already holds files; choose an empty folder with --out")
+
+
+def default_folder(workdir: str | None) -> pathlib.Path:
+    """Name a new folder of samples by the time, in a run's folder or the working directory."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    return pathlib.Path(workdir or ".") / "samples" / stamp

@@ -1,0 +1,128 @@
+"""The weights of a run: its frozen networks, saved once, and what was trained, read back."""
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.task import Trained
+from diffusion_jax.experiment.weights import released_source
+from diffusion_jax.train.checkpoints.reading import load_mutable, load_params, saved_steps
+from diffusion_jax.train.checkpoints.saving import open_checkpoints, restore_state
+from diffusion_jax.types import PyTree
+
+FROZEN_FOLDER = "frozen"
+
+
+def make_frozen(experiment: Experiment, source: str | os.PathLike | None = None) -> PyTree:
+    """Make what training reads and never changes, on its devices: constants and frozen networks.
+
+    A network's own `weights` file comes first, then source, a released checkpoint (default: the
+    config's train.ckpt_path), then random weights where the config asks for them.
+    Raises ConfigError when a network has no weights, ValueError when a file does not fit.
+    """
+    if source is None:
+        experiment.task.check_sources()
+        source = released_source(experiment.training)
+    abstract, random = experiment.abstract_frozen(), experiment.random_frozen
+    return experiment.frozen_constants() | experiment.task.load_frozen(abstract, random, source)
+
+
+def run_frozen(experiment: Experiment, workdir: pathlib.Path) -> PyTree:
+    """Read the frozen networks that a run saved at its start, beside the constants of its config.
+
+    Raises FileNotFoundError when the run has frozen networks and did not save them.
+    """
+    frozen = experiment.frozen_constants()
+    weights = _weights_of(experiment.abstract_frozen(), frozen)
+    if not jax.tree.leaves(weights):
+        return frozen | weights
+    return frozen | restore_state(workdir / FROZEN_FOLDER, weights)[0]
+
+
+def has_frozen(workdir: pathlib.Path) -> bool:
+    """Tell whether a run has saved its frozen networks."""
+    return bool(saved_steps(workdir / FROZEN_FOLDER))
+
+
+def start_frozen(
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    frozen: PyTree | None = None,
+    *,
+    first_batch: Callable[[], Mapping[str, Any]] | None = None,
+) -> PyTree:
+    """Make the frozen networks of a run and save them once, or read what an earlier start saved.
+
+    frozen: the networks if they are made already. first_batch gives the host batch that
+    scale_by_std looks at.
+    """
+    if has_frozen(workdir):
+        return run_frozen(experiment, workdir)
+    frozen = dict(make_frozen(experiment) if frozen is None else frozen)
+    if first_batch is not None and "scale_factor" in frozen.keys() - experiment.task.constants:
+        frozen = experiment.task.first_frozen(frozen, experiment.to_devices(first_batch()))
+    weights = _weights_of(frozen, experiment.task.constants)
+    if jax.tree.leaves(weights):
+        checkpoints = open_checkpoints(workdir / FROZEN_FOLDER, keep_last=1)
+        checkpoints.save(0, weights, {"what": "weights of the frozen networks"})
+        checkpoints.close()
+    return frozen
+
+
+def load_trained(
+    experiment: Experiment, workdir: pathlib.Path, *, step: int | None = None, ema: bool = True
+) -> Trained:
+    """Read what a run has trained, the newest checkpoint or that of `step`, without its optimizer.
+
+    ema: the averages in place of what is averaged. Raises FileNotFoundError when there is no such
+    checkpoint, ValueError when it is damaged, of another config, or keeps no averages.
+    """
+    folder, abstract = workdir / "checkpoints", experiment.abstract_state()
+    averaged = experiment.task.averaged_part(abstract.params)
+    params: dict[str, Any] = {}
+    if not ema or averaged.keys() != abstract.params.keys():
+        params = load_params(folder, abstract.params, step=step, ema=False)
+    if ema:
+        params = {**params, **load_params(folder, averaged, step=step, ema=True)}
+    mutable = load_mutable(folder, step=step) if jax.tree.leaves(abstract.mutable) else {}
+    return Trained(params, mutable, run_frozen(experiment, workdir))
+
+
+def load_checkpoint_file(
+    experiment: Experiment, path: str | os.PathLike, *, ema: bool = False
+) -> tuple[Trained, list[str]]:
+    """Read a released file as the model of a config -> (Trained, names of what it had not).
+
+    ema: the averages that training files (.ckpt) keep. What the file has not keeps its initial
+    values. Raises ValueError when the file does not fit, naming what is missing or left over.
+    """
+    abstract = experiment.abstract_state()
+    training = experiment.training._replace(
+        ckpt_ema=ema, ignore_keys=(), load_only_unet=False, keep_dims=None
+    )
+    params, mutable, absent = experiment.task.load_released(
+        abstract.params, abstract.mutable, path, training
+    )
+    unknown = [name for name in absent if name.startswith("conditioner/")]
+    if unknown:
+        raise ValueError(f"{path} cannot hold {', '.join(unknown)}, which the config trains")
+    if any(_is_abstract(leaf) for leaf in jax.tree.leaves((params, mutable))):
+        initial = experiment.init_state()
+        params, mutable = jax.tree.map(
+            lambda leaf, own: own if _is_abstract(leaf) else leaf,
+            (params, mutable),
+            (initial.params, initial.mutable),
+        )
+    return Trained(params, mutable, make_frozen(experiment, path)), absent
+
+
+def _is_abstract(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _weights_of(frozen: PyTree, constants: Mapping[str, Any]) -> PyTree:
+    return {name: value for name, value in frozen.items() if name not in constants}

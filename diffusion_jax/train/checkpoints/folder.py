@@ -1,0 +1,140 @@
+"""A folder that Orbax writes checkpoints into in the background, and that survives failed saves."""
+
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from typing import final
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from diffusion_jax.train.checkpoints.reading import anywhere
+
+PARTIAL = ".orbax-checkpoint-tmp"
+_WAIT_SECONDS = 1800.0  # Orbax itself gives up writing after 1200
+_REMOVE_SECONDS = 10.0
+_LOOK_SECONDS = 0.01
+
+
+class SaveFailed(OSError):
+    """A checkpoint that could not be written; says why, and how much space is free."""
+
+
+@final
+class Folder:
+    """Orbax's manager of a folder, made anew after a save that failed.
+
+    A manager repeats the error of a failed save at every later call, and counts the failed step as
+    saved. Orbax also logs each error several times, with stacks; the one sentence here replaces it.
+    """
+
+    def __init__(self, directory: epath.Path, make: Callable[[], ocp.CheckpointManager]) -> None:
+        """Remove what a killed process left half-written, and open the folder with make()."""
+        self.directory = directory
+        self._make = make
+        self._saving: int | None = None
+        self._renew()
+        logging.getLogger("absl").addFilter(_keep)
+
+    def save(self, step: int, items: ocp.args.Composite, metrics: Mapping | None) -> bool:
+        """Start to save; return False if the step is there, SaveFailed if it cannot be started."""
+        self._saving = step
+        try:
+            return self.manager.save(step, args=items, metrics=metrics, force=True)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def settle(self) -> None:
+        """Wait for the save under way; SaveFailed if it failed, in this process or another.
+
+        Afterwards the folder can be written again. All processes have to call this together.
+        """
+        try:
+            self._wait()
+        except Exception as error:
+            anywhere(True)
+            raise self._failed(error) from error
+        if anywhere(False):
+            raise self._failed(None)
+
+    def close(self) -> None:
+        """Wait for the save under way and close; SaveFailed if it failed."""
+        try:
+            self._wait()
+        except Exception as error:
+            raise SaveFailed(self._sentence(error)) from error
+        finally:
+            logging.getLogger("absl").removeFilter(_keep)
+        self.manager.close()
+
+    def _wait(self) -> None:
+        until = time.monotonic() + _WAIT_SECONDS
+        while self.manager.is_saving_in_progress():
+            if time.monotonic() > until:
+                raise TimeoutError(f"it did not end within {_WAIT_SECONDS:.0f} s")
+            time.sleep(_LOOK_SECONDS)
+        self.manager.wait_until_finished()
+
+    def _failed(self, error: Exception | None) -> SaveFailed:
+        sentence = self._sentence(error)
+        self._renew()
+        return SaveFailed(sentence)
+
+    def _sentence(self, error: Exception | None) -> str:
+        reason = "another process failed" if error is None else _reason(error)
+        free = free_bytes(self.directory)
+        space = "" if free is None else f" ({free / 2**30:.2f} GiB are free)"
+        return f"cannot save step {self._saving} in {self.directory}: {reason}{space}"
+
+    def _renew(self) -> None:
+        # Orbax's own clean-up runs in the background, where it could meet a save of the same step.
+        if jax.process_index() == 0:
+            for path in self.directory.iterdir():
+                if PARTIAL in path.name:
+                    _remove(path)
+        wait_for_all(f"partial checkpoints in {self.directory}")
+        self.manager = self._make()
+
+
+def wait_for_all(what: str) -> None:
+    """Wait until every process is here; what: the same name in all."""
+    if jax.process_count() > 1:
+        with jax.transfer_guard("allow"):
+            multihost_utils.sync_global_devices(what)
+
+
+def free_bytes(directory: epath.Path) -> int | None:
+    """Free space of the disk that a folder is on; None where that is not known."""
+    return shutil.disk_usage(directory).free if directory.is_dir() else None
+
+
+def _remove(path: epath.Path) -> None:
+    """Remove a folder that threads of a failed save may still write into for a moment."""
+    until = time.monotonic() + _REMOVE_SECONDS
+    while True:
+        try:
+            return path.rmtree()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(_LOOK_SECONDS)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    number = re.search(r"os_error_code='(\d+)'", str(error))  # of TensorStore, after long paths
+    if number is not None:
+        return os.strerror(int(number[1]))
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _keep(record: logging.LogRecord) -> bool:
+    """Drop stacks of errors that are told here, and that most steps have no metrics."""
+    stack_of_orbax = record.exc_info and "orbax" in record.pathname
+    return not stack_of_orbax and "did not provide metrics" not in record.getMessage()

@@ -1,0 +1,75 @@
+"""The optimizer of a config: one list of choices, a schedule that multiplies, a warm-up for all."""
+
+import numpy as np
+import pytest
+
+from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.optimizer import build_optimizer
+
+
+def rates(schedule, optimizer=None, steps=(0, 1, 4, 8), **options):
+    section = {"name": "adamw", "learning_rate": 0.5} if optimizer is None else optimizer
+    built = build_optimizer(section, schedule, 16, **{"scale_lr": False} | options)
+    return [float(built.lr_at(step)) for step in steps]
+
+
+def test_the_schedule_multiplies_the_learning_rate():
+    assert rates(None) == rates({"name": "constant"}) == [0.5] * 4
+    assert rates({"name": "constant", "value": 0.5}) == [0.25] * 4
+    cosine = [0.5 * 0.5 * (1 + np.cos(np.pi * step / 8)) for step in (0, 1, 4, 8)]
+    np.testing.assert_allclose(rates({"name": "cosine_decay", "decay_steps": 8}), cosine, atol=1e-7)
+
+
+def test_the_warm_up_goes_with_every_schedule():
+    warm = {"name": "constant", "warmup_steps": 4}
+    np.testing.assert_allclose(rates(warm), [0.125, 0.25, 0.5, 0.5])
+    own = {"name": "warmup_constant", "warmup_steps": 8}  # which has a warm-up itself: from 0
+    np.testing.assert_allclose(rates(own), [0.0, 0.0625, 0.25, 0.5])
+
+
+def test_a_config_without_the_section_has_adamw_at_its_default_rate():
+    default = rates(None, optimizer={"name": "adamw"})
+    built = build_optimizer(None, None, 16, scale_lr=False)
+    assert [float(built.lr_at(step)) for step in (0, 1, 4, 8)] == default
+    np.testing.assert_allclose(
+        rates(None, {"name": "adamw"}, scale_lr=True), np.multiply(16, default)
+    )
+
+
+@pytest.mark.parametrize("name", ["vae_kl_f8", "vq_f4"])
+def test_first_stages_of_latent_diffusion_learn_at_its_rate(name):
+    # 4.5e-6 for each image of the global batch: upstream's base_learning_rate with scale_lr.
+    config = load_config(name).to_dict()
+    built = build_optimizer(
+        config["optimizer"], config["lr_schedule"], config["train"]["batch_size"],
+        config["train"]["scale_lr"],
+    )  # fmt: skip
+    np.testing.assert_allclose(float(built.lr_at(10_000)), 4.5e-6 * 24, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "message"),
+    [
+        (
+            {"name": "adamw", "learning_rat": 1.0},
+            None,
+            r"config\.optimizer\.learning_rat = 1\.0 is not an option; did you mean 'learning_rate'"
+            r"\? choose from b1, b2, ema_decay, .*learning_rate, mu_dtype",
+        ),
+        ({"name": "adamw", "eps": "a"}, None, r"config\.optimizer\.eps = 'a' should be float"),
+        ({"name": "adamw", "mask": 3}, None, r"config\.optimizer\.mask = 3 is not an option"),
+        ({"name": "adma"}, None, r"config\.optimizer\.name = 'adma' is unknown; did you mean 'ada"),
+        ({"learning_rate": 1.0}, None, r"config\.optimizer\.name is missing; choose from"),
+        (None, {"name": "cosine_decay"}, r"config\.lr_schedule\.decay_steps is missing"),
+        (
+            None,
+            {"name": "constant", "warmup_step": 3},
+            r"warmup_step = 3 is not an option; did you mean 'warmup_steps'\? choose from value, w",
+        ),
+        (None, {"name": "constant", "warmup_steps": 1.5}, r"warmup_steps = 1\.5 should be int"),
+    ],
+)
+def test_mistakes_are_told_with_all_choices(optimizer, schedule, message):
+    with pytest.raises(ConfigError, match=message):
+        build_optimizer(optimizer, schedule, 8, scale_lr=False)

@@ -1,0 +1,25 @@
+"""Drawn images become single PNGs and a grid; a folder with files is left alone."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.runs.samples import write_samples
+
+
+def test_images_and_their_grid_are_written(tmp_path):
+    images = np.arange(5 * 4 * 6 * 3, dtype=np.uint8).reshape(5, 4, 6, 3)
+    grid = write_samples(tmp_path / "new", images)
+    for index, image in enumerate(images):
+        np.testing.assert_array_equal(Image.open(tmp_path / f"new/{index:05d}.png"), image)
+    assert grid == tmp_path / "new/grid.png"
+    assert {p.name for p in (tmp_path / "new").iterdir()} == {
+        "grid.png", *(f"{index:05d}.png" for index in range(5))
+    }  # fmt: skip
+
+
+def test_a_folder_with_files_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="already holds files; choose an empty folder with --out"):
+        write_samples(tmp_path, np.zeros((1, 2, 2, 3), np.uint8))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
