@@ -1,5 +1,4 @@
-"""The programmatic sampling API: a trained model as a function from what you want to uint8
-images."""
+"""The programmatic sampling API: a trained model as a function from conditions to uint8 images."""
 
 import os
 import pathlib
@@ -13,8 +12,13 @@ import numpy as np
 from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.experiment.experiment import MAX_SEED
-from diffusion_jax.experiment.sampling import check_steps
-from diffusion_jax.runs.conditions import Conditions, encode_conditions, encode_negative
+from diffusion_jax.experiment.sampling import GuidanceScale, check_scale, check_steps
+from diffusion_jax.runs.conditions import (
+    Conditions,
+    encode_conditions,
+    encode_negative,
+    required_inputs,
+)
 from diffusion_jax.runs.folder import load_run_config
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
@@ -86,7 +90,7 @@ class Pipeline(NamedTuple):
         n: int | None = None,
         negative: Conditions = None,
         num_steps: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: GuidanceScale | None = None,
         seed: int = 0,
         batch_size: int = 64,
         height: int | None = None,
@@ -95,6 +99,8 @@ class Pipeline(NamedTuple):
         strength: float | None = None,
         mask: np.ndarray | None = None,
         latents: np.ndarray | None = None,
+        noise: np.ndarray | None = None,
+        step_noise: np.ndarray | None = None,
         denoising_start: float = 0.0,
         denoising_end: float = 1.0,
         output: Literal["pixels", "latents"] = "pixels",
@@ -105,37 +111,44 @@ class Pipeline(NamedTuple):
             unconditional model. n: images for one condition or none.
         negative: what guidance leads away from, a prompt or a dict by input; None is the condition
             that training dropped.
-        num_steps, guidance_scale: the config's when None; a scale of 1 is no guidance.
+        num_steps, guidance_scale: the config's when None. A scale of 1 is no guidance; a sequence
+            has one scale for each step.
         seed: image i depends on (seed, i) only, whatever B and batch_size are.
         batch_size: images per device call; memory grows with it.
         height, width: pixels, the config's when None.
         image: uint8 [B, H, W, C] or [H, W, C]. With strength in (0, 1] it is where sampling begins:
             the image under noise, and that share of the steps. With mask [.., H, W, 1] it is kept
             where the mask is 1 (inpainting). Both may be given.
-        denoising_start, denoising_end: run only this share of the steps; what a model leaves at
+        denoising_start, denoising_end: run only this share of the steps. What a model leaves at
             denoising_end with output="latents", float32 x [B, h, w, c] as the network works on it,
             is what a refiner takes as `latents` at the same denoising_start.
+        latents: x at denoising_start, from such a call or from `invert`.
+        noise, step_noise: float [B, h, w, c] and [B, num_steps, h, w, c], N(0, 1): the noise of the
+            start and of each step, instead of what `seed` gives.
+
         Raises ValueError for bad input, naming the value and what would be right, before anything
         is compiled.
         """
         network = self.experiment.network
         _check_numbers(batch_size, seed, output)
         _check_image_use(image, mask, strength)
-        total = self.experiment.drawing.num_steps if num_steps is None else num_steps
-        check_steps(total, "num_steps")
+        total = self._num_steps(num_steps, guidance_scale)
         size = self._size(height, width)
         shape = (*size, self.experiment.data.image_shape[-1])
         inputs, count = encode_conditions(network, conditions, n, self._class_names, size)
+        x_shape = network.shape_of(size)
         arrays = {
             "inputs": inputs,
             "negative": encode_negative(network, negative, count),
             "image": _image(image, count, shape),
             "mask": _mask(mask, count, shape),
-            "latents": _latents(latents, count, network.shape_of(size)),
+            "latents": _floats("latents", latents, (count, *x_shape)),
+            "noise": _floats("noise", noise, (count, *x_shape)),
+            "step_noise": _floats("step_noise", step_noise, (count, total, *x_shape)),
         }
         steps = _steps(total, denoising_start, denoising_end, strength, latents)
         drawn = self._draw(
-            {name: value for name, value in arrays.items() if value is not None},
+            arrays,
             count,
             seed,
             batch_size,
@@ -150,10 +163,77 @@ class Pipeline(NamedTuple):
             return drawn
         return _with_kept(to_pixels(drawn), image, mask)
 
+    def invert(
+        self,
+        images: np.ndarray,
+        conditions: Conditions = None,
+        *,
+        negative: Conditions = None,
+        num_steps: int | None = None,
+        guidance_scale: GuidanceScale | None = None,
+        denoising_start: float = 0.0,
+        iterations: int = 3,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """Find the noise from which sampling draws given images: float32 x [B, h, w, c].
+
+        `pipe(conditions, latents=x)` with the same num_steps and guidance_scale draws the images
+        again; with other conditions it draws them edited. The way back is that of ddim or euler,
+        see samplers.inverse: exact when iterated for ever for those two, with an error of the
+        first order in the step for other samplers, and larger for a larger guidance_scale.
+
+        images: uint8 [B, H, W, C] or [H, W, C]. conditions, negative, num_steps, guidance_scale,
+            batch_size: as for a call.
+        denoising_start: go back only to where this share of the steps has been taken; give the
+            same number to the call that draws.
+        iterations: network evaluations a step.
+
+        Raises ValueError for bad input, and for a sampler that draws noise in its steps.
+        Source: Song et al. 2021 (DDIM), section 4.3.
+        """
+        network = self.experiment.network
+        _check_numbers(batch_size, 0, "latents")
+        total = self._num_steps(num_steps, guidance_scale)
+        if iterations < 1:
+            raise ValueError(f"iterations = {iterations} should be at least 1")
+        images = np.asarray(images)
+        if images.ndim not in (3, 4):
+            raise ValueError(f"images has shape {images.shape}; it should be [B, H, W, C]")
+        images = images.reshape(-1, *images.shape[-3:])
+        count, size = len(images), self._size(*images.shape[1:3])
+        inputs, _ = encode_conditions(network, conditions, count, self._class_names, size)
+        arrays = {
+            "inputs": inputs,
+            "negative": encode_negative(network, negative, count),
+            "image": _image(images, count, (*size, self.experiment.data.image_shape[-1])),
+        }
+        return self._draw(
+            arrays,
+            count,
+            0,
+            batch_size,
+            num_steps=total,
+            guidance_scale=guidance_scale,
+            steps=_shares(total, denoising_start, 1.0),
+            size=size,
+            invert=iterations,
+        )
+
+    def __repr__(self) -> str:
+        network, data = self.experiment.network, self.experiment.data
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        conditions = ", ".join(required_inputs(network)) or "none"
+        return (
+            f"Pipeline({type(network.module).__name__} with {count:,} parameters, conditions: "
+            f"{conditions}, images {' x '.join(map(str, data.image_shape))}, "
+            f"{self.experiment.drawing.num_steps} steps)"
+        )
+
     def _draw(
         self, arrays: dict[str, Any], count: int, seed: int, batch_size: int, **options: Any
     ) -> np.ndarray:
         """Sample `count` images in calls of one size, the last one padded -> float32 x."""
+        arrays = {name: value for name, value in arrays.items() if value is not None}
         rows_at_once = self.experiment.round_up(min(batch_size, count))
         root = jax.random.key(seed)
         drawn = []
@@ -176,6 +256,13 @@ class Pipeline(NamedTuple):
         if len(counts) != 1 or counts[0] is None:
             raise ValueError("this model is not conditioned on one class label alone")
         return counts[0]
+
+    def _num_steps(self, num_steps: int | None, guidance_scale: GuidanceScale | None) -> int:
+        total = self.experiment.drawing.num_steps if num_steps is None else num_steps
+        check_steps(total, "num_steps")
+        if guidance_scale is not None:
+            check_scale(guidance_scale, total, self.experiment.network)
+        return total
 
     def _class_names(self) -> tuple[str, ...]:
         return self.experiment.data.class_names(self.experiment.data.source("train"))
@@ -221,28 +308,32 @@ def _steps(
     strength: float | None,
     latents: np.ndarray | None,
 ) -> tuple[int, int] | None:
-    """Turn shares of the run into its steps (first, last); None is all of them, or by strength."""
+    """Find the steps (first, last) of a call; None where `strength` says how many."""
+    steps = _shares(total, start, end)
+    if strength is not None and (latents is not None or steps != (0, total)):
+        raise ValueError(
+            f"strength = {strength} cannot be joined with latents, denoising_start = {start} and "
+            f"denoising_end = {end}"
+        )
+    if latents is None and start > 0.0:
+        raise ValueError(
+            f"denoising_start = {start} needs latents, x after that share of the steps"
+        )
+    return None if strength is not None else steps
+
+
+def _shares(total: int, start: float, end: float) -> tuple[int, int]:
+    """Turn shares of a run into its steps (first, last), rounded to the nearest step."""
     if not 0.0 <= start < end <= 1.0:
         raise ValueError(
             f"denoising_start = {start}, denoising_end = {end} should be two numbers from 0 to 1 "
             "in this order"
-        )
-    if (start, end) == (0.0, 1.0):
-        if latents is not None:
-            raise ValueError("latents need denoising_start, the share of the steps that made them")
-        return None
-    if strength is not None:
-        raise ValueError(
-            f"strength = {strength} cannot be joined with denoising_start = {start} and "
-            f"denoising_end = {end}"
         )
     steps = (round(start * total), round(end * total))
     if steps[0] == steps[1]:
         raise ValueError(
             f"denoising_start = {start}, denoising_end = {end} leave none of {total} steps"
         )
-    if (latents is None) != (start == 0.0):
-        raise ValueError(f"denoising_start = {start} needs latents, and latents need it")
     return steps
 
 
@@ -268,15 +359,13 @@ def _mask(mask: np.ndarray | None, count: int, shape: tuple[int, int, int]) -> n
     return np.broadcast_to(mask, (count, *shape[:2], 1))
 
 
-def _latents(
-    latents: np.ndarray | None, count: int, shape: tuple[int, int, int]
-) -> np.ndarray | None:
-    if latents is None:
+def _floats(name: str, values: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    if values is None:
         return None
-    latents = np.asarray(latents, np.float32)
-    if latents.shape != (count, *shape):
-        raise ValueError(f"latents have shape {latents.shape}; it should be {(count, *shape)}")
-    return latents
+    values = np.asarray(values, np.float32)
+    if values.shape != shape:
+        raise ValueError(f"{name} has shape {values.shape}; it should be {shape}")
+    return values
 
 
 def _check_shape(name: str, array: np.ndarray, wanted: tuple[int, ...], count: int) -> None:

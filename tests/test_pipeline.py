@@ -1,6 +1,7 @@
 """The sampling API: deterministic per image, guided, inpainting, and honest about bad input."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -56,6 +57,53 @@ def test_inpainting_keeps_what_the_mask_keeps(pipe):
     assert np.abs(images[:, 14:].astype(int) - free[:, 14:]).mean() > 2
 
 
+@pytest.mark.parametrize("scale", [1.0, [2.0, 2.0, 1.5, 1.0]])
+def test_an_image_is_inverted_and_drawn_again(pipe, scale):
+    """Random weights and images that no model would draw; one iteration is not enough for them."""
+    config = load_config("configs/mnist.py:tiny", ["--config.sampler.clip_denoised=False"])
+    exact = pipe._replace(experiment=make_experiment(config, devices=jax.devices()[:1]))
+    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1)).astype(np.uint8)
+    options = dict(guidance_scale=scale, num_steps=4)
+    x = exact.invert(images, [1, 2], iterations=12, **options)
+    assert x.shape == (2, 28, 28, 1) and x.dtype == np.float32
+    again = exact([1, 2], latents=x, **options)
+    assert np.abs(again.astype(int) - images).max() <= 1
+    rough = exact([1, 2], latents=exact.invert(images, [1, 2], iterations=1, **options), **options)
+    assert np.abs(rough.astype(int) - images).max() > 20
+    # Where the way back stops, the way there begins.
+    half = exact.invert(images, [1, 2], denoising_start=0.5, iterations=12, **options)
+    again = exact([1, 2], latents=half, denoising_start=0.5, **options)
+    assert np.abs(again.astype(int) - images).max() <= 1
+
+
+def test_shares_of_the_steps_are_rounded_to_the_nearest(pipe):
+    """0.6 of 3 steps are 2, and 0.4 are 1."""
+    options = dict(n=1, output="latents", seed=1)
+    two = pipe(3, denoising_end=2 / 3, **options)
+    np.testing.assert_array_equal(pipe(3, denoising_end=0.6, **options), two)
+    end = pipe(3, latents=two, denoising_start=0.6, **options)
+    assert np.abs(pipe(3, latents=two, denoising_start=0.4, **options) - end).max() > 1e-3
+    np.testing.assert_allclose(end, pipe(3, **options), atol=1e-5)
+
+
+def test_noise_in_place_of_the_seed(pipe):
+    noise = np.random.default_rng(0).standard_normal((2, 28, 28, 1))
+    images = pipe([1, 1], noise=noise, seed=5)
+    np.testing.assert_array_equal(images, pipe([1, 1], noise=noise, seed=6))
+    np.testing.assert_array_equal(images[:1], pipe(1, noise=noise[:1]))
+    # The sampler is ddim, so x_T is the noise; and it draws none in its steps.
+    np.testing.assert_array_equal(images, pipe([1, 1], latents=noise))
+    steps = np.zeros((2, 3, 28, 28, 1))
+    np.testing.assert_array_equal(images, pipe([1, 1], noise=noise, step_noise=steps))
+
+
+def test_its_repr_is_a_line(pipe):
+    count = sum(leaf.size for leaf in jax.tree.leaves(pipe.params))
+    assert repr(pipe) == (
+        f"Pipeline(UNet with {count:,} parameters, conditions: label, images 28 x 28 x 1, 3 steps)"
+    )
+
+
 def test_one_condition_can_be_repeated(pipe):
     assert len(pipe(4, n=3)) == 3 and len(pipe(["4"], n=2)) == 2
     assert pipe.num_classes() == 10
@@ -69,6 +117,12 @@ def test_one_condition_can_be_repeated(pipe):
         (dict(conditions=[1], num_steps=0), "num_steps = 0"),
         (dict(conditions=[1], num_steps=1001), "num_steps = 1001"),
         (dict(conditions=[1], batch_size=0), "batch_size = 0 should be at least 1"),
+        (
+            dict(conditions=[1], guidance_scale=[1, 2]),
+            r"guidance_scale has the shape \(2,\).* or 3",
+        ),
+        (dict(conditions=[1], noise=np.zeros((28, 28, 1))), r"noise has shape .* \(1, 28, 28, 1\)"),
+        (dict(conditions=[1], step_noise=np.zeros((1, 28, 28, 1))), r"be \(1, 3, 28, 28, 1\)"),
         (dict(conditions=[1], image=np.zeros((28, 28, 1), np.uint8)), "an image needs strength"),
         (dict(conditions=[1], mask=np.zeros((28, 28, 1))), "needs both image and mask"),
         (
@@ -84,6 +138,23 @@ def test_one_condition_can_be_repeated(pipe):
 def test_bad_input_is_one_sentence(pipe, arguments, message):
     with pytest.raises(ValueError, match=message):
         pipe(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            dict(images=np.zeros((28, 28), np.uint8)),
+            r"shape \(28, 28\); it should be \[B, H, W, C\]",
+        ),
+        (dict(images=np.zeros((2, 28, 28, 1))), "dtype float64; it should be uint8"),
+        (dict(iterations=0), "iterations = 0 should be at least 1"),
+        (dict(denoising_start=1.0), "denoising_start = 1.0, denoising_end = 1.0 should be two num"),
+    ],
+)
+def test_bad_input_to_invert_is_one_sentence(pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.invert(**({"images": np.zeros((28, 28, 1), np.uint8), "conditions": 1} | arguments))
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
@@ -126,6 +197,18 @@ def test_the_two_halves_of_one_model_make_the_whole(base):
     assert np.abs(whole.astype(int) - rest).max() <= 1
 
 
+def test_latents_of_an_image_are_inverted_on_noise_levels(base):
+    """With Euler's steps; what is drawn again are the latents of the image."""
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    options = dict(num_steps=4, guidance_scale=1.0)
+    x = base.invert(image, "a red fox", iterations=12, **options)
+    drawn = base("a red fox", latents=x, output="latents", **options)
+    network, pixels = base.experiment.network, image[None].astype(np.float32) / 127.5 - 1.0
+    want = network.encode_mode(base.frozen, jnp.asarray(pixels))
+    np.testing.assert_allclose(drawn, want, atol=2e-3 * float(np.abs(want).max()))
+    assert np.abs(x).max() > 5  # at the largest level, 14.6
+
+
 def test_a_weak_redraw_stays_near_the_image_and_a_mask_keeps_it(base):
     image = np.tile(np.arange(0, 256, 8, dtype=np.uint8)[:, None, None], (1, 32, 3))
     weak = base("a red fox", image=image, strength=0.4, num_steps=4)
@@ -151,10 +234,13 @@ def test_prompts_negatives_and_sizes_change_the_image(base):
     ("arguments", "message"),
     [
         (dict(denoising_start=0.5), "denoising_start = 0.5 needs latents"),
-        (dict(latents=np.zeros((1, 16, 16, 4))), "latents need denoising_start"),
+        (
+            dict(latents=np.zeros((1, 16, 4))),
+            r"latents has shape \(1, 16, 4\); it should be \(1, 16",
+        ),
         (
             dict(latents=np.zeros((1, 8, 8, 4)), denoising_start=0.5),
-            r"latents have shape \(1, 8, 8, 4\); it should be \(1, 16, 16, 4\)",
+            r"latents has shape \(1, 8, 8, 4\); it should be \(1, 16, 16, 4\)",
         ),
         (dict(denoising_start=0.9, denoising_end=0.1), "denoising_start = 0.9, denoising_end = 0"),
         (dict(height=30), "height = 30, width = 32 should be multiples of 4 pixels"),

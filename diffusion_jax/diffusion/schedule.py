@@ -7,8 +7,10 @@ lost a digit after a thousand steps, and 1 - abar loses four where abar is near 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 PARAMETERIZATIONS = ("eps", "x0", "v")
@@ -43,6 +45,15 @@ class Schedule(NamedTuple):
     def num_timesteps(self) -> int:
         """T, known from the shape and so static under jit."""
         return self.betas.shape[0]
+
+    def __repr__(self) -> str:
+        if not isinstance(self.betas, jax.Array) or isinstance(self.betas, Tracer):
+            return f"Schedule(betas={self.betas!r}, ...)"
+        first, last, abar = self.betas[0], self.betas[-1], self.alphas_cumprod[-1]
+        return (
+            f"Schedule({self.num_timesteps} timesteps, betas {first:.3g} to {last:.3g}, "
+            f"alphas_cumprod down to {abar:.3g})"
+        )
 
 
 def make_schedule(

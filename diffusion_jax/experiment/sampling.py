@@ -1,10 +1,8 @@
-"""The `sampler` and `guidance` sections -> the one sample_fn that Pipeline, image hook, evaluation
-and CLI call."""
+"""The `sampler` and `guidance` sections -> the one sample_fn, through which everything samples."""
 
 import functools
-import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +54,7 @@ GUIDERS = {
     "trapezoid": frame_guidance.trapezoid,
     "spatiotemporal": frame_guidance.spatiotemporal,
 }
-# Options of a guider that work on predicted images, which timestep samplers do not hand to it.
+# Options of a guider that need predicted images, which timestep samplers do not give it.
 ON_IMAGES = ("dynamic_percentile", "norm_limit")
 SAMPLER = Section(
     "config.sampler",
@@ -78,10 +76,12 @@ GUIDANCE = Section(
 
 # See build_sample_fn.
 SampleFn = Callable[..., driver.Samples]
+# One for all steps, or one for each.
+GuidanceScale: TypeAlias = float | Sequence[int | float] | np.ndarray
 
 
 class _Plan(NamedTuple):
-    """How sections become a sampler and a guided prediction; nothing of it is an array."""
+    """How the sections become a sampler and a guided prediction; no field is an array."""
 
     network: Network
     noise: Noise
@@ -100,16 +100,22 @@ def build_sample_fn(
     """Assemble the sample_fn of a config, and its default number of steps.
 
     sample_fn(params, frozen, inputs, keys, *, num_steps, guidance_scale, strength, log_every,
-    steps, size, decode, negative, image, mask, latents) -> Samples, x float32 [b h w c].
+    steps, size, decode, negative, image, mask, latents, noise, step_noise, invert) -> Samples, x
+    float32 [b h w c]. Sample i is a function of keys[i] and row i of everything else.
 
-    inputs holds what the embedders read ({"label": int32 [b]}), keys one key an image: image i is
-    a function of keys[i] and inputs[i]. num_steps and guidance_scale default to the config's; a
-    scale of 1 is no guidance and half the work. negative: inputs to guide away from, instead of
-    dropped conditions.
+    inputs: what the embedders read, for example {"label": int32 [b]}. keys: one a sample.
+    num_steps, guidance_scale: the config's by default. guidance_scale is one number, or one for
+      each step; 1 is no guidance and half the work.
+    negative: inputs to guide away from, in place of dropped conditions.
     image [b h w c] in [-1, 1]: begin with this image under noise; strength in (0, 1] is the share
-    of the steps that are taken. mask [b h w 1]: keep the image where it is 1. latents: x as another
-    sampling left it after steps[0] steps; steps = (first, last) runs only these. size: (height,
-    width) in pixels, default the data's. decode=False returns x as the network works on it.
+      of the steps that are taken. mask [b h w 1]: keep the image where it is 1.
+    steps: (first, last), run only these. latents: x at the start of the first of them.
+    size: (height, width) in pixels, the data's by default. decode=False returns x undecoded.
+    noise [b h w c], step_noise [b num_steps h w c]: N(0, 1) noise for the start and for each step,
+      in place of what the keys give.
+    invert: 0 to sample. More: go the way back, from `image` to the x from which these steps lead to
+      it, and compute each of its steps so many times (samplers.inverse).
+
     Compiles once per (b, size, num_steps, log_every) and kind of call.
     Raises ValueError for a wrong option.
     """
@@ -124,7 +130,7 @@ def build_sample_fn(
         keys: Keys,
         *,
         num_steps: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: GuidanceScale | None = None,
         strength: float | None = None,
         log_every: int | None = None,
         steps: tuple[int, int] | None = None,
@@ -134,13 +140,24 @@ def build_sample_fn(
         image: np.ndarray | Array | None = None,
         mask: np.ndarray | Array | None = None,
         latents: np.ndarray | Array | None = None,
+        noise: np.ndarray | Array | None = None,
+        step_noise: np.ndarray | Array | None = None,
+        invert: int = 0,
     ) -> driver.Samples:
-        scale = default_scale if guidance_scale is None else guidance_scale
-        _check_scale(scale, network)
         total = default_steps if num_steps is None else num_steps
+        scale = check_scale(
+            default_scale if guidance_scale is None else guidance_scale, total, network
+        )
         if strength is not None:
             steps = (total - driver.steps_of_strength(total, strength), total)
-        optional = {"negative": negative, "image": image, "mask": mask, "latents": latents}
+        optional = {
+            "negative": negative,
+            "image": image,
+            "mask": mask,
+            "latents": latents,
+            "noise": noise,
+            "step_noise": step_noise,
+        }
         given = {name: value for name, value in optional.items() if value is not None}
         arrays, keys = _place(({"inputs": dict(inputs)} | given, keys), mesh)
         return run(
@@ -148,36 +165,54 @@ def build_sample_fn(
             frozen,
             arrays,
             keys,
-            jnp.float32(scale),
+            jnp.asarray(scale),
             num_steps=total,
-            guided=scale != 1.0,
+            guided=bool(np.any(scale != 1.0)),
             kept=_kept(network, given),
             log_every=log_every,
             steps=(0, total) if steps is None else steps,
             shape=network.shape_of(size),
             decode=decode,
+            invert=invert,
         )
 
     return sample_fn, default_steps
 
 
+_STATIC = "num_steps guided kept log_every steps shape decode invert".split()
+
+
 def _jit_run(plan: _Plan, mesh: Mesh) -> Callable[..., driver.Samples]:
     network = plan.network
 
-    @functools.partial(
-        jax.jit,
-        static_argnames=("num_steps", "guided", "kept", "log_every", "steps", "shape", "decode"),
-        out_shardings=replicated(mesh),
-    )
+    @functools.partial(jax.jit, static_argnames=_STATIC, out_shardings=replicated(mesh))
     @functools.partial(on_mesh, mesh)
     def run(params, frozen, arrays, keys, scale, *, num_steps, guided, kept, log_every, steps,
-            shape, decode):  # fmt: skip
+            shape, decode, invert):  # fmt: skip
         whole = plan.sampler(frozen["schedule"], num_steps)
         chosen = driver.segment(whole, *steps) if steps != (0, num_steps) else whole
         predict = _predict(plan, params, frozen, arrays, scale if guided else None, kept)
-        x, before = _start(network, frozen, chosen, arrays, keys, shape)
-        found = driver.sample(chosen, predict, x, keys, log_every=log_every, before_step=before)
-        return _decoded(network, frozen, found) if decode else found
+        scales = scale[slice(*steps)] if guided and scale.ndim else None
+        step_noise = None
+        if "step_noise" in arrays:
+            step_noise = jnp.moveaxis(arrays["step_noise"], 1, 0)[slice(*steps)]
+        if invert:
+            chosen, before = driver.inverse(chosen, invert), None
+            x = network.encode_mode(frozen, arrays["image"])
+            scales = None if scales is None else scales[::-1]
+        else:
+            x, before = _start(network, frozen, chosen, arrays, keys, shape)
+        found = driver.sample(
+            chosen,
+            predict,
+            x,
+            keys,
+            step_noise=step_noise,
+            per_step=scales,
+            log_every=log_every,
+            before_step=before,
+        )
+        return _decoded(network, frozen, found) if decode and not invert else found
 
     return run
 
@@ -238,11 +273,19 @@ def _default_scale(guider: Mapping[str, Any] | None, network: Network) -> float:
     return scale
 
 
-def _check_scale(scale: float, network: Network) -> None:
+def check_scale(scale: GuidanceScale, num_steps: int, network: Network) -> np.ndarray:
+    """Return guidance scales as float32 [] or [num_steps]; ValueError for what cannot be used."""
+    values = np.asarray(scale, np.float32)
+    if values.shape not in ((), (num_steps,)):
+        raise ValueError(
+            f"guidance_scale has the shape {values.shape}; it should be one number or {num_steps}, "
+            "one for each step"
+        )
     guides = can_guide(network.embedders)
-    if not math.isfinite(scale) or (scale != 1.0 and not guides):
+    if not np.all(np.isfinite(values)) or (np.any(values != 1.0) and not guides):
         wanted = "finite" if guides else "1: no condition was dropped in training"
         raise ValueError(f"guidance_scale = {scale} should be {wanted}")
+    return values
 
 
 def _kept(network: Network, given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -258,7 +301,8 @@ def _predict(
     arrays: Mapping[str, Any],
     scale: Array | None,
     kept: Collection[str],
-) -> Predict:
+) -> Callable[..., Array]:
+    """Bind conditions and guidance; with a scale for each step, predict takes that as well."""
     network = plan.network
 
     def apply(x: Array, level: Array, conditioning: Conditioning) -> Array:
@@ -273,7 +317,8 @@ def _predict(
     if "negative" in arrays:
         inputs = {**inputs, **arrays["negative"]}
     unconditional = network.embed(params, frozen, inputs, unconditional=True, kept=kept)
-    return plan.guide(apply, conditioning, unconditional, scale)
+    guide = functools.partial(plan.guide, apply, conditioning, unconditional)
+    return guide(scale) if scale.ndim == 0 else lambda x, level, row: guide(row)(x, level)
 
 
 def _start(
@@ -285,7 +330,7 @@ def _start(
     shape: tuple[int, int, int],
 ) -> tuple[Array, driver.BeforeStep | None]:
     """Make what the first step sees, and what keeps an image in place if there is a mask."""
-    noise = driver.initial_noise(keys, shape)
+    noise = arrays["noise"] if "noise" in arrays else driver.initial_noise(keys, shape)
     x, before = driver.start_from_noise(sampler, noise), None
     if "image" in arrays:
         image = network.encode_mode(frozen, arrays["image"])
@@ -308,8 +353,7 @@ def _decoded(network: Network, frozen: PyTree, found: driver.Samples) -> driver.
 
 
 def _place(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Put host values on the mesh, split over it when their rows divide by it, else a copy on each
-    device."""
+    """Put host values on the mesh: split by row where the rows divide by it, else copied."""
     shards = batch_shards(mesh)
 
     def place(leaf: Any) -> Array:

@@ -344,3 +344,13 @@ def test_respaced_to_all_timesteps_is_the_schedule():
 def test_respace_refuses_lists_that_do_not_increase(timesteps):
     with pytest.raises(ValueError, match="timesteps = "):
         respace(make_schedule("linear", 10), np.array(timesteps, np.int64))
+
+
+def test_its_repr_is_a_line():
+    schedule = make_schedule("sqrt_linear", 1000, linear_start=1e-4, linear_end=0.02)
+    text = "Schedule(1000 timesteps, betas 0.0001 to 0.02, alphas_cumprod down to 4.04e-05)"
+    assert repr(schedule) == text
+    assert repr(jax.tree.map(lambda a: a.shape, schedule)) == "Schedule(betas=(1000,), ...)"
+    seen = []
+    jax.eval_shape(lambda schedule: seen.append(repr(schedule)), schedule)
+    assert seen[0].startswith("Schedule(betas=") and len(seen[0]) < 100

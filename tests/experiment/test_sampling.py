@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax.devices.mesh import make_mesh
+from diffusion_jax.diffusion.samplers.by_level import ancestral_levels
+from diffusion_jax.diffusion.samplers.sigmas import from_schedule
+from diffusion_jax.diffusion.schedule import make_schedule
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import build_noise
@@ -89,6 +92,104 @@ def test_two_parts_make_the_whole():
         first = draw(steps=(0, 6), decode=False)
         assert np.abs(first - draw()).max() > 0.05
         np.testing.assert_allclose(draw(steps=(6, 10), latents=first), draw(), atol=1e-5)
+
+
+class Silent(Constant):
+    """A network that predicts no noise at all: x is the image, and Euler's steps leave it alone."""
+
+    def apply(self, params, x, t, conditioning, dropout_key=None):
+        return jnp.zeros_like(x)
+
+
+class Gaussian(Constant):
+    """The exact network of pixels N(label / 10, 0.3^2): eps from the timestep."""
+
+    def apply(self, params, x, t, conditioning, dropout_key=None):
+        mean = conditioning["vector"][:, None, None, None] / 10.0
+        abar = params["alphas_cumprod"][t][:, None, None, None]
+        return jnp.sqrt(1.0 - abar) * (x - jnp.sqrt(abar) * mean) / (abar * 0.09 + 1.0 - abar)
+
+
+def unit_noise(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def test_strength_and_a_mask_begin_with_the_image_everywhere():
+    """And not with noise alone: the redrawn half is the image under noise of the first step."""
+    draw = make(dict(name="euler"), network=Silent(*NETWORK))
+    mask = np.zeros((4, 4, 4, 1), np.float32)
+    mask[:, :2] = 1.0
+    image, noise = np.full((4, *SIZE), 0.7, np.float32), unit_noise(4, *SIZE)
+    sigma = from_schedule(make_schedule(**SCHEDULE), 10)[7]  # strength 0.4 takes the last 3 of 10
+    x = draw(image=image, mask=mask, strength=0.4, noise=noise)
+    np.testing.assert_allclose(x[:, 2:], 0.7 + sigma * noise[:, 2:], rtol=1e-4, atol=1e-5)
+    alone = draw(image=image, mask=mask, noise=noise)
+    assert np.abs(alone[:, 2:]).max() > 10  # without strength it is noise alone
+
+
+@pytest.mark.parametrize("name", ["euler_ancestral", "euler"])
+def test_noise_and_a_scale_for_each_step_can_be_given(name):
+    """Followed in float64: D is what guidance makes of two images, one for each condition."""
+    scales = np.linspace(1.0, 3.0, 10)
+    sigmas, noise = from_schedule(make_schedule(**SCHEDULE), 10), unit_noise(4, 11, *SIZE)
+    labels = LABELS[:, None, None, None] / 10
+    x = np.sqrt(1 + sigmas[0] ** 2) * noise[:, 0]
+    for i, scale in enumerate(scales):
+        down, up = sigmas[i + 1], 0.0
+        if name == "euler_ancestral":
+            down, up = ancestral_levels(sigmas[i], sigmas[i + 1], 1.0)
+        ratio = down / sigmas[i]
+        x = ratio * x + (1 - ratio) * (0.9 + scale * (labels - 0.9)) + up * noise[:, i + 1]
+        if i == 5:
+            half = x
+    draw = make(dict(name=name))
+    given = dict(guidance_scale=scales, noise=noise[:, 0], step_noise=noise[:, 1:])
+    np.testing.assert_allclose(draw(**given), x, atol=1e-3)
+    first = draw(steps=(0, 6), decode=False, **given)
+    np.testing.assert_allclose(first, half, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(draw(steps=(6, 10), latents=first, **given), x, atol=1e-3)
+    # A constant scale is the same, in one number or many.
+    many, one = (draw(guidance_scale=scale) for scale in ([2.0] * 10, 2.0))
+    np.testing.assert_allclose(many, one, atol=1e-4)
+    with pytest.raises(
+        ValueError, match=r"guidance_scale has the shape \(3,\); it should be one n"
+    ):
+        draw(guidance_scale=[1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "iterations", "tolerance"),
+    [
+        ("ddim", 10, 20, 1e-4),
+        ("euler", 10, 20, 1e-4),
+        ("plms", 50, 3, 0.12),
+        ("heun", 50, 3, 0.12),
+        ("dpmpp_2m", 50, 3, 0.12),
+    ],
+)
+def test_an_image_is_inverted_into_the_noise_that_draws_it(name, steps, iterations, tolerance):
+    """With guidance too, whose scale grows: the way back takes the scales in reverse."""
+    draw = make(dict(name=name), network=Gaussian(*NETWORK))
+    image = LABELS[:, None, None, None] / 10 + 0.3 * unit_noise(4, *SIZE)
+    options = dict(num_steps=steps, guidance_scale=np.linspace(1.0, 2.0, steps))
+    x = draw(image=image, invert=iterations, **options)
+    np.testing.assert_allclose(draw(latents=x, **options), image, atol=tolerance)
+    assert np.abs(draw(latents=x, num_steps=steps, guidance_scale=1.0) - image).max() > 0.2
+    part = draw(image=image, invert=iterations, steps=(4, steps), **options)
+    back = draw(latents=part, steps=(4, steps), **options)
+    np.testing.assert_allclose(back, image, atol=tolerance)
+    # Without guidance x is the image's noise, to the discretization of a first-order method.
+    x = draw(image=image, invert=iterations, num_steps=50)
+    level = 1.0 if name in TIMESTEP_SAMPLERS else 14.6146
+    noise = (image - LABELS[:, None, None, None] / 10) / 0.3
+    np.testing.assert_allclose(x / level, noise, rtol=0.2, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "euler_ancestral"])
+def test_a_sampler_that_draws_noise_is_not_inverted(name):
+    image = np.zeros((4, *SIZE), np.float32)
+    with pytest.raises(ValueError, match="the sampler draws noise in every step.*ddim with eta"):
+        make(dict(name=name))(image=image, invert=1)
 
 
 def test_an_image_is_where_sampling_begins_and_a_mask_keeps_it():

@@ -11,9 +11,10 @@ from typing import Any
 
 # module -> the names that it adds to this one
 _NAMES = {
-    "by_level": "dpmpp_2m dpmpp_2m_sde dpmpp_2s_ancestral euler euler_ancestral heun lms",
+    "by_level": "dpmpp_2m dpmpp_2m_sde dpmpp_2s_ancestral euler euler_ancestral euler_inversion "
+    "heun lms",
     "by_timestep": "ddim ddim_inversion ddpm_ancestral plms",
-    "driver": "Sampler Samples initial_noise inpaint sample segment start_from_image "
+    "driver": "Sampler Samples initial_noise inpaint inverse sample segment start_from_image "
     "start_from_noise steps_of_strength",
     "sigmas": "",
     "timesteps": "visited_timesteps",

@@ -7,6 +7,7 @@ static: they decide what a step computes.
 """
 
 import math
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffusion_jax.diffusion.samplers.driver import Sampler
+from diffusion_jax.diffusion.samplers.driver import Sampler, check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.types import Predict
 
@@ -56,7 +57,7 @@ def euler(
         x_start = _denoise(predict, x, now.sigma_hat)
         return _towards(x, x_start, now.sigma_next / now.sigma_hat), memory, x_start
 
-    return _sampler(step, steps, stochastic=s_churn > 0.0)
+    return _sampler(step, steps, sigmas, stochastic=s_churn > 0.0)
 
 
 def heun(
@@ -91,7 +92,46 @@ def heun(
         x = jax.lax.cond(now.sigma_next > 0.0, correct, lambda: guess)
         return x, memory, x_start
 
-    return _sampler(step, steps, stochastic=s_churn > 0.0)
+    return _sampler(step, steps, sigmas, stochastic=s_churn > 0.0)
+
+
+class InversionStep(NamedTuple):
+    """One step up, from the level sigma (0 in the first step) to sigma_next; each [num_steps]."""
+
+    sigma: Any
+    sigma_next: Any
+
+
+def euler_inversion(sigmas: np.ndarray, *, iterations: int = 1) -> Sampler:
+    """Make the way back, data to noise: x_next = x + (sigma_next - sigma) (x - D) / sigma_next.
+
+    sigmas: the grid of the sampler to invert, still decreasing. `sample` with x_T = the clean data
+    returns x at the largest level, from which `euler` leads back to the data.
+
+    iterations: how often x_next is computed. The first time D is the one at x, which makes an error
+      of the first order in the step. Each further time is a Newton step towards the x_next from
+      which Euler's step leads to x, with the slope that Euler's step has on N(0, 1) data.
+
+    Raises ValueError for sigmas that do not decrease to 0 and iterations below 1.
+    Source: Song et al. 2021 (DDIM), equation 14; Pan et al. 2023 (AIDI) for the iterations.
+    """
+    check_iterations(iterations)
+    sigma_next, sigma = (levels[::-1] for levels in _pairs(sigmas))
+
+    def step(predict, x, memory, now: InversionStep, noise):
+        def improve(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+            end, _ = found
+            x_start = _denoise(predict, end, now.sigma_next)
+            miss = x - _towards(end, x_start, now.sigma / now.sigma_next)
+            slope = (1.0 + now.sigma * now.sigma_next) / (1.0 + now.sigma_next**2)
+            return end + miss / jnp.where(i == 0, 1.0, slope), x_start
+
+        x_next, x_start = jax.lax.fori_loop(0, iterations, improve, (x, x))
+        return x_next, memory, x_start
+
+    return Sampler(
+        lambda x: (), step, _float32(InversionStep(sigma, sigma_next)), add_noise=_add_noise
+    )
 
 
 class AncestralStep(NamedTuple):
@@ -119,7 +159,7 @@ def euler_ancestral(sigmas: np.ndarray, *, eta: float = 1.0, s_noise: float = 1.
             x = x + now.up * noise
         return x, memory, x_start
 
-    return _sampler(step, steps, stochastic=eta > 0.0)
+    return _sampler(step, steps, sigmas, stochastic=eta > 0.0)
 
 
 def dpmpp_2s_ancestral(sigmas: np.ndarray, *, eta: float = 1.0, s_noise: float = 1.0) -> Sampler:
@@ -147,7 +187,7 @@ def dpmpp_2s_ancestral(sigmas: np.ndarray, *, eta: float = 1.0, s_noise: float =
             x = x + now.up * noise
         return x, memory, x_start
 
-    return _sampler(step, steps, stochastic=eta > 0.0)
+    return _sampler(step, steps, sigmas, stochastic=eta > 0.0)
 
 
 class MultistepStep(NamedTuple):
@@ -218,7 +258,7 @@ def _multistep(sigmas: np.ndarray, *, eta: float, s_noise: float, solver_type: s
         return x, (jnp.ones_like(begun), x_start), x_start
 
     steps = MultistepStep(sigma, keep, 1.0 - keep, bend, up)
-    return _sampler(step, steps, init, stochastic=eta > 0.0)
+    return _sampler(step, steps, sigmas, init, stochastic=eta > 0.0)
 
 
 class LMSStep(NamedTuple):
@@ -260,7 +300,7 @@ def lms(sigmas: np.ndarray, *, order: int = 4) -> Sampler:
         x = x + jnp.tensordot(now.weights[known], slopes, 1)
         return x, (jnp.minimum(known + 1, order - 1), slopes), x_start
 
-    return _sampler(step, LMSStep(sigma, weights), init)
+    return _sampler(step, LMSStep(sigma, weights), sigmas, init)
 
 
 def _adams_bashforth(levels: np.ndarray, count: int) -> np.ndarray:
@@ -328,9 +368,15 @@ def _check_not_negative(**options: float) -> None:
 
 
 def _sampler(
-    step: Any, steps: tuple, init: Any = lambda x: (), *, stochastic: bool = False
+    step: Any,
+    steps: tuple,
+    sigmas: np.ndarray,
+    init: Any = lambda x: (),
+    *,
+    stochastic: bool = False,
 ) -> Sampler:
-    return Sampler(init, step, _float32(steps), _start, _add_noise, stochastic)
+    back = None if stochastic else partial(euler_inversion, sigmas)
+    return Sampler(init, step, _float32(steps), _start, _add_noise, stochastic, back)
 
 
 def _float32(steps: Steps) -> Steps:

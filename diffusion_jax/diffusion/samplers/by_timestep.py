@@ -1,5 +1,6 @@
 """Samplers over timesteps: x = sqrt(abar) x_0 + sqrt(1 - abar) eps, from t = T - 1 down to 0."""
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion import ddpm
 from diffusion_jax.diffusion.guidance import check_norm_threshold, norm_threshold
-from diffusion_jax.diffusion.samplers.driver import Sampler
+from diffusion_jax.diffusion.samplers.driver import Sampler, check_iterations
 from diffusion_jax.diffusion.samplers.timesteps import Discretize, visited_timesteps
 from diffusion_jax.diffusion.schedule import (
     Schedule,
@@ -106,12 +107,25 @@ def ddim(
         return x, memory, x_start
 
     steps = _ddim_steps(schedule, visited, previous, eta)
-    add_noise = ddpm.diffuse(schedule)
-    return Sampler(lambda x: (), step, steps, add_noise=add_noise, stochastic=eta > 0.0)
+    back = partial(
+        ddim_inversion,
+        schedule,
+        num_steps,
+        discretize=discretize,
+        parameterization=parameterization,
+    )
+    return Sampler(
+        lambda x: (),
+        step,
+        steps,
+        add_noise=ddpm.diffuse(schedule),
+        stochastic=eta > 0.0,
+        inverse=None if eta > 0.0 else back,
+    )
 
 
 class DDIMInversionStep(NamedTuple):
-    """One step up: x = signal x_0 + sigma eps, from the level of signal_now and sigma_now."""
+    """One step up, from the level of signal_now and sigma_now to x = signal x_0 + sigma eps."""
 
     t: Array
     signal_now: Array
@@ -126,26 +140,42 @@ def ddim_inversion(
     *,
     discretize: Discretize = "uniform",
     parameterization: Literal["eps", "x0", "v"] = "eps",
+    iterations: int = 1,
 ) -> Sampler:
     """Make the way back, data to noise: x_next = sqrt(abar_next) x_0 + sqrt(1 - abar_next) eps.
 
     `sample` with x_T = the clean data returns x_T, from which `ddim` with the same num_steps and
-    discretize leads back to the data, but for an error of the first order in the step. The network
-    is told the timestep where a step ends, as on the way down (upstream's `encode` tells it the
-    number of the step); what it predicts is turned into eps at that timestep. Where ddim ends at
-    timestep 0, this begins there.
+    discretize leads back to the data. The network is given the timestep at which a step ends, as on
+    the way down (upstream's `encode` gives it the number of the step). Where ddim ends at timestep
+    0, this begins there.
 
-    Raises ValueError for num_steps outside [1, T] and unknown names.
-    Source: Song et al. 2021 (DDIM), section 4.3, equation 14.
+    iterations: how often x_next is computed. The first time eps is the one at x, which makes an
+      error of the first order in the step. Each further time is a Newton step towards the x_next
+      from which ddim's step leads to x, with the slope that ddim's step has on N(0, 1) data.
+
+    Raises ValueError for num_steps outside [1, T], iterations below 1 and unknown names.
+    Source: Song et al. 2021 (DDIM), equation 14; Pan et al. 2023 (AIDI) for the iterations.
     """
     check_choice("parameterization", parameterization, ("eps", "x0", "v"))
+    check_iterations(iterations)
     visited, previous = visited_timesteps(schedule.num_timesteps, num_steps, discretize)
 
     def step(predict, x, memory, now: DDIMInversionStep, noise):
         t = jnp.full(x.shape[:1], now.t)
-        eps = ddpm.predict_noise(schedule, predict(x, t), x, t, parameterization)
-        x_start = (x - now.sigma_now * eps) / now.signal_now
-        return now.signal * x_start + now.sigma * eps, memory, x_start
+
+        def improve(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+            end, _ = found
+            output = predict(end, t)
+            eps = ddpm.predict_noise(schedule, output, end, t, parameterization)
+            x_start = (x - now.sigma_now * eps) / now.signal_now
+            first = now.signal * x_start + now.sigma * eps
+            seen = ddpm.predict_start(schedule, output, end, t, parameterization)
+            miss = x - now.signal_now * seen - now.sigma_now * eps
+            slope = now.signal_now * now.signal + now.sigma_now * now.sigma
+            return jnp.where(i == 0, first, end + miss / slope), x_start
+
+        x_next, x_start = jax.lax.fori_loop(0, iterations, improve, (x, x))
+        return x_next, memory, x_start
 
     def add_noise(x_start, now: DDIMInversionStep, noise):
         return now.signal_now * x_start + now.sigma_now * noise
@@ -259,7 +289,14 @@ def plms(
         x, x_start = move(x, jax.lax.cond(known == 0, look_ahead, look_back), now)
         return x, (jnp.minimum(known + 1, 3), before), x_start
 
-    return Sampler(init, step, steps, add_noise=ddpm.diffuse(schedule))
+    back = partial(
+        ddim_inversion,
+        schedule,
+        num_steps,
+        discretize=discretize,
+        parameterization=parameterization,
+    )
+    return Sampler(init, step, steps, add_noise=ddpm.diffuse(schedule), inverse=back)
 
 
 def _check_signal(schedule: Schedule, t: int) -> None:

@@ -38,6 +38,7 @@ class Sampler(NamedTuple):
     add_noise: (x_0, coefficients of a step, unit noise) -> a draw from q(x | x_0) at the level
       where that step starts.
     stochastic: whether the steps use noise.
+    inverse: (iterations=) -> the Sampler of the way back, see `inverse`; None where there is none.
     first_step: the number of the first step, which is not 0 in a `segment`; step i takes its noise
       from fold_in(key, first_step + i).
     """
@@ -48,6 +49,7 @@ class Sampler(NamedTuple):
     start: Callable[[Array, PyTree], Array] = _unit_noise
     add_noise: AddNoise = _cannot_add_noise
     stochastic: bool = False
+    inverse: Callable[..., "Sampler"] | None = None
     first_step: int = 0
 
     @property
@@ -144,7 +146,33 @@ def segment(sampler: Sampler, first: int, last: int) -> Sampler:
             f"{sampler.num_steps}"
         )
     rows = jax.tree.map(lambda values: values[first:last], sampler.coefficients)
-    return sampler._replace(coefficients=rows, first_step=sampler.first_step + first)
+    total = sampler.num_steps
+
+    def back(iterations: int) -> Sampler:
+        return segment(inverse(sampler, iterations), total - last, total - first)
+
+    return sampler._replace(
+        coefficients=rows,
+        first_step=sampler.first_step + first,
+        inverse=None if sampler.inverse is None else back,
+    )
+
+
+def inverse(sampler: Sampler, iterations: int = 1) -> Sampler:
+    """Make the way back of a deterministic sampler: from data to the x_T that leads to it.
+
+    iterations: how often each step is computed; more of them invert it more exactly, see
+      ddim_inversion and euler_inversion, which this is.
+
+    Raises ValueError for iterations below 1 and for a sampler that draws noise in its steps, from
+    which no single x_T leads to an image.
+    """
+    if sampler.inverse is None:
+        raise ValueError(
+            "the sampler draws noise in every step, so that no x_T leads to an image; use a "
+            "deterministic one (ddim with eta = 0, plms, dpmpp_2m, euler without churn)"
+        )
+    return sampler.inverse(iterations=iterations)
 
 
 def steps_of_strength(num_steps: int, strength: float) -> int:
@@ -213,6 +241,12 @@ def log_slots(num_steps: int, log_every: int) -> np.ndarray:
     logged = remaining % log_every == 0
     logged[0] = True
     return (np.cumsum(logged) - logged).astype(np.int32)
+
+
+def check_iterations(iterations: int) -> None:
+    """Raise ValueError unless an inversion computes each step at least once."""
+    if iterations < 1:
+        raise ValueError(f"iterations = {iterations!r} should be at least 1")
 
 
 def initial_noise(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "b *shape"]:

@@ -1,7 +1,9 @@
-"""What a network can be conditioned on: one factory of an Embedder for each row of the table."""
+"""What a network can be conditioned on: a table of factories, each makes an Embedder."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int, Num
 
-from diffusion_jax.models.conditioning.clip import text_tower, vision_tower
+from diffusion_jax.models.conditioning.clip import ClipTextTower, text_tower, vision_tower
 from diffusion_jax.models.conditioning.conditioner import Embedder, Identity, Text
 from diffusion_jax.models.conditioning.spatial_rescaler import SpatialRescaler
 from diffusion_jax.models.conditioning.text_embedders import (
@@ -22,10 +24,9 @@ from diffusion_jax.models.layers.basic import timestep_embedding
 
 
 class ClassEmbedder(nn.Module):
-    """Embed class labels: int [b] -> [b d], or [b 1 d] to serve as context.
+    """A table with a vector for each class label.
 
-    Labels are int32 in [0, num_embeddings). Source: latent-diffusion and generative-models,
-    ClassEmbedder.
+    Source: latent-diffusion and generative-models, ClassEmbedder.
     """
 
     num_embeddings: int
@@ -35,6 +36,7 @@ class ClassEmbedder(nn.Module):
 
     @nn.compact
     def __call__(self, label: Int[Array, "b"]) -> Float[Array, "b *rest"]:
+        """Embed labels in [0, num_embeddings): [b] -> [b d], or with add_sequence_dim [b 1 d]."""
         normal = nn.initializers.normal(1.0)  # torch.nn.Embedding's default
         table = nn.Embed(
             self.num_embeddings,
@@ -48,7 +50,7 @@ class ClassEmbedder(nn.Module):
 
 
 class ConcatTimestepEmbedder(nn.Module):
-    """Embed each of d numbers like a timestep and join them: [b d] -> [b d * outdim], float32.
+    """Sinusoids of several numbers, joined.
 
     Source: generative-models, ConcatTimestepEmbedderND.
     """
@@ -57,27 +59,59 @@ class ConcatTimestepEmbedder(nn.Module):
 
     @nn.compact
     def __call__(self, numbers: Num[Array, "b d"]) -> Float[Array, "b e"]:
+        """Embed each of d numbers like a timestep: [b d] -> [b d * outdim], float32."""
         embedded = timestep_embedding(rearrange(numbers, "b d -> (b d)"), self.outdim)
         return rearrange(embedded, "(b d) e -> b (d e)", d=numbers.shape[1])
 
 
 class LowResolution(nn.Module):
-    """Average blocks of factor x factor pixels, interpolate back: [b h w c] -> the same shape."""
+    """A blurred copy of an image, as if it had been enlarged from 1 / factor of its sides."""
 
     factor: int
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Average blocks of factor x factor pixels and interpolate back: [b h w c] -> the same."""
         blocks = (self.factor, self.factor)
         small = nn.avg_pool(image, blocks, strides=blocks)
         return jax.image.resize(small, image.shape, "cubic")
 
 
-def class_label(*, num_classes: int, ucg_rate: float = 0.0, input_key: str = "label") -> Embedder:
-    """Make integer labels the `vector`: for networks that embed labels themselves (num_classes + 1
-    rows).
+def spread(**records: Any) -> Callable[[Callable[..., Embedder]], Callable[..., Embedder]]:
+    """Let a factory take the fields of records as keywords of its own, in place of the records.
 
-    The extra row, number num_classes, is the null class of classifier-free guidance.
+    records: argument -> the record with its defaults. The signature shows every keyword, so that a
+    config can be checked against it.
+    """
+
+    def decorate(make: Callable[..., Embedder]) -> Callable[..., Embedder]:
+        @functools.wraps(make)
+        def factory(**keywords: Any) -> Embedder:
+            given = {
+                argument: record._replace(
+                    **{name: keywords.pop(name) for name in record._fields if name in keywords}
+                )
+                for argument, record in records.items()
+            }
+            return make(**keywords, **given)
+
+        own = [p for name, p in inspect.signature(make).parameters.items() if name not in records]
+        fields = [
+            p.replace(kind=p.KEYWORD_ONLY, default=getattr(record, p.name))
+            for record in records.values()
+            for p in inspect.signature(type(record)).parameters.values()
+        ]
+        signature = inspect.Signature([*own, *fields], return_annotation=Embedder)
+        factory.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
+        return factory
+
+    return decorate
+
+
+def class_label(*, num_classes: int, ucg_rate: float = 0.0, input_key: str = "label") -> Embedder:
+    """Make integer labels the `vector`, for networks that embed labels themselves.
+
+    Their table has num_classes + 1 rows; the last is the null class of classifier-free guidance.
     """
     return Embedder(Identity(), input_key, ucg_rate, num_classes, num_classes)
 
@@ -92,18 +126,13 @@ def class_embedding(
     trainable: bool = True,
     weights: str | None = None,
 ) -> Embedder:
-    """Make a trained embedding of the label the context [b 1 d] (or a `vector` [b d]); row
-    num_classes is null."""
+    """Make a trained embedding of the label the context [b 1 d], or a `vector` [b d].
+
+    Row num_classes of its table is the null class of classifier-free guidance.
+    """
     module = ClassEmbedder(num_classes + 1, embed_dim, add_sequence_dim)
-    return Embedder(
-        module,
-        input_key,
-        ucg_rate,
-        num_classes,
-        num_classes,
-        trainable=trainable,
-        weights=weights,
-    )
+    null, trained = num_classes, {"trainable": trainable, "weights": weights}
+    return Embedder(module, input_key, ucg_rate, null, num_classes, **trained)
 
 
 def concat_image(*, input_key: str, channels: int, ucg_rate: float = 0.0) -> Embedder:
@@ -152,14 +181,8 @@ def numbers(
                 f"default = {default} of {input_key!r} has {len(default)} numbers; it should have "
                 f"size = {size}"
             )
-    return Embedder(
-        ConcatTimestepEmbedder(outdim),
-        input_key,
-        ucg_rate,
-        shape=(size,),
-        dtype="float32",
-        default=default,
-    )
+    entry = {"shape": (size,), "dtype": "float32", "default": default}
+    return Embedder(ConcatTimestepEmbedder(outdim), input_key, ucg_rate, **entry)
 
 
 def spatial_rescaler(
@@ -175,188 +198,109 @@ def spatial_rescaler(
     trainable: bool = True,
     weights: str | None = None,
 ) -> Embedder:
-    """Resize batch[input_key] [b h w channels] n_stages times by multiplier, then map its channels
-    to out_channels if given; the result is concatenated. Source: latent-diffusion, SpatialRescaler.
+    """Join batch[input_key] [b h w channels], resized, to the network's input.
+
+    n_stages, method, multiplier, out_channels, bias: see SpatialRescaler.
+    Source: latent-diffusion, SpatialRescaler.
     """
-    module = SpatialRescaler(
-        n_stages=n_stages,
-        method=method,
-        multiplier=multiplier,
-        in_channels=channels,
-        out_channels=out_channels,
-        bias=bias,
-    )
-    return Embedder(
-        module, input_key, ucg_rate, channels=channels, trainable=trainable, weights=weights
-    )
+    module = SpatialRescaler(n_stages, method, multiplier, channels, out_channels, bias)
+    trained = {"trainable": trainable, "weights": weights}
+    return Embedder(module, input_key, ucg_rate, channels=channels, **trained)
 
 
+class TextOptions(NamedTuple):
+    """What every embedder of text can be given.
+
+    input_key: the strings of a batch. max_length, vocabulary: of their tokens, see Text.
+    legacy_ucg_value: the text that takes the place of a dropped one; None zeroes the outputs.
+    remat, dtype, param_dtype: of the network, see ClipTextTower. trainable, weights: see Embedder.
+    """
+
+    input_key: str = "caption"
+    max_length: int = 77
+    vocabulary: str | None = None
+    ucg_rate: float = 0.0
+    legacy_ucg_value: str | None = None
+    ucg_group: str | None = None
+    remat: bool | str = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    trainable: bool = False
+    weights: str | None = None
+
+
+class TowerSizes(NamedTuple):
+    """What may be changed of a released CLIP tower (clip.TEXT_SIZES); None leaves it as it is."""
+
+    width: int | None = None
+    num_layers: int | None = None
+    num_heads: int | None = None
+    mlp_dim: int | None = None
+
+
+@spread(options=TextOptions(legacy_ucg_value="", trainable=True))
 def transformer_text(
     *,
     vocab_size: int = 49408,
-    max_length: int = 77,
     width: int = 1280,
     num_layers: int = 32,
     num_heads: int = 8,
     head_dim: int = 64,
-    remat: bool | str = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    input_key: str = "caption",
-    vocabulary: str | None = None,
-    ucg_rate: float = 0.0,
-    legacy_ucg_value: str | None = "",
-    ucg_group: str | None = None,
-    trainable: bool = True,
-    weights: str | None = None,
+    options: TextOptions,
 ) -> Embedder:
     """Train a transformer over the tokens of the caption with the network: context [b l width].
 
-    A dropped caption becomes legacy_ucg_value, by default the empty text; None zeroes the context.
     Source: latent-diffusion, BERTEmbedder.
     """
-    module = TransformerText(
-        vocab_size=vocab_size,
-        max_length=max_length,
-        width=width,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        head_dim=head_dim,
-        remat=remat,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
-    return _text_embedder(
-        module,
-        Text(input_key, "zero", max_length, vocabulary),
-        ucg_rate=ucg_rate,
-        null_value=legacy_ucg_value,
-        ucg_group=ucg_group,
-        trainable=trainable,
-        weights=weights,
-    )
+    sizes = (vocab_size, options.max_length, width, num_layers, num_heads, head_dim)
+    module = TransformerText(*sizes, options.remat, options.dtype, options.param_dtype)
+    return _text_embedder(module, "zero", options)
 
 
+@spread(sizes=TowerSizes(), options=TextOptions())
 def clip_text(
     *,
     tower: str = "ViT-L-14",
     layer: Literal["last", "pooled", "hidden"] = "last",
     layer_idx: int | None = None,
     always_return_pooled: bool = False,
-    width: int | None = None,
-    num_layers: int | None = None,
-    num_heads: int | None = None,
-    mlp_dim: int | None = None,
-    remat: bool | str = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    input_key: str = "caption",
-    max_length: int = 77,
-    vocabulary: str | None = None,
-    ucg_rate: float = 0.0,
-    legacy_ucg_value: str | None = None,
-    ucg_group: str | None = None,
-    trainable: bool = False,
-    weights: str | None = None,
+    sizes: TowerSizes,
+    options: TextOptions,
 ) -> Embedder:
     """Make the states of OpenAI's CLIP text encoder the context, with the pooled one a `vector`.
 
-    tower and what may be changed of it: see models.clip. Frozen unless trainable; weights is a
-    file, "random" for a dry run, or None for those of the checkpoint that is loaded. Source:
-    generative-models, FrozenCLIPEmbedder.
+    tower: a row of clip.TEXT_SIZES. Source: generative-models, FrozenCLIPEmbedder.
     """
-    sizes = _given(width=width, num_layers=num_layers, num_heads=num_heads, mlp_dim=mlp_dim)
-    module = ClipText(
-        text_tower(
-            tower,
-            max_length=max_length,
-            remat=remat,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            **sizes,
-        ),
-        layer=layer,
-        layer_idx=layer_idx,
-        always_return_pooled=always_return_pooled,
-    )
-    return _text_embedder(
-        module,
-        Text(input_key, "eos", max_length, vocabulary),
-        ucg_rate=ucg_rate,
-        null_value=legacy_ucg_value,
-        ucg_group=ucg_group,
-        trainable=trainable,
-        weights=weights,
-    )
+    module = ClipText(_text_tower(tower, sizes, options), layer, layer_idx, always_return_pooled)
+    return _text_embedder(module, "eos", options)
 
 
+@spread(sizes=TowerSizes(), options=TextOptions())
 def open_clip_text(
     *,
     tower: str = "ViT-H-14",
     layer: Literal["last", "penultimate"] = "penultimate",
     legacy: bool = True,
     always_return_pooled: bool = False,
-    width: int | None = None,
-    num_layers: int | None = None,
-    num_heads: int | None = None,
-    mlp_dim: int | None = None,
     projection_dim: int | None = None,
-    remat: bool | str = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    input_key: str = "caption",
-    max_length: int = 77,
-    vocabulary: str | None = None,
-    ucg_rate: float = 0.0,
-    legacy_ucg_value: str | None = None,
-    ucg_group: str | None = None,
-    trainable: bool = False,
-    weights: str | None = None,
+    sizes: TowerSizes,
+    options: TextOptions,
 ) -> Embedder:
     """Make the states of an OpenCLIP text encoder the context, with the pooled one a `vector`.
 
-    Options as in clip_text. Source: generative-models, FrozenOpenCLIPEmbedder (legacy) and
+    tower: a row of clip.TEXT_SIZES. Source: generative-models, FrozenOpenCLIPEmbedder (legacy) and
     FrozenOpenCLIPEmbedder2.
     """
-    sizes = _given(
-        width=width,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        mlp_dim=mlp_dim,
-        projection_dim=projection_dim,
-    )
-    module = OpenClipText(
-        text_tower(
-            tower,
-            max_length=max_length,
-            remat=remat,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            **sizes,
-        ),
-        layer=layer,
-        legacy=legacy,
-        always_return_pooled=always_return_pooled,
-    )
-    return _text_embedder(
-        module,
-        Text(input_key, "zero", max_length, vocabulary),
-        ucg_rate=ucg_rate,
-        null_value=legacy_ucg_value,
-        ucg_group=ucg_group,
-        trainable=trainable,
-        weights=weights,
-    )
+    network = _text_tower(tower, sizes, options, projection_dim=projection_dim)
+    module = OpenClipText(network, layer, legacy, always_return_pooled)
+    return _text_embedder(module, "zero", options)
 
 
+@spread(sizes=TowerSizes())
 def open_clip_image(
     *,
     input_key: str = "image",
     tower: str = "ViT-H-14",
-    width: int | None = None,
-    num_layers: int | None = None,
-    num_heads: int | None = None,
-    mlp_dim: int | None = None,
     projection_dim: int | None = None,
     antialias: bool = True,
     unsqueeze_dim: bool = False,
@@ -366,31 +310,50 @@ def open_clip_image(
     ucg_rate: float = 0.0,
     trainable: bool = False,
     weights: str | None = None,
+    sizes: TowerSizes,
 ) -> Embedder:
-    """Condition on an image through an OpenCLIP vision tower: `vector`, or with unsqueeze_dim
-    context. Source: generative-models, FrozenOpenCLIPImageEmbedder."""
-    sizes = _given(
-        width=width,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        mlp_dim=mlp_dim,
-        projection_dim=projection_dim,
-    )
-    module = OpenClipImage(
-        vision_tower(tower, dtype=dtype, param_dtype=param_dtype, **sizes),
-        antialias=antialias,
-        unsqueeze_dim=unsqueeze_dim,
-        output_tokens=output_tokens,
-    )
+    """Condition on an image through an OpenCLIP vision tower: a `vector` [b p].
+
+    unsqueeze_dim makes it context [b 1 p]. tower: a row of clip.VISION_SIZES.
+    Source: generative-models, FrozenOpenCLIPImageEmbedder.
+    """
+    changed = _changed(sizes, projection_dim=projection_dim)
+    network = vision_tower(tower, dtype=dtype, param_dtype=param_dtype, **changed)
+    module = OpenClipImage(network, antialias, unsqueeze_dim, output_tokens)
     return Embedder(module, input_key, ucg_rate, channels=3, trainable=trainable, weights=weights)
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+def _text_tower(name: str, sizes: TowerSizes, options: TextOptions, **more: Any) -> ClipTextTower:
+    return text_tower(
+        name,
+        max_length=options.max_length,
+        remat=options.remat,
+        dtype=options.dtype,
+        param_dtype=options.param_dtype,
+        **_changed(sizes, **more),
+    )
 
 
-def _text_embedder(module: nn.Module, text: Text, **fields: Any) -> Embedder:
-    return Embedder(module, text.tokens_key, shape=(text.max_length,), text=text, **fields)
+def _changed(sizes: TowerSizes, **more: Any) -> dict[str, Any]:
+    sizes_given = sizes._asdict() | more
+    return {name: value for name, value in sizes_given.items() if value is not None}
+
+
+def _text_embedder(
+    module: nn.Module, pad: Literal["eos", "zero"], options: TextOptions
+) -> Embedder:
+    text = Text(options.input_key, pad, options.max_length, options.vocabulary)
+    return Embedder(
+        module,
+        text.tokens_key,
+        options.ucg_rate,
+        options.legacy_ucg_value,
+        shape=(text.max_length,),
+        text=text,
+        trainable=options.trainable,
+        ucg_group=options.ucg_group,
+        weights=options.weights,
+    )
 
 
 EMBEDDERS = {

@@ -1,5 +1,6 @@
 """The first stage of latent diffusion: encoder, decoder, and both as one autoencoder."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,30 +13,22 @@ from diffusion_jax.models.layers.basic import GroupNorm, Upsample, conv
 
 # Path of the weight whose gradients balance reconstruction and adversary (Esser et al. 2021).
 LAST_LAYER = ("decoder", "conv_out", "kernel")
-# Fields that an Autoencoder hands on to its Encoder and its Decoder.
-SHARED_FIELDS = (
-    "ch",
-    "ch_mult",
-    "num_res_blocks",
-    "attn_resolutions",
-    "resolution",
-    "z_channels",
-    "attn_type",
-    "dropout",
-    "resamp_with_conv",
-    "num_groups",
-    "attention_impl",
-    "remat",
-    "dtype",
-    "param_dtype",
-)
 
 
-class Encoder(nn.Module):
-    """Encode x [b h w in_channels] -> [b h/f w/f z], f = 2^(levels - 1), z = z_channels (1 or 2 x).
+@dataclasses.dataclass(kw_only=True, repr=False, eq=False)
+class Fields:
+    """What encoder, decoder and autoencoder are made from; the defaults are kl-f8.
 
-    Fields as in Autoencoder. Raises ValueError when fields or the sides of x do not fit.
-    Source: latent diffusion, modules/diffusionmodules/model.py, Encoder.
+    ch, ch_mult, num_res_blocks: widths ch * ch_mult per level, with blocks per level (the decoder
+      has one more). Level 0 has the full resolution; f = 2^(levels - 1).
+    attn_resolutions: sides at which blocks attend, counted from `resolution`, whatever the sides
+      of the image; the middle always attends. attn_type: "vanilla", or "none" for no attention
+      anywhere; "vanilla-xformers" is another name of "vanilla".
+    z_channels: what the encoder gives, twice as many with double_z, and the decoder reads.
+    resamp_with_conv: whether convolutions halve and double the sides. give_pre_end: the decoder
+      returns what its last norm would see; tanh_out: it ends in tanh.
+    dtype: what most is computed in; norms and softmax use float32, the last layers the input's
+      dtype. param_dtype: what is stored. remat: False, True or a row of basic.REMAT_POLICIES.
     """
 
     ch: int = 128
@@ -44,21 +37,35 @@ class Encoder(nn.Module):
     attn_resolutions: Sequence[int] = ()
     resolution: int = 256
     in_channels: int = 3
+    out_ch: int = 3
     z_channels: int = 4
     double_z: bool = True
     attn_type: str = "vanilla"
     dropout: float = 0.0
     resamp_with_conv: bool = True
+    tanh_out: bool = False
+    give_pre_end: bool = False
     num_groups: int = 32
     attention_impl: str = "auto"
     remat: bool | str = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
+
+class Encoder(Fields, nn.Module):
+    """The encoder of latent diffusion: blocks per level, halved sides in between, the middle.
+
+    Source: latent diffusion, modules/diffusionmodules/model.py, Encoder.
+    """
+
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], *, train: bool = False
     ) -> Float[Array, "b h2 w2 z"]:
+        """Encode x [b h w in_channels] -> [b h/f w/f z_channels (x 2 with double_z)].
+
+        Raises ValueError when fields or the sides of x do not fit.
+        """
         check_options(self)
         self._check_image(x)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -94,36 +101,20 @@ class Encoder(nn.Module):
             )
 
 
-class Decoder(nn.Module):
-    """Decode z [b h w z_channels] -> [b fh fw out_ch], f = 2^(levels - 1).
+class Decoder(Fields, nn.Module):
+    """The decoder of latent diffusion: the middle, blocks per level, doubled sides in between.
 
-    Fields as in Autoencoder. Level 0 has the full resolution, as in the Encoder. Raises ValueError
-    when fields or the channels of z do not fit.
     Source: latent diffusion, modules/diffusionmodules/model.py, Decoder.
     """
-
-    ch: int = 128
-    out_ch: int = 3
-    ch_mult: Sequence[int] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    attn_resolutions: Sequence[int] = ()
-    resolution: int = 256
-    z_channels: int = 4
-    attn_type: str = "vanilla"
-    dropout: float = 0.0
-    resamp_with_conv: bool = True
-    tanh_out: bool = False
-    give_pre_end: bool = False
-    num_groups: int = 32
-    attention_impl: str = "auto"
-    remat: bool | str = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, z: Float[Array, "b h w c"], *, train: bool = False
     ) -> Float[Array, "b h2 w2 o"]:
+        """Decode z [b h w z_channels] -> [b fh fw out_ch].
+
+        Raises ValueError when fields or the channels of z do not fit.
+        """
         check_options(self)
         if z.shape[-1] != self.z_channels:
             raise ValueError(f"z has {z.shape[-1]} channels and z_channels = {self.z_channels}")
@@ -150,24 +141,16 @@ class Decoder(nn.Module):
         return jnp.tanh(h) if self.tanh_out else h
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Fields, nn.Module):
     """Image <-> latent: encode(image) -> moments or codes, decode(z) -> image.
 
-    `encode` gives [mean, log variance] of double_z, else one latent; what becomes of them is the
-    regularizer's or quantizer's business (regularizers.py, quantizers.py). The defaults are kl-f8,
-    the first stage of Stable Diffusion 1, 2 and XL.
+    `encode` gives [mean, log variance] with double_z, else one latent; a regularizer or quantizer
+    (regularizers.py, quantizers.py) makes z of it. The defaults are kl-f8, the first stage of
+    Stable Diffusion 1, 2 and XL.
 
     embed_dim: channels of the latent. use_quant_conv: 1 x 1 convolutions between the latent and
-        the z_channels of encoder and decoder; without them embed_dim is z_channels.
-    ch, ch_mult, num_res_blocks: widths ch * ch_mult per level, with blocks per level (the decoder
-        has one more).
-    attn_resolutions: sides at which blocks attend, counted from `resolution`, whatever the sides
-        of the image; the middle always attends. attn_type: "vanilla", or "none" for no attention
-        anywhere; "vanilla-xformers" is another name of "vanilla".
-    resamp_with_conv: whether convolutions halve and double the sides. give_pre_end: decode returns
-        what the last norm would see; tanh_out: it ends in tanh.
-    dtype: what most is computed in; norms and softmax use float32, the last layers the input's
-        dtype. param_dtype: what is stored. remat: False, True or a name of layers.REMAT_POLICIES.
+      the z_channels of encoder and decoder; without them embed_dim is z_channels. See Fields for
+      the others.
 
     Raises ValueError, with the value and what would be right, when fields or inputs do not fit.
     Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models",
@@ -175,33 +158,12 @@ class Autoencoder(nn.Module):
     """
 
     embed_dim: int = 4
-    ch: int = 128
-    out_ch: int = 3
-    ch_mult: Sequence[int] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    attn_resolutions: Sequence[int] = ()
-    resolution: int = 256
-    in_channels: int = 3
-    z_channels: int = 4
-    double_z: bool = True
     use_quant_conv: bool = True
-    attn_type: str = "vanilla"
-    dropout: float = 0.0
-    resamp_with_conv: bool = True
-    tanh_out: bool = False
-    give_pre_end: bool = False
-    num_groups: int = 32
-    attention_impl: str = "auto"
-    remat: bool | str = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        shared = {name: getattr(self, name) for name in SHARED_FIELDS}
-        self.encoder = Encoder(in_channels=self.in_channels, double_z=self.double_z, **shared)
-        self.decoder = Decoder(
-            out_ch=self.out_ch, tanh_out=self.tanh_out, give_pre_end=self.give_pre_end, **shared
-        )
+        """Make encoder and decoder, and the convolutions around the latent."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Fields)}
+        self.encoder, self.decoder = Encoder(**fields), Decoder(**fields)
         if self.use_quant_conv:
             # Without a dtype of their own they compute in the wider of input and parameters.
             parts = 2 if self.double_z else 1

@@ -84,6 +84,25 @@ def test_order_of_convergence_to_the_ode(name, order):
     assert errors[-1] < 0.03
 
 
+def test_inversion_leads_to_the_noise_of_the_ode_and_back():
+    """With order one; iterated, it is the exact inverse of Euler's steps, however few."""
+    x0 = np.linspace(-1.5, 2.5, 7)
+    want = MEAN + (x0 - MEAN) * np.sqrt(STD**2 + HIGH**2) / STD
+    errors, counts = [], [64, 128, 256]
+    for count in counts:
+        sigmas = grid(count)
+        x_T = run(ss.euler_inversion(sigmas), exact, jnp.asarray(x0, jnp.float32), keys_of(7)).x
+        back = run(ss.euler(sigmas), exact, x_T, keys_of(7)).x
+        errors.append([np.abs(x_T - want).max() / HIGH, np.abs(back - x0).max()])
+    slopes = np.diff(np.log2(np.array(errors)), axis=0)
+    assert np.all((slopes < -0.75) & (slopes > -1.3)), (slopes, errors)
+    assert max(errors[-1]) < 0.2
+    x_T = run(ss.euler_inversion(grid(8), iterations=60), exact, jnp.asarray(x0, jnp.float32),
+              keys_of(7)).x  # fmt: skip
+    back = run(ss.euler(grid(8)), exact, x_T, keys_of(7)).x
+    np.testing.assert_allclose(back, x0, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_noisy_samplers_draw_from_the_data(name):
     """20000 samples, 60 steps: mean and standard deviation of the data, to a discretization error

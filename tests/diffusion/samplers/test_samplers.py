@@ -9,11 +9,11 @@ from diffusion_jax.diffusion import samplers
 
 FACTORIES = (
     "ddim ddim_inversion ddpm_ancestral dpmpp_2m dpmpp_2m_sde dpmpp_2s_ancestral euler "
-    "euler_ancestral heun lms plms"
+    "euler_ancestral euler_inversion heun lms plms"
 ).split()
 LOOP = (
-    "Sampler Samples initial_noise inpaint sample segment start_from_image start_from_noise "
-    "steps_of_strength visited_timesteps"
+    "Sampler Samples initial_noise inpaint inverse sample segment start_from_image "
+    "start_from_noise steps_of_strength visited_timesteps"
 ).split()
 
 
