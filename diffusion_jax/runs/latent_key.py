@@ -15,7 +15,7 @@ from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.train.checkpoints.checksums import checksums
 from diffusion_jax.types import PyTree
 
-FORMAT = 1
+FORMAT = 2
 # Options of make_batches that change what is kept; those of buckets only with buckets.
 _KEPT_OPTIONS = (
     "image_size channels crop resize pad random_flip buckets image_key label_key caption_key"
@@ -39,13 +39,14 @@ def describe_cache(experiment: Experiment, frozen: PyTree, source: Records) -> d
     one: {name: value}."""
     options, data, network = cache_options(experiment), experiment.data, experiment.network
     assert network.first_stage is not None  # bind_latent_cache asks for it
-    info = getattr(source, "dataset_info", None)
+    found = data.fingerprint(source)
     parts: dict[str, Any] = {
         "the format of the cache": FORMAT,
         "config.data.source.name": data.name,
-        "the version of the data set": None if info is None else info.full_name,
+        "the version of the data set": found["name"] if "name" in found else None,
         "config.data.splits.train": data.splits["train"],
         "the number of records": len(source),
+        "the digest of the data set": found["digest"],
     }
     names = list(_KEPT_OPTIONS)
     if data.batch_options["buckets"]:
