@@ -9,7 +9,8 @@ import jax
 from diffusion_jax.data.batches import Batches, Finish, eval_batches, make_batches
 from diffusion_jax.data.images import ImageOptions
 from diffusion_jax.data.latent_cache import LatentCache, cached_batches
-from diffusion_jax.data.records import Records
+from diffusion_jax.data.records import FeatureNames, Records
+from diffusion_jax.data.sources.fingerprint import data_fingerprint
 from diffusion_jax.data.sources.open_source import class_names, open_source
 from diffusion_jax.experiment.binding import ConfigError, bind, bind_shared, known_sections, options
 
@@ -46,6 +47,11 @@ class Data(NamedTuple):
     def class_names(self, source: Records) -> tuple[str, ...]:
         """Name the classes of the label that the batches carry; empty when there is none."""
         return class_names(source, label_key=self.image_options.label_key)
+
+    def fingerprint(self, source: Records) -> dict[str, Any]:
+        """Describe the content of a split: see sources.fingerprint.data_fingerprint."""
+        names = {f"{kind}_key": self.batch_options[f"{kind}_key"] for kind in FeatureNames._fields}
+        return data_fingerprint(source, **names)
 
     def train_batches(
         self, source: Records, *, batch_size: int, seed: int, finish: Finish | None = None
