@@ -40,9 +40,9 @@ _READERS = 8
 
 
 class Shards(NamedTuple):
-    """Where a cache lies and how its records are divided.
+    """Where a cache lies and how its records are divided into shards.
 
-    digest: of its key, see claim_folder.
+    digest: the SHA-256 that claim_folder returns.
     """
 
     folder: Path
@@ -68,9 +68,9 @@ class Shards(NamedTuple):
 class Entry(NamedTuple):
     """What training uses in the place of one record.
 
-    record: without its image; for an unreadable image its successor, as online. bucket: of the
-    place. moments: [f, h, w, 2c], the second of f = 2 of the mirrored image. outputs: name in a
-    batch -> [captions, ...].
+    record: without its image; if that is unreadable, the record that takes its place online.
+    bucket: the bucket that it was sorted into. moments: [f, h, w, 2c], where f = 2 adds the
+    mirrored image. outputs: name in a batch -> [captions, ...].
     """
 
     record: Record

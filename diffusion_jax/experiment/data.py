@@ -20,8 +20,7 @@ _GIVEN = "source batch_size seed repeat process_index process_count finish".spli
 
 
 class Data(NamedTuple):
-    """A data set with its splits and how its records become batches; opens nothing before it is
-    asked to.
+    """A data set with its splits, and how its records become batches.
 
     splits: role -> TFDS split, None when the data set has none for the role. image_options: how
     records become images. batch_options: every option of `data.batches`, defaults included.
@@ -35,8 +34,10 @@ class Data(NamedTuple):
     batch_options: Mapping[str, Any]
 
     def source(self, role: str) -> Records:
-        """Open the records of a role: train, validation or test; ConfigError when the config names
-        no split for it."""
+        """Open the records of a role: train, validation or test.
+
+        Raises ConfigError when the config names no split for it.
+        """
         if role not in ROLES:
             raise ConfigError(f"split {role!r} is unknown; choose from {', '.join(ROLES)}")
         split = self.splits[role]

@@ -122,8 +122,10 @@ def make_latent_cache(
 def image_reader(
     experiment: Experiment, source: Records
 ) -> Callable[[Mapping[str, Any], int], dict[str, Any]]:
-    """Make with_images(batch, n): the first n rows of a batch, and if it came from a cache, with
-    images, which are read now, in the place of what the cache gave."""
+    """Make with_images(batch, n) -> the first n rows of a batch, with images.
+
+    If the batch came from a cache, the images are read now and replace what the cache gave.
+    """
     images = _open(experiment, source, buckets=False)  # the batch tells the shape
 
     def with_images(batch: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from diffusion_jax.train.checkpoints.checksums import checksums
 from diffusion_jax.types import PyTree
 
 FORMAT = 2
-# Options of make_batches that change what is kept; those of buckets only with buckets.
+# Options of batches that change what is kept; the second group counts only with buckets.
 _KEPT_OPTIONS = (
     "image_size channels crop resize pad random_flip buckets image_key label_key caption_key"
 ).split()
@@ -35,8 +35,10 @@ def cache_options(experiment: Experiment) -> LatentCacheOptions:
 
 
 def describe_cache(experiment: Experiment, frozen: PyTree, source: Records) -> dict[str, Any]:
-    """Name everything that the content of a cache depends on, by its path in a config if it has
-    one: {name: value}."""
+    """Map the name of everything that a cache depends on to its value.
+
+    A name is a path in the config, or says in words what is not there.
+    """
     options, data, network = cache_options(experiment), experiment.data, experiment.network
     assert network.first_stage is not None  # bind_latent_cache asks for it
     found = data.fingerprint(source)
@@ -85,7 +87,7 @@ def cached_embedders(experiment: Experiment) -> dict[str, Embedder]:
 
 
 def _fields(module: nn.Module, path: str) -> dict[str, Any]:
-    """List the fields of a module, and those of the modules in it as if they were its own."""
+    """List the fields of a module, together with the fields of the modules in it."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(module):
         value = getattr(module, field.name) if field.name not in _SILENT_FIELDS else None

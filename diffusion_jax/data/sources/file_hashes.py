@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def hash_files(paths: Sequence[Path], memory: Path) -> list[str]:
-    """Hash the content of files; the hash of a file that cannot be read is what the error is.
+    """Hash the content of files; the hash of an unreadable file is the name of the error.
 
     memory: a JSON file that keeps what was hashed. A file is read again when its size, inode or one
     of its times differs; the time of the last change (ctime) cannot be set back by a program.

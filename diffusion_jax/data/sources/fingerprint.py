@@ -24,10 +24,11 @@ def data_fingerprint(
 ) -> dict[str, Any]:
     """Describe the content of a source so that another content can be told from it.
 
-    Where the data lie does not matter. Keys, all of which JSON can hold: num_examples; class_names;
-    name and version of the data set, if it has any; split_sizes, examples in each split; digest of
-    images, labels and captions: for image folders of all files, else of 64 records, None when they
-    are not the same each time they are read. The names of features are as in find_features.
+    Where the data lie does not matter. The keys, whose values JSON can hold, are num_examples;
+    class_names; name, with the version, and split_sizes if TFDS knows the data set; and digest: the
+    hash of all images, labels and captions of an image folder, or of 64 records of other sources,
+    None when these differ each time they are read. image_key, label_key, caption_key: see
+    find_features.
     """
     features = find_features(
         source, image_key=image_key, label_key=label_key, caption_key=caption_key

@@ -28,7 +28,7 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-# Folders that systems put beside those of a user, in small letters.
+# Folders that operating systems and archives add, in small letters.
 _SYSTEM_FOLDERS = ("__macosx", "@eadir", "$recycle.bin", "lost+found")
 
 
@@ -45,7 +45,7 @@ class Scan(NamedTuple):
     """What was found in a folder.
 
     splits: split -> its images. captions: the kind of file that they come from, "" for none.
-    ignored: what other files are, by their ending or else in words -> how many there are.
+    ignored: an ending, or in words what else the files are -> how many such files were left out.
     """
 
     splits: Mapping[str, list[Item]]
@@ -233,6 +233,6 @@ def _ending(path: Path) -> str:
 
 
 def _name(root: Path, path: Path) -> str:
-    """Name a file within the folder; bytes that are not UTF-8 are written as \\xff."""
+    """Name a file within the folder; bytes that are not UTF-8 are written in hexadecimal."""
     name = path.relative_to(root).as_posix()
     return os.fsencode(name).decode(errors="backslashreplace")

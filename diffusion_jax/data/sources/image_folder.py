@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(kw_only=True)
 class ImageFolderConfig(tfds.core.BuilderConfig):
-    """Which folder, as it was when it was looked at.
+    """A folder and what it held when it was scanned.
 
     content: its fingerprint. memory: the file that remembers the hashes of its images.
     """

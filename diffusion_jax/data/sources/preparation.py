@@ -1,5 +1,4 @@
-"""Prepare a data set once and find it again; fail within seconds where TFDS would retry for
-minutes."""
+"""Prepare a data set once and find it again, or fail within seconds instead of minutes."""
 
 import contextlib
 import difflib
@@ -27,8 +26,10 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep TFDS from announcing a download of unknown size where nothing is downloaded, and from
-    drawing three progress bars per split; `prepare` logs the one line that matters."""
+    """Keep TFDS from drawing progress bars and announcing downloads where there are none.
+
+    `prepare` logs the one line that matters.
+    """
     tfds_log = logging.getLogger("absl")
     level, bars = tfds_log.level, tqdm_utils._active
     tfds_log.setLevel(logging.ERROR)
@@ -105,7 +106,7 @@ def _others(target: Path, place: Path) -> str:
 def prepared_builder(
     name: str, *, data_dir: str, download: bool, **builder_config: Any
 ) -> tfds.core.DatasetBuilder:
-    """A builder whose data are on disk: found there, or with download=True fetched and prepared.
+    """Find a builder whose data are on disk, or with download=True fetch and prepare them.
 
     Raises:
         FileNotFoundError, ConnectionError, ModuleNotFoundError, ValueError: as open_source.
