@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     built = make_experiment(config)
     cache_options(built)  # a config without a cache is not worth loading weights
     source = built.data.source("train")
-    cache = make_latent_cache(built, load_frozen(built, workdir), source, verify=True)
+    cache = make_latent_cache(built, load_frozen(built, workdir), source)
     size = sum(path.stat().st_size for path in cache.shards.folder.iterdir())
     if jax.process_index() == 0:
         print(

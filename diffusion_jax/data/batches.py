@@ -29,10 +29,10 @@ Finish = Callable[[HostBatch], dict[str, Any]]
 
 
 class Batches(NamedTuple):
-    """A way to iterate from any step, and the sizes that a progress display needs.
+    """Batches that can be read from any step on, and how many there are.
 
-    iterate(start_step) yields this process's rows of global batch start_step, start_step + 1, ...
-    as a dict of numpy arrays, of several processes the p-th of equal blocks of rows:
+    iterate: start_step -> this process's rows of global batch start_step, start_step + 1, ..., each
+    batch a dict of numpy arrays:
         "image": float32 [b, h, w, c] in [-1, 1].
         "original_size": int32 [b, 2], (height, width) of the stored image, upright.
         "crop_top_left": int32 [b, 2], (top, left) of the window in the resized image; for a
@@ -41,7 +41,8 @@ class Batches(NamedTuple):
         "index": int64 [b], record numbers.
         "label": int32 [b] and "caption": str [b], when the data have them.
         "weight": float32 [b], from eval_batches.
-    shapes: every (h, w) that occurs: one, or with buckets one per bucket.
+    num_examples: records of the source. steps_per_epoch: batches in one pass over them. shapes:
+    every (h, w) that occurs: one, or with buckets one per bucket.
 
     The sizes are the micro-conditioning of SDXL (Podell et al. 2023, section 2.2).
     """
@@ -53,7 +54,7 @@ class Batches(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The rows of one batch that this process makes, and what chance decided for them.
+    """The rows of one batch that this process makes, and the random choices for them.
 
     ids: record numbers, int64 [b]. size: (h, w) of the images. real: bool [b], False for padding.
     mirror: bool [b]. places: float [b | 1, 2] in [0, 1), where windows are cut. picks: float [b] in
@@ -98,8 +99,11 @@ def make_batches(
         shuffle: a new order every epoch; else the order of the source.
         repeat: without end; else one epoch, without the last incomplete batch of each bucket.
         random_flip: mirror each image left to right with probability 1/2.
-        num_threads, num_workers, prefetch: threads (0: none) or processes that keep up to
-            `prefetch` batches ready.
+        num_threads: threads that make batches ahead of their use; 0 makes them in next().
+        num_workers: processes that make batches instead of threads.
+        prefetch: how many batches are kept ready.
+        process_index: which of the processes of a run this is.
+        process_count: how many processes the run has.
         finish: applied to every batch in the prefetching threads. Worker processes would have to
             pickle it, so with num_workers a thread of this process applies it to what they send.
             Only with num_threads=0 and num_workers=0 does the caller of next() run it.
@@ -168,7 +172,7 @@ def draw_rows(
     random_flip: bool,
     step: int,
 ) -> Rows:
-    """Choose the rows `local` of training batch `step`: records, and flip, window and caption.
+    """Choose records, flips, windows and captions for the rows `local` of training batch `step`.
 
     Everything is drawn for the global batch, so it does not depend on the number of processes.
     """
@@ -292,7 +296,7 @@ def picked(choices: Sequence[Any], picks: np.ndarray) -> list[Any]:
 
 
 def steps_of(order: Order, *, repeat: bool) -> grain.MapDataset:
-    """Number the batches: without end, or those of one epoch."""
+    """Number the batches, without end or for one epoch."""
     # A range far beyond any run rather than .repeat(), which would start the step numbers again.
     return grain.MapDataset.range(2**60 if repeat else order.steps_per_epoch)
 

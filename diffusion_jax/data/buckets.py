@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class BucketRule(NamedTuple):
-    """Options of bucket_shapes, and the padding that transforms.fit adds before it resizes."""
+    """The options of bucket_shapes, and the padding that transforms.fit adds before it resizes."""
 
     divisor: int
     max_aspect: float
@@ -35,7 +35,7 @@ class BucketRule(NamedTuple):
 def bucket_shapes(
     image_size: tuple[int, int], *, divisor: int = 64, max_aspect: float = 2.0
 ) -> tuple[tuple[int, int], ...]:
-    """Shapes of about the area a of image_size: for each short side s the pair (s, floor(a / s)).
+    """List shapes of about the area a of image_size: pairs (s, floor(a / s)) of short sides s.
 
     Sides are multiples of the divisor, and each pair stands upright and on its side. For 1024 px
     and a divisor of 64 these are shapes of SDXL's table (appendix I), which lists smaller areas as
@@ -43,8 +43,8 @@ def bucket_shapes(
 
     Args:
         image_size: (height, width), multiples of the divisor; always one of the shapes.
-        divisor: what the network needs, such as 8 (autoencoder) times 8 (three halvings).
-        max_aspect: the longer side divided by the shorter is at most this.
+        divisor: a number that the network needs, such as 8 (autoencoder) times 8 (three halvings).
+        max_aspect: the most that the longer side divided by the shorter may be.
 
     Returns:
         (height, width) pairs, the widest first.
@@ -81,9 +81,10 @@ def fill_buckets(
     Args:
         sizes: int [n, 2], (height, width) of the images, n >= 1.
         shapes: as bucket_shapes returns them, the widest first.
+        at_least: how many images a shape needs.
 
     Returns:
-        (shapes that are left, for each of them the numbers of its images int64 [n_i]).
+        The shapes that are left, and the numbers of the images of each, int64 [n_i].
     """
     ratios = np.log(sizes[:, 0] / sizes[:, 1])
     while True:
@@ -98,10 +99,10 @@ def fill_buckets(
 
 
 def image_sizes(source: Records, image_key: str) -> np.ndarray:
-    """(height, width) of every image as it is shown, read from the headers: int32 [n, 2].
+    """Read (height, width) of every image from its header, turned upright: int32 [n, 2].
 
-    Nothing is decoded. An image whose header is damaged gets (0, 0). Says through logging how far
-    it is and how long it took.
+    Nothing is decoded. An image whose header is damaged gets (0, 0). The log says how far it is and
+    how long it took.
     """
     sizes = np.zeros((len(source), 2), np.int32)
     start = time.monotonic()
@@ -130,10 +131,10 @@ def sort_into_buckets(
     *,
     at_least: int = 1,
 ) -> tuple[tuple[tuple[int, int], ...], tuple[np.ndarray, ...]]:
-    """The shapes that a source needs, and for each of them its record numbers int64 [n_i].
+    """Find the shapes that a source needs, and the record numbers of each, int64 [n_i].
 
-    Without a rule that is image_size for all. Else see bucket_shapes and fill_buckets, also for
-    the errors; a record without a readable header counts as one of image_size.
+    Without a rule all records have the shape image_size. Else see bucket_shapes and fill_buckets,
+    also for the errors; a record without a readable header counts as one of image_size.
     """
     if rule is None:
         return (image_size,), (np.arange(len(source)),)

@@ -1,4 +1,4 @@
-"""Which records make up batch k: a pure function of (seed, k) that can be asked for any k."""
+"""Which records make up batch k: a pure function of (seed, k), for any k in any order."""
 
 import functools
 import math
@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Streams of the counter-based generator: what a (seed, number) pair is drawn for.
+# Purposes of random numbers: each gets its own stream of the counter-based generator.
 _RECORDS, AUGMENT, CAPTION, _BATCHES = 0, 1, 2, 3
 
 
 class Order(NamedTuple):
-    """Batches of record numbers, each batch out of one bucket.
+    """The record numbers of every batch; all records of a batch are from one bucket.
 
-    at(step) -> (bucket, ids): ids int64 [batch_size], -1 for padding.
-    steps_per_epoch: batches that one pass over the records fills; with padding, all of them.
+    at: step -> (bucket, record numbers int64 [batch_size], -1 for padding).
+    steps_per_epoch: how many batches one pass over the records fills, or with padding begins.
     """
 
     at: Callable[[int], tuple[int, np.ndarray]]
@@ -25,16 +25,18 @@ class Order(NamedTuple):
 def training_order(
     members: Sequence[np.ndarray], *, batch_size: int, seed: int, shuffle: bool
 ) -> Order:
-    """Full batches without end, in which the records of all buckets occur equally often.
+    """Order full batches without end, in which the records of all buckets occur equally often.
 
-    Each bucket is an endless stream of shuffled epochs, cut into batches without regard to where
-    an epoch ends: what does not fill a batch is carried over. Epoch e is made of the batches that
-    the streams complete between their e-th and (e+1)-th pass, floor((e+1) n / b) - floor(e n / b)
-    of a bucket of n records, and they are shuffled among each other.
+    Each bucket is an endless stream of shuffled epochs, which is cut into batches: what does not
+    fill a batch at the end of an epoch is carried over into the next. Epoch e consists of the
+    batches that the streams complete between their e-th and (e+1)-th pass, which for a bucket of n
+    records and batches of b are floor((e+1) n / b) - floor(e n / b), and these are shuffled.
 
     Args:
-        members: of each bucket the record numbers, int64 [n], n >= 1.
-        shuffle: else each bucket in its order, and in an epoch one bucket after the other.
+        members: the record numbers of each bucket, int64 [n], n >= 1.
+        batch_size: records per batch.
+        seed: the orders are a function of it.
+        shuffle: False keeps the order in each bucket, and takes one bucket after the other.
     """
     counts = tuple(len(numbers) for numbers in members)
     rows = np.arange(batch_size)
@@ -48,7 +50,7 @@ def training_order(
 
 
 def evaluation_order(members: Sequence[np.ndarray], *, batch_size: int) -> Order:
-    """Every record once, bucket after bucket in their order, the last batch of each padded."""
+    """Order every record once, one bucket after the other, and pad the last batch of each."""
     batches = [
         (bucket, start)
         for bucket, numbers in enumerate(members)
@@ -66,7 +68,7 @@ def evaluation_order(members: Sequence[np.ndarray], *, batch_size: int) -> Order
 
 
 def uniform(seed: int, stream: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
-    """float64 in [0, 1), a function of (seed, stream, step, place in the global batch)."""
+    """Draw float64 in [0, 1), a function of (seed, stream, step, place in the global batch)."""
     bits = _random_bits(seed, stream, step, math.prod(shape)).reshape(shape)
     return (bits >> np.uint64(11)) * 2.0**-53
 
@@ -74,7 +76,7 @@ def uniform(seed: int, stream: int, step: int, shape: tuple[int, ...]) -> np.nda
 def _locate(
     seed: int, step: int, counts: tuple[int, ...], batch_size: int, shuffle: bool
 ) -> tuple[int, int]:
-    """The bucket of a batch, and which batch of the stream of this bucket it is."""
+    """Find the bucket of a batch, and its number in the stream of this bucket."""
     if len(counts) == 1:
         return 0, step
     # Epoch e begins at sum(floor(e n / b)) <= e sum(n) / b, so the guess can only be too early.
@@ -102,8 +104,7 @@ def _epoch_batches(
 def _places(
     seed: int, bucket: int, positions: np.ndarray, counts: tuple[int, ...], *, shuffle: bool
 ) -> np.ndarray:
-    """Which member of a bucket stands at each position of its endless stream; int64, like
-    positions."""
+    """Find the member of a bucket, int64, at each position of the bucket's endless stream."""
     epochs, offsets = np.divmod(positions, counts[bucket])
     if not shuffle:
         return offsets

@@ -1,5 +1,4 @@
-"""One record of a source: find its image, label and captions, decode it, remember it, count the
-unreadable."""
+"""One record of a source: its image, label and captions, decoded and checked."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -26,20 +25,23 @@ _log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Records(Protocol):
-    """A random-access source: len(records) dicts, records[i] in any order; from TFDS also
-    .dataset_info."""
+    """A sequence of dicts that can be read in any order; from TFDS it also has .dataset_info."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Count the records."""
+        ...
 
-    def __getitem__(self, index: int, /) -> Any: ...
+    def __getitem__(self, index: int, /) -> Any:
+        """Read one record."""
+        ...
 
 
 class Record(NamedTuple):
-    """A decoded record; image is None when it is unreadable, label and captions when the source has
-    none.
+    """A decoded record.
 
-    original_size, resized_size: (height, width) as in transforms.Fitted; of an unreadable image the
-    asked size.
+    image: uint8 [h, w, c], None when it is unreadable. original_size, resized_size: (height, width)
+    as in transforms.Fitted; for an unreadable image the size that was asked for. label, captions:
+    None when the source has none.
     """
 
     image: np.ndarray | None
@@ -65,7 +67,7 @@ def find_features(
     label_key: str | None = None,
     caption_key: str | None = None,
 ) -> FeatureNames:
-    """Names of the image, label and caption features of a source.
+    """Find the names of the image, label and caption features of a source.
 
     A name that is given must exist. Otherwise it is the usual name ("image"; "label"; "caption",
     "text" or "captions"), or the only image or class label at the top level; labels and captions
@@ -100,7 +102,7 @@ def _choose(features: Mapping[str, Any], kind: str, given: str | None) -> str | 
 
 
 def _is_kind(kind: str, name: str, feature: Any) -> bool:
-    """Whether a feature of TFDS, or by its name a value in a plain dict, is of a kind."""
+    """Tell by its type whether a feature of TFDS is of a kind, or by its name a value of a dict."""
     if isinstance(feature, tfds_features.FeatureConnector):
         if kind == "caption" and isinstance(feature, tfds_features.Sequence):
             feature = feature.feature
@@ -116,10 +118,10 @@ def make_reader(
     cache: bool,
     max_corrupt: int,
 ) -> Callable[[int, tuple[int, int]], Record]:
-    """A function (record number, (height, width)) -> Record, safe to call from several threads.
+    """Make the function (record number, (height, width)) -> Record; threads may share it.
 
     With cache=True a record is decoded once and kept. An unreadable image gives image=None and a
-    warning; when more than max_corrupt different ones have been met it is an error.
+    warning, and an error once there are more than max_corrupt of them.
 
     Raises:
         ValueError: while reading, one unreadable image too many; names the record.
@@ -147,10 +149,10 @@ def make_reader(
 
 
 def captions_of(value: Any) -> tuple[str, ...]:
-    """The captions of a record, at least one: of one text, or of a sequence of texts.
+    """Read the captions of a record, at least one, from a text or a sequence of texts.
 
-    A sequence of dicts, which TFDS turns into a dict of sequences, counts by its "text" (as in
-    coco_captions). No texts at all are one empty caption, as for an image without a description.
+    From a sequence of dicts, which TFDS turns into a dict of sequences, it takes "text" (as in
+    coco_captions). Without any text the caption is "".
     """
     if isinstance(value, Mapping) and "text" in value:
         value = value["text"]

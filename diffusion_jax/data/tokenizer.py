@@ -10,6 +10,7 @@ final Greek sigma is the final one.
 import gzip
 import html
 import importlib.util
+import logging
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +28,14 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 # The file has more merges than CLIP uses: 49,152 - 256 - 2.
 _NUM_MERGES = 48894
 _END_OF_WORD = "</w>"
+# Lengths for which a warning has said that texts are too long.
+_warned: set[int] = set()
 _SPLIT = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
     r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
+
+_log = logging.getLogger(__name__)
 
 
 class ClipTokenizer(NamedTuple):
@@ -48,13 +53,23 @@ class ClipTokenizer(NamedTuple):
     def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "n l"]:
         """Tokenize n texts -> int32 [n, max_length]; a text that is too long loses its end.
 
-        The last token of such a row is END, as in the original; num_tokens tells which they are.
+        The last token of such a row is END, as in the original; num_tokens tells which they are,
+        and the first time a warning says how many.
         Raises TypeError unless texts is a sequence of strings, ValueError for broken Unicode.
         """
         ids = np.full((len(texts), self.max_length), self.pad_id, np.int32)
-        for row, tokens in zip(ids, self._encode(texts), strict=True):
-            kept = [self.start_id, *tokens[: self.max_length - 2], self.end_id]
+        room = self.max_length - 2
+        encoded = self._encode(texts)
+        for row, tokens in zip(ids, encoded, strict=True):
+            kept = [self.start_id, *tokens[:room], self.end_id]
             row[: len(kept)] = kept
+        too_long = sum(len(tokens) > room for tokens in encoded)
+        if too_long and self.max_length not in _warned:
+            _warned.add(self.max_length)
+            _log.warning(
+                "%d of %d texts have more than %d tokens and lose their end, as others may after "
+                "them: this is said once", too_long, len(texts), room,
+            )  # fmt: skip
         return ids
 
     def num_tokens(self, texts: Sequence[str]) -> Int[np.ndarray, "n"]:

@@ -98,7 +98,7 @@ def decode(image: bytes | np.ndarray | Image.Image, channels: int) -> np.ndarray
 
 
 def size_of(image: bytes | np.ndarray) -> tuple[int, int]:
-    """(height, width) that `decode` will return, from the header alone.
+    """Find the (height, width) that `decode` will return, from the header alone.
 
     Raises:
         CorruptImageError: the bytes have no readable header of an image.
@@ -119,10 +119,26 @@ def size_of(image: bytes | np.ndarray) -> tuple[int, int]:
 def _orientation(picture: Image.Image) -> Any:
     """Read the EXIF or XMP orientation of a picture; 1 when it has none that can be read."""
     try:
+        if "exif" in picture.info:  # PIL stops reading at the first tag that makes no sense
+            found = _tiff_orientation(picture.info["exif"].removeprefix(b"Exif\0\0"))
+            if found is not None:
+                return found
         # Not picture.getexif(), which decodes a whole PNG to find an orientation at its end.
         return Image.Image.getexif(picture).get(_ORIENTATION, 1)
     except _EXIF_ERRORS:
         return 1
+
+
+def _tiff_orientation(data: bytes) -> int | None:
+    """Find the orientation in the first directory of EXIF data. Source: TIFF 6.0, section 2."""
+    order = "<" if data.startswith(b"II") else ">"
+    (start,) = struct.unpack_from(f"{order}I", data, 4)
+    (count,) = struct.unpack_from(f"{order}H", data, start)
+    for place in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind, number, value = struct.unpack_from(f"{order}HHIH", data, place)
+        if (tag, kind, number) == (_ORIENTATION, 3, 1):
+            return value
+    return None
 
 
 def _why(error: Exception) -> str:
@@ -146,7 +162,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _to_8_bits(array: np.ndarray) -> np.ndarray:
-    """65535 -> 255 with rounding, so that full white stays full white (255 * 257 = 65535)."""
+    """Round 0..65535 to 0..255, so that white stays white (255 * 257 = 65535)."""
     return ((np.clip(array, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
@@ -217,10 +233,11 @@ def _resized(
 def corners(
     resized_sizes: np.ndarray, image_size: tuple[int, int], places: np.ndarray
 ) -> np.ndarray:
-    """(top, left) of windows of image_size: int [b, 2].
+    """Find the (top, left) corners of windows that are cut out of images: int [b, 2].
 
     Args:
-        resized_sizes: int [b, 2], (height, width) of what they are cut out of.
+        resized_sizes: int [b, 2], (height, width) of the images.
+        image_size: (height, width) of the windows.
         places: float [b, 2] or [1, 2] in [0, 1), which of the possible offsets; 0.5 is the middle.
     """
     return (places * (resized_sizes - np.array([image_size]) + 1)).astype(np.int64)
@@ -247,7 +264,7 @@ def cut(
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
-    """uint8 0..255 -> float32 in [-1, 1]: x / 127.5 - 1."""
+    """Scale uint8 0..255 to float32 in [-1, 1]: x / 127.5 - 1."""
     scaled = images.astype(np.float32)
     scaled /= 127.5  # in place: two temporaries of a large batch cost more than the arithmetic
     scaled -= 1
@@ -255,7 +272,7 @@ def to_float(images: np.ndarray) -> np.ndarray:
 
 
 def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of an option that is one number for squares, or such a pair.
+    """Read an option that is one number, for squares, or a pair (height, width).
 
     Raises:
         ValueError: neither, or not positive.
@@ -272,7 +289,7 @@ def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
 def make_fit(
     *, channels: int, crop: str, resize: str, pad: int
 ) -> Callable[[bytes | np.ndarray, tuple[int, int]], Fitted]:
-    """Check the options once and bind them: (encoded image, (height, width)) -> Fitted.
+    """Check the options and make the function (encoded image, (height, width)) -> Fitted.
 
     Args:
         channels: 1 (grayscale) or 3 (RGB).

@@ -9,7 +9,8 @@ import jax
 from diffusion_jax.data.batches import Batches, Finish, eval_batches, make_batches
 from diffusion_jax.data.images import ImageOptions
 from diffusion_jax.data.latent_cache import LatentCache, cached_batches
-from diffusion_jax.data.records import Records
+from diffusion_jax.data.records import FeatureNames, Records
+from diffusion_jax.data.sources.fingerprint import data_fingerprint
 from diffusion_jax.data.sources.open_source import class_names, open_source
 from diffusion_jax.experiment.binding import (
     ConfigError,
@@ -28,8 +29,7 @@ _SOURCE = "config.data.source.name"
 
 
 class Data(NamedTuple):
-    """A data set with its splits and how its records become batches; opens nothing before it is
-    asked to.
+    """A data set with its splits, and how its records become batches.
 
     splits: role -> TFDS split, None when the data set has none for the role. image_options: how
     records become images. batch_options: every option of `data.batches`, defaults included.
@@ -43,8 +43,10 @@ class Data(NamedTuple):
     batch_options: Mapping[str, Any]
 
     def source(self, role: str) -> Records:
-        """Open the records of a role: train, validation or test; ConfigError when the config names
-        no split for it."""
+        """Open the records of a role: train, validation or test.
+
+        Raises ConfigError when the config names no split for it.
+        """
         if role not in ROLES:
             raise ConfigError(f"split {role!r} is unknown; choose from {', '.join(ROLES)}")
         split = self.splits[role]
@@ -57,6 +59,11 @@ class Data(NamedTuple):
     def class_names(self, source: Records) -> tuple[str, ...]:
         """Name the classes of the label that the batches carry; empty when there is none."""
         return class_names(source, label_key=self.image_options.label_key)
+
+    def fingerprint(self, source: Records) -> dict[str, Any]:
+        """Describe the content of a split: see sources.fingerprint.data_fingerprint."""
+        names = {f"{kind}_key": self.batch_options[f"{kind}_key"] for kind in FeatureNames._fields}
+        return data_fingerprint(source, **names)
 
     def train_batches(
         self, source: Records, *, batch_size: int, seed: int, finish: Finish | None = None

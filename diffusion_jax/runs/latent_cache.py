@@ -14,13 +14,13 @@ from jax.experimental import multihost_utils
 from diffusion_jax.data import transforms
 from diffusion_jax.data.batches import Batches, Finish, prefetched
 from diffusion_jax.data.images import Images, open_images
-from diffusion_jax.data.latent_cache import (
+from diffusion_jax.data.latent_cache import LatentCache, open_cache
+from diffusion_jax.data.latent_shards import (
+    NULL_FILE,
     Entry,
-    LatentCache,
     Shards,
     claim_folder,
     missing_shards,
-    open_cache,
     verify_shards,
     write_null,
     write_shard,
@@ -85,15 +85,13 @@ def make_latent_cache(
     frozen: PyTree,
     source: Records,
     *,
-    verify: bool = False,
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> LatentCache:
-    """Encode what the cache of a config still lacks, saying how far it is, and open it.
+    """Encode what the cache of a config still lacks, compare all its checksums, and open it.
 
-    verify: compare the checksums of all shards, which reads every byte. Process p of n writes the
-    shards p, p + n, ...; give both numbers to play one of several, then a cache that waits for the
-    others is an error.
+    Process p of n writes and checks the shards p, p + n, ...; give both numbers to play one of
+    several, then a cache that waits for the others is an error. The log says how far it is.
 
     Raises ValueError when the folder has a cache made from other weights, data or options, naming
     them; when a shard is damaged; and when too many images are unreadable.
@@ -105,18 +103,16 @@ def make_latent_cache(
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
     missing = missing_shards(shards)
-    own = [shard for shard in missing if shard % count == index]
-    if missing:
+    if missing or not (folder / NULL_FILE).exists():
         _log.info(
             "encoding %d records into %s: %d of %d shards are there already",
             len(source), folder, shards.num_shards - len(missing), shards.num_shards,
         )  # fmt: skip
         encoder = _build_encoder(experiment, frozen)
-        write_null(folder, encoder.null)
+        write_null(shards, encoder.null)
+        own = [shard for shard in missing if shard % count == index]
         _write_shards(experiment, source, shards, own, encoder)
-    elif verify:
-        _log.info("comparing the checksums of %d shards in %s", shards.num_shards, folder)
-        verify_shards(shards)
+    verify_shards(shards, range(index, shards.num_shards, count))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("latent cache")
     return open_cache(shards)
@@ -125,8 +121,10 @@ def make_latent_cache(
 def image_reader(
     experiment: Experiment, source: Records
 ) -> Callable[[Mapping[str, Any], int], dict[str, Any]]:
-    """Make with_images(batch, n): the first n rows of a batch, and if it came from a cache, with
-    images, which are read now, in the place of what the cache gave."""
+    """Make with_images(batch, n) -> the first n rows of a batch, with images.
+
+    If the batch came from a cache, the images are read now and replace what the cache gave.
+    """
     images = _open(experiment, source, buckets=False)  # the batch tells the shape
 
     def with_images(batch: Mapping[str, Any], count: int) -> dict[str, Any]:

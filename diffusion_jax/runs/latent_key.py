@@ -15,8 +15,8 @@ from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.train.checkpoints.checksums import checksums
 from diffusion_jax.types import PyTree
 
-FORMAT = 1
-# Options of make_batches that change what is kept; those of buckets only with buckets.
+FORMAT = 2
+# Options of batches that change what is kept; the second group counts only with buckets.
 _KEPT_OPTIONS = (
     "image_size channels crop resize pad random_flip buckets image_key label_key caption_key"
 ).split()
@@ -35,17 +35,20 @@ def cache_options(experiment: Experiment) -> LatentCacheOptions:
 
 
 def describe_cache(experiment: Experiment, frozen: PyTree, source: Records) -> dict[str, Any]:
-    """Name everything that the content of a cache depends on, by its path in a config if it has
-    one: {name: value}."""
+    """Map the name of everything that a cache depends on to its value.
+
+    A name is a path in the config, or says in words what is not there.
+    """
     options, data, network = cache_options(experiment), experiment.data, experiment.network
     assert network.first_stage is not None  # bind_latent_cache asks for it
-    info = getattr(source, "dataset_info", None)
+    found = data.fingerprint(source)
     parts: dict[str, Any] = {
         "the format of the cache": FORMAT,
         "config.data.source.name": data.name,
-        "the version of the data set": None if info is None else info.full_name,
+        "the version of the data set": found["name"] if "name" in found else None,
         "config.data.splits.train": data.splits["train"],
         "the number of records": len(source),
+        "the digest of the data set": found["digest"],
     }
     names = list(_KEPT_OPTIONS)
     if data.batch_options["buckets"]:
@@ -84,7 +87,7 @@ def cached_embedders(experiment: Experiment) -> dict[str, Embedder]:
 
 
 def _fields(module: nn.Module, path: str) -> dict[str, Any]:
-    """List the fields of a module, and those of the modules in it as if they were its own."""
+    """List the fields of a module, together with the fields of the modules in it."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(module):
         value = getattr(module, field.name) if field.name not in _SILENT_FIELDS else None

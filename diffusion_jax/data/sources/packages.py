@@ -1,4 +1,4 @@
-"""Where an optional package lives, without importing it."""
+"""Find the folder of an optional package without importing it."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def require_packages(data_set: str, packages: Mapping[str, str]) -> list[Path]:
-    """Folders of the packages that a data set is made from.
+    """Find the folders of the packages that a data set is made from.
 
     Args:
         data_set: its name, for the message.

@@ -1,16 +1,18 @@
-"""Prepare a data set once and find it again; fail within seconds where TFDS would retry for
-minutes."""
+"""Prepare a data set once and find it again, or fail within seconds instead of minutes."""
 
 import contextlib
 import difflib
+import fcntl
 import io
 import logging
 import os
+import re
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder, registered
@@ -24,8 +26,10 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep TFDS from announcing a download of unknown size where nothing is downloaded, and from
-    drawing three progress bars per split; `prepare` logs the one line that matters."""
+    """Keep TFDS from drawing progress bars and announcing downloads where there are none.
+
+    `prepare` logs the one line that matters.
+    """
     tfds_log = logging.getLogger("absl")
     level, bars = tfds_log.level, tqdm_utils._active
     tfds_log.setLevel(logging.ERROR)
@@ -39,11 +43,11 @@ def quiet() -> Iterator[None]:
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Prepare as ArrayRecord unless that was done, also when another process is doing the same
-    right now.
+    """Prepare as ArrayRecord unless that was done or another process is doing it right now.
 
     TFDS writes into a folder of its own per process and renames it at the end; whoever comes second
-    finds the name taken, and the data of the first is as good.
+    finds the name taken, and the data of the first is as good. What killed processes have left is
+    removed, and a log line says how much earlier versions of the same folder take.
 
     Raises:
         OSError: the data directory cannot be written.
@@ -51,10 +55,12 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     if builder.is_prepared():
         return
     target = Path(builder.data_dir)
-    _log.info("preparing %s in %s", builder.info.full_name, target)
+    place = target.parent.parent if builder.builder_config else target.parent
+    _log.info("preparing %s in %s%s", builder.info.full_name, target, _others(target, place))
     no_bucket = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        builder.download_and_prepare(file_format="array_record", download_config=no_bucket)
+        with _without_leftovers(place):
+            builder.download_and_prepare(file_format="array_record", download_config=no_bucket)
     except OSError as error:
         if not (target / "dataset_info.json").exists():
             raise OSError(
@@ -64,10 +70,43 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
         builder.info.read_from_directory(target)
 
 
+@contextlib.contextmanager
+def _without_leftovers(place: Path) -> Iterator[None]:
+    """Prepare inside: first remove what dead processes have left of the data sets in a folder.
+
+    Whoever prepares there holds the lock together with others, and the system takes it from dead
+    processes; so who gets it alone knows that what is incomplete belongs to nobody.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / ".lock").open("a") as lock:
+        if _locks(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            for folder in [*place.glob("incomplete.*"), *place.glob("*/incomplete.*")]:
+                shutil.rmtree(folder)
+        _locks(lock, fcntl.LOCK_SH)  # waits at most while another removes
+        yield
+
+
+def _locks(lock: IO[str], kind: int) -> bool:
+    """Take a lock; False when another process holds it or the disk knows no locks."""
+    try:
+        fcntl.flock(lock, kind)
+    except OSError:
+        return False
+    return True
+
+
+def _others(target: Path, place: Path) -> str:
+    """Say how much space other versions of the same folder of images take."""
+    stem = re.fullmatch(r"(.+-)[0-9a-f]{12}", target.parent.name)
+    others = [path for path in place.glob(f"{stem[1]}*") if path != target.parent] if stem else []
+    size = sum(file.stat().st_size for path in others for file in path.rglob("*") if file.is_file())
+    return f"; {len(others)} other versions take {size / 1e6:.1f} MB there" if size else ""
+
+
 def prepared_builder(
     name: str, *, data_dir: str, download: bool, **builder_config: Any
 ) -> tfds.core.DatasetBuilder:
-    """A builder whose data are on disk: found there, or with download=True fetched and prepared.
+    """Find a builder whose data are on disk, or with download=True fetch and prepare them.
 
     Raises:
         FileNotFoundError, ConnectionError, ModuleNotFoundError, ValueError: as open_source.

@@ -9,12 +9,11 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.data.batches import eval_batches, make_batches
-from diffusion_jax.data.sources.image_folder import scan
+from diffusion_jax.data.sources.folder_scan import scan
 from diffusion_jax.data.sources.open_source import (
     captions,
     class_names,
     describe,
-    num_classes,
     open_source,
 )
 
@@ -59,7 +58,7 @@ def test_flat_folder_has_neither_labels_nor_captions(tmp_path):
     for i in range(3):
         write(tmp_path / "photos" / f"{i}.JPG", i)
     source = open_folder(tmp_path)
-    assert num_classes(source) == 0
+    assert class_names(source) == ()
     batch = next(make_batches(source, batch_size=3, image_size=4).iterate(0))
     assert not {"label", "caption"} & set(batch)
 
@@ -150,7 +149,7 @@ def test_corrupt_images_are_left_out_and_named(tmp_path):
         source = open_folder(tmp_path)
         assert len(source) == 1
         assert sorted(describe(source)["skipped"]) == ["bad.png", "empty.png"]
-    with pytest.raises(ValueError, match=r"empty.png is not a readable image.*max_corrupt=1"):
+    with pytest.raises(ValueError, match=r"empty.png: not a readable image.*max_corrupt = 1"):
         open_folder(tmp_path, max_corrupt=1)
 
 
@@ -162,7 +161,7 @@ def test_nothing_readable(tmp_path):
 
 
 def test_missing_and_empty_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"folder='.*photos' is not a folder"):
+    with pytest.raises(FileNotFoundError, match=r"folder = '.*photos' is no folder"):
         open_folder(tmp_path)
     (tmp_path / "photos").mkdir()
     with pytest.raises(ValueError, match=r"photos holds no images, which end in \.png"):
@@ -182,11 +181,12 @@ def test_folder_is_required(tmp_path):
         ("[]", ValueError, 'metadata.jsonl:2 should be an object with "file_name"'),
         ('{"caption": "x"}', ValueError, 'metadata.jsonl:2 should be an object with "file_name"'),
         ('{"file_name": "z.png"}', FileNotFoundError, "metadata.jsonl:2 names 'z.png'"),
-        ('{"file_name": "a.png"}', ValueError, "a.png has no caption, but other images"),
+        ('{"file_name": "b.png"}', ValueError, "b.png has no caption, but other images"),
     ],
 )
 def test_bad_metadata(tmp_path, line, error, sentence):
     write(tmp_path / "photos/a.png")
+    write(tmp_path / "photos/b.png")
     good = '{"file_name": "a.png", "caption": "x"}'
     (tmp_path / "photos/metadata.jsonl").write_text(f"{good}\n{line}\n")
     with pytest.raises(error, match=sentence):
@@ -257,16 +257,18 @@ def test_missing_and_bad_captions(tmp_path):
     captioned(tmp_path, {"a": "x", "b": None, "c": None})
     with pytest.raises(FileNotFoundError, match=r"beside each image .* 2 of 3 .* such as .*b\.txt"):
         open_folder(tmp_path, caption="txt")
-    with pytest.raises(FileNotFoundError, match=r"caption='metadata' needs the file .*jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"caption = 'metadata' needs the file .*jsonl"):
         open_folder(tmp_path, caption="metadata")
-    with pytest.raises(ValueError, match="caption='text' is unknown, choose one of auto, none"):
+    with pytest.raises(ValueError, match="caption = 'text' is unknown; choose from auto, none"):
         open_folder(tmp_path, caption="text")
     metadata = tmp_path / "photos/metadata.jsonl"
     metadata.write_text('{"file_name": "a.png", "label": "x"}')
     with pytest.raises(ValueError, match='gives a.png no "caption" and no "text"'):
         open_folder(tmp_path, caption="metadata")
     metadata.write_text('{"file_name": "a.png", "caption": {"en": "x"}}')
-    with pytest.raises(ValueError, match=r"a caption should be a text .* got \{'en': 'x'\}"):
+    with pytest.raises(
+        ValueError, match=r"jsonl:1: a caption should be a text .* not \{'en': 'x'\}"
+    ):
         open_folder(tmp_path, caption="metadata")
     for name in "abc":
         (tmp_path / f"photos/{name}.txt").write_bytes(b"\xff\xfe\xfa")

@@ -1,6 +1,8 @@
 """Several processes may prepare one data set at the same time."""
 
+import fcntl
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,14 +72,52 @@ def test_data_directory_that_cannot_be_written(tmp_path, photos):
         open_source("image_folder", "train", data_dir=blocked, folder=photos)
 
 
-def test_preparing_says_one_line_and_draws_no_bars(tmp_path, photos, capfd, caplog):
+def said(caplog):
+    return [record.message for record in caplog.records if record.name.startswith("diffusion")]
+
+
+def test_preparing_says_two_lines_and_draws_no_bars(tmp_path, photos, capfd, caplog):
     """Asked for the bars again afterwards, as TFDS's own data sets may need them."""
     with caplog.at_level(logging.INFO):
-        open_source("image_folder", "train", data_dir=tmp_path / "tfds", folder=photos)
-    (line,) = [record.message for record in caplog.records if record.name.startswith("diffusion")]
-    assert line.startswith("preparing image_folder/photos-")
+        for _ in range(2):
+            open_source("image_folder", "train", data_dir=tmp_path / "tfds", folder=photos)
+    taken_for, preparing = said(caplog)
+    assert taken_for == (
+        f"{photos} holds images: train 200; classes: none; captions: none; ignored files: none"
+    )
+    assert preparing.startswith("preparing image_folder/photos-")
     out, err = capfd.readouterr()
     assert "Generating" not in out + err
     assert "\r" not in out + err
     list(tqdm_utils.tqdm(range(3)))
     assert "3/3" in capfd.readouterr().err
+
+
+def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path, photos):
+    place = tmp_path / "tfds" / "image_folder"
+    left = [place / "photos-0123456789ab" / "incomplete.AB12CD_1.0.0", place / "incomplete.X_1"]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / "half").write_text("half")
+    options = {"data_dir": tmp_path / "tfds", "folder": photos}
+    with (place / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as a process that prepares does
+        open_source("image_folder", "train", **options)
+        assert all((folder / "half").exists() for folder in left)
+    (photos / "0.png").unlink()
+    open_source("image_folder", "train", **options)
+    assert not any(folder.exists() for folder in left)
+
+
+def test_copies_of_earlier_versions_are_told(tmp_path, photos, caplog):
+    """A file that is touched makes no new copy; one that changes does."""
+    options = {"data_dir": tmp_path / "tfds", "folder": photos}
+    with caplog.at_level(logging.INFO):
+        open_source("image_folder", "train", **options)
+        (photos / "1.png").touch()
+        open_source("image_folder", "train", **options)
+        (photos / "1.png").unlink()
+        open_source("image_folder", "train", **options)
+    first, second = [line for line in said(caplog) if line.startswith("preparing image_folder")]
+    assert "other versions" not in first
+    assert re.search("; 1 other versions take 0[.][0-9] MB there$", second)

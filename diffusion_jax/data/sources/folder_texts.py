@@ -1,0 +1,139 @@
+"""What the text files of an image folder say: metadata.jsonl, metadata.csv, and a.txt by a.png."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+class Row(NamedTuple):
+    """What a metadata file says about one image, whose path lies in the folder of the file."""
+
+    path: Path
+    label: str | None
+    captions: tuple[str, ...] | None
+
+
+def find_metadata(folder: Path) -> Path | None:
+    """Find the metadata file of a folder; metadata.jsonl is preferred to metadata.csv."""
+    paths = [folder / name for name in METADATA]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def read_metadata(file: Path) -> list[Row]:
+    """Read a metadata file: a JSON object a line, or a table with a header.
+
+    Fields: "file_name"; if known "caption" or "text", a text or in JSON a list of texts; "label".
+
+    Raises:
+        ValueError: a line that is not of this form, names a file outside the folder or one that
+            another line names already, or no lines at all.
+        FileNotFoundError: a line names a file that is not there.
+    """
+    rows: list[Row] = []
+    lines: dict[Path, str] = {}
+    for where, fields in _json_lines(file) if file.suffix == ".jsonl" else _table(file):
+        row = _row(file.parent, where, fields)
+        if row.path in lines:
+            raise ValueError(
+                f"{where} names {fields['file_name']!r} again after line {lines[row.path]}; give "
+                "each image one line, in metadata.jsonl with a list of captions if it has several"
+            )
+        lines[row.path] = where.rpartition(":")[2]
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{file} holds no lines, so there are no images")
+    return rows
+
+
+def read_captions(file: Path) -> tuple[str, ...]:
+    """Read the captions of one image, one a line; an empty file is the caption ""."""
+    return tuple(line.strip() for line in _text(file).splitlines() if line.strip()) or ("",)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(_text(file).split("\n"), start=1):
+        where = f"{file}:{number}"
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} is not JSON ({error})") from error
+        if not isinstance(fields, dict) or not isinstance(fields.get("file_name"), str):
+            raise ValueError(
+                f'{where} should be an object with "file_name" and, if known, "caption" and '
+                f'"label", not {line.strip()[:80]}'
+            )
+        yield where, fields
+
+
+def _table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
+    try:
+        if "file_name" not in (reader.fieldnames or ()):
+            raise ValueError(
+                f"{file}:1 should be a header with file_name and, if known, caption and label"
+            )
+        for fields in reader:
+            where = f"{file}:{reader.line_num}"
+            if None in fields or None in fields.values():
+                raise ValueError(
+                    f"{where} should have {len(reader.fieldnames or ())} fields like the header; "
+                    "put quotation marks around a text that holds commas"
+                )
+            label = {"label": fields["label"] or None} if "label" in fields else {}
+            yield where, {**fields, **label}
+    except csv.Error as error:
+        raise ValueError(f"{file}:{reader.reader.line_num} is not CSV ({error})") from error
+
+
+def _row(folder: Path, where: str, fields: dict[str, Any]) -> Row:
+    name = fields["file_name"]
+    path = Path(os.path.normpath(folder / name))
+    if os.path.isabs(name) or not path.is_relative_to(folder):
+        raise ValueError(f"{where} names {name!r}, which should lie in {folder}")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{where} names {name!r}, which is no file in {folder}")
+    label = fields.get("label")
+    if not isinstance(label, str | int | float | None):
+        raise ValueError(f"{where}: a label should be a text or a number, not {label!r}")
+    caption = fields["caption"] if "caption" in fields else fields.get("text")
+    return Row(
+        path,
+        None if label is None else _unicode(str(label), where),
+        _captions(caption, where),
+    )
+
+
+def _captions(value: Any, where: str) -> tuple[str, ...] | None:
+    """One caption or a list of them; a number may be a caption too."""
+    if value is None or value == []:
+        return None
+    texts = value if isinstance(value, list) else [value]
+    wrong = [text for text in texts if not isinstance(text, str | int | float)]
+    if wrong:
+        raise ValueError(
+            f"{where}: a caption should be a text or a list of texts, not {wrong[0]!r}"
+        )
+    return tuple(_unicode(str(text), where) for text in texts)
+
+
+def _unicode(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: {text!r} is not valid Unicode ({error})") from error
+    return text
