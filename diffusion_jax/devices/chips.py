@@ -67,3 +67,20 @@ def find_chip(device_kind: str) -> Chip | None:
         if re.fullmatch(chip.kind, device_kind):
             return chip
     return None
+
+
+# Compute capability of the chips of NVIDIA: https://developer.nvidia.com/cuda-gpus.
+CAPABILITIES = {
+    **dict.fromkeys(("a100-40gb", "a100"), (8, 0)),
+    **dict.fromkeys(("a6000", "rtx3090"), (8, 6)),
+    **dict.fromkeys(("l4", "l40s", "rtx4090"), (8, 9)),
+    **dict.fromkeys(("h100", "h100-pcie", "h100-nvl", "h200"), (9, 0)),
+    "b200": (10, 0),
+    "rtx5090": (12, 0),
+}
+
+
+def compute_capability(device_kind: str) -> tuple[int, int] | None:
+    """Tell the compute capability of a GPU of NVIDIA; None for one that is not in CHIPS."""
+    chip = find_chip(device_kind)
+    return CAPABILITIES[chip.name] if chip is not None and chip.name in CAPABILITIES else None

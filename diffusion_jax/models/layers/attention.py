@@ -1,5 +1,8 @@
 """Attention: the one function that every network calls, and the block of the pixel UNets."""
 
+import functools
+import logging
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -8,11 +11,14 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from diffusion_jax.devices.chips import compute_capability
 from diffusion_jax.models.layers.basic import GroupNorm, conv
 from diffusion_jax.models.layers.flash_attention import flash_attention
 
+_log = logging.getLogger(__name__)
+
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "flash")
-# With fewer keys, as those of a text, "flash" is "xla": the kernel would work mostly on padding.
+# With fewer keys, as a text has, "flash" is "xla": the kernel would work mostly on padding.
 MIN_FLASH_KEYS = 128
 # From so many queries and keys on, "auto" takes the kernel: a head's logits then fill 4 MiB.
 LONG = 1024
@@ -27,10 +33,13 @@ def attention(
 ) -> Float[Array, "b l n d"]:
     """Attend: softmax(q k^T / sqrt(d)) v per head n, softmax in float32.
 
-    implementation: "xla" runs anywhere; "cudnn" is the fused kernel of NVIDIA's GPUs, for half
-    precision; "flash" that of TPUs, for at least MIN_FLASH_KEYS keys; "auto" chooses for the
-    devices of the mesh in context (jax.set_mesh, sharding.on_mesh), which may be others than this
-    host has, or without one for the default devices. Raises ValueError for another name.
+    implementation: "xla" runs anywhere. "cudnn" is the fused kernel of NVIDIA's GPUs; where it
+      cannot be used (`cudnn_refuses`), "xla" is, and the log says why, once. "flash" is the kernel
+      of TPUs, for at least MIN_FLASH_KEYS keys. "auto" chooses for the devices of the mesh in
+      context (jax.set_mesh, mesh.on_mesh), which may be others than this host has, or without one
+      for the default devices.
+
+    Raises ValueError for another name.
     Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1.
     """
     if implementation not in IMPLEMENTATIONS:
@@ -38,37 +47,97 @@ def attention(
             f"attention_impl = {implementation!r} is unknown; "
             f"choose one of {', '.join(IMPLEMENTATIONS)}"
         )
+    platform, kind = _target()
     if implementation == "auto":
-        implementation = _best(q, k)
+        implementation = _best(q, k, platform, kind)
+    elif implementation == "cudnn":
+        reason = cudnn_refuses(q.shape, k.shape, q.dtype, kind)
+        if reason is not None:
+            _say_once(
+                f"attention of {q.shape[1]} queries to {k.shape[1]} keys, heads of width "
+                f"{q.shape[-1]}, is computed by XLA and not by cuDNN: {reason}"
+            )
+            implementation = "xla"
     if implementation == "flash" and k.shape[1] >= MIN_FLASH_KEYS:
         return flash_attention(q, k, v)
     implementation = "cudnn" if implementation == "cudnn" else "xla"
     return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
 
 
-def _best(q: Array, k: Array) -> str:
-    mesh = jax.sharding.get_abstract_mesh()
-    device = mesh.abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    if platform == jax.default_backend() == "gpu" and _fits_cudnn(q):
-        return "cudnn"  # which cannot be compiled for without being there
+def cudnn_refuses(
+    q_shape: tuple[int, ...], k_shape: tuple[int, ...], dtype: Any, device_kind: str
+) -> str | None:
+    """Tell why a layer cannot train with cuDNN's attention on a kind of GPU; None if it can.
+
+    Half precision; heads of a multiple of 8 up to 128 wide, or 256 from compute capability 9.0;
+    a GPU from 8.0. JAX has limits of its own, such as even lengths and an installed cuDNN, and is
+    asked for them; heads wider than 128 it allows only where this host has a GPU from 9.0. Splits
+    within a sequence or a head are refused too, but no mesh of this package makes them.
+    """
+    capability = _capability(device_kind)
+    if capability is None or capability < (8, 0):
+        return f"{device_kind} is no GPU of NVIDIA with a compute capability from 8.0 on"
+    widest = 256 if capability >= (9, 0) else 128
+    if q_shape[-1] > widest:
+        return f"on {device_kind} heads are at most {widest} wide"
+    return _jax_refuses(q_shape[1], k_shape[1], q_shape[-1], jnp.dtype(dtype))
+
+
+@functools.cache
+def _jax_refuses(queries: int, keys: int, head_dim: int, dtype: Any) -> str | None:
+    """Trace a backward pass through the kernel; return the first line of the error, if any."""
+
+    def total(q: Array, k: Array, v: Array) -> Array:
+        out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        return jnp.sum(out.astype(jnp.float32))
+
+    q, k = (jax.ShapeDtypeStruct((1, length, 1, head_dim), dtype) for length in (queries, keys))
+    try:
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            jax.eval_shape(jax.grad(total, argnums=(0, 1, 2)), q, k, k)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
+def _capability(device_kind: str) -> tuple[int, int] | None:
+    """Find the compute capability of a kind that is known, or of a device that is here."""
+    known = compute_capability(device_kind)
+    here = [d for d in jax.devices() if d.device_kind == device_kind and d.platform == "gpu"]
+    if known is not None or not here:
+        return known
+    numbers = re.fullmatch(r"(\d+)\.(\d+)", str(here[0].compute_capability))
+    return None if numbers is None else (int(numbers[1]), int(numbers[2]))
+
+
+def _target() -> tuple[str, str]:
+    """Find platform and kind of the devices that this is traced for."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        device = jax.devices()[0]
+    return device.platform, device.device_kind
+
+
+def _best(q: Array, k: Array, platform: str, device_kind: str) -> str:
+    if platform == "gpu":
+        refused = cudnn_refuses(q.shape, k.shape, q.dtype, device_kind) is not None
+        return "xla" if refused else "cudnn"
     # Outside of a mesh nothing tells how to part a kernel between devices.
-    placed = not mesh.empty or jax.device_count() == 1
+    placed = not jax.sharding.get_abstract_mesh().empty or jax.device_count() == 1
     long = min(q.shape[1], k.shape[1]) >= LONG
     return "flash" if platform == "tpu" and placed and long else "xla"
 
 
-def _fits_cudnn(q: Array) -> bool:
-    head_dim = q.shape[-1]
-    return q.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
+@functools.cache
+def _say_once(message: str) -> None:
+    _log.warning(message)
 
 
 class AttentionBlock(nn.Module):
     """Self-attention over the pixels with a residual: x + proj_out(attention(qkv(norm(x)))).
 
-    x [b h w c] -> [b h w c]. The channels of qkv are ordered (head, q k v, channel), as in every
-    released model, or with new_order (q k v, head, channel). Raises ValueError when num_heads does
-    not divide the channels.
+    The channels of qkv are ordered (head, q k v, channel), as in every released model, or with
+    new_order (q k v, head, channel).
     Source: guided-diffusion, unet.AttentionBlock.
     """
 
@@ -81,6 +150,7 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Attend: x [b h w c] -> the same; ValueError when num_heads does not divide c."""
         _, height, _, channels = x.shape
         if self.num_heads < 1 or channels % self.num_heads:
             raise ValueError(

@@ -2,14 +2,17 @@
 
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from diffusion_jax.devices.mesh import MESH_AXES
+from diffusion_jax.models.layers import attention as module
 from diffusion_jax.models.layers.attention import AttentionBlock, attention
 
 
@@ -60,8 +63,8 @@ def kernels(mesh, queries, keys, implementation="auto", dtype=jnp.bfloat16):
         return set(re.findall(r"splash|cudnn", str(trace(*shapes))))
 
 
-def mesh_of(platform, sizes=(1, 2, 2, 1)):
-    device = AbstractDevice(device_kind=platform, num_cores=1, platform=platform)
+def mesh_of(platform, sizes=(1, 2, 2, 1), kind=None):
+    device = AbstractDevice(device_kind=kind or platform, num_cores=1, platform=platform)
     axes = (AxisType.Auto,) * 4
     return AbstractMesh(sizes, MESH_AXES, axes, abstract_device=device)
 
@@ -73,6 +76,91 @@ def test_auto_chooses_for_the_devices_of_the_mesh():
     assert kernels(tpu, 256, 256) == set()  # a short sequence
     assert kernels(cpu, 1024, 1024) == set()
     assert kernels(None, 1024, 1024) == set()  # the tests run on CPU
+
+
+H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    """Let jax believe that cuDNN is installed; the kernel is only traced and lowered."""
+    versions = types.SimpleNamespace(cudnn_get_version=lambda: 91002)
+    monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", versions)
+    module._jax_refuses.cache_clear()
+    yield
+    module._jax_refuses.cache_clear()
+
+
+def lowered(queries, keys, kind=H100, head_dim=64, dtype=jnp.bfloat16, implementation="auto"):
+    """Lower forward and backward pass for a GPU -> whether cuDNN's kernels are in both."""
+    q, k = (jax.ShapeDtypeStruct((2, n, 4, head_dim), dtype) for n in (queries, keys))
+
+    def loss(q, k, v):
+        out = attention(q, k, v, implementation=implementation)
+        return jnp.sum(out.astype(jnp.float32))
+
+    with jax.sharding.use_abstract_mesh(mesh_of("gpu", (1, 1, 1, 1), kind)):
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, k)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    found = {bool(re.search(rf"__cudnn\$fmha{name}\b", text)) for name in
+             ("Softmax", "SoftmaxBackward")}  # fmt: skip
+    assert len(found) == 1
+    return found.pop()
+
+
+def test_training_steps_can_be_lowered_for_gpus_without_one(cudnn):
+    """Every kind of layer of SD and SDXL: what cuDNN refuses in training falls to XLA."""
+    assert lowered(4096, 4096)
+    assert lowered(4096, 4096, A100)
+    assert not lowered(4096, 77)  # keys of a text
+    assert not lowered(49, 49)  # 7 x 7 pixels
+    assert not lowered(256, 256, head_dim=160)  # SD 1, on a host without a GPU
+    assert not lowered(256, 256, head_dim=12)
+    assert not lowered(4096, 4096, dtype=jnp.float32)
+    assert not lowered(4096, 4096, "NVIDIA T4")  # compute capability 7.5, and not in CHIPS
+    assert lowered(4096, 4096, dtype=jnp.float16, implementation="cudnn")
+    assert not lowered(4096, 77, implementation="cudnn")
+
+
+def test_without_cudnn_a_gpu_is_lowered_for_by_xla():
+    module._jax_refuses.cache_clear()
+    if fused_attention_stablehlo.cuda_versions is None:
+        assert not lowered(4096, 4096)
+
+
+def test_wide_heads_are_for_gpus_from_hopper_on(cudnn, monkeypatch):
+    """Where this host has such a GPU, for jax asks for it."""
+    check = lambda capability: (9, 0) >= tuple(int(n) for n in capability.split("."))
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", check)
+    assert lowered(256, 256, H100, head_dim=160)
+    assert not lowered(256, 256, A100, head_dim=160)
+    assert not lowered(256, 256, H100, head_dim=264)
+
+
+def test_cudnn_by_name_says_once_why_it_is_not_used(cudnn, caplog):
+    module._say_once.cache_clear()
+    with caplog.at_level("WARNING"):
+        for _ in range(3):
+            assert not lowered(64, 77, implementation="cudnn")
+            assert not lowered(4096, 77)  # auto says nothing
+    (record,) = caplog.records
+    assert re.match(
+        "attention of 64 queries to 77 keys, heads of width 64, is computed by XLA and not by "
+        "cuDNN: Unsupported sequence length Q 64, KV 77",
+        record.getMessage(),
+    )
+
+
+def test_a_gpu_of_this_host_is_asked_for_its_capability(monkeypatch):
+    gpu = types.SimpleNamespace(device_kind="NVIDIA X", platform="gpu", compute_capability="12.1")
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    assert module._capability("NVIDIA X") == (12, 1) and module._capability("NVIDIA Y") is None
+    assert module._target() == ("gpu", "NVIDIA X")
+    other = types.SimpleNamespace(device_kind="AMD", platform="gpu", compute_capability="gfx942")
+    monkeypatch.setattr(jax, "devices", lambda: [other])
+    assert "AMD is no GPU of NVIDIA" in module.cudnn_refuses(
+        (1, 8, 1, 64), (1, 8, 1, 64), "bfloat16", "AMD"
+    )
 
 
 def test_flash_is_for_more_keys_than_a_text_has():
