@@ -63,8 +63,10 @@ def test_a_lone_machine_asks_nobody(packages):
 def test_nothing_is_joined_by_default(monkeypatch):
     for name in (*SLURM, *OPEN_MPI_4, *POD):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(processes.jax.distributed, "initialize", None)  # must not be called
+    joined = []
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **_: joined.append(1))
     processes.join(place_of(parse_arguments(["--config=x.py"])))
+    assert not joined
 
 
 def test_flags(packages):
