@@ -57,8 +57,7 @@ def evaluate_run(
     """
     workdir = pathlib.Path(workdir)
     experiment = make_experiment(load_run_config(workdir, overrides))
-    source = experiment.data.source(split)
-    batches = experiment.data.eval_batches(source, batch_size=experiment.training.batch_size)
+    batches = experiment.eval_batches(split)
     frozen = run_frozen(experiment, workdir)
     state, _ = restore_state(workdir / "checkpoints", experiment.abstract_state(), step)
     losses = build_evaluate(experiment, frozen, batches, prefix=split)(state)

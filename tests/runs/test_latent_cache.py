@@ -119,7 +119,7 @@ def test_the_loss_curve_is_that_of_online_training(
 ):
     built = build(*KEPT, f"latent_cache.folder={tmp_path}", f"latent_cache.dtype={dtype}")
     monkeypatch.setattr(latent_cache, "load_frozen", lambda *_: frozen)
-    cached = latent_cache.train_from_cache(built, source(), finish=built.task.with_inputs)
+    cached = latent_cache.train_from_cache(built, source())
     columns = set(built.to_devices(next(cached.batches.iterate(0))))
     texts = {f"cached/{name}" for name in ("clip/0", "open_clip/0", "open_clip/1")}
     assert columns == {"moments", *texts}
