@@ -45,10 +45,11 @@ class Pipeline(NamedTuple):
         ema: bool = True,
         overrides: Sequence[str] = (),
     ) -> "Pipeline":
-        """Load the weights of a run: its newest checkpoint or that of `step`, averaged or raw.
+        """Load the weights of a run, averaged or raw.
 
-        overrides: of the run's config, such as "--config.sampler.name=euler"; sampler, guidance,
-        discretization and data may be changed, what was trained may not.
+        step: the number of a checkpoint, the newest when None. overrides: of the run's config, such
+        as "--config.sampler.name=euler"; sampler, guidance, discretization and data may be changed,
+        what was trained may not.
         Raises FileNotFoundError when the folder holds no run or no such checkpoint, ValueError
         when it is damaged.
         """
@@ -178,7 +179,7 @@ class Pipeline(NamedTuple):
         """Find the noise from which sampling draws given images: float32 x [B, h, w, c].
 
         `pipe(conditions, latents=x)` with the same num_steps and guidance_scale draws the images
-        again; with other conditions it draws them edited. The way back is that of ddim or euler,
+        again; with other conditions it draws them edited. The way back reverses ddim or euler,
         see samplers.inverse: exact when iterated for ever for those two, with an error of the
         first order in the step for other samplers, and larger for a larger guidance_scale.
 

@@ -1,5 +1,6 @@
 """The command line: one parser, one module a command, nothing heavy imported before its use."""
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -7,6 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from diffusion_jax.cli.arguments import parse_arguments
+from diffusion_jax.cli.program import EXIT_SIGNAL
+from diffusion_jax.train.hooks.received import Interrupted, handle_signals, interruptible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:  # where a config's package.module:Object may lie
         sys.path.append(os.getcwd())
     try:
-        return arguments.run(arguments)
+        with contextlib.ExitStack() as stack:
+            if arguments.command == "train":  # before jax is imported, which takes seconds
+                stack.enter_context(interruptible(stack.enter_context(handle_signals())))
+            return arguments.run(arguments)
+    except Interrupted as signal:
+        print(f"{signal}: nothing was to be saved; the same command goes on", file=sys.stderr)
+        return EXIT_SIGNAL
     except (ValueError, TypeError, OSError, ImportError) as error:
         if arguments.debug or not _is_ours(error):
             raise

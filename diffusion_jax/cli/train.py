@@ -11,15 +11,11 @@ import ml_collections
 
 from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.cli.debugging import debugging
-from diffusion_jax.cli.program import program_name
+from diffusion_jax.cli.program import EXIT_NOT_A_NUMBER, EXIT_SIGNAL, program_name
 from diffusion_jax.devices import processes
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.training import SIGNALS, Result, train_run
 from diffusion_jax.train.checkpoints.saving import resolve_checkpoint
-
-EXIT_NOT_A_NUMBER = 3  # a metric was NaN or infinite; the message names the last good checkpoint
-# Stopped by SIGTERM or Ctrl-C and saved: the same command goes on (sysexits.h, EX_TEMPFAIL).
-EXIT_SIGNAL = 75
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -67,7 +67,7 @@ def q_posterior(
     """Compute mean, variance and clipped log variance of q(x_{t-1} | x_t, x_0).
 
     The variance is interpolated towards beta_t by the schedule's v_posterior. At t = 0 it is 0 (for
-    v_posterior = 0) and its logarithm is that of 1e-20.
+    v_posterior = 0) and its logarithm is log(1e-20).
     Source: Ho et al. 2020, equation 7.
     """
     mean = (
@@ -267,7 +267,7 @@ def ancestral(
     """Make the Sampler that draws from p(x_{t-1} | x_t) down to t = 0.
 
     num_steps: start at t = num_steps - 1; None is all of the schedule.
-    timesteps: int [T], what the network is told at each t when the schedule is a respaced one.
+    timesteps: int [T], the timestep that the network gets at each t of a respaced schedule.
     temperature: scales the noise; a number, or one for each t < num_steps.
 
     Raises ValueError for num_steps outside [1, T], a temperature of another length and unknown

@@ -128,8 +128,8 @@ def denoiser(
         output = apply(expand(c_in, x) * x, c_noise, conditioning)
         if output.shape != x.shape:
             raise ValueError(
-                f"the network's output has the shape {output.shape}; it should be that of x, "
-                f"{x.shape}"
+                f"the network's output has the shape {output.shape}; it should be {x.shape}, "
+                "the shape of x"
             )
         return expand(c_skip, x) * x + expand(c_out, x) * output
 

@@ -16,7 +16,7 @@ def make_experiment(
 ) -> Experiment:
     """Build the Experiment of a config; nothing is trained, read or written.
 
-    devices: those of the mesh, default all. Raises ValueError, naming path, value and choices, for
+    devices: of the mesh, default all. Raises ValueError, naming path, value and choices, for
     any option of any section that is unknown, of the wrong type, missing, or does not fit another.
     """
     sections = config.to_dict()  # references are resolved; from here on everything is plain

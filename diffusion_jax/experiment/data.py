@@ -68,7 +68,7 @@ class Data(NamedTuple):
     def train_batches(
         self, source: Records, *, batch_size: int, seed: int, finish: Finish | None = None
     ) -> Batches:
-        """Make shuffled batches without end; batch k is a function of (seed, k).
+        """Make endless shuffled batches; batch k is a function of (seed, k).
 
         finish: what the prefetching threads do to each batch before it is handed out.
         """

@@ -63,7 +63,7 @@ class FirstStage(NamedTuple):
 
     def init(self, key: Array) -> PyTree:
         """Initialise the parameters."""
-        # Any size will do: the parameters are those of convolutions.
+        # Any size will do: parameters of convolutions do not depend on it.
         image = jnp.zeros((1, 2 * self.factor, 2 * self.factor, self.image_shape[-1]))
         params = self.module.init(key, image)["params"]
         if self.codes is None:

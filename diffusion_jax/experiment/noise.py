@@ -29,7 +29,7 @@ DENOISER = Section(
 )
 SCALING = Section(
     "config.denoiser.scaling",
-    "c_skip, c_out, c_in and c_noise; by default those of the schedule's parameterization.",
+    "c_skip, c_out, c_in and c_noise; by default what the schedule's parameterization says.",
     table=SCALINGS,
     own=(),
 )

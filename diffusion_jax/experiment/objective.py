@@ -74,7 +74,7 @@ class Objective(NamedTuple):
 def build_objective(
     network: Network, noise: Noise, sections: Mapping[str, Any], batch_size: int
 ) -> Objective:
-    """Build the objective of a config; batch_size is that of the global batch.
+    """Build the objective of a config; batch_size counts the global batch.
 
     A loss of the user's own that names `apply` is a maker of a LossFn, as denoiser_loss_fn is; any
     other is the loss of a batch at its timesteps, as ddpm_loss is. Both are given what they name.

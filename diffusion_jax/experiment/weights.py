@@ -275,7 +275,7 @@ def _run_weights(path: pathlib.Path, abstract: PyTree) -> PyTree:
     ]
     if different:
         raise ValueError(
-            f"the first stage of {path} is not that of config.first_stage: {len(different)} "
+            f"the first stage of {path} differs from config.first_stage: {len(different)} "
             f"parameters differ, among them {', '.join(different[:4])}"
         )
     return jax.tree.map(

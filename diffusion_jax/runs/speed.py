@@ -26,9 +26,9 @@ def build_speed(experiment: Experiment) -> Speed:
 def model_flops(experiment: Experiment) -> int:
     """Count the FLOPs of one training step, forward and backward, on all devices.
 
-    They are those of the model: what remat computes again does not count. Nothing is compiled.
-    Frozen networks in the step count too, unless a latent cache stands for them; of images in
-    buckets, those of config.data's size.
+    What remat computes again does not count. Nothing is compiled. Frozen networks in the step count
+    too, unless a latent cache stands for them. Images in buckets count as images of config.data's
+    size.
     """
     model = experiment.sections["model"]
     fields = parameters_of(row({**MODEL.table, **AUTOENCODERS}, model, MODEL.path, own=True))

@@ -1,11 +1,9 @@
 """One run from its folder to its last checkpoint: open everything, train, close, test."""
 
-import collections
 import contextlib
 import io
 import os
 import pathlib
-import threading
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -35,7 +33,12 @@ from diffusion_jax.train.ema import has_ema, reset_ema
 from diffusion_jax.train.hooks.checkpoint import make_rescue
 from diffusion_jax.train.hooks.hang import watch_hangs
 from diffusion_jax.train.hooks.overview import overview
-from diffusion_jax.train.hooks.signals import STOPS, handle_signals
+from diffusion_jax.train.hooks.received import (
+    STOPS,
+    handle_signals,
+    interruptible,
+    interruptible_batches,
+)
 from diffusion_jax.train.hooks.validation import Scores, scores_from
 from diffusion_jax.train.loop import Stop
 from diffusion_jax.train.state import TrainState
@@ -105,9 +108,16 @@ def train_run(
     donate: False keeps the previous state alive in each step (for debugging).
 
     Everything that can be wrong with config, data and folder is found before the first step is
-    compiled. Raises ValueError, FileNotFoundError or OSError in one sentence for bad input.
+    compiled. Raises ValueError, FileNotFoundError or OSError in one sentence for bad input, and
+    Interrupted (a KeyboardInterrupt) for a signal before the first step or after the last save.
     """
-    workdir = pathlib.Path(workdir)
+    with handle_signals() as received, interruptible(received):
+        return _train_run(
+            config, pathlib.Path(workdir), resume, on_event, progress, donate, test, received
+        )
+
+
+def _train_run(config, workdir, resume, on_event, progress, donate, test, received) -> Result:
     say = _in_process_0(on_event)
     if resume is False and folder.has_run(workdir):
         raise ValueError(f"resume = False, but {workdir} holds a run; choose another folder")
@@ -128,7 +138,7 @@ def train_run(
         writer = open_writer(workdir, resume_step=first_step)
         stack.callback(writer.close)
         announce(experiment, state, data, workdir, writer, say)
-        with _signals() as received, watch_hangs(**options.hooks["hang"][0]) as hang:
+        with watch_hangs(**options.hooks["hang"][0]) as hang:
             watched = Watched(
                 workdir=workdir,
                 writer=writer,
@@ -144,16 +154,23 @@ def train_run(
                 with_images=None if data.cached is None else data.cached.with_images,
             )
             step_fn = jit_train_step(experiment.train_step, abstract, donate=donate)
+            hooks = build_hooks(experiment, options, watched)
+            batches = data.train.iterate(first_step)
+            received.interruptible = False  # from here on, a signal waits for the save
             state, stop = loop.train(
                 state,
                 lambda state, batch: step_fn(state, experiment.to_devices(batch), watched.frozen),
-                data.train.iterate(first_step),
-                build_hooks(experiment, options, watched),
+                # several processes stop together, see signal_hook
+                batches if jax.process_count() > 1 else interruptible_batches(batches, received),
+                hooks,
                 num_steps=experiment.training.num_steps,
                 rescue=make_rescue(checkpoints, watched.metadata, scores, first_step=first_step),
             )
         checkpoints.wait()
-        return _finish(experiment, state, stop, watched, data.test if test else None, say)
+        if stop is not None and stop.reason in SIGNALS:
+            received.clear()  # one signal is enough
+        with interruptible(received):
+            return _finish(experiment, state, stop, watched, data.test if test else None, say)
 
 
 def _metadata(experiment: Experiment, config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -169,13 +186,6 @@ def _in_process_0(on_event: Listener | None) -> Listener:
     if on_event is None or jax.process_index() != 0:
         return lambda event: None
     return on_event
-
-
-def _signals() -> contextlib.AbstractContextManager[collections.deque[int]]:
-    """Note signals where Python allows it, in the main thread."""
-    if threading.current_thread() is threading.main_thread():
-        return handle_signals()
-    return contextlib.nullcontext(collections.deque())
 
 
 def _check_learning_rate(experiment: Experiment, first_step: int) -> None:

@@ -76,7 +76,7 @@ def start_frozen(
 def load_trained(
     experiment: Experiment, workdir: pathlib.Path, *, step: int | None = None, ema: bool = True
 ) -> Trained:
-    """Read what a run has trained, the newest checkpoint or that of `step`, without its optimizer.
+    """Read what a run has trained, from its newest checkpoint or the one of `step`; no optimizer.
 
     ema: the averages in place of what is averaged. Raises FileNotFoundError when there is no such
     checkpoint, ValueError when it is damaged, of another config, or keeps no averages.

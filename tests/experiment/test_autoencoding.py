@@ -116,7 +116,7 @@ def test_a_latent_model_reads_the_averages_of_a_first_stages_run(first_stage_run
     frozen = make_frozen(build(LDM, f"--config.first_stage.weights={folder}"))
     expected = ema_params(state.opt_state)["autoencoder"]
     jax.tree.map(np.testing.assert_array_equal, frozen["first_stage"], expected)
-    with pytest.raises(ValueError, match="is not that of config.first_stage: .* parameters differ"):
+    with pytest.raises(ValueError, match="differs from config.first_stage: .* parameters differ"):
         make_frozen(build(LDM, f"--config.first_stage.weights={folder}",
                           "--config.first_stage.ch=64"))  # fmt: skip
 

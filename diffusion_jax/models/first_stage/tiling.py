@@ -41,8 +41,8 @@ def tiled_decode(
     """Decode z [b h w d] -> [b factor*h factor*w c], one tile of the latent at a time.
 
     decode: [b tile tile d] -> [b factor*tile factor*tile c]. tile, overlap and margin count latent
-    pixels: neighbours share at least `overlap`, of which the outer `margin` of each is thrown away
-    (there a convolution saw padding instead of its neighbour) and the rest is blended linearly.
+    pixels: neighbours share at least `overlap`. Each throws away its outer `margin` there (where a
+    convolution saw padding instead of the neighbour), and the rest is blended linearly.
     Compiles decode once and holds the activations of one tile (of all b samples; see in_chunks).
     Raises ValueError unless 0 <= 2 margin < overlap < tile.
     """
