@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -13,6 +14,7 @@ from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.experiment.experiment import MAX_SEED
 from diffusion_jax.experiment.sampling import GuidanceScale, check_scale, check_steps
+from diffusion_jax.randomness import sample_keys
 from diffusion_jax.runs.conditions import (
     Conditions,
     encode_conditions,
@@ -244,7 +246,7 @@ class Pipeline(NamedTuple):
             samples = self.experiment.sample_fn(
                 self.params,
                 self.frozen,
-                keys=jax.vmap(jax.random.fold_in, (None, 0))(root, rows),
+                keys=sample_keys(root, jnp.asarray(rows)),
                 **chosen,
                 **options,
             )

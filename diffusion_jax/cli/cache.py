@@ -5,10 +5,10 @@ import pathlib
 
 import jax
 
-from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.cli.program import exit_code
 from diffusion_jax.devices import processes
 from diffusion_jax.experiment import make_experiment
+from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.runs.folder import SAVED_CONFIG, has_run
 from diffusion_jax.runs.latent_cache import load_frozen, make_latent_cache
 from diffusion_jax.runs.latent_key import cache_options

@@ -9,10 +9,10 @@ from typing import cast
 import jax
 import ml_collections
 
-from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.cli.debugging import debugging
 from diffusion_jax.cli.program import EXIT_NOT_A_NUMBER, EXIT_SIGNAL, exit_code, program_name
 from diffusion_jax.devices import processes
+from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.training import SIGNALS, Result, train_run
 from diffusion_jax.train.checkpoints.saving import resolve_checkpoint

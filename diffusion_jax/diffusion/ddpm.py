@@ -110,18 +110,6 @@ def predict_noise_from_v(schedule: Schedule, x_t: Sample, t: Timesteps, v: Sampl
     return rotated + at(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * x_t
 
 
-def predict_v_from_start(schedule: Schedule, x_t: Sample, t: Timesteps, x_start: Sample) -> Array:
-    """Solve for v = (sqrt(abar) x_t - x_0) / sqrt(1 - abar)."""
-    rotated = at(schedule.sqrt_alphas_cumprod, t, x_t) * x_t
-    return (rotated - x_start) / at(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
-
-
-def predict_v_from_noise(schedule: Schedule, x_t: Sample, t: Timesteps, noise: Sample) -> Array:
-    """Solve for v = (eps - sqrt(1 - abar) x_t) / sqrt(abar)."""
-    rest = noise - at(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * x_t
-    return rest * at(schedule.sqrt_recip_alphas_cumprod, t, x_t)
-
-
 def predict_start(
     schedule: Schedule, model_output: Sample, x_t: Sample, t: Timesteps, parameterization: str
 ) -> Array:

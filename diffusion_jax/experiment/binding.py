@@ -131,14 +131,6 @@ def import_object(name: str, path: str) -> Callable:
     return found
 
 
-def with_dtypes(section: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Replace the names of dtypes in a section by the dtypes; ConfigError for an unknown one."""
-    return {
-        key: pick(DTYPES, value, f"{path}.{key}") if key in ("dtype", "param_dtype") else value
-        for key, value in section.items()
-    }
-
-
 def check_range(
     value: int | float, path: str, *, low: int | float, high: int | float = math.inf
 ) -> None:

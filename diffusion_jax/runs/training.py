@@ -13,7 +13,6 @@ import ml_collections
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.hooks import HookOptions, bind_hooks
 from diffusion_jax.experiment.weights import is_released
 from diffusion_jax.runs import folder
 from diffusion_jax.runs.evaluation import build_evaluate
@@ -125,12 +124,11 @@ def _train_run(config, workdir, resume, on_event, progress, donate, test, receiv
     folder.check(workdir, config)
     abstract = experiment.check()
     check_sources(experiment)
-    options = bind_hooks(experiment.sections, experiment.task)
     data = open_data(experiment, workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.claim_for_all(workdir, config))
         from_step = None if isinstance(resume, bool) else resume
-        checkpoints = _open_checkpoints(workdir, from_step, options, state_bytes(abstract))
+        checkpoints = _open_checkpoints(experiment, workdir, from_step, state_bytes(abstract))
         stack.callback(checkpoints.close)
         state, scores = start(experiment, abstract, checkpoints, say)
         first_step = int(state.step)
@@ -138,7 +136,7 @@ def _train_run(config, workdir, resume, on_event, progress, donate, test, receiv
         writer = open_writer(workdir, resume_step=first_step)
         stack.callback(writer.close)
         announce(experiment, state, data, workdir, writer, say)
-        with watch_hangs(**options.hooks["hang"][0]) as hang:
+        with watch_hangs(**experiment.hooks.hooks["hang"][0]) as hang:
             watched = Watched(
                 workdir=workdir,
                 writer=writer,
@@ -154,7 +152,7 @@ def _train_run(config, workdir, resume, on_event, progress, donate, test, receiv
                 with_images=None if data.cached is None else data.cached.with_images,
             )
             step_fn = jit_train_step(experiment.train_step, abstract, donate=donate)
-            hooks = build_hooks(experiment, options, watched)
+            hooks = build_hooks(experiment, watched)
             batches = data.train.iterate(first_step)
             received.interruptible = False  # from here on, a signal waits for the save
             state, stop = loop.train(
@@ -199,12 +197,12 @@ def _check_learning_rate(experiment: Experiment, first_step: int) -> None:
 
 
 def _open_checkpoints(
-    workdir: pathlib.Path, from_step: int | None, options: HookOptions, needed_bytes: int
+    experiment: Experiment, workdir: pathlib.Path, from_step: int | None, needed_bytes: int
 ) -> Checkpoints:
     directory = workdir / "checkpoints"
     if from_step is not None and jax.process_index() == 0:
         set_aside_later(directory, from_step)
-    return open_checkpoints(directory, needed_bytes=needed_bytes, **options.checkpoints)
+    return open_checkpoints(directory, needed_bytes=needed_bytes, **experiment.hooks.checkpoints)
 
 
 def _frozen(experiment: Experiment, workdir: pathlib.Path, data: Opened) -> PyTree:
@@ -224,7 +222,7 @@ def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
     Raises ValueError when its labels do not fit the model's classes, and when the cache was made
     from something else or is damaged.
     """
-    data, training = experiment.data, experiment.training
+    data = experiment.data
     source = data.source("train")
     names = data.class_names(source)
     for name, embedder in experiment.task.embedders.items():
@@ -233,20 +231,14 @@ def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
                 f"config.conditioning.embedders.{name}.num_classes = {embedder.num_classes} is too "
                 f"few: the data set {data.name!r} has {len(names)} classes"
             )
-    finish = experiment.task.with_inputs  # tokenising must not wait for the main thread
     validation, test = (
-        None
-        if data.splits[role] is None
-        else data.eval_batches(data.source(role), batch_size=training.batch_size, finish=finish)
+        None if data.splits[role] is None else experiment.eval_batches(role)
         for role in ("validation", "test")
     )
     if experiment.latent_cache is not None:
-        cached = train_from_cache(experiment, source, workdir, finish=finish)
+        cached = train_from_cache(experiment, source, workdir)
         return Opened(cached.batches, validation, test, names, cached)
-    train = data.train_batches(
-        source, batch_size=training.batch_size, seed=experiment.seed, finish=finish
-    )
-    return Opened(train, validation, test, names)
+    return Opened(experiment.train_batches(source), validation, test, names)
 
 
 def check_sources(experiment: Experiment) -> None:

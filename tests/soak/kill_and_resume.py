@@ -326,9 +326,7 @@ def check_states(
     next_batches = [load_metadata(run.checkpoints)["next_batch"] for run in (whole, killed)]
     if next_batches[0] != next_batches[1]:
         yield f"the next batches are {next_batches}"
-    batches = made.data.train_batches(
-        made.data.source("train"), batch_size=made.training.batch_size, seed=made.seed
-    )
+    batches = made.train_batches(made.data.source("train"))
     ids = [next(batches.iterate(n))["index"].tolist() for n in next_batches]
     print(f"  next batch {next_batches[1]}: records {ids[1]}")
     if ids[0] != ids[1]:
