@@ -146,8 +146,8 @@ def _dot_flops(computation: Mapping[str, Op], op: Op) -> int:
 def _convolution_flops(computation: Mapping[str, Op], op: Op) -> int:
     """Count the products with elements of lhs only, as `devices.flops` does.
 
-    On a TPU a batched dot becomes a convolution: its batch is a dimension of the window, most of
-    which is padding.
+    On a TPU a batched dot becomes a convolution: its batch is a dimension of the window, which is
+    mostly padding.
     """
     lhs, rhs = (shape_of(computation[name].result) for name in op.operands[:2])
     out = shape_of(op.result)

@@ -55,6 +55,7 @@ def test_one_program_trains_and_evaluates(path):
             dict(name="adam", ema_decay=0.9),
             r"config\.disc_optimizer\.ema_decay = 0\.9 should be None",
         ),
+        ("disc_optimizer", dict(name="adma"), r"config\.disc_optimizer\.name = 'adma' is unknown"),
     ],
 )
 def test_mistakes_are_told(section, value, message):
