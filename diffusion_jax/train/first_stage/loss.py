@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.diffusion.ddpm import expand
-from diffusion_jax.diffusion.losses import elementwise_loss, weighted_mean
+from diffusion_jax.diffusion.losses import elementwise_loss, sample_means, weighted_mean
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.train.first_stage.gan_loss import (
     DISC_LOSSES,
@@ -316,13 +316,13 @@ def _nll(
         rec = elementwise_loss(out, image, loss.pixel_loss)
         rec = rec + loss.perceptual_weight * expand(distance, rec)
         elements = rec / jnp.exp(logvar) + logvar
-        reduce = _sums if loss.reduction == "sum" else _means
+        reduce = _sums if loss.reduction == "sum" else sample_means
         nll = weighted = weighted_mean(reduce(elements), weight)
         if "nll_weight" in batch:
             of_nll = batch["nll_weight"]
             of_nll = expand(of_nll, rec) if of_nll.ndim == 1 else of_nll
             weighted = weighted_mean(reduce(of_nll * elements), weight)
-        return (nll, weighted), weighted_mean(_means(rec), weight)
+        return (nll, weighted), weighted_mean(sample_means(rec), weight)
 
     (nll, weighted), pull_back, rec = jax.vjp(values, out, distance, logvar, has_aux=True)
 
@@ -357,7 +357,3 @@ def _mean(value: Array, weight: PerSample | None) -> Array:
 
 def _sums(values: Array) -> Array:
     return jnp.sum(values.reshape(values.shape[0], -1), axis=1)
-
-
-def _means(values: Array) -> Array:
-    return jnp.mean(values.reshape(values.shape[0], -1), axis=1)
