@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from diffusion_jax.convert.weights.importing import open_network
 from diffusion_jax.devices.mesh import on_mesh
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.data import Data
@@ -20,7 +21,6 @@ from diffusion_jax.experiment.weights import (
     check_frozen,
     load_frozen,
     load_released,
-    open_part,
     released_source,
     scale_by_std,
 )
@@ -85,7 +85,7 @@ def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
 def _check_sources(network: Network, training: Training) -> None:
     source = released_source(training)
     if source is not None:
-        open_part(source, "unet")
+        open_network(source, "unet")
     check_frozen(network, source)
 
 
