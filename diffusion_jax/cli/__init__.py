@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from diffusion_jax.cli.arguments import parse_arguments
-from diffusion_jax.cli.program import EXIT_SIGNAL
+from diffusion_jax.cli.program import exit_code
 from diffusion_jax.train.hooks.received import Interrupted, handle_signals, interruptible
 
 
@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return arguments.run(arguments)
     except Interrupted as signal:
         print(f"{signal}: nothing was to be saved; the same command goes on", file=sys.stderr)
-        return EXIT_SIGNAL
+        return exit_code(signal)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        if arguments.debug or not _is_ours(error):
+        if arguments.debug or exit_code(error) != 2:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -44,15 +44,3 @@ def _show_log() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logging.root.addHandler(handler)
-
-
-def _is_ours(error: BaseException) -> bool:
-    # A sentence for the user is raised by this package; the traceback of an error from deeper down
-    # is worth more than its message.
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    if traceback is None:
-        return False
-    raised_in = pathlib.Path(traceback.tb_frame.f_code.co_filename).resolve()
-    return raised_in.is_relative_to(pathlib.Path(__file__).resolve().parents[1])
