@@ -150,7 +150,7 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], np
             f"{path} has a header that does not describe {name}: {entry!r:.80}"
         ) from error
     if not isinstance(code, str) or code not in DTYPES:
-        raise ValueError(f"{path} stores {name} as {code!r:.40}; known are {', '.join(DTYPES)}")
+        raise ValueError(f"{path} stores {name} as {str(code):.40}; known are {', '.join(DTYPES)}")
     dtype = np.dtype(DTYPES[code])
     if not sane or end - begin != int(np.prod(shape, dtype=object)) * dtype.itemsize:
         raise ValueError(
