@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax import Pipeline
-from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.experiment import make_experiment
+from diffusion_jax.experiment.config_files import load_config
 
 
 @pytest.fixture(scope="module")

@@ -264,7 +264,7 @@ def _multistep(sigmas: np.ndarray, *, eta: float, s_noise: float, solver_type: s
 class LMSStep(NamedTuple):
     """One step: x_next = x + sum_j weights[k, j] d_j, where k slopes d of before are known.
 
-    weights [num_steps, order, order]; d_0 is the slope of this step, d_1 that of the one before.
+    weights [num_steps, order, order]; d_0 is the slope of this step, d_1 of the step before.
     """
 
     sigma: Any
