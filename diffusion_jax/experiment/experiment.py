@@ -220,7 +220,7 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     for name in REQUIRED:
         if name not in sections:
             raise ConfigError(f"config.{name} is missing; every config needs {', '.join(REQUIRED)}")
-    sections = dict.fromkeys(SECTIONS) | {"seed": 0} | dict(sections)
+    sections = {**dict.fromkeys(SECTIONS), "seed": 0, **sections}
     seed = check_type(sections["seed"], int, "config.seed")
     check_range(seed, "config.seed", low=0, high=MAX_SEED)
     training = _training(sections["train"])
