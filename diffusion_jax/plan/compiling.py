@@ -95,7 +95,7 @@ def build(
     if per_device_batch is None:
         return make_experiment(config, devices=topology.devices)
     config = config.copy_and_resolve_references()
-    accumulate = value_of(Training, config.train, "accumulate")
+    accumulate = value_of(Training, dict(config.train), "accumulate")
     # The mesh decides how many parts a batch has; this batch divides by any number of them.
     config.train.batch_size = len(topology.devices) * accumulate
     shards = batch_shards(make_experiment(config, devices=topology.devices).mesh)
