@@ -18,7 +18,7 @@ PARITY_XLA_FLAGS := --xla_backend_optimization_level=1
 DOCS ?=
 SOURCES := .
 
-.PHONY: help demo test lint pytest slow parity docs pins clean
+.PHONY: help demo test lint pytest slow faults parity docs pins clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -45,6 +45,9 @@ pytest: $(VENV)/.test  ## The default tests alone: make pytest PYTEST_ARGS="test
 
 slow: $(VENV)/.docs  ## The tests that take longer than about 20 seconds each
 	$(VENV)/bin/python -m pytest -m "slow and not parity" $(WORKERS) $(PYTEST_ARGS)
+
+faults: $(VENV)/.test  ## Try every bad input and fault, and count how many were answered and survived
+	$(VENV)/bin/python -m pytest tests/faults -m "not parity" $(WORKERS) $(PYTEST_ARGS)
 
 parity: $(PARITY_VENV)/.parity  ## Compare numbers with PyTorch packages, in an environment of its own
 	XLA_FLAGS="$(PARITY_XLA_FLAGS) $$XLA_FLAGS" $(PARITY_VENV)/bin/python -m pytest -m parity $(PYTEST_ARGS)

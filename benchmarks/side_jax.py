@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import paired
 
-from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.experiment import Experiment, make_experiment
+from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.train.step import jit_train_step
 
 NUM_STEPS = 50

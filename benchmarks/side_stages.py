@@ -11,8 +11,8 @@ import numpy as np
 import paired
 from random_weights import random_frozen, random_weights
 
-from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.experiment import Experiment, make_experiment
+from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.train.step import jit_train_step
 from diffusion_jax.types import PyTree
 

@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             batches=dict(image_size=64, channels=3, cache=True),
         )
     )
-    # The sizes are those of configs/emoji_vae.py.
+    # The sizes are the same as in configs/emoji_vae.py.
     config.first_stage = d(
         dict(
             name="autoencoder_kl",

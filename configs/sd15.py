@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             ch_mult=(1, 2, 4, 4),
             num_res_blocks=2,
             scale_factor=0.18215,
-            weights=None,  # those of train.ckpt_path
+            weights=None,  # taken from train.ckpt_path
         )
     )
     config.conditioning = d(

@@ -44,10 +44,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             ch_mult=(1, 2, 4, 4),
             num_res_blocks=2,
             scale_factor=0.13025,
-            weights=None,  # those of train.ckpt_path; its float16 overflows, so float32
+            weights=None,  # from train.ckpt_path; its float16 overflows, so float32
         )
     )
-    # The order is that of the features in the released weights.
+    # The released weights expect the features in this order.
     config.conditioning = d(
         dict(
             key="crossattn-adm",

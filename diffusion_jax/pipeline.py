@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -17,7 +18,7 @@ from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.experiment.sampling import GuidanceScale, check_scale, check_steps
-from diffusion_jax.randomness import seed_key
+from diffusion_jax.randomness import sample_keys, seed_key
 from diffusion_jax.runs.conditions import (
     Conditions,
     encode_conditions,
@@ -60,10 +61,11 @@ class Pipeline(NamedTuple):
         ema: bool = True,
         overrides: Sequence[str] = (),
     ) -> "Pipeline":
-        """Load the weights of a run: its newest checkpoint or that of `step`, averaged or raw.
+        """Load the weights of a run, averaged or raw.
 
-        overrides: of the run's config, such as "--config.sampler.name=euler"; sampler, guidance,
-        discretization and data may be changed, what was trained may not.
+        step: the number of a checkpoint, the newest when None. overrides: of the run's config, such
+        as "--config.sampler.name=euler"; sampler, guidance, discretization and data may be changed,
+        what was trained may not.
         Raises FileNotFoundError when the folder holds no run or no such checkpoint, ValueError
         when it is damaged.
         """
@@ -213,7 +215,7 @@ class Pipeline(NamedTuple):
         """Find the noise from which sampling draws given images: float32 x [B, h, w, c].
 
         `pipe(conditions, latents=x)` with the same num_steps and guidance_scale draws the images
-        again; with other conditions it draws them edited. The way back is that of ddim or euler,
+        again; with other conditions it draws them edited. The way back reverses ddim or euler,
         see samplers.inverse: exact when iterated for ever for those two, with an error of the
         first order in the step for other samplers, and larger for a larger guidance_scale.
 
@@ -281,7 +283,7 @@ class Pipeline(NamedTuple):
             samples = self.experiment.sample_fn(
                 self.params,
                 self.frozen,
-                keys=jax.vmap(jax.random.fold_in, (None, 0))(root, rows),
+                keys=sample_keys(root, jnp.asarray(rows)),
                 **chosen,
                 **options,
             )

@@ -22,6 +22,7 @@ class Stream(enum.IntEnum):
     LOGGED_SAMPLES = 2**32 - 3
     LOGGED_DIFFUSION = 2**32 - 4
     LATENT_SCALE = 2**32 - 5
+    LIKELIHOOD = 2**32 - 6
 
 
 class SamplerStream(enum.IntEnum):

@@ -39,6 +39,7 @@ import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
+from support.tally import pytest_terminal_summary  # noqa: E402, F401  (a hook)
 
 jaxtyping.install_import_hook("diffusion_jax", "beartype.beartype")
 jax.config.update("jax_platforms", "cpu")

@@ -6,9 +6,9 @@ import pathlib
 import jax
 import pytest
 
-from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.config_files import load_config
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 VARIANTS = [f"{path}{variant}" for path in CONFIGS for variant in ("", ":tiny")]

@@ -10,7 +10,8 @@ import subprocess
 import pytest
 import yaml
 
-from diffusion_jax.cli.arguments import load_config, parse_arguments
+from diffusion_jax.cli.arguments import parse_arguments
+from diffusion_jax.experiment.config_files import load_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -41,6 +41,12 @@ def test_package_is_light():
     assert not loaded & set(HEAVY)
 
 
+def test_the_command_line_is_light():
+    """So that --help is quick, signals are handled early, and the log has our format."""
+    loaded = modules_after("from diffusion_jax.cli import arguments; arguments._parser()")
+    assert not loaded & {*HEAVY, "jax", "flax", "ml_collections"}
+
+
 def test_the_maths_is_light():
     loaded = modules_after(
         "import importlib, pkgutil, diffusion_jax.diffusion as maths\n"

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import Pipeline
-from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.experiment import make_experiment
+from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.pipeline import NonFiniteWarning
 
 

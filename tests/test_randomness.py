@@ -31,6 +31,7 @@ def test_reserved_streams_are_those_that_runs_were_made_with():
         "LOGGED_SAMPLES": 3,
         "LOGGED_DIFFUSION": 4,
         "LATENT_SCALE": 5,
+        "LIKELIHOOD": 6,
     }
     assert {stream.name: 2**32 - stream for stream in SamplerStream} == {
         "INITIAL_NOISE": 1,
@@ -44,7 +45,7 @@ def test_no_two_streams_nor_steps_share_a_key_or_a_child(seed):
     keys += [step_key(seed, jnp.int32(step)) for step in range(5)]
     children = itertools.chain.from_iterable(sample_keys(key, jnp.arange(8)) for key in keys)
     found = [bits(key) for key in [*keys, *children]]
-    assert len(set(found)) == len(found) == 10 * 9
+    assert len(set(found)) == len(found) == (len(Stream) + 5) * 9
     assert bits(stream_key(seed, Stream.EVALUATION)) == bits(
         jax.random.fold_in(jax.random.key(seed), np.uint32(0xFFFFFFFF))
     )

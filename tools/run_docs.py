@@ -108,8 +108,8 @@ def _prepare(base: Path, work: Path, wanted: set[str]) -> Path:
         (base / "tools").mkdir(parents=True)
         for name in LINKED:
             (base / name).symlink_to(ROOT / name)
-        shutil.copytree(ROOT / "configs", base / "configs")
         (base / "tools" / "doc_fixtures.py").symlink_to(ROOT / "tools" / "doc_fixtures.py")
+    shutil.copytree(ROOT / "configs", base / "configs", dirs_exist_ok=True)
     for preparation in PREPARED:
         made = base / preparation.path.removeprefix("~/")
         if preparation.path in wanted and not made.exists():

@@ -1,5 +1,6 @@
 """The command line: one parser, one module a command, nothing heavy imported before its use."""
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -7,6 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from diffusion_jax.cli.arguments import parse_arguments
+from diffusion_jax.cli.program import exit_code
+from diffusion_jax.train.hooks.received import Interrupted, handle_signals, interruptible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,9 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:  # where a config's package.module:Object may lie
         sys.path.append(os.getcwd())
     try:
-        return arguments.run(arguments)
+        with contextlib.ExitStack() as stack:
+            if arguments.command == "train":  # before jax is imported, which takes seconds
+                stack.enter_context(interruptible(stack.enter_context(handle_signals())))
+            return arguments.run(arguments)
+    except Interrupted as signal:
+        print(f"{signal}: nothing was to be saved; the same command goes on", file=sys.stderr)
+        return exit_code(signal)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        if arguments.debug or not _is_ours(error):
+        if arguments.debug or exit_code(error) != 2:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -35,15 +44,3 @@ def _show_log() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logging.root.addHandler(handler)
-
-
-def _is_ours(error: BaseException) -> bool:
-    # A sentence for the user is raised by this package; the traceback of an error from deeper down
-    # is worth more than its message.
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    if traceback is None:
-        return False
-    raised_in = pathlib.Path(traceback.tb_frame.f_code.co_filename).resolve()
-    return raised_in.is_relative_to(pathlib.Path(__file__).resolve().parents[1])

@@ -8,9 +8,6 @@ from typing import NoReturn
 from diffusion_jax import __version__
 from diffusion_jax.cli.flags import COMMANDS, DEBUG
 from diffusion_jax.cli.program import program_name
-from diffusion_jax.experiment.config_files import load_config
-
-__all__ = ["load_config", "parse_arguments"]
 
 EPILOG = """examples:
   PROGRAM --config=configs/mnist.py                        train

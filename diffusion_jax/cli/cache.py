@@ -5,9 +5,10 @@ import pathlib
 
 import jax
 
-from diffusion_jax.cli.arguments import load_config
+from diffusion_jax.cli.program import exit_code
 from diffusion_jax.devices import processes
 from diffusion_jax.experiment import make_experiment
+from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.runs.folder import SAVED_CONFIG, has_run
 from diffusion_jax.runs.latent_cache import load_frozen, make_latent_cache
 from diffusion_jax.runs.latent_key import cache_options
@@ -15,14 +16,17 @@ from diffusion_jax.runs.latent_key import cache_options
 
 def run(arguments: argparse.Namespace) -> int:
     """Make, finish or check the latent cache of a config; return 0."""
-    processes.join(
-        processes.place_of_flags(
-            arguments.coordinator_address,
-            arguments.num_processes,
-            arguments.process_id,
-            arguments.local_device_ids,
-        )
+    place = processes.place_of_flags(
+        arguments.coordinator_address,
+        arguments.num_processes,
+        arguments.process_id,
+        arguments.local_device_ids,
     )
+    with processes.joined(place, exit_code):
+        return _cache(arguments)
+
+
+def _cache(arguments: argparse.Namespace) -> int:
     workdir = None if arguments.workdir is None else pathlib.Path(arguments.workdir)
     if arguments.config:
         config = load_config(arguments.config, arguments.overrides)

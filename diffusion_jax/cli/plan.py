@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from diffusion_jax.cli.arguments import load_config
+from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.plan import (
     DoesNotFit,
     find_batches,

@@ -9,29 +9,28 @@ from typing import cast
 import jax
 import ml_collections
 
-from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.cli.debugging import debugging
-from diffusion_jax.cli.program import program_name
+from diffusion_jax.cli.program import EXIT_NOT_A_NUMBER, EXIT_SIGNAL, exit_code, program_name
 from diffusion_jax.devices import processes
+from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.training import SIGNALS, Result, train_run
 from diffusion_jax.train.checkpoints.saving import resolve_checkpoint
 
-EXIT_NOT_A_NUMBER = 3  # a metric was NaN or infinite; the message names the last good checkpoint
-# Stopped by SIGTERM or Ctrl-C and saved: the same command goes on (sysexits.h, EX_TEMPFAIL).
-EXIT_SIGNAL = 75
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Train until the config's last step, a stop or a signal; return the exit code."""
-    processes.join(
-        processes.place_of_flags(
-            arguments.coordinator_address,
-            arguments.num_processes,
-            arguments.process_id,
-            arguments.local_device_ids,
-        )
+    place = processes.place_of_flags(
+        arguments.coordinator_address,
+        arguments.num_processes,
+        arguments.process_id,
+        arguments.local_device_ids,
     )
+    with processes.joined(place, exit_code):
+        return _train(arguments)
+
+
+def _train(arguments: argparse.Namespace) -> int:
     workdir, config, step = _run_folder_and_config(arguments)
     with debugging(arguments.debug):
         result = train_run(

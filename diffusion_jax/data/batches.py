@@ -97,7 +97,8 @@ def make_batches(
         batch_size: records per global batch; each of n processes gets one of n blocks of rows.
         seed: for order and augmentations, 0 <= seed < 2**64.
         shuffle: a new order every epoch; else the order of the source.
-        repeat: without end; else one epoch, without the last incomplete batch of each bucket.
+        repeat: batches never end; else they are one epoch, without the last incomplete batch of
+            each bucket.
         random_flip: mirror each image left to right with probability 1/2.
         num_threads: threads that make batches ahead of their use; 0 makes them in next().
         num_workers: processes that make batches instead of threads.
@@ -296,7 +297,7 @@ def picked(choices: Sequence[Any], picks: np.ndarray) -> list[Any]:
 
 
 def steps_of(order: Order, *, repeat: bool) -> grain.MapDataset:
-    """Number the batches, without end or for one epoch."""
+    """Number the batches of one epoch or, with repeat, endlessly."""
     # A range far beyond any run rather than .repeat(), which would start the step numbers again.
     return grain.MapDataset.range(2**60 if repeat else order.steps_per_epoch)
 

@@ -2,7 +2,7 @@
 
 A folder holds key.json, which says what the cache was made from; null.bin, what stands for dropped
 texts; and shard i of n as i-of-n.arrayrecord with i-of-n.json, its position, buckets and checksum.
-Every file has a checksum and says to which place of which cache it belongs. A shard counts as made
+Every file has a checksum and names its cache and its place in it. A shard counts as made
 when both its files are there. Files are written under other names first and get theirs when they
 are on the disk, and equal inputs give equal bytes, so that a run that was killed goes on with the
 shards that are missing.

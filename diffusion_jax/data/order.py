@@ -25,7 +25,7 @@ class Order(NamedTuple):
 def training_order(
     members: Sequence[np.ndarray], *, batch_size: int, seed: int, shuffle: bool
 ) -> Order:
-    """Order full batches without end, in which the records of all buckets occur equally often.
+    """Order endless full batches, in which the records of all buckets occur equally often.
 
     Each bucket is an endless stream of shuffled epochs, which is cut into batches: what does not
     fill a batch at the end of an epoch is carried over into the next. Epoch e consists of the

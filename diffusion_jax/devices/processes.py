@@ -1,20 +1,29 @@
 """Several processes that train one model: who they are, who leads, and what only one may do.
 
-`join` must run before anything asks JAX for its devices.
+`joined` must run before anything asks JAX for its devices.
 """
 
+import atexit
+import contextlib
 import importlib.util
 import logging
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax._src.clusters import ClusterEnv
+from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 
+from diffusion_jax.devices.peers import Peers
+
 TIMEOUT = 300  # seconds that a process waits for the others to start
+_NEVER = 1_000_000  # seconds; peers.py notices that a process is gone, and says so
+_NEWS_SECONDS = 30.0  # a little more than the keep-alive of peers.py takes
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
 _TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 
@@ -32,34 +41,84 @@ class Place(NamedTuple):
     method: str | None = None
 
 
-def join(flags: Place) -> None:
-    """Join the other processes, if flags or environment tell of any.
+@contextlib.contextmanager
+def joined(flags: Place, exit_code: Callable[[BaseException], int]) -> Iterator[None]:
+    """Join the other processes for a block, if flags or environment tell of any.
 
+    When one of them ends before its block does, the others say so in a sentence and end with
+    peers.EXIT_PEER. exit_code: the code that this process ends with after an exception.
     Raises ValueError when flags are missing or wrong, ConnectionError when the others cannot be
     reached.
     """
     place = find_place(flags, os.environ)
     if place is None:
+        yield
         return
     # JAX's service would swallow SIGTERM until training begins, when train/signals.py takes over.
     jax.config.update("jax_enable_preemption_service", False)
+    peers = None
     try:
+        place = _completed(place)
+        assert None not in place[:3]
+        peers = Peers(place.coordinator_address, place.process_id, place.num_processes, TIMEOUT)
         jax.distributed.initialize(
-            coordinator_address=place.coordinator_address,
+            coordinator_address=peers.address,
+            coordinator_bind_address=peers.address,
             num_processes=place.num_processes,
             process_id=place.process_id,
             local_device_ids=place.local_device_ids,
-            cluster_detection_method=place.method,
+            cluster_detection_method="deactivate",
             initialization_timeout=TIMEOUT,
+            heartbeat_timeout_seconds=_NEVER,
         )
-        if jax.process_index() != 0:  # what the package says is the same in all
-            logging.getLogger("diffusion_jax").setLevel(logging.WARNING)
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
+        if peers is not None:
+            _leave(peers, error, exit_code)
         raise ConnectionError(
             f"cannot join the other processes ({_describe(place)}): {reason}; "
             "--num_processes=1 trains in this process alone"
         ) from error
+    if jax.process_index() != 0:  # what the package says is the same in all
+        logging.getLogger("diffusion_jax").setLevel(logging.WARNING)
+    try:
+        yield
+    except BaseException as error:
+        _leave(peers, error, exit_code)
+        raise
+    jax.distributed.shutdown()  # waits for all
+    peers.finish()
+
+
+def _completed(place: Place) -> Place:
+    """Ask JAX for what the cluster knows; ValueError when it does not know enough."""
+    environ = os.environ
+    if place.coordinator_address is None and "JAX_COORDINATOR_ADDRESS" in environ:
+        place = place._replace(coordinator_address=environ["JAX_COORDINATOR_ADDRESS"])
+    if place.local_device_ids is None and "JAX_LOCAL_DEVICE_IDS" in environ:
+        ids = tuple(map(int, environ["JAX_LOCAL_DEVICE_IDS"].split(",")))
+        place = place._replace(local_device_ids=ids)
+    if place.method != "deactivate" and None in place[:4]:
+        found = ClusterEnv.auto_detect_unset_distributed_params(*place, TIMEOUT)
+        place = Place(*found, method=place.method)
+    if missing := [name for name in Place._fields[:3] if getattr(place, name) is None]:
+        raise ValueError(f"JAX does not find {' and '.join(missing)} here")
+    return place
+
+
+def _leave(peers: Peers, error: BaseException, exit_code: Callable[[BaseException], int]) -> None:
+    """Tell the others of an error, and skip all at the end that would wait for them."""
+    code = exit_code(error)
+    reason = f"{type(error).__name__}: {error}"
+    # What another process did wrong comes out of JAX here; the news of its end come soon.
+    peers.fail(code, reason, wait=_NEWS_SECONDS if isinstance(error, JaxRuntimeError) else 1.0)
+    atexit.register(_end, code)  # comes before all that JAX registered
+
+
+def _end(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def find_place(flags: Place, environ: Mapping[str, str]) -> Place | None:

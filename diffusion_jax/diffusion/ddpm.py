@@ -67,7 +67,7 @@ def q_posterior(
     """Compute mean, variance and clipped log variance of q(x_{t-1} | x_t, x_0).
 
     The variance is interpolated towards beta_t by the schedule's v_posterior. At t = 0 it is 0 (for
-    v_posterior = 0) and its logarithm is that of 1e-20.
+    v_posterior = 0) and its logarithm is log(1e-20).
     Source: Ho et al. 2020, equation 7.
     """
     mean = (
@@ -108,18 +108,6 @@ def predict_noise_from_v(schedule: Schedule, x_t: Sample, t: Timesteps, v: Sampl
     """Rotate back to eps = sqrt(abar) v + sqrt(1 - abar) x_t."""
     rotated = at(schedule.sqrt_alphas_cumprod, t, x_t) * v
     return rotated + at(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * x_t
-
-
-def predict_v_from_start(schedule: Schedule, x_t: Sample, t: Timesteps, x_start: Sample) -> Array:
-    """Solve for v = (sqrt(abar) x_t - x_0) / sqrt(1 - abar)."""
-    rotated = at(schedule.sqrt_alphas_cumprod, t, x_t) * x_t
-    return (rotated - x_start) / at(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
-
-
-def predict_v_from_noise(schedule: Schedule, x_t: Sample, t: Timesteps, noise: Sample) -> Array:
-    """Solve for v = (eps - sqrt(1 - abar) x_t) / sqrt(abar)."""
-    rest = noise - at(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * x_t
-    return rest * at(schedule.sqrt_recip_alphas_cumprod, t, x_t)
 
 
 def predict_start(
@@ -267,7 +255,7 @@ def ancestral(
     """Make the Sampler that draws from p(x_{t-1} | x_t) down to t = 0.
 
     num_steps: start at t = num_steps - 1; None is all of the schedule.
-    timesteps: int [T], what the network is told at each t when the schedule is a respaced one.
+    timesteps: int [T], the timestep that the network gets at each t of a respaced schedule.
     temperature: scales the noise; a number, or one for each t < num_steps.
 
     Raises ValueError for num_steps outside [1, T], a temperature of another length and unknown

@@ -131,8 +131,8 @@ def elementwise_loss(prediction: Sample, target: Sample, loss_type: str) -> Arra
     check_choice("loss_type", loss_type, tuple(_ERRORS))
     if prediction.shape != target.shape:
         raise ValueError(
-            f"the network's output has the shape {prediction.shape}; it should be that of the "
-            f"target, {target.shape}"
+            f"the network's output has the shape {prediction.shape}; it should be "
+            f"{target.shape}, the shape of the target"
         )
     return _ERRORS[loss_type](target.astype(jnp.float32) - prediction.astype(jnp.float32))
 

@@ -128,8 +128,8 @@ def denoiser(
         output = apply(expand(c_in, x) * x, c_noise, conditioning)
         if output.shape != x.shape:
             raise ValueError(
-                f"the network's output has the shape {output.shape}; it should be that of x, "
-                f"{x.shape}"
+                f"the network's output has the shape {output.shape}; it should be {x.shape}, "
+                "the shape of x"
             )
         return expand(c_skip, x) * x + expand(c_out, x) * output
 
@@ -162,41 +162,6 @@ def output_from_start(scaling: Scaling, x_start: Sample, x: Sample, sigma: PerSa
     """
     c = scaling(_float32(sigma))
     return (x_start - expand(c.c_skip, x) * x) / expand(c.c_out, x)
-
-
-def start_from_noise(noise: Sample, x: Sample, sigma: PerSample) -> Array:
-    """Compute x_0 = x - sigma eps."""
-    return start_from_output(eps(), noise, x, sigma)
-
-
-def noise_from_start(x_start: Sample, x: Sample, sigma: PerSample) -> Array:
-    """Solve for eps = (x - x_0) / sigma, also the dx/dsigma of the probability flow."""
-    return output_from_start(eps(), x_start, x, sigma)
-
-
-def start_from_v(velocity: Sample, x: Sample, sigma: PerSample) -> Array:
-    """Compute x_0 = (x / sqrt(sigma^2 + 1) - sigma v) / sqrt(sigma^2 + 1)."""
-    return start_from_output(v(), velocity, x, sigma)
-
-
-def v_from_start(x_start: Sample, x: Sample, sigma: PerSample) -> Array:
-    """Solve for v = (eps - sigma x_0) / sqrt(sigma^2 + 1), the v of the variance-preserving x_t."""
-    return output_from_start(v(), x_start, x, sigma)
-
-
-def start_from_score(score: Sample, x: Sample, sigma: PerSample) -> Array:
-    """Compute x_0 = x + sigma^2 grad_x log p(x; sigma), Tweedie's formula (Karras 2022, eq. 3)."""
-    return start_from_output(_score, score, x, sigma)
-
-
-def score_from_start(x_start: Sample, x: Sample, sigma: PerSample) -> Array:
-    """Solve for grad_x log p(x; sigma) = (x_0 - x) / sigma^2 = -eps / sigma."""
-    return output_from_start(_score, x_start, x, sigma)
-
-
-def _score(sigma: Array) -> Preconditioning:
-    one = jnp.ones_like(sigma)
-    return Preconditioning(one, sigma**2, one, sigma)
 
 
 def _inverse_root(sigma: Array, sigma_data: float = 1.0) -> Array:

@@ -76,7 +76,8 @@ def make_schedule(
     parameterization: what the network predicts, eps | x0 | v; only `lvlb_weights` depend on it.
     rescale_zero_snr: let abar_T be 0, so that x_T is noise alone (see rescale_zero_terminal_snr).
       sqrt_recip_alphas_cumprod and sqrt_recipm1_alphas_cumprod would be infinite at T; there they
-      are those of abar = ZERO_SNR_ABAR: 4096, with which eps of a predicted x_0 is x_T to 1 / 4096.
+      are computed with abar = ZERO_SNR_ABAR and end at 4096, with which eps of a predicted x_0 is
+      x_T to 1 / 4096.
 
     Raises ValueError for an unknown name, betas outside (0, 1), v_posterior outside [0, 1], fewer
     than one timestep, coefficients that float32 cannot hold, and for rescale_zero_snr with eps,

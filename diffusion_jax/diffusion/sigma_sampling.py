@@ -24,8 +24,8 @@ _BELOW_ONE = np.float32(1.0 - 2.0**-24)
 def discrete(discretization: Discretization = legacy_ddpm, *, num_idx: int = 1000) -> SigmaOf:
     """Draw the num_idx levels of a discretization with equal probability, the 0 left out.
 
-    The table is that of the discrete denoiser (`sigma_table`), so that nothing is snapped. Raises
-    ValueError as sigma_table does. Source: sgm, DiscreteSampling.
+    The levels come from the table that the discrete denoiser uses (`sigma_table`), so that nothing
+    is snapped. Raises ValueError as sigma_table does. Source: sgm, DiscreteSampling.
     """
     table = np.asarray(sigma_table(discretization, num_idx))
 

@@ -1,8 +1,8 @@
 """How much each noise level counts: weights on the squared error of x_0, by sigma.
 
-The error of x_0 is sigma times that of eps and sigma / sqrt(sigma^2 + 1) times that of v. So a
-weight w on |x_0 error|^2 is the weight w sigma^2 on |eps error|^2, and w sigma^2 / (sigma^2 + 1) on
-|v error|^2. The signal-to-noise ratio of unit data is snr = sigma^-2.
+The error of x_0 is sigma times the error of eps and sigma / sqrt(sigma^2 + 1) times the error of v.
+So a weight w on |x_0 error|^2 is the weight w sigma^2 on |eps error|^2, and the weight
+w sigma^2 / (sigma^2 + 1) on |v error|^2. The signal-to-noise ratio of unit data is snr = sigma^-2.
 """
 
 from collections.abc import Callable

@@ -6,7 +6,6 @@ import jax
 import ml_collections
 
 from diffusion_jax.experiment.experiment import Experiment, assemble
-from diffusion_jax.experiment.hooks import bind_hooks
 
 __all__ = ["Experiment", "make_experiment"]
 
@@ -16,10 +15,7 @@ def make_experiment(
 ) -> Experiment:
     """Build the Experiment of a config; nothing is trained, read or written.
 
-    devices: those of the mesh, default all. Raises ValueError, naming path, value and choices, for
+    devices: of the mesh, default all. Raises ValueError, naming path, value and choices, for
     any option of any section that is unknown, of the wrong type, missing, or does not fit another.
     """
-    sections = config.to_dict()  # references are resolved; from here on everything is plain
-    built = assemble(sections, devices)
-    bind_hooks(sections, built.task)  # a typo there should not show after an hour of training
-    return built
+    return assemble(config.to_dict(), devices)  # references are resolved: everything is plain

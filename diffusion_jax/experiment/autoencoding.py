@@ -11,15 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.devices.mesh import on_mesh
-from diffusion_jax.experiment.binding import (
-    ConfigError,
-    bind,
-    bind_shared,
-    check_type,
-    known_sections,
-    row,
-    with_dtypes,
-)
+from diffusion_jax.experiment.binding import ConfigError, Section, bind_section
 from diffusion_jax.experiment.first_stage_weights import (
     check_lpips,
     export_first_stage,
@@ -28,7 +20,8 @@ from diffusion_jax.experiment.first_stage_weights import (
     read_lpips,
 )
 from diffusion_jax.experiment.layout import first_stage_rules
-from diffusion_jax.experiment.optimizer import build_optimizer
+from diffusion_jax.experiment.optimizer import OPTIMIZER, build_optimizer
+from diffusion_jax.experiment.options import LearnOptions, LogvarOptions, PerceptualOptions
 from diffusion_jax.experiment.pictures import reconstruct_pictures
 from diffusion_jax.experiment.regularizer import CODEBOOK, Regularizer, build_regularizer
 from diffusion_jax.experiment.task import Reconstructing, Setting, Task, Training
@@ -47,8 +40,33 @@ from diffusion_jax.train.first_stage.step import (
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.types import PyTree
 
-AUTOENCODERS = {"autoencoder": Autoencoder}
-DISCRIMINATORS = {"patchgan": NLayerDiscriminator}
+# What make_autoencoding hands to make_autoencoder_step itself.
+STEP_INPUTS = ("networks", "loss", "tx", "disc_tx", "seed")
+MODEL = Section(
+    "config.model", "The first stage that is trained.", table={"autoencoder": Autoencoder}
+)
+LOSS = Section(
+    "config.loss",
+    "What the training of a first stage minimises.",
+    ((LogvarOptions, ()), (LearnOptions, ()), (make_autoencoder_step, STEP_INPUTS)),
+    {"autoencoder": AutoencoderLoss},
+)
+DISCRIMINATOR = Section(
+    "config.discriminator",
+    "What judges the pictures of a first stage.",
+    table={"patchgan": NLayerDiscriminator},
+    default="patchgan",
+)
+PERCEPTUAL = Section(
+    "config.perceptual",
+    "The perceptual distance of a first stage's loss.",
+    table={"lpips": PerceptualOptions},
+    default="lpips",
+)
+DISC_OPTIMIZER = OPTIMIZER._replace(
+    path="config.disc_optimizer",
+    about="The discriminator's optimizer; by default config.optimizer without the average.",
+)
 # Sections that the training of a diffusion model reads and this does not.
 DIFFUSION_ONLY = (
     "conditioning",
@@ -68,17 +86,19 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
     """Make the Task of a first stage; ConfigError for a wrong option or section."""
     data, mesh, seed, training = setting
     _check_sections(sections, training)
-    module = _module(sections["model"], data.image_shape)
-    section = sections["regularizer"] if "regularizer" in sections else {"name": "kl"}
-    regularizer = build_regularizer(section, module)
-    discriminator = _discriminator(sections)
-    net, lpips_file = _perceptual(sections)
-    loss, step_options, logvar_init, learn = _loss(sections["loss"])
+    module = bind_section(MODEL, sections["model"]).make()
+    _check_image(module, data.image_shape)
+    regularizer = build_regularizer(sections["regularizer"], module)
+    discriminator = bind_section(DISCRIMINATOR, sections["discriminator"]).make()
+    net, lpips_file = bind_section(PERCEPTUAL, sections["perceptual"]).make()
+    bound = bind_section(LOSS, sections["loss"])
+    loss, (logvar_init, learn, step_options) = bound.make(), bound.own
+    logvar = {"logvar": jnp.float32(LogvarOptions(**logvar_init).logvar_init)}
+    learn = LearnOptions(**learn).learn_logvar
     networks = _networks(module, discriminator, regularizer, net)
     rate = (sections["lr_schedule"], training.batch_size, training.scale_lr)
     tx, lr_at = build_optimizer(sections["optimizer"], *rate)
-    disc_tx, _ = build_optimizer(_disc_optimizer(sections), *rate)
-    logvar = {"logvar": jnp.float32(logvar_init)}
+    disc_tx, _ = build_optimizer(_disc_optimizer(sections), *rate, path=DISC_OPTIMIZER.path)
 
     def init(key: Array) -> TrainState:
         params, mutable = _init_parts(module, regularizer, discriminator, data.image_shape, key)
@@ -102,22 +122,13 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
         averaged_part=lambda params: {name: params[name] for name in TRAINED},
         check_sources=functools.partial(_check_sources, net, lpips_file, training),
         load_frozen=functools.partial(_load_frozen, net, lpips_file),
-        first_frozen=lambda frozen, batch: frozen,
         load_released=load_first_stage,
         export_file=export_first_stage,
-        export_folder=functools.partial(export_first_stage_folder, module, section["name"]),
+        export_folder=functools.partial(export_first_stage_folder, module, regularizer.name),
         pictures=functools.partial(reconstruct_pictures, networks, setting),
         headline=("loss/rec",),
         reconstructing=Reconstructing(module, networks, net),
     )
-
-
-def _module(section: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Autoencoder:
-    module_class = row(AUTOENCODERS, section, "config.model")
-    section = with_dtypes(section, "config.model")
-    module = module_class(**bind(module_class, section, "config.model"))
-    _check_image(module, image_shape)
-    return module
 
 
 def _init_parts(
@@ -191,40 +202,11 @@ def _networks(
     )
 
 
-def _loss(section: Mapping[str, Any]) -> tuple[AutoencoderLoss, dict[str, Any], float, bool]:
-    path = "config.loss"
-    section = {"logvar_init": 0.0, "learn_logvar": False} | dict(section)
-    row({"autoencoder": AutoencoderLoss}, section, path)
-    logvar_init = check_type(section.pop("logvar_init"), float, f"{path}.logvar_init")
-    learn = check_type(section.pop("learn_logvar"), bool, f"{path}.learn_logvar")
-    given = ("networks", "loss", "tx", "disc_tx", "seed")
-    loss, step = bind_shared(section, path, (AutoencoderLoss, ()), (make_autoencoder_step, given))
-    return AutoencoderLoss(**loss), step, logvar_init, learn
-
-
-def _discriminator(sections: Mapping[str, Any]) -> NLayerDiscriminator:
-    path = "config.discriminator"
-    section = sections["discriminator"] if "discriminator" in sections else {"name": "patchgan"}
-    module_class = row(DISCRIMINATORS, section, path)
-    return module_class(**bind(module_class, with_dtypes(section, path), path))
-
-
-def _perceptual(sections: Mapping[str, Any]) -> tuple[str, str | None]:
-    path = "config.perceptual"
-    section = dict(sections["perceptual"]) if "perceptual" in sections else {"name": "lpips"}
-    row({"lpips": lpips}, section, path)
-    known_sections(section, ("name", "net", "weights"), path)
-    section = {"net": "vgg16", "weights": None} | section
-    net = check_type(section["net"], str, f"{path}.net")
-    if net not in ("vgg16", "alexnet"):
-        raise ConfigError(f"{path}.net = {net!r} is unknown; choose from alexnet, vgg16")
-    return net, check_type(section["weights"], str | None, f"{path}.weights")
-
-
 def _disc_optimizer(sections: Mapping[str, Any]) -> Mapping[str, Any]:
-    if "disc_optimizer" not in sections:
-        return {**sections["optimizer"], "ema_decay": None}  # the average is the autoencoder's
-    section = {"ema_decay": None} | dict(sections["disc_optimizer"])
+    own = sections["disc_optimizer"]
+    if own is None:  # the average is the autoencoder's
+        return {**(sections["optimizer"] or {"name": OPTIMIZER.default}), "ema_decay": None}
+    section = {"ema_decay": None, **own}
     if section["ema_decay"] is not None:
         raise ConfigError(
             f"config.disc_optimizer.ema_decay = {section['ema_decay']!r} should be None: the "
@@ -234,10 +216,10 @@ def _disc_optimizer(sections: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _check_sections(sections: Mapping[str, Any], training: Training) -> None:
-    if "loss" not in sections:
+    if sections["loss"] is None:
         raise ConfigError("config.loss is missing; a first stage needs disc_start at least")
     for name in DIFFUSION_ONLY:
-        if name in sections:
+        if sections[name] is not None:
             raise ConfigError(
                 f"config.{name} is for diffusion models, and config.model.name = 'autoencoder' "
                 "trains a first stage; drop it"

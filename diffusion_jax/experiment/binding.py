@@ -94,7 +94,7 @@ def row(
 
 
 def is_own(name: Any) -> bool:
-    """Tell whether a name of a config is that of a user's own object, "package.module:Object".
+    """Tell whether a name of a config means a user's own object, "package.module:Object".
 
     "cifar10:3.0.2" is not: what follows the colon is a version.
     """
@@ -129,14 +129,6 @@ def import_object(name: str, path: str) -> Callable:
     if not callable(found):
         raise ConfigError(f"{path} = {name!r} should be a function or a class, not {found!r}")
     return found
-
-
-def with_dtypes(section: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Replace the names of dtypes in a section by the dtypes; ConfigError for an unknown one."""
-    return {
-        key: pick(DTYPES, value, f"{path}.{key}") if key in ("dtype", "param_dtype") else value
-        for key, value in section.items()
-    }
 
 
 def check_range(
@@ -204,7 +196,7 @@ def _keywords(
             if is_dtype(key, annotation) and isinstance(value, str):
                 value = pick(DTYPES, value, where)
             keywords[key] = check_type(value, annotation, where)
-    for key, parameter in parameters.items():  # what is wrong is told before what is missing
+    for key, parameter in parameters.items():  # a wrong value raises before a missing one
         if parameter.default is inspect.Parameter.empty and key not in keywords:
             wanted = type_name(parameter.annotation)
             raise ConfigError(f"{path}.{key} is missing; set it to a value of type {wanted}")

@@ -10,9 +10,17 @@ from typing import Any
 from diffusion_jax.data.batches import make_batches
 from diffusion_jax.data.images import ImageOptions
 from diffusion_jax.data.sources.open_source import OWN_BUILDERS, open_source
-from diffusion_jax.devices.mesh import make_mesh
-from diffusion_jax.experiment import data, hooks, network, noise, objective, optimizer, sampling
-from diffusion_jax.experiment.autoencoding import AUTOENCODERS, DISCRIMINATORS
+from diffusion_jax.experiment import (
+    autoencoding,
+    data,
+    experiment,
+    hooks,
+    network,
+    noise,
+    objective,
+    optimizer,
+    sampling,
+)
 from diffusion_jax.experiment.binding import (
     DTYPES,
     ConfigError,
@@ -24,19 +32,14 @@ from diffusion_jax.experiment.binding import (
     type_name,
 )
 from diffusion_jax.experiment.data import Splits
-from diffusion_jax.experiment.experiment import Training
 from diffusion_jax.experiment.first_stage import FIRST_STAGE
 from diffusion_jax.experiment.latent_options import LATENT_CACHE
-from diffusion_jax.experiment.options import LearnOptions, LogvarOptions, PerceptualOptions
 from diffusion_jax.experiment.pictures import draw_pictures
 from diffusion_jax.experiment.regularizer import REGULARIZER, TEMPERATURE
-from diffusion_jax.train.first_stage.loss import AutoencoderLoss
-from diffusion_jax.train.first_stage.step import make_autoencoder_step
 
 NAME = ".NAME"
 OWN = "package.module:YourOwn"
 WIDTH = 28
-STEP_INPUTS = ("networks", "loss", "tx", "disc_tx", "seed")
 
 
 def sections() -> dict[str, Section]:
@@ -124,19 +127,18 @@ def _data() -> list[Section]:
 
 def _training() -> list[Section]:
     return [
-        Section("config.train", _first_line(Training), ((Training, ()),)),
+        experiment.TRAIN,
         optimizer.OPTIMIZER,
         optimizer.LR_SCHEDULE,
-        Section("config.mesh", _first_line(make_mesh), ((make_mesh, ("devices",)),)),
+        experiment.MESH,
         LATENT_CACHE,
     ]
 
 
 def _diffusion() -> list[Section]:
-    loss = objective.LOSS
-    own = ((LogvarOptions, ()), (LearnOptions, ()), (make_autoencoder_step, STEP_INPUTS))
+    loss, of_first_stage = objective.LOSS, autoencoding.LOSS
     return [
-        network.MODEL._replace(table={**network.MODEL.table, **AUTOENCODERS}),
+        experiment.MODEL,
         network.CONDITIONING,
         network.EMBEDDER,
         FIRST_STAGE,
@@ -146,8 +148,8 @@ def _diffusion() -> list[Section]:
         noise.TABLE,
         noise.GRID,
         loss._replace(
-            table={**loss.table, "autoencoder": AutoencoderLoss},
-            extras={**loss.extras, "autoencoder": own},
+            table={**loss.table, **of_first_stage.table},
+            extras={**loss.extras, "autoencoder": of_first_stage.targets},
         ),
         objective.SIGMA_SAMPLING,
         objective.LEVELS,
@@ -161,31 +163,11 @@ def _first_stages() -> list[Section]:
     return [
         REGULARIZER,
         TEMPERATURE,
-        Section(
-            "config.discriminator",
-            "What judges the pictures of a first stage.",
-            table=DISCRIMINATORS,
-            default="patchgan",
-        ),
-        Section(
-            "config.perceptual",
-            "The perceptual distance of a first stage's loss.",
-            table={"lpips": PerceptualOptions},
-            default="lpips",
-        ),
-        optimizer.OPTIMIZER._replace(
-            path="config.disc_optimizer",
-            about="The discriminator's optimizer; by default config.optimizer without the average.",
-        ),
+        autoencoding.DISCRIMINATOR,
+        autoencoding.PERCEPTUAL,
+        autoencoding.DISC_OPTIMIZER,
     ]
 
 
 def _hooks() -> list[Section]:
-    given = ("drawing", "setting", "frozen", "class_names", "max_images")
-    targets = hooks._TARGETS | {"images": (hooks._IMAGES, (draw_pictures, given))}
-    found = [
-        Section(f"config.hooks.{name}", _first_line(own[0][0]), own)
-        for name, own in targets.items()
-    ]
-    saving = hooks._CHECKPOINT_TARGETS
-    return [*found, Section("config.checkpoint", _first_line(saving[0][0]), saving)]
+    return [*hooks.hook_sections(draw_pictures).values(), hooks.CHECKPOINT]

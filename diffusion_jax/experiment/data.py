@@ -68,7 +68,7 @@ class Data(NamedTuple):
     def train_batches(
         self, source: Records, *, batch_size: int, seed: int, finish: Finish | None = None
     ) -> Batches:
-        """Make shuffled batches without end; batch k is a function of (seed, k).
+        """Make endless shuffled batches; batch k is a function of (seed, k).
 
         finish: what the prefetching threads do to each batch before it is handed out.
         """
@@ -117,7 +117,7 @@ def build_data(section: Mapping[str, Any]) -> Data:
     path = "config.data.batches"
     bound = bind_shared(section["batches"], path, (ImageOptions, ()), (make_batches, _GIVEN))
     images, order = ImageOptions(**bound[0]), bound[1]
-    splits = bind(Splits, section["splits"] if "splits" in section else {}, "config.data.splits")
+    splits = bind(Splits, {"splits": {}, **section}["splits"], "config.data.splits")
     size, source = images.image_size, section["source"]
     height, width = (size, size) if isinstance(size, int) else size
     if "name" not in source:

@@ -1,13 +1,11 @@
 """A config whose model denoises: its network, its noise, its loss and its sampler, as a Task."""
 
 import functools
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax.data.batches import make_batches
 from diffusion_jax.devices.mesh import on_mesh
-from diffusion_jax.experiment.binding import ConfigError, value_of
+from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.export import export_diffusers, export_single_file
 from diffusion_jax.experiment.layout import frozen_rules, state_rules
@@ -29,16 +27,7 @@ from diffusion_jax.experiment.weights import (
 from diffusion_jax.train.ema import ema_params
 from diffusion_jax.train.state import init_state
 from diffusion_jax.train.step import make_eval_step, make_train_step
-from diffusion_jax.types import PyTree
 
-# What a config that leaves one of these sections out means.
-DEFAULT_SECTIONS: dict[str, Any] = {
-    "conditioning": {},
-    "schedule": {"name": "linear"},
-    "loss": {"name": "ddpm"},
-    "sampler": {"name": "ddim", "num_steps": 50},
-    "guidance": {"name": "none"},
-}
 # Sections that the training of a first stage reads and this does not.
 FIRST_STAGE_ONLY = ("discriminator", "disc_optimizer", "perceptual", "regularizer")
 
@@ -46,26 +35,22 @@ FIRST_STAGE_ONLY = ("discriminator", "disc_optimizer", "perceptual", "regularize
 def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
     """Make the Task of a diffusion model; ConfigError for a wrong option or section."""
     for name in FIRST_STAGE_ONLY:
-        if name in sections:
+        if sections[name] is not None:
             raise ConfigError(
                 f"config.{name} is for the training of first stages "
                 f"(config.model.name = 'autoencoder'), and this is {sections['model']['name']!r}"
             )
-    sections = DEFAULT_SECTIONS | dict(sections)
-    first_stage, denoiser, grid = (
-        sections[name] if name in sections else None
-        for name in ("first_stage", "denoiser", "discretization")
-    )
     data, mesh, seed, training = setting
     network = build_network(
-        sections["model"], sections["conditioning"], data.image_shape, first_stage
+        sections["model"], sections["conditioning"], data.image_shape, sections["first_stage"]
     )
     _check_buckets(data, network)
-    noise = build_noise(sections["schedule"], denoiser, grid)
+    noise = build_noise(sections["schedule"], sections["denoiser"], sections["discretization"])
     objective = build_objective(network, noise, sections, training.batch_size)
     tx, lr_at = build_optimizer(
         sections["optimizer"], sections["lr_schedule"], training.batch_size, training.scale_lr
     )
+    scaled = network.first_stage is not None and network.first_stage.options.scale_by_std
     sampling = build_sample_fn(network, noise, sections["sampler"], sections["guidance"], mesh)
     drawing = Drawing(network, noise, *sampling)
     train_step = make_train_step(objective.loss_fn, tx, seed=seed, accumulate=training.accumulate)
@@ -85,13 +70,13 @@ def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
         averaged_part=lambda params: params,
         check_sources=functools.partial(_check_sources, network, training),
         load_frozen=functools.partial(load_frozen, network),
-        first_frozen=functools.partial(_first_frozen, network, setting),
-        load_released=functools.partial(_load_released, network),
+        load_released=functools.partial(load_released, network),
         export_file=functools.partial(export_single_file, network, noise),
-        export_folder=functools.partial(export_diffusers, network, noise, sections["schedule"]),
+        export_folder=functools.partial(export_diffusers, network, noise),
         pictures=functools.partial(draw_pictures, drawing, setting),
         headline=("loss_simple", "loss_x0"),
         drawing=drawing,
+        first_frozen=functools.partial(scale_by_std, network, mesh, seed) if scaled else None,
     )
 
 
@@ -102,34 +87,9 @@ def _check_sources(network: Network, training: Training) -> None:
     check_frozen(network, source)
 
 
-def _first_frozen(
-    network: Network, setting: Setting, frozen: PyTree, batch: Mapping[str, Any]
-) -> PyTree:
-    if network.first_stage is None or not network.first_stage.scale_by_std:
-        return frozen
-    factor = scale_by_std(network, setting.mesh, setting.seed, frozen, batch)
-    return {**frozen, "scale_factor": factor}
-
-
-def _load_released(
-    network: Network, params: PyTree, mutable: PyTree, path: str | os.PathLike, training: Training
-) -> tuple[PyTree, PyTree, list[str]]:
-    params, not_loaded = load_released(
-        network,
-        params,
-        path,
-        ema=training.ckpt_ema,
-        ignore_keys=training.ignore_keys,
-        load_only_unet=training.load_only_unet,
-        keep_dims=training.keep_dims,
-    )
-    return params, mutable, not_loaded
-
-
 def _check_buckets(data: Data, network: Network) -> None:
-    divisor = value_of(make_batches, data.batch_options, "bucket_divisor")
-    multiple = network.size_multiple()
-    if value_of(make_batches, data.batch_options, "buckets") and divisor % multiple:
+    divisor, multiple = data.batch_options["bucket_divisor"], network.size_multiple()
+    if data.batch_options["buckets"] and divisor % multiple:
         raise ConfigError(
             f"config.data.batches.bucket_divisor = {divisor} should be a multiple of {multiple}, "
             "which the network asks of the sides of an image"

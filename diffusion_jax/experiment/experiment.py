@@ -8,18 +8,25 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from diffusion_jax.data.batches import Batches
+from diffusion_jax.data.latent_cache import LatentCache
+from diffusion_jax.data.records import Records
 from diffusion_jax.devices.arrays import shard_batch
 from diffusion_jax.devices.mesh import batch_shards, make_mesh, process_rows, replicated
-from diffusion_jax.experiment.autoencoding import AUTOENCODERS, make_autoencoding
+from diffusion_jax.experiment import autoencoding, network
+from diffusion_jax.experiment.autoencoding import make_autoencoding
 from diffusion_jax.experiment.binding import (
     ConfigError,
-    bind,
+    Section,
+    bind_section,
     check_range,
     check_type,
     known_sections,
+    row,
 )
 from diffusion_jax.experiment.data import Data, build_data
 from diffusion_jax.experiment.diffusion import make_diffusion
+from diffusion_jax.experiment.hooks import HookOptions, bind_hooks
 from diffusion_jax.experiment.latent_options import bind_latent_cache
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.options import LatentCacheOptions
@@ -30,33 +37,38 @@ from diffusion_jax.randomness import Stream, stream_key
 from diffusion_jax.train.state import TrainState, abstract_state, init_sharded
 from diffusion_jax.types import PyTree
 
-# Names of config.model whose Task is not made by make_diffusion.
-MAKERS: dict[str, Callable[[Mapping[str, Any], Setting], Task]] = {
-    name: make_autoencoding for name in AUTOENCODERS
-}
-# Every section of a config; build/hooks.py binds `hooks` and `checkpoint`.
+# Every network that a config can name, those of first stages included.
+MODEL = network.MODEL._replace(table={**network.MODEL.table, **autoencoding.MODEL.table})
+TRAIN = Section(
+    "config.train",
+    "How long training goes on, with which batches, and the weights that it starts from.",
+    ((Training, ()),),
+)
+MESH = Section(
+    "config.mesh",
+    "How the devices share batches, parameters and layers.",
+    ((make_mesh, ("devices",)),),
+)
 SECTIONS = (
     "checkpoint conditioning data denoiser disc_optimizer discretization discriminator first_stage "
     "guidance hooks latent_cache loss lr_schedule mesh model optimizer perceptual regularizer "
     "sampler schedule seed sigma_sampling train weighting"
 ).split()
 REQUIRED = ("model", "data", "train")
-# What a config that leaves a section out means.
-DEFAULT_SECTIONS: dict[str, Any] = {
-    "seed": 0,
-    "optimizer": {"name": "adamw"},
-    "lr_schedule": {"name": "constant"},
-    "mesh": {},
-}
 MAX_SEED = 2**32 - 1  # jax.random.key drops what is above
 
 
 class Experiment(NamedTuple):
-    """What a config describes. The functions of its task are pure and not jitted, but sample_fn."""
+    """What a config describes. The functions of its task are pure and not jitted, but sample_fn.
+
+    sections: every section, None where the config has none. hooks: the options of what watches a
+    run, and of its checkpoints.
+    """
 
     sections: Mapping[str, Any]
     setting: Setting
     task: Task
+    hooks: HookOptions
     latent_cache: LatentCacheOptions | None = None
 
     def __repr__(self) -> str:
@@ -121,6 +133,22 @@ class Experiment(NamedTuple):
     def eval_step(self) -> Callable:
         """(params, mutable, frozen, batch, batch number) -> metrics."""
         return self.task.eval_step
+
+    def train_batches(self, source: Records) -> Batches:
+        """Make the shuffled batches of training, with all that embedders read."""
+        return self.data.train_batches(source, seed=self.seed, **self._batching())
+
+    def cached_batches(self, cache: LatentCache) -> Batches:
+        """Make the batches of training out of a latent cache."""
+        return self.data.cached_batches(cache, seed=self.seed, **self._batching())
+
+    def eval_batches(self, role: str) -> Batches:
+        """Make batches of each record of a split once; ConfigError without such a split."""
+        return self.data.eval_batches(self.data.source(role), **self._batching())
+
+    def _batching(self) -> dict[str, Any]:
+        # Tokenising is left to the prefetching threads: the main thread must not wait for it.
+        return {"batch_size": self.training.batch_size, "finish": self.task.with_inputs}
 
     def to_devices(self, batch: Mapping[str, Any]) -> dict[str, Array]:
         """Put what the step reads of a host batch on the mesh, split over its batch axes."""
@@ -192,30 +220,37 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     for name in REQUIRED:
         if name not in sections:
             raise ConfigError(f"config.{name} is missing; every config needs {', '.join(REQUIRED)}")
-    sections = DEFAULT_SECTIONS | dict(sections)
+    sections = {**dict.fromkeys(SECTIONS), "seed": 0, **sections}
     seed = check_type(sections["seed"], int, "config.seed")
     check_range(seed, "config.seed", low=0, high=MAX_SEED)
     training = _training(sections["train"])
     data = build_data(sections["data"])
     mesh = _mesh(sections["mesh"], training.batch_size, training.accumulate, devices)
     setting = Setting(data, mesh, seed, training)
-    name = sections["model"]["name"] if "name" in sections["model"] else None
-    task = (MAKERS[name] if name in MAKERS else make_diffusion)(sections, setting)
-    network = None if task.drawing is None else task.drawing.network
-    return Experiment(sections, setting, task, bind_latent_cache(sections, data, network))
+    model = row(MODEL.table, sections["model"], MODEL.path, own=True)
+    is_first_stage = model in autoencoding.MODEL.table.values()
+    task = (make_autoencoding if is_first_stage else make_diffusion)(sections, setting)
+    hooks = bind_hooks(sections, task, data.splits)
+    draws = None if task.drawing is None else task.drawing.network
+    return Experiment(sections, setting, task, hooks, bind_latent_cache(sections, data, draws))
 
 
 def _training(section: Mapping[str, Any]) -> Training:
-    training = Training(**bind(Training, section, "config.train"))
+    (options,) = bind_section(TRAIN, section).own
+    training = Training(**options)
     for name in ("num_steps", "batch_size", "accumulate"):
         check_range(getattr(training, name), f"config.train.{name}", low=1)
     return training
 
 
 def _mesh(
-    section: Mapping[str, Any], batch_size: int, accumulate: int, devices: Sequence[Any] | None
+    section: Mapping[str, Any] | None,
+    batch_size: int,
+    accumulate: int,
+    devices: Sequence[Any] | None,
 ) -> Mesh:
-    mesh = make_mesh(**bind(make_mesh, section, "config.mesh", given=("devices",)), devices=devices)
+    (options,) = bind_section(MESH, section).own
+    mesh = make_mesh(**options, devices=devices)
     shards = batch_shards(mesh)
     if batch_size % (shards * accumulate):
         raise ConfigError(

@@ -1,7 +1,6 @@
 """A model of this program -> a file or folder that other programs load."""
 
 import os
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,7 +86,6 @@ def export_single_file(
 def export_diffusers(
     network: Network,
     noise: Noise,
-    schedule: Mapping[str, Any],
     trained: Trained,
     folder: str | os.PathLike,
     *,
@@ -102,7 +100,7 @@ def export_diffusers(
     extra = sum(e.channels for e in network.embedders.values() if e.channels is not None)
     configs = {
         "network": unet_config(network.module, channels + extra, sample_size=height),
-        "scheduler": _scheduler(noise, schedule),
+        "scheduler": _scheduler(noise),
     }
     if stage is not None:
         configs["first_stage"] = vae_config(
@@ -125,12 +123,12 @@ def export_diffusers(
     save_diffusers(folder, components, configs, dtype=dtype)
 
 
-def _scheduler(noise: Noise, section: Mapping[str, Any]) -> dict[str, Any]:
-    start, end = (value_of(make_schedule, section, name) for name in ("linear_start", "linear_end"))
+def _scheduler(noise: Noise) -> dict[str, Any]:
+    options = noise.schedule_options
     return scheduler_config(
-        beta_start=start,
-        beta_end=end,
-        schedule=section["name"],
+        beta_start=value_of(make_schedule, options, "linear_start"),
+        beta_end=value_of(make_schedule, options, "linear_end"),
+        schedule=options["name"],
         prediction_type=_PREDICTIONS[noise.parameterization],
         num_timesteps=noise.schedule.num_timesteps,
     )

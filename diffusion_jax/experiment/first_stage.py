@@ -46,24 +46,9 @@ class FirstStage(NamedTuple):
     options: FirstStageOptions
     codes: Codes | None = None
 
-    @property
-    def scale_factor(self) -> float:
-        """The factor that latents are multiplied with."""
-        return self.options.scale_factor
-
-    @property
-    def scale_by_std(self) -> bool:
-        """Whether the factor is computed from the first batch of a run."""
-        return self.options.scale_by_std
-
-    @property
-    def weights(self) -> str | None:
-        """A file or a run with the weights, "random", or None: see FirstStageOptions."""
-        return self.options.weights
-
     def init(self, key: Array) -> PyTree:
         """Initialise the parameters."""
-        # Any size will do: the parameters are those of convolutions.
+        # Any size will do: parameters of convolutions do not depend on it.
         image = jnp.zeros((1, 2 * self.factor, 2 * self.factor, self.image_shape[-1]))
         params = self.module.init(key, image)["params"]
         if self.codes is None:

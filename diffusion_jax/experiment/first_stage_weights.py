@@ -88,7 +88,7 @@ def export_first_stage_folder(
 def check_lpips(net: str, own: str | None, source: str | None) -> None:
     """Find out, before any long work, whether LPIPS has weights; see read_lpips for the arguments.
 
-    Raises FileNotFoundError for a missing file, ValueError when what is there does not fit.
+    Raises FileNotFoundError for a missing file, ValueError for one that does not fit the network.
     """
     if own == RANDOM:
         return
@@ -103,7 +103,7 @@ def read_lpips(net: str, own: str | None, source: str | os.PathLike | None) -> P
         return load_lpips(None, net=net)
     assert own is not None or source is not None
     path = pathlib.Path(own if own is not None else str(source)).expanduser()
-    # The package's files end in .ckpt as those of PyTorch do, which are zip archives.
+    # The package's files end in .ckpt as PyTorch's do; PyTorch's are zip archives.
     if path.suffix == ".safetensors" or zipfile.is_zipfile(path):
         return import_lpips(open_weights(path), net)
     return load_lpips(path, net=net)

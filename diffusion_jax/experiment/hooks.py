@@ -3,7 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from diffusion_jax.experiment.binding import ConfigError, bind_shared, known_sections, value_of
+from diffusion_jax.experiment.binding import (
+    ConfigError,
+    Section,
+    Target,
+    bind_section,
+    known_sections,
+    value_of,
+)
 from diffusion_jax.experiment.task import Task
 from diffusion_jax.train.checkpoints.saving import open_checkpoints
 from diffusion_jax.train.hooks.checkpoint import checkpoint
@@ -24,69 +31,78 @@ class Passes(NamedTuple):
     num_batches: int | None = None
 
 
-# Section -> the functions that its keys go to, each with what the run supplies.
-_TARGETS: dict[str, tuple[tuple[Callable, tuple[str, ...]], ...]] = {
-    "progress": ((progress, ("num_steps", "speed", "stream")),),
-    "scalars": ((scalars, ("writer", "lr_at", "speed")),),
-    "nan_stop": ((nan_stop, ("checkpoints",)),),
-    "hang": ((watch_hangs, ()),),
-    "signals": ((signal_hook, ("received", "save")),),
-    "images": (),  # see bind_hooks: what they show is a matter of the task
-    "validation": (
-        (validation, ("evaluate", "writer", "scores")),
-        (Passes, ()),
+def _section(name: str, *targets: Target) -> Section:
+    """Describe the section of a hook by the docstring of the function that makes it."""
+    return Section(f"config.hooks.{name}", str(targets[0][0].__doc__).partition("\n")[0], targets)
+
+
+# What each section's keys go to, and what the run supplies.
+_SECTIONS = {
+    "progress": _section("progress", (progress, ("num_steps", "speed", "stream"))),
+    "scalars": _section("scalars", (scalars, ("writer", "lr_at", "speed"))),
+    "nan_stop": _section("nan_stop", (nan_stop, ("checkpoints",))),
+    "hang": _section("hang", (watch_hangs, ())),
+    "signals": _section("signals", (signal_hook, ("received", "save"))),
+    "images": _section("images", (images, ("log_images", "writer", "split", "batch"))),
+    "validation": _section(
+        "validation", (validation, ("evaluate", "writer", "scores")), (Passes, ())
     ),
-    "early_stopping": ((early_stopping, ("scores",)),),
-    "profiler": ((profiler, ("directory",)),),
+    "early_stopping": _section("early_stopping", (early_stopping, ("scores",))),
+    "profiler": _section("profiler", (profiler, ("directory",))),
 }
-
-
-_IMAGES = (images, ("log_images", "writer", "split", "batch"))
+_PICTURES = ("drawing", "networks", "setting", "frozen", "class_names", "max_images")
 ALWAYS = ("progress", "scalars", "nan_stop", "hang", "signals")
-_CHECKPOINT_TARGETS = (
-    (checkpoint, ("checkpoints", "metadata", "scores", "writer")),
-    (open_checkpoints, ("directory", "needed_bytes")),
+CHECKPOINT = Section(
+    "config.checkpoint",
+    "When checkpoints are saved, and which are kept.",
+    (
+        (checkpoint, ("checkpoints", "metadata", "scores", "writer")),
+        (open_checkpoints, ("directory", "needed_bytes")),
+    ),
 )
 DEFAULT_CHECKPOINT = {"every": 1000}
+
+
+def hook_sections(pictures: Callable) -> dict[str, Section]:
+    """Map the name of every hook to its section; Task.pictures decides what images show."""
+    shown = _SECTIONS["images"]
+    shown = shown._replace(targets=(*shown.targets, (pictures, _PICTURES)))
+    return {**_SECTIONS, "images": shown}
 
 
 class HookOptions(NamedTuple):
     """Keywords of the hooks that a config asks for, one dict a function, and of its checkpoints."""
 
-    hooks: Mapping[str, list[dict[str, Any]]]
+    hooks: Mapping[str, tuple[dict[str, Any], ...]]
     checkpoint: dict[str, Any]
     checkpoints: dict[str, Any]
 
 
-def bind_hooks(sections: Mapping[str, Any], task: Task) -> HookOptions:
-    """Check the `hooks` and `checkpoint` sections; ConfigError names path, value and choices."""
-    asked = sections["hooks"] if "hooks" in sections else {}
-    known_sections(asked, _TARGETS, "config.hooks")
+def bind_hooks(
+    sections: Mapping[str, Any], task: Task, splits: Mapping[str, str | None]
+) -> HookOptions:
+    """Check the `hooks` and `checkpoint` sections; ConfigError names path, value and choices.
+
+    splits: role -> split of the data, None for none; validation needs one.
+    """
+    known = hook_sections(task.pictures)
+    asked = {} if sections["hooks"] is None else sections["hooks"]
+    known_sections(asked, known, "config.hooks")
     asked = {name: {} for name in ALWAYS} | asked
-    saving = sections["checkpoint"] if "checkpoint" in sections else DEFAULT_CHECKPOINT
-    checkpoint_options, manager_options = bind_shared(
-        saving, "config.checkpoint", *_CHECKPOINT_TARGETS
-    )
-    _check_monitors(sections, asked, manager_options)
-    pictures = (task.pictures, ("frozen", "class_names", "max_images"))
-    targets = _TARGETS | {"images": (_IMAGES, pictures)}
-    return HookOptions(
-        {
-            name: bind_shared(section, f"config.hooks.{name}", *targets[name])
-            for name, section in asked.items()
-        },
-        checkpoint_options,
-        manager_options,
-    )
+    saving = sections["checkpoint"]
+    checkpoint_options, manager_options = bind_section(
+        CHECKPOINT, DEFAULT_CHECKPOINT if saving is None else saving
+    ).own
+    _check_monitors(asked, manager_options, splits)
+    hooks = {name: bind_section(known[name], section).own for name, section in asked.items()}
+    return HookOptions(hooks, checkpoint_options, manager_options)
 
 
 def _check_monitors(
-    sections: Mapping[str, Any], asked: Mapping[str, Any], manager: Mapping[str, Any]
+    asked: Mapping[str, Any], manager: Mapping[str, Any], splits: Mapping[str, str | None]
 ) -> None:
     """Nothing may wait in silence for a validation that never comes."""
-    splits = sections["data"]["splits"] if "splits" in sections["data"] else {}
-    has_split = "validation" in splits and splits["validation"] is not None
-    if "validation" in asked and not has_split:
+    if "validation" in asked and splits["validation"] is None:
         raise ConfigError(
             "config.hooks.validation needs a split: set config.data.splits.validation"
         )

@@ -3,14 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax.data.batches import make_batches
-from diffusion_jax.experiment.binding import (
-    ConfigError,
-    Section,
-    bind_section,
-    check_range,
-    value_of,
-)
+from diffusion_jax.experiment.binding import ConfigError, Section, bind_section, check_range
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.options import LatentCacheOptions
@@ -29,7 +22,7 @@ def bind_latent_cache(
 
     Raises ConfigError for a wrong option, and when the data or the network cannot use a cache.
     """
-    if "latent_cache" not in sections:
+    if sections["latent_cache"] is None:
         return None
     path = LATENT_CACHE.path
     options = LatentCacheOptions(**bind_section(LATENT_CACHE, sections["latent_cache"]).own[0])
@@ -37,7 +30,7 @@ def bind_latent_cache(
         check_range(getattr(options, name), f"{path}.{name}", low=1)
     if network is None or network.first_stage is None:
         raise ConfigError(f"{path} needs config.first_stage, whose latents it would keep")
-    if value_of(make_batches, data.batch_options, "crop") == "random":
+    if data.batch_options["crop"] == "random":
         raise ConfigError(
             f"config.data.batches.crop = 'random' should be 'center' or 'stretch' with {path}: it "
             "encodes an image once, and a random crop is another image each time"

@@ -96,14 +96,14 @@ class Network(NamedTuple):
         if stage is None:
             return {"conditioner": conditioner, "first_stage": {}}
         frozen = {"conditioner": conditioner, "first_stage": stage.init(first_stage_key)}
-        return frozen | ({"scale_factor": jnp.float32(1.0)} if stage.scale_by_std else {})
+        return frozen | ({"scale_factor": jnp.float32(1.0)} if stage.options.scale_by_std else {})
 
     def constants(self) -> dict[str, Array]:
         """Return the arrays that the config alone determines: the scale factor of the latents."""
         stage = self.first_stage
-        if stage is None or stage.scale_by_std:
+        if stage is None or stage.options.scale_by_std:
             return {}
-        return {"scale_factor": jnp.float32(stage.scale_factor)}
+        return {"scale_factor": jnp.float32(stage.options.scale_factor)}
 
     def apply(
         self,

@@ -29,7 +29,7 @@ DENOISER = Section(
 )
 SCALING = Section(
     "config.denoiser.scaling",
-    "c_skip, c_out, c_in and c_noise; by default those of the schedule's parameterization.",
+    "c_skip, c_out, c_in and c_noise; by default what the schedule's parameterization says.",
     table=SCALINGS,
     own=(),
 )
@@ -60,6 +60,7 @@ class Noise(NamedTuple):
     `levels`; both None when it is continuous. grid: number of steps -> noise levels of sampling,
     float64 descending to 0. natural_weighting: the section of a weighting with which the loss on
     x_0 is the plain error of what the network predicts; None for a scaling of the user's own.
+    schedule_options: what the config says about the schedule, with its name.
     """
 
     schedule: Schedule
@@ -71,6 +72,7 @@ class Noise(NamedTuple):
     on_timesteps: bool
     grid: Callable[[int], np.ndarray]
     natural_weighting: Mapping[str, Any] | None
+    schedule_options: Mapping[str, Any]
 
     def constants(self) -> dict[str, Any]:
         """Return the arrays that training and sampling read: the schedule, and a table if any."""
@@ -116,6 +118,7 @@ def build_noise(
         on_schedule and options.quantize_c_noise,
         _grid(grid_section, discrete, schedule),
         natural,
+        {"name": beta.name, **beta.keywords},
     )
 
 

@@ -74,24 +74,24 @@ class Objective(NamedTuple):
 def build_objective(
     network: Network, noise: Noise, sections: Mapping[str, Any], batch_size: int
 ) -> Objective:
-    """Build the objective of a config; batch_size is that of the global batch.
+    """Build the objective of a config; batch_size counts the global batch.
 
     A loss of the user's own that names `apply` is a maker of a LossFn, as denoiser_loss_fn is; any
     other is the loss of a batch at its timesteps, as ddpm_loss is. Both are given what they name.
     Raises ConfigError for a wrong option, and for a section that the loss does not read.
     """
-    bound = bind_section(LOSS, sections.get("loss"))
+    bound = bind_section(LOSS, sections["loss"])
     inputs: dict[str, Callable[[], Any]] = {
         "parameterization": lambda: noise.parameterization,
         "scaling": lambda: noise.scaling,
-        "sigma_of": lambda: _sigma_sampling(sections.get("sigma_sampling"), noise),
-        "weighting": lambda: _weighting(sections.get("weighting"), noise),
+        "sigma_of": lambda: _sigma_sampling(sections["sigma_sampling"], noise),
+        "weighting": lambda: _weighting(sections["weighting"], noise),
         "batch_size": lambda: batch_size,
         "quantize_c_noise": lambda: noise.quantize_c_noise,
     }
     asked = parameters_of(bound.factory)
     for name, reader in (("sigma_sampling", "sigma_of"), ("weighting", "weighting")):
-        if name in sections and reader not in asked:
+        if sections[name] is not None and reader not in asked:
             raise ConfigError(
                 f"config.{name} is read with config.loss.name = 'denoiser' only, and it is "
                 f"{bound.name!r}"

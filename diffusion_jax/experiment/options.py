@@ -74,7 +74,7 @@ class WarmupOptions(NamedTuple):
 class FirstStageOptions(NamedTuple):
     """Where a frozen first stage comes from, what its latents are multiplied by, and its memory.
 
-    weights: a file or the run of a first stage, "random" for a dry run, None for those of the
+    weights: a file or the run of a first stage, "random" for a dry run, None to take them from the
     checkpoint that is loaded. scale_by_std: the factor is 1 / std of the first batch of a run.
     samples_at_a_time: images that are encoded or decoded at once, None for all. tile: side, in
     latent pixels, of the overlapping tiles that larger latents are decoded in, None for one piece;
@@ -114,7 +114,7 @@ class TemperatureOptions(NamedTuple):
 class PerceptualOptions(NamedTuple):
     """The network of the perceptual distance, and a file with its weights.
 
-    weights: None for those of the installed package, "random" for a dry run.
+    weights: None to take them from the installed package, "random" for a dry run.
     """
 
     net: Literal["vgg16", "alexnet"] = "vgg16"

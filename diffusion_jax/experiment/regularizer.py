@@ -64,12 +64,13 @@ TEMPERATURE = Section(
 
 
 class Regularizer(NamedTuple):
-    """What stands between encoder and decoder, as a pair of functions.
+    """What stands between encoder and decoder, as a pair of functions, and its name in a config.
 
     init: key -> (parameters or {}, mutable or {}). apply: (params of the autoencoder, mutable,
     moments, keys, *, train, step) -> (z, metrics, mutable); schedules read the number of the step.
     """
 
+    name: str
     init: Callable[[Array], tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[Array, Mapping[str, Array], PyTree]]
 
@@ -90,7 +91,7 @@ def build_regularizer(section: Mapping[str, Any] | None, module: Autoencoder) ->
     if bound.name in QUANTIZERS:
         return _quantizer(bound, module.embed_dim)
     plain = _plain(functools.partial(bound.factory, **bound.keywords))
-    return Regularizer(lambda key: ({}, {}), plain)
+    return Regularizer(bound.name, lambda key: ({}, {}), plain)
 
 
 def _plain(regularize: Callable) -> Callable:
@@ -154,7 +155,7 @@ def _quantizer(bound: Bound, width: int) -> Regularizer:
             found = quantizer.apply(variables, moments)
         return found.z, _log(found), mutable
 
-    return Regularizer(init, apply)
+    return Regularizer(bound.name, init, apply)
 
 
 def _log(found: Quantized) -> dict[str, Array]:

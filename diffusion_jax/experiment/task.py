@@ -104,8 +104,7 @@ class Task(NamedTuple):
     check_sources: find out before long work whether every frozen network, and a released file that
       training starts from, is there; ValueError or FileNotFoundError if not.
     load_frozen: (abstract frozen, () -> random frozen, path of a released file or None) -> the
-      frozen networks. first_frozen: (frozen, first batch on the devices) -> frozen, when it is not
-      read from an earlier start.
+      frozen networks.
     load_released: (params, mutable, path, training) -> (params, mutable, what the file had not).
     export_file, export_folder: (Trained, path, dtype=None) -> write a .safetensors file as the
       originals do, a folder that diffusers loads; export_file returns what it wrote, in words.
@@ -113,6 +112,8 @@ class Task(NamedTuple):
       log_images(state, host batch) -> {key: images}.
     headline: the metrics to tell a person, by the end of their names.
     drawing, reconstructing: what of the two the model does, else None.
+    first_frozen: (frozen, first batch on the devices) -> frozen, called once in a run; None where
+      nothing waits for data.
     """
 
     init: Callable[[Array], TrainState]
@@ -130,7 +131,6 @@ class Task(NamedTuple):
     averaged_part: Callable[[PyTree], PyTree]
     check_sources: Callable[[], None]
     load_frozen: Callable[[PyTree, Callable[[], PyTree], str | os.PathLike | None], PyTree]
-    first_frozen: Callable[[PyTree, Mapping[str, Array]], PyTree]
     load_released: Callable[..., tuple[PyTree, PyTree, list[str]]]
     export_file: Callable[..., str]
     export_folder: Callable[..., None]
@@ -138,3 +138,4 @@ class Task(NamedTuple):
     headline: tuple[str, ...]
     drawing: Drawing | None = None
     reconstructing: Reconstructing | None = None
+    first_frozen: Callable[[PyTree, Mapping[str, Array]], PyTree] | None = None

@@ -3,7 +3,7 @@
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from diffusion_jax.convert.weights.diffusers_folder import unused_of_penultimate
 from diffusion_jax.convert.weights.identify import find_networks
 from diffusion_jax.convert.weights.importing import import_network
 from diffusion_jax.convert.weights.reading import (
@@ -55,40 +56,32 @@ def is_released(path: str | os.PathLike) -> bool:
 
 
 def load_released(
-    network: Network,
-    params: PyTree,
-    path: str | os.PathLike,
-    *,
-    ema: bool = False,
-    ignore_keys: Sequence[str] = (),
-    load_only_unet: bool = False,
-    keep_dims: int | None = None,
-) -> tuple[PyTree, list[str]]:
-    """Read trained parameters out of a released file -> (params, names of what was not in it).
+    network: Network, params: PyTree, mutable: PyTree, path: str | os.PathLike, training: Training
+) -> tuple[PyTree, PyTree, list[str]]:
+    """Read trained parameters out of a released file -> (params, mutable, what was not in it).
 
     params: {"network": ..., "conditioner": ...}, arrays, or shapes where the file has everything;
-    the result has their dtypes and shardings. ema takes the averages of the network; ignore_keys
-    are regular expressions from the start of a name in the file: what matches keeps its initial
-    value, as does the rest with load_only_unet. keep_dims: see convert.weights.import_params.
+    the result has their dtypes and shardings. mutable is returned as it is. The options of training
+    say what is taken: ckpt_ema, ignore_keys, load_only_unet, keep_dims.
     Raises ValueError when the file does not fit; the message lists what is missing or left over.
     """
     found = import_network(
         params["network"],
         open_part(path, "unet"),
         "unet",
-        ema=ema,
-        ignore_keys=ignore_keys,
-        allow_missing=ignore_keys,
-        keep_dims=keep_dims,
+        ema=training.ckpt_ema,
+        ignore_keys=training.ignore_keys,
+        allow_missing=training.ignore_keys,
+        keep_dims=training.keep_dims,
     )
     conditioner = dict(params["conditioner"])
     not_loaded = ["logvar"] if "logvar" in params else []
     for name, own in conditioner.items():
-        if load_only_unet or type(network.embedders[name].module) not in KINDS:
+        if training.load_only_unet or type(network.embedders[name].module) not in KINDS:
             not_loaded.append(f"conditioner/{name}")
         else:
             conditioner[name] = _import_embedder(network, name, own, path)
-    return {**params, "network": found, "conditioner": conditioner}, not_loaded
+    return {**params, "network": found, "conditioner": conditioner}, mutable, not_loaded
 
 
 def check_frozen(network: Network, source: str | None) -> None:
@@ -135,15 +128,15 @@ def load_frozen(
             conditioner[name] = drawn["conditioner"][name]
     frozen: dict[str, Any] = {"conditioner": conditioner}
     frozen["first_stage"] = _first_stage(network, abstract["first_stage"], source, drawn)
-    if network.first_stage is not None and network.first_stage.scale_by_std:
+    if network.first_stage is not None and network.first_stage.options.scale_by_std:
         frozen["scale_factor"] = jnp.float32(1.0)  # until the first batch was seen
     return frozen
 
 
 def scale_by_std(
     network: Network, mesh: Mesh, seed: int, frozen: PyTree, batch: Mapping[str, jax.Array]
-) -> jax.Array:
-    """Compute 1 / std of the latents of a batch, float32 scalar, so that they have variance 1.
+) -> PyTree:
+    """Set the scale factor in frozen to 1 / std of a batch's latents, so that they have variance 1.
 
     Source: latent-diffusion, LatentDiffusion.on_train_batch_start.
     """
@@ -156,7 +149,7 @@ def scale_by_std(
         frozen = {**frozen, "scale_factor": jnp.float32(1.0)}
         return 1.0 / jnp.std(network.encode(frozen, batch, keys), ddof=1)
 
-    return factor(frozen, batch, keys)
+    return {**frozen, "scale_factor": factor(frozen, batch, keys)}
 
 
 def open_part(path: str | os.PathLike, kind: str, number: int = 0) -> Any:
@@ -199,8 +192,7 @@ def _left_out_by_diffusers(embedder: Embedder) -> tuple[str, ...]:
     module = embedder.module
     if not (isinstance(module, OpenClipText) and module.legacy and module.layer == "penultimate"):
         return ()
-    last = module.tower.num_layers - 1
-    return rf"(text_model\.)?encoder\.layers\.{last}\.", r"text_projection\."
+    return unused_of_penultimate(module.tower.num_layers)
 
 
 def _first_stage(
@@ -209,7 +201,7 @@ def _first_stage(
     stage = network.first_stage
     if stage is None:
         return {}
-    path = _own_file(stage.weights)
+    path = _own_file(stage.options.weights)
     path = source if path is None else path
     if path is None:
         return drawn["first_stage"]
@@ -243,7 +235,7 @@ def _frozen_networks(network: Network) -> list[tuple[str, str | None]]:
         for name in has_weights
     ]
     if network.first_stage is not None:
-        found.append(("config.first_stage", network.first_stage.weights))
+        found.append(("config.first_stage", network.first_stage.options.weights))
     return found
 
 
@@ -275,7 +267,7 @@ def _run_weights(path: pathlib.Path, abstract: PyTree) -> PyTree:
     ]
     if different:
         raise ValueError(
-            f"the first stage of {path} is not that of config.first_stage: {len(different)} "
+            f"the first stage of {path} differs from config.first_stage: {len(different)} "
             f"parameters differ, among them {', '.join(different[:4])}"
         )
     return jax.tree.map(

@@ -16,6 +16,8 @@ from diffusion_jax.devices.chips import GIB
 from diffusion_jax.devices.flops import jaxpr_flops, kernel_flops
 from diffusion_jax.devices.mesh import batch_shards
 from diffusion_jax.experiment import Experiment, make_experiment
+from diffusion_jax.experiment.binding import value_of
+from diffusion_jax.experiment.task import Training
 from diffusion_jax.plan import hlo
 from diffusion_jax.plan.count import Counts, count
 from diffusion_jax.plan.memory import Held, held_bytes, read_bytes
@@ -89,7 +91,7 @@ def build(
     if per_device_batch is None:
         return make_experiment(config, devices=topology.devices)
     config = config.copy_and_resolve_references()
-    accumulate = config.train.accumulate if "accumulate" in config.train else 1
+    accumulate = value_of(Training, config.train, "accumulate")
     # The mesh decides how many parts a batch has; this batch divides by any number of them.
     config.train.batch_size = len(topology.devices) * accumulate
     shards = batch_shards(make_experiment(config, devices=topology.devices).mesh)

@@ -57,8 +57,7 @@ def evaluate_run(
     """
     workdir = pathlib.Path(workdir)
     experiment = make_experiment(load_run_config(workdir, overrides))
-    source = experiment.data.source(split)
-    batches = experiment.data.eval_batches(source, batch_size=experiment.training.batch_size)
+    batches = experiment.eval_batches(split)
     frozen = run_frozen(experiment, workdir)
     state, _ = restore_state(workdir / "checkpoints", experiment.abstract_state(), step)
     losses = build_evaluate(experiment, frozen, batches, prefix=split)(state)
@@ -135,19 +134,15 @@ def mean_bits(
         )
         return found.total
 
-    bits: list[np.ndarray] = []
-    key = stream_key(experiment.seed, Stream.EVALUATION)
+    names = ("image", *sorted({e.input_key for e in network.embedders.values()}))
+    key = stream_key(experiment.seed, Stream.LIKELIHOOD)
+    bits: list[float] = []
     for batch in batches.iterate(0):
-        batch = experiment.task.with_inputs(batch)
-        rows = min(count - sum(map(len, bits)), len(batch["image"]))
-        if "weight" in batch:
-            rows = min(rows, int(np.sum(batch["weight"])))
-        inputs = {e.input_key for e in network.embedders.values()}
-        chosen = {name: np.asarray(batch[name][:rows]) for name in ("image", *sorted(inputs))}
-        first = sum(map(len, bits))
-        keys = sample_keys(key, jnp.arange(first, first + rows))
+        real = np.flatnonzero(batch["weight"])[: count - len(bits)]
+        keys = sample_keys(key, jnp.arange(len(bits), len(bits) + len(real)))
+        chosen = {name: np.asarray(batch[name])[real] for name in names}
         arguments = put((chosen, keys), replicated(mesh))
-        bits.append(np.asarray(bound(params, frozen, *arguments)))
-        if sum(map(len, bits)) >= count:
+        bits += np.asarray(bound(params, frozen, *arguments)).tolist()
+        if len(bits) >= count:
             break
-    return float(np.concatenate(bits).mean())
+    return float(np.mean(bits))

@@ -10,7 +10,12 @@ import ml_collections
 from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.task import Trained
 from diffusion_jax.runs import folder
-from diffusion_jax.runs.weights import load_checkpoint_file, load_trained, start_frozen
+from diffusion_jax.runs.weights import (
+    load_checkpoint_file,
+    load_trained,
+    load_trained_params,
+    start_frozen,
+)
 from diffusion_jax.train.checkpoints.saving import open_checkpoints, state_bytes
 from diffusion_jax.train.ema import has_ema, reset_ema
 
@@ -54,7 +59,7 @@ def convert_weights(
         said = []
         trained = load_trained(experiment, source, step=step, ema=not (raw or with_ema))
         if with_ema:
-            averages = load_trained(experiment, source, step=step, ema=True).params
+            averages = load_trained_params(experiment, source, step=step, ema=True)
             trained = trained._replace(ema=averages)
     else:
         trained, absent = load_checkpoint_file(experiment, source, ema=ema)

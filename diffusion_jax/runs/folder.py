@@ -20,7 +20,7 @@ from diffusion_jax.experiment.config_files import load_config, load_config_file
 SAVED_CONFIG = "configs/config.py"
 LOCK = ".lock"
 # What may differ when a run is continued: how long, how fast, where, and what is watched; never
-# what a step computes. lr_schedule is among them because its length follows that of the run.
+# what a step computes. lr_schedule is among them because it is as long as the run.
 MAY_CHANGE = (
     "train.num_steps",
     "lr_schedule",

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.experiment.binding import value_of
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.hooks import HookOptions
 from diffusion_jax.runs.evaluation import build_evaluate
 from diffusion_jax.runs.speed import build_speed
 from diffusion_jax.train.checkpoints.saving import Checkpoints
@@ -48,9 +47,9 @@ class Watched(NamedTuple):
     with_images: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
 
 
-def build_hooks(experiment: Experiment, options: HookOptions, watched: Watched) -> list[Hook]:
+def build_hooks(experiment: Experiment, watched: Watched) -> list[Hook]:
     """Make the hooks in their order: speak, measure, show, validate, decide, save."""
-    writer, scores = watched.writer, watched.scores
+    options, writer, scores = experiment.hooks, watched.writer, watched.scores
     speed = build_speed(experiment)
     make: dict[str, Callable[..., Hook | list[Hook]]] = {
         "hang": lambda o: watched.hang,

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffusion_jax.data import transforms
-from diffusion_jax.data.batches import Batches, Finish, prefetched
+from diffusion_jax.data.batches import Batches, prefetched
 from diffusion_jax.data.images import Images, open_images
 from diffusion_jax.data.latent_cache import LatentCache, open_cache
 from diffusion_jax.data.latent_shards import (
@@ -51,26 +51,20 @@ class CachedTraining(NamedTuple):
 
 
 def train_from_cache(
-    experiment: Experiment,
-    source: Records,
-    workdir: pathlib.Path | None = None,
-    finish: Finish | None = None,
+    experiment: Experiment, source: Records, workdir: pathlib.Path | None = None
 ) -> CachedTraining:
     """Make or finish the cache of the training split and open it for training.
 
-    workdir: the folder of a run whose saved frozen networks are used, if it has any. finish: see
-    data.batches.make_batches.
-
+    workdir: the folder of a run whose saved frozen networks are used, if it has any.
     Raises ValueError as make_latent_cache does.
     """
     frozen = load_frozen(experiment, workdir)
     cache = make_latent_cache(experiment, frozen, source)
-    batches = experiment.data.cached_batches(
-        cache, batch_size=experiment.training.batch_size, seed=experiment.seed, finish=finish
-    )
     null = jax.device_put(dict(cache.null), replicated(experiment.mesh))
     null = {"null_outputs": null} if null else {}
-    return CachedTraining(batches, frozen, null, image_reader(experiment, source))
+    return CachedTraining(
+        experiment.cached_batches(cache), frozen, null, image_reader(experiment, source)
+    )
 
 
 def load_frozen(experiment: Experiment, workdir: pathlib.Path | None) -> PyTree:

@@ -2,10 +2,8 @@
 
 from diffusion_jax.devices.chips import find_chip
 from diffusion_jax.devices.flops import count_flops
-from diffusion_jax.experiment.autoencoding import AUTOENCODERS
 from diffusion_jax.experiment.binding import parameters_of, row
-from diffusion_jax.experiment.experiment import Experiment, assemble
-from diffusion_jax.experiment.network import MODEL
+from diffusion_jax.experiment.experiment import MODEL, Experiment, assemble
 from diffusion_jax.runs.arguments import arguments_of
 from diffusion_jax.train.hooks.scalars import Speed
 
@@ -26,12 +24,12 @@ def build_speed(experiment: Experiment) -> Speed:
 def model_flops(experiment: Experiment) -> int:
     """Count the FLOPs of one training step, forward and backward, on all devices.
 
-    They are those of the model: what remat computes again does not count. Nothing is compiled.
-    Frozen networks in the step count too, unless a latent cache stands for them; of images in
-    buckets, those of config.data's size.
+    What remat computes again does not count. Nothing is compiled. Frozen networks in the step count
+    too, unless a latent cache stands for them. Images in buckets count as images of config.data's
+    size.
     """
     model = experiment.sections["model"]
-    fields = parameters_of(row({**MODEL.table, **AUTOENCODERS}, model, MODEL.path, own=True))
+    fields = parameters_of(row(MODEL.table, model, MODEL.path, own=True))
     plain = {name: value for name, value in PLAIN.items() if name in fields}
     sections = {**experiment.sections, "model": {**model, **plain}}
     twin = assemble(sections, list(experiment.mesh.devices.flat))

@@ -1,11 +1,9 @@
 """One run from its folder to its last checkpoint: open everything, train, close, test."""
 
-import collections
 import contextlib
 import io
 import os
 import pathlib
-import threading
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -15,7 +13,6 @@ import ml_collections
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.hooks import HookOptions, bind_hooks
 from diffusion_jax.experiment.weights import is_released
 from diffusion_jax.runs import folder
 from diffusion_jax.runs.evaluation import build_evaluate
@@ -35,7 +32,12 @@ from diffusion_jax.train.ema import has_ema, reset_ema
 from diffusion_jax.train.hooks.checkpoint import make_rescue
 from diffusion_jax.train.hooks.hang import watch_hangs
 from diffusion_jax.train.hooks.overview import overview
-from diffusion_jax.train.hooks.signals import STOPS, handle_signals
+from diffusion_jax.train.hooks.received import (
+    STOPS,
+    handle_signals,
+    interruptible,
+    interruptible_batches,
+)
 from diffusion_jax.train.hooks.validation import Scores, scores_from
 from diffusion_jax.train.loop import Stop
 from diffusion_jax.train.state import TrainState
@@ -105,9 +107,16 @@ def train_run(
     donate: False keeps the previous state alive in each step (for debugging).
 
     Everything that can be wrong with config, data and folder is found before the first step is
-    compiled. Raises ValueError, FileNotFoundError or OSError in one sentence for bad input.
+    compiled. Raises ValueError, FileNotFoundError or OSError in one sentence for bad input, and
+    Interrupted (a KeyboardInterrupt) for a signal before the first step or after the last save.
     """
-    workdir = pathlib.Path(workdir)
+    with handle_signals() as received, interruptible(received):
+        return _train_run(
+            config, pathlib.Path(workdir), resume, on_event, progress, donate, test, received
+        )
+
+
+def _train_run(config, workdir, resume, on_event, progress, donate, test, received) -> Result:
     say = _in_process_0(on_event)
     if resume is False and folder.has_run(workdir):
         raise ValueError(f"resume = False, but {workdir} holds a run; choose another folder")
@@ -115,12 +124,11 @@ def train_run(
     folder.check(workdir, config)
     abstract = experiment.check()
     check_sources(experiment)
-    options = bind_hooks(experiment.sections, experiment.task)
     data = open_data(experiment, workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.claim_for_all(workdir, config))
         from_step = None if isinstance(resume, bool) else resume
-        checkpoints = _open_checkpoints(workdir, from_step, options, state_bytes(abstract))
+        checkpoints = _open_checkpoints(experiment, workdir, from_step, state_bytes(abstract))
         stack.callback(checkpoints.close)
         state, scores = start(experiment, abstract, checkpoints, say)
         first_step = int(state.step)
@@ -128,7 +136,7 @@ def train_run(
         writer = open_writer(workdir, resume_step=first_step)
         stack.callback(writer.close)
         announce(experiment, state, data, workdir, writer, say)
-        with _signals() as received, watch_hangs(**options.hooks["hang"][0]) as hang:
+        with watch_hangs(**experiment.hooks.hooks["hang"][0]) as hang:
             watched = Watched(
                 workdir=workdir,
                 writer=writer,
@@ -144,16 +152,23 @@ def train_run(
                 with_images=None if data.cached is None else data.cached.with_images,
             )
             step_fn = jit_train_step(experiment.train_step, abstract, donate=donate)
+            hooks = build_hooks(experiment, watched)
+            batches = data.train.iterate(first_step)
+            received.interruptible = False  # from here on, a signal waits for the save
             state, stop = loop.train(
                 state,
                 lambda state, batch: step_fn(state, experiment.to_devices(batch), watched.frozen),
-                data.train.iterate(first_step),
-                build_hooks(experiment, options, watched),
+                # several processes stop together, see signal_hook
+                batches if jax.process_count() > 1 else interruptible_batches(batches, received),
+                hooks,
                 num_steps=experiment.training.num_steps,
                 rescue=make_rescue(checkpoints, watched.metadata, scores, first_step=first_step),
             )
         checkpoints.wait()
-        return _finish(experiment, state, stop, watched, data.test if test else None, say)
+        if stop is not None and stop.reason in SIGNALS:
+            received.clear()  # one signal is enough
+        with interruptible(received):
+            return _finish(experiment, state, stop, watched, data.test if test else None, say)
 
 
 def _metadata(experiment: Experiment, config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -171,13 +186,6 @@ def _in_process_0(on_event: Listener | None) -> Listener:
     return on_event
 
 
-def _signals() -> contextlib.AbstractContextManager[collections.deque[int]]:
-    """Note signals where Python allows it, in the main thread."""
-    if threading.current_thread() is threading.main_thread():
-        return handle_signals()
-    return contextlib.nullcontext(collections.deque())
-
-
 def _check_learning_rate(experiment: Experiment, first_step: int) -> None:
     last_step, lr_at = experiment.training.num_steps - 1, experiment.task.lr_at
     if first_step <= last_step and lr_at(first_step) == lr_at(last_step) == 0:
@@ -189,12 +197,12 @@ def _check_learning_rate(experiment: Experiment, first_step: int) -> None:
 
 
 def _open_checkpoints(
-    workdir: pathlib.Path, from_step: int | None, options: HookOptions, needed_bytes: int
+    experiment: Experiment, workdir: pathlib.Path, from_step: int | None, needed_bytes: int
 ) -> Checkpoints:
     directory = workdir / "checkpoints"
     if from_step is not None and jax.process_index() == 0:
         set_aside_later(directory, from_step)
-    return open_checkpoints(directory, needed_bytes=needed_bytes, **options.checkpoints)
+    return open_checkpoints(directory, needed_bytes=needed_bytes, **experiment.hooks.checkpoints)
 
 
 def _frozen(experiment: Experiment, workdir: pathlib.Path, data: Opened) -> PyTree:
@@ -214,7 +222,7 @@ def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
     Raises ValueError when its labels do not fit the model's classes, and when the cache was made
     from something else or is damaged.
     """
-    data, training = experiment.data, experiment.training
+    data = experiment.data
     source = data.source("train")
     names = data.class_names(source)
     for name, embedder in experiment.task.embedders.items():
@@ -223,20 +231,14 @@ def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
                 f"config.conditioning.embedders.{name}.num_classes = {embedder.num_classes} is too "
                 f"few: the data set {data.name!r} has {len(names)} classes"
             )
-    finish = experiment.task.with_inputs  # tokenising must not wait for the main thread
     validation, test = (
-        None
-        if data.splits[role] is None
-        else data.eval_batches(data.source(role), batch_size=training.batch_size, finish=finish)
+        None if data.splits[role] is None else experiment.eval_batches(role)
         for role in ("validation", "test")
     )
     if experiment.latent_cache is not None:
-        cached = train_from_cache(experiment, source, workdir, finish=finish)
+        cached = train_from_cache(experiment, source, workdir)
         return Opened(cached.batches, validation, test, names, cached)
-    train = data.train_batches(
-        source, batch_size=training.batch_size, seed=experiment.seed, finish=finish
-    )
-    return Opened(train, validation, test, names)
+    return Opened(experiment.train_batches(source), validation, test, names)
 
 
 def check_sources(experiment: Experiment) -> None:

@@ -63,8 +63,9 @@ def start_frozen(
     if has_frozen(workdir):
         return run_frozen(experiment, workdir)
     frozen = dict(make_frozen(experiment) if frozen is None else frozen)
-    if first_batch is not None and "scale_factor" in frozen.keys() - experiment.task.constants:
-        frozen = experiment.task.first_frozen(frozen, experiment.to_devices(first_batch()))
+    first_frozen = experiment.task.first_frozen
+    if first_frozen is not None and first_batch is not None:
+        frozen = first_frozen(frozen, experiment.to_devices(first_batch()))
     weights = _weights_of(frozen, experiment.task.constants)
     if jax.tree.leaves(weights):
         checkpoints = open_checkpoints(workdir / FROZEN_FOLDER, keep_last=1)
@@ -76,11 +77,21 @@ def start_frozen(
 def load_trained(
     experiment: Experiment, workdir: pathlib.Path, *, step: int | None = None, ema: bool = True
 ) -> Trained:
-    """Read what a run has trained, the newest checkpoint or that of `step`, without its optimizer.
+    """Read what a run has trained, from its newest checkpoint or the one of `step`; no optimizer.
 
     ema: the averages in place of what is averaged. Raises FileNotFoundError when there is no such
     checkpoint, ValueError when it is damaged, of another config, or keeps no averages.
     """
+    params = load_trained_params(experiment, workdir, step=step, ema=ema)
+    has_mutable = jax.tree.leaves(experiment.abstract_state().mutable)
+    mutable = load_mutable(workdir / "checkpoints", step=step) if has_mutable else {}
+    return Trained(params, mutable, run_frozen(experiment, workdir))
+
+
+def load_trained_params(
+    experiment: Experiment, workdir: pathlib.Path, *, step: int | None = None, ema: bool = True
+) -> PyTree:
+    """Read the parameters alone, see load_trained."""
     folder, abstract = workdir / "checkpoints", experiment.abstract_state()
     averaged = experiment.task.averaged_part(abstract.params)
     params: dict[str, Any] = {}
@@ -88,8 +99,7 @@ def load_trained(
         params = load_params(folder, abstract.params, step=step, ema=False)
     if ema:
         params = {**params, **load_params(folder, averaged, step=step, ema=True)}
-    mutable = load_mutable(folder, step=step) if jax.tree.leaves(abstract.mutable) else {}
-    return Trained(params, mutable, run_frozen(experiment, workdir))
+    return params
 
 
 def load_checkpoint_file(

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from diffusion_jax.train.hooks.received import Interrupted
 from diffusion_jax.types import PyTree
 
 MAX_IN_FLIGHT = 2
@@ -104,7 +105,8 @@ def train(
     `batches` starts at batch number state.step, which makes step state.step + 1. `train_step` may
     donate the state; it puts the batch on the devices explicitly, since implicit transfers raise in
     here. Hooks act in their order; after a Stop the hooks behind it do not act on that step, but
-    all of them end. With no step to do, no hook is called.
+    all of them end. With no step to do, no hook is called. When the wait for a batch raises
+    Interrupted, that is a Stop too, unless no step was done yet.
 
     After an exception rescue(state) saves what there is, all hooks end, and it is raised again.
     Raises ValueError when the state is already past num_steps or the batches end too early.
@@ -121,7 +123,13 @@ def train(
         with jax.transfer_guard("disallow"):
             for step in range(first + 1, num_steps + 1):
                 started = time.perf_counter()
-                batch = _next(source, step, num_steps)
+                try:
+                    batch = _next(source, step, num_steps)
+                except Interrupted as signal:
+                    if event is None:
+                        raise
+                    stop = Stop(str(signal))
+                    break
                 data_wait = time.perf_counter() - started
                 state, metrics = train_step(state, batch)
                 in_flight.append(metrics)

@@ -187,7 +187,7 @@ def image_writer(directory: str | os.PathLike) -> Writer:
 def background_writer(*writers: Writer) -> Writer:
     """Pass every call on to all writers, by one thread, in order; the calls return at once.
 
-    What cannot be written is told once in a warning and never ends the training; the other writers
+    What cannot be written causes one warning and never ends the training; the other writers
     go on. When MAX_QUEUED calls wait, the next one waits too. flush and close wait for all calls
     before them. No wait takes longer than a minute, or than the thread lives: then the call is
     dropped, with a warning.

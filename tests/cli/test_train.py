@@ -1,5 +1,8 @@
 """`train` on the command line: which run it is, and what its end means to a script."""
 
+import os
+import signal
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -78,6 +81,23 @@ def test_resume_brings_its_config_and_step(asked, workdir):
     assert folder == workdir
     assert main([f"--resume={workdir}/checkpoints/4"]) == 0
     assert asked.run[1:] == (workdir, {**options, "resume": 4})
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_before_the_first_step_is_code_75(asked, workdir, capsys, monkeypatch, number):
+    handler = signal.getsignal(number)
+
+    def never_begins(*args, **options):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(train, "train_run", never_begins)
+    assert main([f"--config={TINY}", f"--workdir={workdir}"]) == 75
+    said = capsys.readouterr().err
+    assert f"{number.name}: nothing was to be saved; the same command goes on" in said
+    assert signal.getsignal(number) is handler
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 """Which environment means several processes, and what is missing, in one sentence."""
 
-import argparse
 import importlib.util
 
+import jax
 import pytest
 
 from diffusion_jax.cli import main
 from diffusion_jax.cli.arguments import parse_arguments
+from diffusion_jax.cli.program import exit_code
 from diffusion_jax.devices import processes
 from diffusion_jax.devices.processes import Place, find_place, same_for_all
+from diffusion_jax.train.hooks.received import Interrupted
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -63,8 +65,9 @@ def test_a_lone_machine_asks_nobody(packages):
 def test_nothing_is_joined_by_default(monkeypatch):
     for name in (*SLURM, *OPEN_MPI_4, *POD):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(processes.jax.distributed, "initialize", None)  # must not be called
-    processes.join(place_of(parse_arguments(["--config=x.py"])))
+    monkeypatch.setattr(jax.distributed, "initialize", None)  # must not be called
+    with processes.joined(place_of(parse_arguments(["--config=x.py"])), exit_code):
+        assert not jax.distributed.is_initialized()
 
 
 def test_flags(packages):
@@ -145,17 +148,85 @@ def test_kubernetes(packages):
 
 
 def test_others_that_cannot_be_reached(monkeypatch):
-    def fail(**options):
-        assert not processes.jax.config.jax_enable_preemption_service  # it would take SIGTERM
-        raise RuntimeError("DEADLINE_EXCEEDED: nobody there\nmore")
+    def fail(*args):
+        assert not jax.config.jax_enable_preemption_service  # it would take SIGTERM
+        raise ConnectionError("DEADLINE_EXCEEDED: nobody there\nmore")
 
-    monkeypatch.setattr(processes.jax.distributed, "initialize", fail)
-    arguments = argparse.Namespace(**EXPLICIT._asdict())
-    with pytest.raises(ConnectionError) as caught:
-        processes.join(place_of(arguments))
-    processes.jax.config.update("jax_enable_preemption_service", True)
+    monkeypatch.setattr(processes, "Peers", fail)
+    with (
+        pytest.raises(ConnectionError) as caught,
+        processes.joined(EXPLICIT, exit_code),
+    ):
+        raise AssertionError("it has not joined")
+    jax.config.update("jax_enable_preemption_service", True)
     text = str(caught.value)
     assert "coordinator_address host:1234" in text and "nobody there; --num_pro" in text
+
+
+@pytest.fixture
+def joining(monkeypatch):
+    """What joined does with JAX and with the other processes, in order."""
+    did = []
+
+    class Peers:
+        address = "127.0.0.1:5"
+
+        def __init__(self, *args):
+            did.append(("meet", *args))
+
+        def fail(self, code, reason, *, wait):
+            did.append(("fail", code, reason, wait))
+
+        def finish(self):
+            did.append("finish")
+
+    distributed = processes.jax.distributed
+    monkeypatch.setattr(processes, "Peers", Peers)
+    monkeypatch.setattr(distributed, "initialize", lambda **options: did.append(options))
+    monkeypatch.setattr(distributed, "shutdown", lambda: did.append("shutdown"))
+    monkeypatch.setattr(processes.atexit, "register", lambda *call: did.append(call))
+    yield did
+    jax.config.update("jax_enable_preemption_service", True)
+
+
+def test_jax_meets_where_the_watch_does_and_leaves_before_it(joining):
+    with processes.joined(EXPLICIT, exit_code):
+        meet, options = joining
+    assert meet == ("meet", "host:1234", 1, 2, processes.TIMEOUT)
+    assert options["coordinator_address"] == options["coordinator_bind_address"] == "127.0.0.1:5"
+    assert (options["process_id"], options["num_processes"]) == (1, 2)
+    assert options["cluster_detection_method"] == "deactivate"
+    assert joining[2:] == ["shutdown", "finish"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "wait"),
+    [
+        (RuntimeError("x"), 1, 1.0),
+        (Interrupted("x"), 75, 1.0),
+        (jax.errors.JaxRuntimeError("x"), 1, 30.0),  # what JAX says of another one's death
+    ],
+)
+def test_the_others_learn_of_an_error(joining, error, code, wait):
+    with pytest.raises(type(error)), processes.joined(EXPLICIT, exit_code):
+        raise error
+    told, (end, its_code) = joining[2:]
+    assert told == ("fail", code, f"{type(error).__name__}: x", wait)
+    assert (end.__name__, its_code) == ("_end", code)  # and JAX waits for nobody
+
+
+def test_the_environment_of_jax_counts(monkeypatch, packages):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "there:7")
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "2,3")
+    place = Place(num_processes=2, process_id=1, method="deactivate")
+    assert processes._completed(place)[:4] == ("there:7", 2, 1, (2, 3))
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS")
+    with pytest.raises(ValueError, match="JAX does not find coordinator_address here"):
+        processes._completed(place)
+    for name, value in OPEN_MPI_4.items():
+        monkeypatch.setenv(name, value)
+    found = processes._completed(find_place(Place(), OPEN_MPI_4))
+    assert found[1:4] == (4, 3, (2, 3)) and found.coordinator_address.startswith("10.96.0.1:")
 
 
 def test_one_process_agrees_with_itself():

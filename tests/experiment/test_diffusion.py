@@ -1,13 +1,12 @@
 """A config whose model denoises: what it may say, and what its Task is made of."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.experiments import built, trained
 
 from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.diffusion import DEFAULT_SECTIONS, FIRST_STAGE_ONLY, make_diffusion
+from diffusion_jax.experiment.diffusion import FIRST_STAGE_ONLY, make_diffusion
 
 MNIST, LDM = "configs/mnist.py:tiny", "configs/emoji_ldm.py:tiny"
 
@@ -25,9 +24,9 @@ def test_sections_of_first_stages_are_refused(name):
 
 def test_a_section_that_is_left_out_is_the_default():
     experiment = built(MNIST)
-    bare = {name: own for name, own in experiment.sections.items() if name not in DEFAULT_SECTIONS}
-    bare["model"] = {**bare["model"], "num_classes": None}
-    task = make_diffusion(bare, experiment.setting)
+    left_out = ("conditioning", "schedule", "loss", "sampler", "guidance", "optimizer")
+    model = {**experiment.sections["model"], "num_classes": None}
+    task = make(MNIST, **dict.fromkeys(left_out), model=model)
     betas = np.asarray(task.constants["schedule"].betas)
     np.testing.assert_allclose(betas[[0, -1]], [1e-4, 2e-2], rtol=1e-5)  # linear, of 1000 steps
     assert task.drawing.num_steps == 50 and task.embedders == {}
@@ -48,11 +47,9 @@ def test_the_average_follows_every_parameter():
 
 def test_only_a_scale_that_waits_for_the_first_batch_is_computed():
     """1 / std of what the encoder makes of the batch; see tests/experiment/test_autoencoding.py."""
-    batch = {"image": jnp.zeros((1, 32, 32, 3))}
     given = built(LDM, "--config.first_stage.scale_by_std=False")
-    frozen = trained(LDM).frozen
-    assert given.task.first_frozen(frozen, batch) is frozen
-    assert built(MNIST).task.first_frozen({}, batch) == {}
+    assert given.task.first_frozen is built(MNIST).task.first_frozen is None
+    assert built(LDM).task.first_frozen is not None
 
 
 def test_random_frozen_networks_have_the_shapes_that_are_loaded():

@@ -9,8 +9,8 @@ import pytest
 from support.experiments import built
 from support.trees import drawn
 
-from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.experiment import make_experiment
+from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.train.ema import ema_params
 from diffusion_jax.train.step import jit_train_step
 

@@ -34,7 +34,7 @@ def numbers():
 
 def test_sizes_follow_from_the_levels():
     stage = build()
-    assert (stage.latent_shape, stage.factor, stage.scale_factor) == ((8, 8, 4), 2, 0.2)
+    assert (stage.latent_shape, stage.factor, stage.options.scale_factor) == ((8, 8, 4), 2, 0.2)
 
 
 def test_few_samples_at_a_time_give_the_same_numbers(numbers):

@@ -86,9 +86,7 @@ def test_what_lpips_lacks_is_found_before_any_work(exported, tmp_path):
 def test_a_folder_of_diffusers_holds_the_autoencoder_alone(exported, tmp_path):
     experiment, weights, _ = exported
     module = experiment.task.reconstructing.module
-    name = (
-        experiment.sections["regularizer"]["name"] if "regularizer" in experiment.sections else "kl"
-    )
+    name = (experiment.sections["regularizer"] or {"name": "kl"})["name"]
     export_first_stage_folder(module, name, weights, tmp_path / "x")
     assert [path.name for path in (tmp_path / "x").iterdir() if path.is_dir()] == ["vae"]
     config = json.loads((tmp_path / "x/vae/config.json").read_text())

@@ -6,14 +6,12 @@ from support.experiments import built
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.hooks import ALWAYS, bind_hooks
 
-SPLITS = {"data": {"splits": {"train": "train", "validation": "validation"}}}
+SPLITS = {"train": "train", "validation": "validation"}
 
 
-def bind(hooks=None, checkpoint=None, data=SPLITS, config="mnist"):
-    sections = dict(data)
-    sections |= {} if hooks is None else {"hooks": hooks}
-    sections |= {} if checkpoint is None else {"checkpoint": checkpoint}
-    return bind_hooks(sections, built(f"configs/{config}.py:tiny").task)
+def bind(hooks=None, checkpoint=None, config="mnist"):
+    sections = {"hooks": hooks, "checkpoint": checkpoint}
+    return bind_hooks(sections, built(f"configs/{config}.py:tiny").task, SPLITS)
 
 
 def test_what_watches_every_run_needs_no_section():
@@ -31,15 +29,15 @@ def test_options_go_to_the_functions_that_take_them():
         },
         {"every": 5, "keep_last": 3, "keep_best": 1, "monitor": "val/loss"},
     )
-    assert found.hooks["validation"] == [{"every": 7}, {"num_batches": 2}]
-    assert found.hooks["images"] == [{"batch_frequency": 9}, {"log_every_t": 100}]
+    assert found.hooks["validation"] == ({"every": 7}, {"num_batches": 2})
+    assert found.hooks["images"] == ({"batch_frequency": 9}, {"log_every_t": 100})
     assert found.checkpoint == {"every": 5}
     assert found.checkpoints == {"keep_last": 3, "keep_best": 1, "monitor": "val/loss"}
 
 
 def test_what_pictures_show_is_a_matter_of_the_model():
     shown = bind({"images": {"diff_boost_factor": 2.0}}, config="emoji_vae").hooks["images"]
-    assert shown == [{}, {"diff_boost_factor": 2.0}]
+    assert shown == ({}, {"diff_boost_factor": 2.0})
     with pytest.raises(ConfigError, match=r"images\.diff_boost_factor = 2\.0 is not an option"):
         bind({"images": {"diff_boost_factor": 2.0}})
 
@@ -65,7 +63,8 @@ def test_mistakes_name_the_path(hooks, checkpoint, message):
         bind(hooks, checkpoint)
 
 
-@pytest.mark.parametrize("data", [{}, {"splits": {}}, {"splits": {"validation": None}}])
-def test_validation_needs_a_split(data):
+@pytest.mark.parametrize("splits", ["=delete", "={}", ".validation=None"])
+def test_validation_needs_a_split(splits):
+    overrides = ("--config.hooks.validation.every=1", f"--config.data.splits{splits}")
     with pytest.raises(ConfigError, match=r"set config\.data\.splits\.validation"):
-        bind({"validation": {}}, data={"data": data})
+        built("configs/mnist.py:tiny", *overrides)

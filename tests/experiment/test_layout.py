@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.devices import partition as sharding
 from diffusion_jax.experiment import layout, make_experiment
+from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.train.step import jit_train_step
 
 STEPS = 3

@@ -27,7 +27,8 @@ PARAMS = {"scale": jnp.float32(0.5), "conditioner": {}}
 
 def objective(loss, schedule=SCHEDULE, denoiser=None, **sections):
     noise = build_noise(schedule, denoiser, None)
-    return noise, build_objective(NETWORK, noise, {"loss": loss, **sections}, 8)
+    sections = {"loss": loss, "sigma_sampling": None, "weighting": None} | sections
+    return noise, build_objective(NETWORK, noise, sections, 8)
 
 
 def value(noise, built, seed=0):

@@ -8,7 +8,7 @@ from support.trees import drawn
 
 from diffusion_jax.convert.weights.exporting import export_network
 from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.task import Trained
+from diffusion_jax.experiment.task import Trained, Training
 from diffusion_jax.experiment.weights import (
     check_frozen,
     is_released,
@@ -59,7 +59,9 @@ def released(request, sdxl, tmp_path_factory):
 
 def test_the_network_of_a_released_model_is_read(sdxl, released):
     experiment, params, _ = sdxl
-    found, absent = load_released(experiment.network, shapes_of(params), released)
+    found, _, absent = load_released(
+        experiment.network, shapes_of(params), {}, released, Training(1, 1)
+    )
     same(found, params)
     assert absent == []
 
@@ -104,7 +106,8 @@ def test_a_part_of_a_released_model_can_be_left_as_it_is(sdxl, released):
     before = drawn(params, 4)
     own = {**before, "logvar": np.zeros(3)}
     keys = (r"(model\.diffusion_model\.)?(out\.2|conv_out)\.",)
-    found, absent = load_released(experiment.network, own, released, ignore_keys=keys)
+    training = Training(1, 1, ignore_keys=keys)
+    found, _, absent = load_released(experiment.network, own, {}, released, training)
     assert absent == ["logvar"]
     same(found["network"]["out_2"], before["network"]["out_2"])
     for name in params["network"].keys() - {"out_2"}:

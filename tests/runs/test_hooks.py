@@ -36,7 +36,8 @@ def make(tmp_path):
     def hooks(asked, **watched):
         experiment = built("configs/mnist.py:tiny")
         experiment = experiment._replace(task=experiment.task._replace(pictures=pictures))
-        sections = {**experiment.sections, "hooks": asked, "checkpoint": {"every": 5}}
+        sections = {"hooks": asked, "checkpoint": {"every": 5}}
+        options = bind_hooks(sections, experiment.task, experiment.data.splits)
         everything = Watched(
             workdir=tmp_path,
             writer=Writer(write_images=lambda step, images: written.append((step, [*images]))),
@@ -50,7 +51,7 @@ def make(tmp_path):
             hang=Hook(lambda step: False, hang),
             progress=io.TextIOWrapper(io.BytesIO()),
         )._replace(**watched)
-        return build_hooks(experiment, bind_hooks(sections, experiment.task), everything)
+        return build_hooks(experiment._replace(hooks=options), everything)
 
     return hooks, drawn, written
 

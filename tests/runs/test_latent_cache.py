@@ -6,10 +6,10 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from diffusion_jax.cli.arguments import load_config
 from diffusion_jax.data.latent_shards import claim_folder
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.runs import latent_cache
 from diffusion_jax.runs.latent_cache import image_reader, make_latent_cache
 from diffusion_jax.runs.latent_key import describe_cache
@@ -119,7 +119,7 @@ def test_the_loss_curve_is_that_of_online_training(
 ):
     built = build(*KEPT, f"latent_cache.folder={tmp_path}", f"latent_cache.dtype={dtype}")
     monkeypatch.setattr(latent_cache, "load_frozen", lambda *_: frozen)
-    cached = latent_cache.train_from_cache(built, source(), finish=built.task.with_inputs)
+    cached = latent_cache.train_from_cache(built, source())
     columns = set(built.to_devices(next(cached.batches.iterate(0))))
     texts = {f"cached/{name}" for name in ("clip/0", "open_clip/0", "open_clip/1")}
     assert columns == {"moments", *texts}

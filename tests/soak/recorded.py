@@ -1,38 +1,36 @@
-"""launch.py, with a line per step in the file RECORD: its number and the records in its batch.
+"""Training that leaves a line per step in a file: its number and the records in its batch."""
 
-    RECORD=steps.jsonl python tests/soak/recorded.py --config=... --workdir=...
-
-A step's line is written before the next step starts, unbuffered, so a killed process leaves them.
-"""
-
+import contextlib
 import json
 import os
-import sys
+import pathlib
+from collections.abc import Iterator
 from typing import Any
 
-from diffusion_jax.cli import main
 from diffusion_jax.train import loop
 
 
-def record(file: int) -> loop.Hook:
-    """Make the hook that notes the number of a step and the records in its batch."""
+@contextlib.contextmanager
+def record_steps(path: pathlib.Path) -> Iterator[None]:
+    """Record the steps of all that is trained in the block.
+
+    A step's line is written before the next step starts, unbuffered, so a killed process leaves
+    them.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    train = loop.train
 
     def act(event: loop.Event) -> None:
         line = {"step": event.step, "ids": [int(i) for i in event.batch["index"]]}
         os.write(file, (json.dumps(line) + "\n").encode())
 
-    return loop.Hook(lambda step: True, act)
-
-
-def _recording(train: Any, file: int) -> Any:
     def recorded(state: Any, train_step: Any, batches: Any, hooks: Any, **options: Any) -> Any:
-        return train(state, train_step, batches, [record(file), *hooks], **options)
+        hook = loop.Hook(lambda step: True, act)
+        return train(state, train_step, batches, [hook, *hooks], **options)
 
-    return recorded
-
-
-if __name__ == "__main__":
-    path = os.environ["RECORD"]
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    loop.train = _recording(loop.train, descriptor)
-    sys.exit(main(sys.argv[1:]))
+    loop.train = recorded
+    try:
+        yield
+    finally:
+        loop.train = train
+        os.close(file)

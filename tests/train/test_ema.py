@@ -114,7 +114,8 @@ def test_no_buffer_is_shared_with_the_parameters():
     state = ema().init(PARAMS)
     donate = jax.jit(lambda p, s: (p, s), donate_argnums=(0, 1))
     params = jax.tree.map(jnp.copy, PARAMS)
-    donate(params, reset_ema((state,), params))  # the same buffer twice would raise
+    _, (kept,) = donate(params, reset_ema((state,), params))  # the same buffer twice would raise
+    jax.tree.map(np.testing.assert_array_equal, kept.params, PARAMS)
 
 
 def test_missing_average():

@@ -1,3 +1,4 @@
+import itertools
 import time
 from typing import NamedTuple
 
@@ -6,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.train.hooks.received import Interrupted
 from diffusion_jax.train.loop import MAX_IN_FLIGHT, Event, Hook, Stop, every, train
 
 
@@ -284,6 +286,23 @@ def test_keyboard_interrupt_aborts_without_rescue():
             rescue=saved.append,
         )
     assert not saved
+
+
+def test_a_signal_in_the_wait_for_a_batch_is_a_stop_once_there_is_a_step():
+    def until(step):
+        yield from itertools.islice(batches(), step)
+        raise Interrupted("SIGTERM")
+
+    ends = []
+    hook = Hook(
+        lambda step: False, lambda event: None, lambda event, stop: ends.append((event.step, stop))
+    )
+    state, stop = train(fresh(), toy_step, until(3), [hook], num_steps=5)
+    assert (int(state.step), stop) == (3, Stop("SIGTERM"))
+    assert ends == [(3, Stop("SIGTERM"))]
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        train(fresh(), toy_step, until(0), [hook], num_steps=5)
+    assert len(ends) == 1
 
 
 def test_loop_is_short():

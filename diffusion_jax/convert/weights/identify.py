@@ -1,4 +1,4 @@
-"""What a file of weights is: which networks it holds, under which prefix, of which family."""
+"""What a file of weights is: the networks that it holds, their prefixes and their families."""
 
 import os
 import re

@@ -125,7 +125,10 @@ def _conditioning(
         found = convert_embedder(own, use)
     rescaled = [one.section for one in found if one.section["name"] == "spatial_rescaler"]
     if own is not None and rescaled and stage is not None:
-        own.note("target", "its input has the sides of the latents here, those of the image there")
+        own.note(
+            "target",
+            "it reads inputs as large as the latents; the original reads them as large as images",
+        )
     channels = _channels(params, network, stage, is_latent)
     taken = channels + sum(one.get("out_channels", one["channels"]) for one in rescaled)
     found += _concatenated(network, key, channels, taken)

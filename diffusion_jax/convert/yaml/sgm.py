@@ -115,7 +115,7 @@ def _denoising(params: Node, can_guide: bool) -> Sections:
     else:
         sections["loss"] = {"name": "denoiser"}
         params.chosen.append(
-            "the loss is that of the network's own output, at all noise levels alike"
+            "the loss is the error of the network's own output, the same at all noise levels"
         )
         params.take("loss_fn_config", None)
     old = denoiser.child("params").child("weighting_config")

@@ -136,7 +136,7 @@ def builder(
     stand inside sub-folders train, validation (val, valid) and test, in small or capital letters;
     what lies beside them is ignored, but train alone beside other folders of images is a class.
     Without train all is the split "train". Links are followed. One line in the log says what the
-    folder is taken for, and how many files of which endings are ignored.
+    folder is taken for, and how many files are ignored, by their endings.
 
     Args:
         data_dir: where TFDS data sets are prepared.

@@ -135,8 +135,8 @@ def segment(sampler: Sampler, first: int, last: int) -> Sampler:
 
     Starts at the level of step `first`: with the x that the steps before it left (a refiner takes
     over from a base model), or an image noised to it (`start_from_image`). Its steps draw the noise
-    that they draw in the whole. A sampler with memory begins it anew: its first steps have the
-    lower order that those of a whole run have.
+    that they draw in the whole. A sampler with memory begins it anew: its first steps have a
+    lower order, as the first steps of a whole run do.
 
     Raises ValueError unless 0 <= first < last <= num_steps.
     """
@@ -214,7 +214,7 @@ def inpaint(
 ) -> BeforeStep:
     """Keep an image: x = mask q_sample(x_0) + (1 - mask) x before each step.
 
-    add_noise: that of the sampler. x0 [b ...] in [-1, 1]; mask like x0 or with axes of length 1, 1
+    add_noise: the sampler's. x0 [b ...] in [-1, 1]; mask like x0 or with axes of length 1, 1
     where x0 is kept. After the last step the kept part is the network's reconstruction of x0; put
     x0 back where it must be exact. (Upstream's DDIM does so too; its DDPM loop mixes after the
     step, with the noise of the step before.)

@@ -54,8 +54,8 @@ def zero_snr(
 ) -> np.ndarray:
     """Visit the levels of `legacy_ddpm` after its schedule was stretched to abar_T = 0.
 
-    sigma_max: takes the place of the infinite level of timestep T; 4096, that of abar = 2^-24, is
-      what make_schedule(rescale_zero_snr=True) has there, too.
+    sigma_max: takes the place of the infinite level of timestep T; 4096, which belongs to
+      abar = 2^-24, is what make_schedule(rescale_zero_snr=True) has there, too.
 
     Raises ValueError as legacy_ddpm does, for num_timesteps below 2 and for a sigma_max that is not
     above the level before it.
@@ -122,7 +122,7 @@ DISCRETIZATIONS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def from_schedule(schedule: Schedule, num_steps: int) -> np.ndarray:
-    """Visit the levels of any Schedule, spaced as `legacy_ddpm` spaces those of a linear one.
+    """Visit the levels of any Schedule, spaced as `legacy_ddpm` spaces a linear schedule.
 
     The schedule must not be traced. Where its abar_T is 0, sigma is 4096 (ZERO_SNR_ABAR). Raises
     ValueError for num_steps outside [1, T].

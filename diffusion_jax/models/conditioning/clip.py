@@ -107,7 +107,7 @@ class VisionStates(NamedTuple):
 class ClipTextTower(nn.Module):
     """CLIP's text encoder, a causal transformer: tokens int32 [b l] -> TextStates.
 
-    The defaults are those of OpenAI's ViT-L/14. layers, the number to compute, may be smaller than
+    The defaults come from OpenAI's ViT-L/14. layers, the number to compute, may be smaller than
     num_layers; parameters exist for all of them, as in the released files. The end of the text is
     the largest token of the row, the first one if it occurs more than once.
     Raises ValueError for more tokens than max_length or an impossible number of layers.

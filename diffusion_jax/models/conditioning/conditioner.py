@@ -1,5 +1,4 @@
-"""From a batch to a Conditioning: embedders, their dropout for classifier-free guidance, merging
-by rank."""
+"""From a batch to a Conditioning: embedders, their dropout for guidance, merging by rank."""
 
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -42,8 +41,7 @@ class Text(NamedTuple):
 
 
 class Embedder(NamedTuple):
-    """One source of conditioning: batch[input_key] -> module -> arrays whose rank says where they
-    enter.
+    """One source of conditioning: batch[input_key] -> module -> arrays; their rank is their place.
 
     With probability ucg_rate a training sample loses it: its input becomes null_value, or, when
     null_value is None, each of its outputs becomes zero on a draw of its own (classifier-free
@@ -52,9 +50,8 @@ class Embedder(NamedTuple):
 
     A null_value that is a string is to be replaced by its tokens before use. The input of a sample
     has `shape` and `dtype`, or is an image of `channels`. Labels have num_classes; `text` says how
-    tokens are made from strings. default: what a user who gives no
-    such condition gets; "size" is the (height, width) of the image that is drawn. Only trainable
-    parameters are trained.
+    tokens are made from strings. default: what a user who gives no such condition gets; "size" is
+    the (height, width) of the image that is drawn. Only trainable parameters are trained.
     """
 
     module: nn.Module
@@ -84,8 +81,7 @@ class Embedder(NamedTuple):
 
 
 class Identity(nn.Module):
-    """Pass the input through: integer labels for the network's own label embedding, images to
-    concatenate, features."""
+    """Pass the input through: labels that the network embeds itself, images, features."""
 
     @nn.compact
     def __call__(self, value: Array) -> Array:
@@ -121,8 +117,7 @@ def embed(
     force_zero: Collection[str] = (),
     null_outputs: Mapping[str, Array] = MappingProxyType({}),
 ) -> Conditioning:
-    """Compute the Conditioning of a batch: every embedder's outputs, joined on the feature axis by
-    their rank.
+    """Compute the Conditioning of a batch: outputs of equal rank, joined on the feature axis.
 
     keys [b], one per sample, turn on training dropout (each embedder drops a sample with its own
     ucg_rate); keys=None keeps everything. unconditional=True is the other half of guidance: all

@@ -21,8 +21,7 @@ CONDITIONING_KEYS: dict[str, tuple[str, ...]] = {
 
 
 class NetworkInputs(NamedTuple):
-    """What a UNet is called with: x [b h w c], context [b l d] or None, y ([b d] or int [b]) or
-    None."""
+    """What a UNet is called with: x [b h w c], context [b l d], y [b d] or int [b], or None."""
 
     x: Array
     context: Array | None
@@ -44,12 +43,11 @@ def required_entries(conditioning_key: str) -> tuple[str, ...]:
 
 
 def network_inputs(conditioning_key: str, x: Image, conditioning: Conditioning) -> NetworkInputs:
-    """Route conditioning into a UNet: concat joins x on the channels, crossattn is the context,
-    vector is y.
+    """Route conditioning into the inputs of a UNet.
 
-    x [b h w c] of any float dtype; the conditioning holds exactly the entries that the key needs.
-    Raises ValueError when an entry is missing or left over: a conditioning that goes unseen is a
-    bug.
+    concat joins x [b h w c] on the channels, crossattn is the context, vector is y; the
+    conditioning holds exactly the entries that the key needs.
+    Raises ValueError when an entry is missing or left over.
     Source: latent-diffusion, DiffusionWrapper; generative-models, OpenAIWrapper.
     """
     needed = required_entries(conditioning_key)
@@ -76,10 +74,10 @@ def apply_network(
     conditioning: Conditioning,
     dropout_key: Key[Array, ""] | None = None,
 ) -> Array:
-    """Evaluate a network on x_t [b h w c] at t [b] under its conditioning -> model output [b h w
-    c'], float32. t is a timestep, or any other number that the network knows a noise level by.
+    """Evaluate a network on x_t [b h w c] at t [b] under its conditioning -> float32 [b h w c'].
 
-    A dropout_key means training; without one the network is deterministic.
+    t is a timestep, or any other number that the network knows a noise level by. A
+    dropout_key means training; without one the network is deterministic.
     """
     inputs = network_inputs(conditioning_key, x, conditioning)
     rngs = {} if dropout_key is None else {"dropout": dropout_key}

@@ -1,7 +1,7 @@
 """What the released models read from text and images: tokens or pixels -> one array or two.
 
 ClipText, OpenClipText and OpenClipImage choose among the states of a CLIP tower, whose parameters
-they hold without a level in between: those of ClipText are those of its ClipTextTower.
+they hold without a level in between: ClipText has exactly the parameters of its ClipTextTower.
 """
 
 from typing import Any
@@ -199,7 +199,7 @@ class TransformerText(nn.Module):
     """A text encoder to be trained with the denoiser: tokens int32 [b l] -> [b l width].
 
     Token and learned position embeddings, num_layers pre-norm blocks, a final norm. The defaults
-    are those of latent-diffusion's text-to-image model, which has vocab_size = 30522 (BERT's).
+    come from latent-diffusion's text-to-image model, which has vocab_size = 30522 (BERT's).
     Raises ValueError for more than max_length tokens.
     Source: latent-diffusion, BERTEmbedder (x-transformers' TransformerWrapper); Rombach et al.
     2021, section 4.3.1.

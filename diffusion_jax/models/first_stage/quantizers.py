@@ -80,10 +80,6 @@ class VectorQuantizer(nn.Module):
         usage = measure_usage(indices, self.n_e)
         return Quantized(_straight_through(z, codes), loss, indices, *usage)
 
-    def lookup(self, indices: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
-        """Look codes up by their indices, to decode them."""
-        return self._codebook()[indices]
-
     @nn.nowrap
     def _codebook(self) -> Array:
         return self.embedding.astype(jnp.float32)
@@ -130,10 +126,6 @@ class EMAVectorQuantizer(nn.Module):
         loss = self.beta * jnp.mean(jnp.square(codes - z))
         usage = measure_usage(indices, self.n_embed)
         return Quantized(_straight_through(z, codes), loss, indices, *usage)
-
-    def lookup(self, indices: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
-        """Look codes up by their indices, to decode them."""
-        return self.embedding.value[indices]
 
     @nn.nowrap
     def _update(self, z: Array, indices: Array) -> None:
@@ -200,10 +192,6 @@ class GumbelQuantizer(nn.Module):
         divergence = jnp.sum(shares * jnp.log(shares * self.n_embed + 1e-10), axis=-1)
         loss = self.kl_weight * jnp.mean(divergence)
         return Quantized(codes, loss, indices, *measure_usage(indices, self.n_embed))
-
-    def lookup(self, indices: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
-        """Look codes up by their indices, to decode them."""
-        return self.embedding.astype(jnp.float32)[indices]
 
 
 def _straight_through(soft: Array, hard: Array) -> Array:

@@ -139,7 +139,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _without_stacks() -> Iterator[None]:
-    """Drop the stacks of what is told here: Orbax logs them, and asyncio those of its tasks.
+    """Drop the stack traces that Orbax and asyncio log for errors that are reported here.
 
     TensorStore reports to event loops that Orbax has closed after an error.
     """

@@ -1,119 +1,26 @@
-"""Signals of a training process: save now, save and exit, show what it is doing.
+"""Act on the signals of a training process: save now, save and exit, show what it is doing.
 
     SIGUSR1         save a checkpoint and go on
     SIGTERM         save and exit (what a cluster sends before it takes the machine)
     SIGHUP          save and exit (the terminal was closed)
-    SIGINT, Ctrl-C  save and exit; a second one ends the process at once, without saving
+    SIGINT, Ctrl-C  save and exit; a third one ends the process at once, without saving
     SIGUSR2         write the Python stacks of all threads to stderr; a process in the foreground of
                     a terminal then enters the debugger, where "continue" goes on
 
-Synopsis:
-
-    with handle_signals() as received:
-        with interruptible(received):
-            ...                                 # what is ready before the first step
-        hooks = [..., signal_hook(received, save=checkpoint_hook.end)]
-        train(...)
-
-A handler only notes its signal; the hook acts on it between two steps. The debugger opens where the
-main thread is, once it is back in Python.
+A handler only notes its signal (received.py); the hook acts on it between two steps. The debugger
+opens where the main thread is, once it is back in Python.
 """
 
 import collections
-import contextlib
-import faulthandler
-import os
-import pdb
 import signal
-from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any, final
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.train.loop import Event, Hook, Stop, check_every
-
-_STDERR = 2  # the descriptor: a handler must not meet a half-done write of sys.stderr
-_ONCE_MORE = b"\nInterrupted: saving after this step. Press Ctrl-C again to quit at once.\n"
-
-
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-class Interrupted(BaseException):
-    """A signal that ends a run came where there is nothing to save; holds its name."""
-
-
-@final
-class Received(collections.deque[int]):
-    """Signals that came and were not acted on yet, oldest first."""
-
-    interruptible = False
-
-
-@contextlib.contextmanager
-def interruptible(received: Received) -> Iterator[None]:
-    """Let a signal that ends the run raise Interrupted at once, and one that came before too.
-
-    This is for the time before the first step and after the last save.
-    """
-    stops = [number for number in received if number in STOPS]
-    if stops:
-        raise Interrupted(signal.Signals(max(stops)).name)
-    received.interruptible = True
-    try:
-        yield
-    finally:
-        received.interruptible = False
-
-
-@contextlib.contextmanager
-def handle_signals() -> Iterator[Received]:
-    """Note signals in the deque that it yields, until the block is left; SIGUSR2 acts at once.
-
-    A SIGHUP that the process was started to ignore (nohup) is still ignored. Only the main thread
-    can do this; ValueError elsewhere.
-    """
-    received = Received()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if received.interruptible and number in STOPS:
-            raise Interrupted(signal.Signals(number).name)
-        if number == signal.SIGINT:
-            os.write(_STDERR, _ONCE_MORE)
-            # The default action does not wait for Python, which may be deep in a compilation.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    before = {
-        number: signal.signal(number, note)
-        for number in (signal.SIGUSR1, *STOPS)
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
-    }
-    before[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, _debug)
-    # The stacks come at once, even from a process that is deep in C++; then comes _debug.
-    faulthandler.register(signal.SIGUSR2, file=_STDERR, all_threads=True, chain=True)
-    try:
-        yield received
-    finally:
-        faulthandler.unregister(signal.SIGUSR2)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _debug(number: int, frame: FrameType | None) -> None:
-    if _has_terminal():
-        pdb.Pdb(nosigint=True).set_trace(frame)  # Ctrl-C keeps its meaning
-
-
-def _has_terminal() -> bool:
-    """Return whether somebody can type; to read would stop a process in the background."""
-    try:
-        return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:  # a terminal that is not this process's own
-        return False
 
 
 def signal_hook(

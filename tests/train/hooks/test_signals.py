@@ -16,12 +16,8 @@ import pytest
 
 from diffusion_jax.train.checkpoints.saving import saved_steps
 from diffusion_jax.train.hooks import signals as module
-from diffusion_jax.train.hooks.signals import (
-    Interrupted,
-    handle_signals,
-    interruptible,
-    signal_hook,
-)
+from diffusion_jax.train.hooks.received import handle_signals
+from diffusion_jax.train.hooks.signals import signal_hook
 from diffusion_jax.train.loop import Event, Hook, Stop, train
 
 
@@ -57,50 +53,6 @@ def test_term_and_interrupt_stop_and_save(number):
     assert run({3: number}) == ([3], Stop(number.name))
 
 
-def test_handlers_are_put_back():
-    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = [signal.getsignal(n) for n in numbers]
-    run({3: signal.SIGINT})
-    with pytest.raises(RuntimeError), handle_signals():
-        raise RuntimeError
-    after = [signal.getsignal(n) for n in numbers]
-    assert before == after
-
-
-def test_a_hangup_that_is_ignored_stays_ignored():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        assert run({3: signal.SIGHUP}) == ([6], None)
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_where_nothing_is_to_save_a_signal_interrupts_at_once(number):
-    with handle_signals() as received:
-        with pytest.raises(Interrupted, match=number.name), interruptible(received):
-            os.kill(os.getpid(), signal.SIGUSR1)  # is kept for the first step
-            os.kill(os.getpid(), number)
-            time.sleep(5)
-            raise AssertionError("it came too late")
-        received.clear()
-        os.kill(os.getpid(), number)  # and outside of the block it is noted
-        assert list(received) == [number]
-        with pytest.raises(Interrupted, match=number.name), interruptible(received):
-            raise AssertionError("it came before")
-    with handle_signals() as received, interruptible(received):
-        os.kill(os.getpid(), signal.SIGUSR1)
-    assert list(received) == [signal.SIGUSR1]
-
-
-def test_a_second_term_while_the_last_save_is_written_changes_nothing():
-    with handle_signals() as received:
-        for _ in range(3):
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert list(received) == 3 * [signal.SIGTERM]
-
-
 def test_several_processes_act_at_the_same_step(monkeypatch):
     """The other process has SIGTERM at its second question; this one must learn it and stop."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -132,7 +84,8 @@ SCRIPT = textwrap.dedent(
     from diffusion_jax.train.checkpoints.saving import open_checkpoints
     from diffusion_jax.train.hooks.checkpoint import checkpoint
     from diffusion_jax.train.loop import Hook, train
-    from diffusion_jax.train.hooks.signals import handle_signals, signal_hook
+    from diffusion_jax.train.hooks.received import handle_signals
+    from diffusion_jax.train.hooks.signals import signal_hook
 
     class State(NamedTuple):
         step: jax.Array
@@ -154,10 +107,6 @@ SCRIPT = textwrap.dedent(
         ]
         state = State(jnp.int32(0), jnp.zeros(8))
         state, stop = train(state, slow, iter(int, 1), hooks, num_steps=10**6)
-        if sys.argv[2] == "linger":
-            print("lingering", flush=True)
-            while True:
-                time.sleep(1)
     checkpoints.close()
     print("STOP", stop.reason, int(state.step))
     """
@@ -184,7 +133,7 @@ def read_until(process, condition):
 
 
 def test_a_process_saves_on_usr1_shows_stacks_on_usr2_and_ends_on_term(tmp_path):
-    process = start(SCRIPT, tmp_path, "end")
+    process = start(SCRIPT, tmp_path)
     process.send_signal(signal.SIGUSR1)
     read_until(process, lambda words: len(words) == 2)  # one checkpoint, and it goes on
     process.send_signal(signal.SIGUSR2)
@@ -239,15 +188,6 @@ def test_usr2_opens_a_debugger_in_a_terminal(tmp_path):
         assert process.wait(60) == 0
 
 
-def test_the_second_interrupt_ends_a_process_at_once(tmp_path):
-    process = start(SCRIPT, tmp_path, "linger")
-    process.send_signal(signal.SIGINT)
-    read_until(process, lambda words: words == ["lingering"])
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == -signal.SIGINT
-    assert "Ctrl-C again" in process.stderr.read()
-
-
 PROCESSES = textwrap.dedent(
     """
     import sys, time
@@ -259,7 +199,8 @@ PROCESSES = textwrap.dedent(
     from diffusion_jax.train.checkpoints.saving import open_checkpoints, saved_steps
     from diffusion_jax.train.hooks.checkpoint import checkpoint
     from diffusion_jax.train.loop import Hook, train
-    from diffusion_jax.train.hooks.signals import handle_signals, signal_hook
+    from diffusion_jax.train.hooks.received import handle_signals
+    from diffusion_jax.train.hooks.signals import signal_hook
 
     def say(*words):  # in one write, for Gloo prints in between
         sys.stdout.write(" ".join(map(str, ("\\n", *words, "\\n"))))
