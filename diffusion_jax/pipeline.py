@@ -337,9 +337,7 @@ def _warn_of_non_finite(drawn: np.ndarray) -> None:
     bad = np.flatnonzero(~np.isfinite(drawn).reshape(len(drawn), -1).all(1))
     if bad.size:
         named = ", ".join(map(str, bad[:10])) + (", ..." if bad.size > 10 else "")
-        message = (
-            f"{bad.size} of {len(drawn)} images hold NaN or infinity, drawn black or white: {named}"
-        )
+        message = f"{bad.size} of {len(drawn)} images hold NaN or infinity: {named}"
         warnings.warn(message, NonFiniteWarning, stacklevel=3)
 
 

@@ -189,7 +189,7 @@ def test_dpmpp_sde(monkeypatch):
         if step % 2 == 0:
             return torch.tensor(STEP_NOISE[step])
         middle = np.sqrt(sigma_from * sigma_to)
-        ours = (middle**-2 - sigma_from**-2) / (sigma_to**-2 - sigma_from**-2)
+        ours = (sigma_from - middle) / (sigma_from - sigma_to)
         joined = np.sqrt(ours) * STEP_NOISE[step - 1] + np.sqrt(1 - ours) * STEP_NOISE[step]
         return torch.tensor(np.asarray(joined, np.float32))
 

@@ -274,13 +274,12 @@ def dpmpp_sde(sigmas: np.ndarray, *, eta: float = 1.0, s_noise: float = 1.0) -> 
 
     eta: how much of the way is noise, see ancestral_levels; 1 is the SDE. s_noise: scales it.
 
-    The noise of the whole step has the correlation with the noise up to its middle that it has in
-    the SDE of eta = 1, where the noise of x / sigma^2 grows with 1 / sigma^2.
+    Both noises of a step are stretches of one Brownian motion, whose time is sigma.
 
     Raises ValueError for sigmas that do not decrease to 0, an eta that is not positive and a
     negative s_noise.
     Source: Lu et al. 2022 (DPM-Solver++), algorithm 1 with r = 1/2, and section 4.3;
-    k-diffusion, sample_dpmpp_sde, which lets the noise of x grow with sigma.
+    k-diffusion, sample_dpmpp_sde.
     """
     check_not_negative(s_noise=s_noise)
     if not eta > 0.0:
@@ -289,7 +288,7 @@ def dpmpp_sde(sigmas: np.ndarray, *, eta: float = 1.0, s_noise: float = 1.0) -> 
     middle = np.sqrt(sigma * end)
     down, up = ancestral_levels(sigma, middle, eta)
     down_whole, up_whole = ancestral_levels(sigma, end, eta)
-    share = (middle[:-1] ** -2 - sigma[:-1] ** -2) / (end[:-1] ** -2 - sigma[:-1] ** -2)
+    share = (sigma - middle)[:-1] / (sigma - end)[:-1]
     down_half, up_half = ancestral_levels(middle[:-1], end[:-1], eta)
     none, whole = np.zeros_like(sigma), up_whole[:-1]
     first = np.stack([sigma, down / sigma, up, none, none, none, none])
