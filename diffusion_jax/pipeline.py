@@ -46,6 +46,30 @@ class Pipeline(NamedTuple):
 
     >>> pipe = Pipeline.from_workdir("runs/mnist")
     >>> images = pipe([7, 7, 3], num_steps=50, guidance_scale=3.0, seed=0)  # uint8 [3, 28, 28, 1]
+
+    The options of a call:
+
+    conditions: a prompt, class number or name for each image, or a dict by input; None for an
+        unconditional model. n: images for one condition or none.
+    negative: what guidance leads away from, a prompt or a dict by input; None is the condition
+        that training dropped.
+    num_steps, guidance_scale: the config's when None. A scale of 1 is no guidance, 0 ignores
+        the conditions; a sequence has one scale for each step that the sampler takes, which
+        is num_steps but for dpmpp_sde, restart and ddim's uniform_ldm.
+    seed: any integer; image i depends on (seed, i) only, whatever B and batch_size are. None
+        draws one, and the log says which.
+    batch_size: images per device call; memory grows with it.
+    height, width: pixels, the config's when None.
+    image: uint8 [B, H, W, C] or [H, W, C], or a PIL image. With strength in (0, 1] it is where
+        sampling begins: the image under noise, and that share of the steps. With mask it is
+        kept where the mask is 1 (inpainting); see runs.inputs.as_mask for what may be a mask.
+        Both may be given. Another size is resized, and the log says so.
+    denoising_start, denoising_end: run only this share of the steps. What a model leaves at
+        denoising_end with output="latents", float32 x [B, h, w, c] as the network works on it,
+        is what a refiner takes as `latents` at the same denoising_start.
+    latents: x at denoising_start, from such a call or from `invert`.
+    noise, step_noise: float [B, h, w, c] and [B, steps, h, w, c], N(0, 1): the noise of the
+        start and of each step, instead of what `seed` gives.
     """
 
     experiment: Experiment
@@ -122,71 +146,26 @@ class Pipeline(NamedTuple):
         denoising_end: float = 1.0,
         output: Literal["pixels", "latents"] = "pixels",
     ) -> np.ndarray:
-        """Draw images: uint8 [B, H, W, C].
-
-        conditions: a prompt, class number or name for each image, or a dict by input; None for an
-            unconditional model. n: images for one condition or none.
-        negative: what guidance leads away from, a prompt or a dict by input; None is the condition
-            that training dropped.
-        num_steps, guidance_scale: the config's when None. A scale of 1 is no guidance, 0 ignores
-            the conditions; a sequence has one scale for each step that the sampler takes, which
-            is num_steps but for dpmpp_sde, restart and ddim's uniform_ldm.
-        seed: any integer; image i depends on (seed, i) only, whatever B and batch_size are. None
-            draws one, and the log says which.
-        batch_size: images per device call; memory grows with it.
-        height, width: pixels, the config's when None.
-        image: uint8 [B, H, W, C] or [H, W, C], or a PIL image. With strength in (0, 1] it is where
-            sampling begins: the image under noise, and that share of the steps. With mask it is
-            kept where the mask is 1 (inpainting); see runs.inputs.as_mask for what may be a mask.
-            Both may be given. Another size is resized, and the log says so.
-        denoising_start, denoising_end: run only this share of the steps. What a model leaves at
-            denoising_end with output="latents", float32 x [B, h, w, c] as the network works on it,
-            is what a refiner takes as `latents` at the same denoising_start.
-        latents: x at denoising_start, from such a call or from `invert`.
-        noise, step_noise: float [B, h, w, c] and [B, steps, h, w, c], N(0, 1): the noise of the
-            start and of each step, instead of what `seed` gives.
+        """Draw images: uint8 [B, H, W, C]; the class says what the options are.
 
         Raises ValueError for bad input, naming the value and what would be right, before anything
         is compiled. Warns with NonFiniteWarning when images hold NaN or infinity.
         """
-        network = self.experiment.network
         check_choice("output", output, ("pixels", "latents"))
-        if seed is None:
-            seed = secrets.randbits(32)
-            _log.warning("seed = %d was drawn", seed)
-        seed = whole_number("seed", seed)
         _check_image_use(image, mask, strength)
         num_steps, total = self._num_steps(num_steps, guidance_scale)
-        size = self._size(height, width)
-        n = None if n is None else whole_number("n", n)
-        shape = (*size, self.experiment.data.image_shape[-1])
-        inputs, count = encode_conditions(network, conditions, n, self._class_names, size)
-        x_shape = network.shape_of(size)
-        if image is not None:
-            image = as_image("image", image, count, shape)
-        if mask is not None:
-            mask = as_mask(mask, count, size)
-        floats = {
-            "latents": (latents, (count, *x_shape)),
-            "noise": (noise, (count, *x_shape)),
-            "step_noise": (step_noise, (count, total, *x_shape)),
-        }
-        arrays = {
-            "inputs": inputs,
-            "negative": encode_negative(network, negative, count),
-            "image": None if image is None else _to_unit(image),
-            "mask": mask,
-            **{
-                name: as_floats(name, values, wanted)
-                for name, (values, wanted) in floats.items()
-                if values is not None
-            },
-        }
         steps = _steps(total, denoising_start, denoising_end, strength, latents)
+        size = self._size(height, width)
+        arrays, count = self._conditions(conditions, negative, n, size)
+        if image is not None:
+            arrays["image"] = as_image("image", image, count, self._shape(size))
+        if mask is not None:
+            arrays["mask"] = as_mask(mask, count, size)
+        arrays |= self._noises(count, total, size, latents, noise, step_noise)
         drawn = self._draw(
             arrays,
             count,
-            seed,
+            _seed(seed),
             batch_size,
             num_steps=num_steps,
             guidance_scale=guidance_scale,
@@ -196,9 +175,7 @@ class Pipeline(NamedTuple):
             decode=output == "pixels",
         )
         _warn_of_non_finite(drawn)
-        if output == "latents":
-            return drawn
-        return _with_kept(to_pixels(drawn), image, mask)
+        return drawn if output == "latents" else _with_kept(to_pixels(drawn), arrays)
 
     def invert(
         self,
@@ -228,22 +205,15 @@ class Pipeline(NamedTuple):
         Raises ValueError for bad input, and for a sampler that draws noise in its steps.
         Source: Song et al. 2021 (DDIM), section 4.3.
         """
-        network = self.experiment.network
         num_steps, total = self._num_steps(num_steps, guidance_scale)
         check_iterations(whole_number("iterations", iterations))
         images = np.asarray(images)
         if images.ndim not in (3, 4):
             raise ValueError(f"images has shape {images.shape}; it should be [B, H, W, C]")
         images = images.reshape(-1, *images.shape[-3:])
-        count, size = len(images), self._size(*images.shape[1:3])
-        inputs, _ = encode_conditions(network, conditions, count, self._class_names, size)
-        arrays = {
-            "inputs": inputs,
-            "negative": encode_negative(network, negative, count),
-            "image": _to_unit(
-                as_image("images", images, count, (*size, self.experiment.data.image_shape[-1]))
-            ),
-        }
+        size = self._size(*images.shape[1:3])
+        arrays, count = self._conditions(conditions, negative, len(images), size)
+        arrays["image"] = as_image("images", images, count, self._shape(size))
         return self._draw(
             arrays,
             count,
@@ -270,7 +240,8 @@ class Pipeline(NamedTuple):
         self, arrays: dict[str, Any], count: int, seed: int, batch_size: int, **options: Any
     ) -> np.ndarray:
         """Sample `count` images in calls of one size, the last one padded -> float32 x."""
-        arrays = {name: value for name, value in arrays.items() if value is not None}
+        if "image" in arrays:
+            arrays = {**arrays, "image": arrays["image"].astype(np.float32) / 127.5 - 1.0}
         batch_size = whole_number("batch_size", batch_size)
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} should be at least 1")
@@ -296,6 +267,39 @@ class Pipeline(NamedTuple):
         if len(counts) != 1 or counts[0] is None:
             raise ValueError("this model is not conditioned on one class label alone")
         return counts[0]
+
+    def _conditions(
+        self,
+        conditions: Conditions,
+        negative: Conditions,
+        n: int | None,
+        size: tuple[int, int],
+    ) -> tuple[dict[str, Any], int]:
+        """Encode conditions -> (the arrays that sample_fn takes, number of images)."""
+        network = self.experiment.network
+        n = None if n is None else whole_number("n", n)
+        inputs, count = encode_conditions(network, conditions, n, self._class_names, size)
+        found = {"inputs": inputs, "negative": encode_negative(network, negative, count)}
+        return {name: value for name, value in found.items() if value is not None}, count
+
+    def _noises(
+        self, count: int, total: int, size: tuple[int, int], latents: Any, noise: Any, steps: Any
+    ) -> dict[str, np.ndarray]:
+        """Check what is given of latents, noise and step_noise."""
+        shape = self.experiment.network.shape_of(size)
+        wanted = {
+            "latents": (latents, (count, *shape)),
+            "noise": (noise, (count, *shape)),
+            "step_noise": (steps, (count, total, *shape)),
+        }
+        return {
+            name: as_floats(name, values, shape)
+            for name, (values, shape) in wanted.items()
+            if values is not None
+        }
+
+    def _shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        return (*size, self.experiment.data.image_shape[-1])
 
     def _num_steps(
         self, num_steps: int | None, guidance_scale: GuidanceScale | None
@@ -389,12 +393,17 @@ def _shares(total: int, start: float, end: float) -> tuple[int, int]:
     return steps
 
 
-def _to_unit(pixels: np.ndarray) -> np.ndarray:
-    return pixels.astype(np.float32) / 127.5 - 1.0
+def _seed(seed: int | None) -> int:
+    """Check a seed, or draw one and say which."""
+    if seed is None:
+        seed = secrets.randbits(32)
+        _log.warning("seed = %d was drawn", seed)
+    return whole_number("seed", seed)
 
 
-def _with_kept(drawn: np.ndarray, image: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
+def _with_kept(drawn: np.ndarray, arrays: dict[str, Any]) -> np.ndarray:
     """Put kept pixels back: the sampler sees them through noise, and a decoder changes them."""
-    if image is None or mask is None:
+    if "mask" not in arrays:
         return drawn
-    return np.rint(mask * image + (1.0 - mask) * drawn).astype(np.uint8)
+    mask = arrays["mask"]
+    return np.rint(mask * arrays["image"] + (1.0 - mask) * drawn).astype(np.uint8)

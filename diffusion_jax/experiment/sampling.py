@@ -134,11 +134,23 @@ def build_sample_fn(
     """
     plan, default_steps = _plan(network, noise, sampler, guider)
     default_scale = _default_scale(guider, network)
-    run = _jit_run(plan, mesh)
 
     @functools.cache
     def count_steps(num_steps: int) -> int:
         return plan.sampler(noise.schedule, num_steps).num_steps
+
+    sample_fn = _make_sample_fn(plan, mesh, default_steps, default_scale, count_steps)
+    return sample_fn, default_steps, count_steps
+
+
+def _make_sample_fn(
+    plan: _Plan,
+    mesh: Mesh,
+    default_steps: int,
+    default_scale: float,
+    count_steps: Callable[[int], int],
+) -> SampleFn:
+    network, run = plan.network, _jit_run(plan, mesh)
 
     def sample_fn(
         params: PyTree,
@@ -194,7 +206,7 @@ def build_sample_fn(
             invert=invert,
         )
 
-    return sample_fn, default_steps, count_steps
+    return sample_fn
 
 
 _STATIC = "num_steps guided kept log_every steps shape decode invert".split()

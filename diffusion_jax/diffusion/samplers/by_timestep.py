@@ -285,13 +285,8 @@ def plms(
         x, x_start = move(x, jax.lax.cond(known == 0, look_ahead, look_back), now)
         return x, (jnp.minimum(known + 1, 3), before), x_start
 
-    back = partial(
-        ddim_inversion,
-        schedule,
-        num_steps,
-        discretize=discretize,
-        parameterization=parameterization,
-    )
+    options: Any = {"discretize": discretize, "parameterization": parameterization}
+    back = partial(ddim_inversion, schedule, num_steps, **options)
     return Sampler(init, step, steps, add_noise=ddpm.diffuse(schedule), inverse=back)
 
 

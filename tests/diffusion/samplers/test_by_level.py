@@ -153,7 +153,7 @@ def test_heun_from_far_above_the_data_is_no_worse_than_euler(num_steps):
 def test_heun_corrects_the_steps_whose_mean_slope_is_the_better_guess(levels, corrected):
     """The rule by which data of unit variance are told from the noise above them."""
     sigma, after = levels
-    slope = lambda x, level: (x - bent(x, np.array([level]))) / level
+    slope = lambda x, level: (x - np.tanh(x) / (1 + level)) / level
     guess = 0.7 + (after - sigma) * slope(0.7, sigma)
     mean = 0.5 * (slope(0.7, sigma) + slope(guess, after))
     want = 0.7 + (after - sigma) * mean if corrected else guess
@@ -399,6 +399,7 @@ def test_the_second_evaluation_is_spared_in_the_last_step():
             jax.debug.callback(lambda s: seen.append(float(s)), sigma[0])
             return bent(x, sigma)
 
-        jax.block_until_ready(run(factory(grid(4)), spy, jnp.ones((1, 2)), keys_of(1)).x)
+        # Eight short steps: heun spares it in long ones, too.
+        jax.block_until_ready(run(factory(grid(8)), spy, jnp.ones((1, 2)), keys_of(1)).x)
         jax.effects_barrier()
-        assert len(seen) == 4 * count - (count - 1) and min(seen) > 0.0, factory
+        assert len(seen) == 8 * count - (count - 1) and min(seen) > 0.0, factory
