@@ -41,6 +41,8 @@ class Networks(NamedTuple):
     discriminate: (disc_params, mutable, image, *, train) -> (logits [b ...], mutable).
     lpips: (params, x, y) -> [b], each sample on its own; not called with perceptual_weight 0.
     last_layer: the path of the decoder's last kernel in the autoencoder's parameters.
+    prepare: (disc_params, image) -> disc_params, before each step; only a discriminator that the
+        first batch sets up has one (patchgan.fit_actnorm).
     """
 
     encode: Callable[..., Array]
@@ -49,6 +51,7 @@ class Networks(NamedTuple):
     discriminate: Callable[..., tuple[Array, PyTree]]
     lpips: Callable[..., Array]
     last_layer: tuple[str, ...]
+    prepare: Callable[[PyTree, Array], PyTree] | None = None
 
 
 class AutoencoderLoss(NamedTuple):
@@ -58,7 +61,7 @@ class AutoencoderLoss(NamedTuple):
     total = nll + d_weight disc_factor g + sum_k regularization_weights[k] log[k].
 
     disc_start: the first value of state.step with a discriminator; before it d_weight and g are 0,
-        and the discriminator is neither run nor changed.
+        and the discriminator does not change: it is run for the logged logits only.
     disc_factor: factor of the discriminator in both losses.
     disc_weight: factor of the adaptive weight.
     disc_loss: "hinge" or "vanilla".
