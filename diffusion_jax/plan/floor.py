@@ -109,7 +109,7 @@ def _executed(program: Program, name: str, runs: int) -> Iterator[tuple[Computat
 
 def _inside(program: Program, op: Op) -> Computation:
     """Find the operations that a fusion is made of; nothing for another operation."""
-    name = called(op, "calls") if op.opcode == "fusion" else None
+    name = called(op, "calls") if op.opcode in ("fusion", "fusion-start") else None
     return {} if name is None else program.computations[name]
 
 
