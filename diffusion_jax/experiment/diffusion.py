@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from diffusion_jax.convert.weights.importing import open_network
 from diffusion_jax.devices.mesh import on_mesh
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.data import Data
@@ -20,7 +21,6 @@ from diffusion_jax.experiment.weights import (
     check_frozen,
     load_frozen,
     load_released,
-    open_part,
     released_source,
     scale_by_std,
 )
@@ -50,11 +50,9 @@ def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
     tx, lr_at = build_optimizer(
         sections["optimizer"], sections["lr_schedule"], training.batch_size, training.scale_lr
     )
-    sample_fn, steps = build_sample_fn(
-        network, noise, sections["sampler"], sections["guidance"], mesh
-    )
     scaled = network.first_stage is not None and network.first_stage.options.scale_by_std
-    drawing = Drawing(network, noise, sample_fn, steps)
+    sampling = build_sample_fn(network, noise, sections["sampler"], sections["guidance"], mesh)
+    drawing = Drawing(network, noise, *sampling)
     train_step = make_train_step(objective.loss_fn, tx, seed=seed, accumulate=training.accumulate)
     return Task(
         init=on_mesh(mesh, lambda key: init_state(network.init(key) | objective.learned, tx)),
@@ -85,7 +83,7 @@ def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
 def _check_sources(network: Network, training: Training) -> None:
     source = released_source(training)
     if source is not None:
-        open_part(source, "unet")
+        open_network(source, "unet")
     check_frozen(network, source)
 
 

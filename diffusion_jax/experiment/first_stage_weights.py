@@ -13,11 +13,12 @@ from diffusion_jax.convert.weights.first_stage import (
     join_parts,
     save_first_stage,
 )
+from diffusion_jax.convert.weights.importing import open_network
 from diffusion_jax.convert.weights.reading import open_weights
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.regularizer import CODEBOOK
 from diffusion_jax.experiment.task import Trained, Training
-from diffusion_jax.experiment.weights import RANDOM, open_part
+from diffusion_jax.experiment.weights import RANDOM
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.lpips import load_lpips
 from diffusion_jax.types import PyTree
@@ -36,7 +37,7 @@ def load_first_stage(
     found = import_first_stage(
         params,
         mutable,
-        open_part(path, "vae"),
+        open_network(path, "vae"),
         ema=training.ckpt_ema,
         ignore_keys=training.ignore_keys,
     )

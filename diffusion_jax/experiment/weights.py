@@ -12,12 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from diffusion_jax.convert.weights.diffusers_folder import unused_of_penultimate
-from diffusion_jax.convert.weights.identify import find_networks
 from diffusion_jax.convert.weights.importing import import_network
 from diffusion_jax.convert.weights.reading import (
     TORCH_SUFFIXES,
     diffusers_components,
-    open_weights,
 )
 from diffusion_jax.devices.mesh import on_mesh, replicated
 from diffusion_jax.experiment.binding import ConfigError
@@ -42,7 +40,6 @@ KINDS: dict[type[nn.Module], str] = {
     OpenClipText: "clip text",
     OpenClipImage: "clip vision",
 }
-_FOLDERS = {"clip text": "text_encoder", "clip vision": "image_encoder"}
 
 
 def is_released(path: str | os.PathLike) -> bool:
@@ -67,7 +64,7 @@ def load_released(
     """
     found = import_network(
         params["network"],
-        open_part(path, "unet"),
+        path,
         "unet",
         ema=training.ckpt_ema,
         ignore_keys=training.ignore_keys,
@@ -120,7 +117,7 @@ def load_frozen(
         path = _own_file(embedder.weights)
         if path is not None:
             kind = _kind(embedder.module, f"config.conditioning.embedders.{name}.weights")
-            conditioner[name] = import_network(own, open_part(path, kind), kind)
+            conditioner[name] = import_network(own, path, kind)
         elif source is not None:
             conditioner[name] = _import_embedder(network, name, own, source)
         else:
@@ -152,39 +149,14 @@ def scale_by_std(
     return {**frozen, "scale_factor": factor(frozen, batch, keys)}
 
 
-def open_part(path: str | os.PathLike, kind: str, number: int = 0) -> Any:
-    """Open the file, or part of a diffusers folder, with the number-th network of a kind."""
-    path = pathlib.Path(path).expanduser()
-    parts = diffusers_components(path) if path.is_dir() else []
-    if not parts:
-        return open_weights(path)
-    wanted = _FOLDERS[kind] if kind in _FOLDERS else kind
-    fits = [part for part in parts if part == wanted or part.startswith(f"{wanted}_")]
-    if number >= len(fits):
-        raise ValueError(
-            f"{path} has {len(fits)} parts named {wanted}, and number {number + 1} is needed; it "
-            f"has {', '.join(parts)}"
-        )
-    return open_weights(path, fits[number])
-
-
 def _import_embedder(network: Network, name: str, own: PyTree, path: str | os.PathLike) -> PyTree:
     """Read an embedder's encoder out of a whole checkpoint: the n-th of its kind in both."""
     embedders = network.embedders
-    where = f"config.conditioning.embedders.{name}"
-    kind = _kind(embedders[name].module, where)
-    same = [n for n, e in embedders.items() if type(e.module) in KINDS and _is(e, kind)]
-    number = same.index(name)
-    weights = open_part(path, kind, number)
-    prefixes = sorted(n.prefix for n in find_networks(weights.tensors) if n.kind == kind)
-    if pathlib.Path(path).expanduser().is_dir():
-        return import_network(own, weights, kind, zeros=_left_out_by_diffusers(embedders[name]))
-    if number >= len(prefixes):
-        raise ValueError(
-            f"{path} holds {len(prefixes)} networks of the kind {kind!r}, and {where} needs number "
-            f"{number + 1}; set {where}.weights to a file that has it"
-        )
-    return import_network(own, weights, kind, prefix=prefixes[number])
+    kind = _kind(embedders[name].module, f"config.conditioning.embedders.{name}")
+    same = [n for n, e in embedders.items() if KINDS.get(type(e.module)) == kind]
+    is_folder = pathlib.Path(path).expanduser().is_dir()
+    zeros = _left_out_by_diffusers(embedders[name]) if is_folder else ()
+    return import_network(own, path, kind, number=same.index(name), zeros=zeros)
 
 
 def _left_out_by_diffusers(embedder: Embedder) -> tuple[str, ...]:
@@ -208,7 +180,7 @@ def _first_stage(
     folder = pathlib.Path(path).expanduser()
     if folder.is_dir() and not is_released(folder):
         return _run_weights(folder, abstract)
-    return import_network(abstract, open_part(path, "vae"), "vae")
+    return import_network(abstract, path, "vae")
 
 
 def _kind(module: nn.Module, where: str) -> str:
@@ -217,10 +189,6 @@ def _kind(module: nn.Module, where: str) -> str:
             f"{where}: weights of {type(module).__name__} cannot be read from a released file"
         )
     return KINDS[type(module)]
-
-
-def _is(embedder: Embedder, kind: str) -> bool:
-    return KINDS[type(embedder.module)] == kind
 
 
 def _own_file(weights: str | None) -> str | None:

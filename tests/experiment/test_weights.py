@@ -7,6 +7,7 @@ from support.experiments import built, trained
 from support.trees import drawn
 
 from diffusion_jax.convert.weights.exporting import export_network
+from diffusion_jax.convert.weights.importing import open_network
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.task import Trained, Training
 from diffusion_jax.experiment.weights import (
@@ -14,7 +15,6 @@ from diffusion_jax.experiment.weights import (
     is_released,
     load_frozen,
     load_released,
-    open_part,
 )
 
 SDXL = "configs/sdxl.py:tiny"
@@ -117,8 +117,8 @@ def test_a_part_of_a_released_model_can_be_left_as_it_is(sdxl, released):
 def test_what_a_folder_does_not_have_is_told_with_what_it_has(released):
     if released.is_dir():
         with pytest.raises(ValueError, match="has 2 parts named text_encoder, and number 3 is"):
-            open_part(released, "clip text", 2)
-        names = [open_part(released, "clip text", i).tensors.keys() for i in range(2)]
+            open_network(released, "clip text", 2)
+        names = [open_network(released, "clip text", i).tensors.keys() for i in range(2)]
         assert any("text_projection" in name for name in names[1])
         assert not any("text_projection" in name for name in names[0])
 

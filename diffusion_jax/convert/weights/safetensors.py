@@ -56,7 +56,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, LazyTensor]:
     """
     path = Path(path)
     header, start = _read_header(path)
-    header.pop("__metadata__", None)
+    _take_metadata(path, header)
     entries = {name: _check_entry(path, name, entry) for name, entry in header.items()}
     last = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
@@ -82,6 +82,20 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, LazyTensor]:
         )
         for name, (shape, dtype, begin, _) in entries.items()
     }
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Read the words that the header of a file holds beside its tensors."""
+    path = Path(path)
+    return _take_metadata(path, _read_header(path)[0])
+
+
+def _take_metadata(path: Path, header: dict[str, Any]) -> dict[str, str]:
+    metadata = header.pop("__metadata__", None) or {}
+    is_mapping = isinstance(metadata, dict)
+    if not is_mapping or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{path} has a damaged header: its __metadata__ should map words to words")
+    return metadata
 
 
 def read_array(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -130,11 +144,13 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], np
     try:
         shape, code = tuple(entry["shape"]), entry["dtype"]
         begin, end = entry["data_offsets"]
-        sane = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
+        sane = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} has a header that does not describe {name}: {entry}") from error
-    if code not in DTYPES:
-        raise ValueError(f"{path} stores {name} as {code}; known are {', '.join(DTYPES)}")
+        raise ValueError(
+            f"{path} has a header that does not describe {name}: {entry!r:.80}"
+        ) from error
+    if not isinstance(code, str) or code not in DTYPES:
+        raise ValueError(f"{path} stores {name} as {str(code):.40}; known are {', '.join(DTYPES)}")
     dtype = np.dtype(DTYPES[code])
     if not sane or end - begin != int(np.prod(shape, dtype=object)) * dtype.itemsize:
         raise ValueError(

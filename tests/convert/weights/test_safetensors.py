@@ -89,6 +89,12 @@ BAD = {
     ),
     "is damaged: it has": ({"x": entry(shape=[1], data_offsets=[0, 4])}, "its tensors end at byte"),
     "damaged header: x is F32 (2,) in bytes 0 to 4": ({"x": entry(data_offsets=[0, 4])}, ""),
+    "damaged header: x is F32 (True,)": (
+        {"x": entry(shape=[True], data_offsets=[0, 4])},
+        "",
+    ),
+    "its __metadata__ should map words to words": ({"__metadata__": {"a": 1}, "x": entry()}, ""),
+    "stores x as ['F32']": ({"x": entry(dtype=["F32"])}, ""),
     "damaged header: x is F32 (-2,)": ({"x": entry(shape=[-2], data_offsets=[8, 0])}, ""),
     "damaged header: x is F32 (2,) in bytes -8 to 0": ({"x": entry(data_offsets=[-8, 0])}, ""),
     "stores x as F4; known are F64, F32": ({"x": entry(dtype="F4")}, ""),
