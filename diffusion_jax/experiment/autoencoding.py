@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.convert.weights.importing import open_network
 from diffusion_jax.devices.mesh import on_mesh
 from diffusion_jax.experiment.binding import ConfigError, Section, bind_section
 from diffusion_jax.experiment.first_stage_weights import (
@@ -25,7 +26,7 @@ from diffusion_jax.experiment.options import LearnOptions, LogvarOptions, Percep
 from diffusion_jax.experiment.pictures import reconstruct_pictures
 from diffusion_jax.experiment.regularizer import CODEBOOK, Regularizer, build_regularizer
 from diffusion_jax.experiment.task import Reconstructing, Setting, Task, Training
-from diffusion_jax.experiment.weights import RANDOM, open_part, released_source
+from diffusion_jax.experiment.weights import RANDOM, released_source
 from diffusion_jax.models.first_stage.autoencoder import LAST_LAYER, Autoencoder
 from diffusion_jax.models.first_stage.lpips import init_lpips, lpips
 from diffusion_jax.models.first_stage.patchgan import NLayerDiscriminator
@@ -152,7 +153,7 @@ def _init_parts(
 def _check_sources(net: str, lpips_file: str | None, training: Training) -> None:
     source = released_source(training)
     if source is not None:
-        open_part(source, "vae")
+        open_network(source, "vae", variant=training.ckpt_variant)
     check_lpips(net, lpips_file, source)
 
 

@@ -177,9 +177,7 @@ class Plan(NamedTuple):
     victim: int
 
 
-def plan_kills(
-    kills: int, num_steps: int, every: int, seed: int, on: list[Topology]
-) -> list[Plan]:
+def plan_kills(kills: int, num_steps: int, every: int, seed: int, on: list[Topology]) -> list[Plan]:
     """Spread the kills over the run, so that it cannot end before the last; half of them in
     saves."""
     draw = random.Random(seed)

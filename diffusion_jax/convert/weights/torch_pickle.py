@@ -115,6 +115,8 @@ def read_torch(path: str | Path) -> dict[str, LazyTensor]:
     tensors = _tensors_of(content) if isinstance(content, dict) else {}
     if not tensors:
         is_dict = isinstance(content, dict)
+        if is_dict and "string_to_param" in content:
+            raise ValueError(f"{path} is a textual inversion, which is not read here")
         held = reprlib.repr(sorted(map(str, content))) if is_dict else type(content).__name__
         raise ValueError(
             f"{path} holds no tensors by name, at its top or under a name such as "
