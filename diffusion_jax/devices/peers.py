@@ -38,7 +38,7 @@ class Peers:
 
     def __init__(self, address: str, index: int, count: int, timeout: float) -> None:
         """Meet the others; ConnectionError names those who do not come within the timeout."""
-        self._count, self._index = count, index
+        self._count, self._index, self._timeout = count, index, timeout
         self._watched: dict[int, tuple[socket.socket, str]] = {}
         self._kept: list[socket.socket] = []  # of JAX's client
         self._over = threading.Event()  # this process ends by itself
@@ -49,13 +49,13 @@ class Peers:
             self.address = f"127.0.0.1:{_free_port()}"
             for listener in _listen(*self._place):
                 _thread(self._accept, listener)
-            self._wait_for_all(timeout)
+            self._wait_for_all()
         else:
-            connection = self._connect(f"watch {index} {socket.gethostname()}", timeout)
+            connection = self._connect(f"watch {index} {socket.gethostname()}")
             self._add(0, connection, self._place[0])
             listener = socket.create_server(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{listener.getsockname()[1]}"
-            _thread(self._relay, listener, timeout)
+            _thread(self._relay, listener)
 
     def fail(self, code: int, reason: str, *, wait: float = 1.0) -> None:
         """Tell the others why this process ends; wait: seconds to hear that it is their fault."""
@@ -80,9 +80,7 @@ class Peers:
             words = _read_line(connection).split()
             connection.settimeout(None)
             if words[:1] == ["grpc"]:
-                inner = socket.create_connection(_split(self.address), timeout=_HELLO_SECONDS)
-                inner.settimeout(None)
-                _join(connection, inner)
+                _join(connection, _reach(_split(self.address), self._timeout))
             elif words[:1] == ["watch"] and len(words) == 3 and words[1].isdigit():
                 self._welcome(int(words[1]), connection, words[2])
             else:
@@ -99,37 +97,25 @@ class Peers:
         connection.sendall(text.encode())
         connection.close()
 
-    def _relay(self, listener: socket.socket, timeout: float) -> None:
+    def _relay(self, listener: socket.socket) -> None:
         """Carry the connections of JAX's client to process 0, and never close their near end."""
         while True:
             inner, _ = listener.accept()
             self._kept.append(inner)
-            _join(inner, self._connect("grpc", timeout), keep=True)
+            _join(inner, self._connect("grpc"), keep=True)
 
-    def _connect(self, hello: str, timeout: float) -> socket.socket:
-        until = time.monotonic() + timeout
-        while True:
-            try:
-                connection = socket.create_connection(self._place, timeout=_HELLO_SECONDS)
-                connection.settimeout(None)
-                connection.sendall(f"{hello}\n".encode())
-                return connection
-            except OSError as error:
-                if time.monotonic() > until:
-                    where = ":".join(map(str, self._place))
-                    reason = error.strerror or str(error)
-                    raise ConnectionError(
-                        f"process 0 does not answer at {where} within {timeout:.0f} s: {reason}"
-                    ) from error
-            time.sleep(_LOOK_SECONDS)
+    def _connect(self, hello: str) -> socket.socket:
+        connection = _reach(self._place, self._timeout)
+        connection.sendall(f"{hello}\n".encode())
+        return connection
 
-    def _wait_for_all(self, timeout: float) -> None:
-        until = time.monotonic() + timeout
+    def _wait_for_all(self) -> None:
+        until = time.monotonic() + self._timeout
         while len(self._watched) < self._count - 1:
             if time.monotonic() > until:
                 missing = sorted(set(range(1, self._count)) - set(self._watched))
                 names = ", ".join(map(str, missing))
-                raise ConnectionError(f"process {names} did not come within {timeout:.0f} s")
+                raise ConnectionError(f"process {names} did not come within {self._timeout:.0f} s")
             time.sleep(_LOOK_SECONDS)
 
     def _add(self, index: int, connection: socket.socket, host: str) -> None:
@@ -189,6 +175,26 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
         _log.warning("%s is no address of this machine: listening at all of them", host)
         listeners = [socket.create_server(("", port))]
     yield from listeners
+
+
+def _reach(place: tuple[str, int], timeout: float) -> socket.socket:
+    """Connect to who may not listen yet."""
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            connection = socket.create_connection(place, timeout=_HELLO_SECONDS)
+            connection.settimeout(None)
+            if connection.getsockname() != connection.getpeername():
+                return connection
+            connection.close()  # a port that nobody listens at may be connected to itself
+        except OSError as error:
+            if time.monotonic() > until:
+                reason = error.strerror or str(error)
+                raise ConnectionError(
+                    f"process 0 does not answer at {place[0]}:{place[1]} within {timeout:.0f} s: "
+                    f"{reason}"
+                ) from error
+        time.sleep(_LOOK_SECONDS)
 
 
 def _is_loopback(address: str) -> bool:

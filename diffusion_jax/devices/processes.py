@@ -56,6 +56,7 @@ def joined(flags: Place, exit_code: Callable[[BaseException], int]) -> Iterator[
         return
     # JAX's service would swallow SIGTERM until training begins, when train/signals.py takes over.
     jax.config.update("jax_enable_preemption_service", False)
+    os.environ["no_grpc_proxy"] = "127.0.0.1"  # where its client meets its service, see peers.py
     peers = None
     try:
         place = _completed(place)
@@ -109,10 +110,10 @@ def _completed(place: Place) -> Place:
 def _leave(peers: Peers, error: BaseException, exit_code: Callable[[BaseException], int]) -> None:
     """Tell the others of an error, and skip all at the end that would wait for them."""
     code = exit_code(error)
+    atexit.register(_end, code)  # comes before all that JAX registered
     reason = f"{type(error).__name__}: {error}"
     # What another process did wrong comes out of JAX here; the news of its end come soon.
     peers.fail(code, reason, wait=_NEWS_SECONDS if isinstance(error, JaxRuntimeError) else 1.0)
-    atexit.register(_end, code)  # comes before all that JAX registered
 
 
 def _end(code: int) -> None:

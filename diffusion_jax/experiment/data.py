@@ -117,7 +117,7 @@ def build_data(section: Mapping[str, Any]) -> Data:
     path = "config.data.batches"
     bound = bind_shared(section["batches"], path, (ImageOptions, ()), (make_batches, _GIVEN))
     images, order = ImageOptions(**bound[0]), bound[1]
-    splits = bind(Splits, ({"splits": {}} | section)["splits"], "config.data.splits")
+    splits = bind(Splits, {"splits": {}, **section}["splits"], "config.data.splits")
     size, source = images.image_size, section["source"]
     height, width = (size, size) if isinstance(size, int) else size
     if "name" not in source:

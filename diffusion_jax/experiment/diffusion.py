@@ -52,12 +52,10 @@ def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
     tx, lr_at = build_optimizer(
         sections["optimizer"], sections["lr_schedule"], training.batch_size, training.scale_lr
     )
-    sample_fn, steps = build_sample_fn(
-        network, noise, sections["sampler"], sections["guidance"], mesh
-    )
     scaled = network.first_stage is not None and network.first_stage.options.scale_by_std
     compare = functools.partial(contradictions, network, noise, sections["sampler"])
-    drawing = Drawing(network, noise, sample_fn, steps)
+    sampling = build_sample_fn(network, noise, sections["sampler"], sections["guidance"], mesh)
+    drawing = Drawing(network, noise, *sampling)
     train_step = make_train_step(objective.loss_fn, tx, seed=seed, accumulate=training.accumulate)
     return Task(
         init=on_mesh(mesh, lambda key: init_state(network.init(key) | objective.learned, tx)),

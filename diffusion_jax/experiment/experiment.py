@@ -37,7 +37,7 @@ from diffusion_jax.randomness import Stream, stream_key
 from diffusion_jax.train.state import TrainState, abstract_state, init_sharded
 from diffusion_jax.types import PyTree
 
-# Every network that a config can name, those of first stages included.
+# Every network that a config can name, first stages included.
 MODEL = network.MODEL._replace(table={**network.MODEL.table, **autoencoding.MODEL.table})
 TRAIN = Section(
     "config.train",
@@ -220,7 +220,7 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     for name in REQUIRED:
         if name not in sections:
             raise ConfigError(f"config.{name} is missing; every config needs {', '.join(REQUIRED)}")
-    sections = dict.fromkeys(SECTIONS) | {"seed": 0} | dict(sections)
+    sections = {**dict.fromkeys(SECTIONS), "seed": 0, **sections}
     seed = check_type(sections["seed"], int, "config.seed")
     check_range(seed, "config.seed", low=0, high=MAX_SEED)
     training = _training(sections["train"])

@@ -62,13 +62,15 @@ class Setting(NamedTuple):
 class Drawing(NamedTuple):
     """How a model draws images: its network, its noise levels, and the one sample_fn.
 
-    num_steps: the default number of sampling steps.
+    num_steps: the default number of sampling steps. count_steps: num_steps -> how many the sampler
+    takes, which may be more; ValueError where there is no such number.
     """
 
     network: Network
     noise: Noise
     sample_fn: SampleFn
     num_steps: int
+    count_steps: Callable[[int], int]
 
 
 class Reconstructing(NamedTuple):

@@ -176,11 +176,9 @@ def _import_embedder(
     kind = _kind(embedders[name].module, where)
     path = _own_file(embedders[name].weights)
     if path is not None:
-        return import_network(
-            own, open_network(path, kind), kind, number=None, nonfinite=not reading.check
-        )
+        return import_network(own, path, kind, nonfinite=not reading.check)
     assert source is not None
-    same = [n for n, e in embedders.items() if type(e.module) in KINDS and _is(e, kind)]
+    same = [n for n, e in embedders.items() if KINDS.get(type(e.module)) == kind]
     here = [n for n in same if _own_file(embedders[n].weights) is None]
     count = count_networks(source, kind, variant=reading.variant)
     number = here.index(name) if count == len(here) else same.index(name)
@@ -236,10 +234,6 @@ def _kind(module: nn.Module, where: str) -> str:
             f"{where}: weights of {type(module).__name__} cannot be read from a released file"
         )
     return KINDS[type(module)]
-
-
-def _is(embedder: Embedder, kind: str) -> bool:
-    return KINDS[type(embedder.module)] == kind
 
 
 def _own_file(weights: str | None) -> str | None:

@@ -19,6 +19,7 @@ from diffusion_jax.experiment.config_files import load_config, load_config_file
 
 SAVED_CONFIG = "configs/config.py"
 LOCK = ".lock"
+_GIT_SECONDS = 10.0
 # What may differ when a run is continued: how long, how fast, where, and what is watched; never
 # what a step computes. lr_schedule is among them because it is as long as the run.
 MAY_CHANGE = (
@@ -227,13 +228,17 @@ def git_revision() -> str:
     try:
         revision = _git(package, "rev-parse", "HEAD")
         return revision + ("+" if _git(package, "status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return "unknown"  # an installed package has no repository; the run is recorded all the same
 
 
 def _git(folder: pathlib.Path, *command: str) -> str:
     done = subprocess.run(
-        ["git", "-C", str(folder), *command], capture_output=True, text=True, check=True
+        ["git", "-C", str(folder), *command],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=_GIT_SECONDS,
     )
     return done.stdout.strip()
 

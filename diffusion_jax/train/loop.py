@@ -108,14 +108,15 @@ def train(
     all of them end. With no step to do, no hook is called. When the wait for a batch raises
     Interrupted, that is a Stop too, unless no step was done yet.
 
-    After an exception rescue(state) saves what there is, all hooks end, and it is raised again.
+    After an exception the hooks behind the one that raised it act, rescue(state) saves what there
+    is, all hooks end, and it is raised again.
     Raises ValueError when the state is already past num_steps or the batches end too early.
     """
     first = int(jax.device_get(state.step))
     if first > num_steps:
         raise ValueError(f"num_steps = {num_steps} should be at least {first}, the steps done")
     source, in_flight = iter(batches), collections.deque()
-    ending, event, stop = iter(hooks), None, None
+    acting, ending, event, stop = iter(hooks[:0]), iter(hooks), None, None
     try:
         for hook in hooks if first < num_steps else ():
             if (stop := hook.start(first)) is not None:
@@ -123,22 +124,20 @@ def train(
         with jax.transfer_guard("disallow"):
             for step in range(first + 1, num_steps + 1):
                 started = time.perf_counter()
-                try:
-                    batch = _next(source, step, num_steps)
-                except Interrupted as signal:
-                    if event is None:
-                        raise
-                    stop = Stop(str(signal))
-                    break
+                batch = _next(source, step, num_steps, first)
                 data_wait = time.perf_counter() - started
+                if isinstance(batch, Stop):
+                    stop = batch
+                    break
                 state, metrics = train_step(state, batch)
+                event = Event(step, state, metrics, batch, data_wait)
                 in_flight.append(metrics)
                 if len(in_flight) > MAX_IN_FLIGHT:
                     jax.block_until_ready(in_flight.popleft())
-                event = Event(step, state, metrics, batch, data_wait)
-                stop = _act(hooks, event)
+                stop = _act(acting := iter(hooks), event)
                 if stop is not None:
                     break
+            acting = iter(hooks[:0])
             if event is not None:
                 for hook in ending:
                     stop = hook.end(event, stop) or stop
@@ -147,25 +146,40 @@ def train(
         acts = [("a hook", functools.partial(hook.end, event, last)) for hook in ending if event]
         if rescue is not None:
             acts.insert(0, ("the emergency checkpoint", functools.partial(rescue, state)))
-        _do_all(error, acts)
+        _do_all(error, [("a hook", act) for act in _not_done(acting, event)] + acts)
         raise
     return state, stop
 
 
-def _next(source, step: int, num_steps: int) -> Any:
+def _next(source, step: int, num_steps: int, first: int) -> Any:
+    """Return the next batch, or a Stop when a signal came instead and there is a step to save."""
     try:
         return next(source)
     except StopIteration:
         raise ValueError(f"the batches ended before step {step} of {num_steps}") from None
+    except Interrupted as signal:
+        if step == first + 1:
+            raise
+        return Stop(str(signal))
 
 
-def _act(hooks: Sequence[Hook], event: Event) -> Stop | None:
+def _act(hooks: Iterable[Hook], event: Event) -> Stop | None:
     for hook in hooks:
         if hook.due(event.step):
             stop = hook.act(event)
             if stop is not None:
                 return stop
     return None
+
+
+def _not_done(hooks: Iterable[Hook], event: Event | None) -> list[Callable[[], Any]]:
+    """List what hooks behind one that failed still have to do; the step is not done again.
+
+    Several processes would wait for each other in it, as the others do not know of the error.
+    """
+    if event is None or jax.process_count() > 1:
+        return []
+    return [functools.partial(hook.act, event) for hook in hooks if hook.due(event.step)]
 
 
 def _do_all(error: Exception, acts: Sequence[tuple[str, Callable[[], Any]]]) -> None:

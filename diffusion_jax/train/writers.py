@@ -72,14 +72,25 @@ def open_writer(workdir: str | os.PathLike, *, resume_step: int = 0) -> Writer:
 
 @final
 class _Appended:
-    """A file that grows by whole pieces: what cannot be written leaves nothing behind."""
+    """A file that grows by whole pieces: what cannot be written leaves nothing behind.
+
+    When the file was deleted, moved or unmounted meanwhile, a new one is begun in its place.
+    """
 
     def __init__(self, path: pathlib.Path) -> None:
         """Open a file to append to it, and make its folder."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)
+        self._path = path
+        self._open()
+
+    def _open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("ab", buffering=0)
 
     def append(self, data: bytes) -> None:
+        if not self._in_place():
+            self._file.close()
+            self._open()
+            _log.warning("%s is gone: it goes on in a new file", self._path)
         size = os.fstat(self._file.fileno()).st_size
         try:
             while data:
@@ -87,6 +98,14 @@ class _Appended:
         except OSError:
             os.ftruncate(self._file.fileno(), size)
             raise
+
+    def _in_place(self) -> bool:
+        try:
+            return not self._file.closed and os.path.samestat(
+                self._path.stat(), os.fstat(self._file.fileno())
+            )
+        except FileNotFoundError:
+            return False
 
     def flush(self) -> None:
         os.fsync(self._file.fileno())

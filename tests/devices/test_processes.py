@@ -210,7 +210,7 @@ def test_jax_meets_where_the_watch_does_and_leaves_before_it(joining):
 def test_the_others_learn_of_an_error(joining, error, code, wait):
     with pytest.raises(type(error)), processes.joined(EXPLICIT, exit_code):
         raise error
-    told, (end, its_code) = joining[2:]
+    (end, its_code), told = joining[2:]
     assert told == ("fail", code, f"{type(error).__name__}: x", wait)
     assert (end.__name__, its_code) == ("_end", code)  # and JAX waits for nobody
 

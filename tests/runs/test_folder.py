@@ -1,5 +1,7 @@
 """A run folder: its name, its saved config, and its refusal to be taken over."""
 
+import os
+
 import ml_collections
 import pytest
 
@@ -97,3 +99,12 @@ def test_missing_run_is_named(workdir):
 
 def test_git_revision_is_one_word():
     assert run_folder.git_revision() and " " not in run_folder.git_revision()
+
+
+def test_a_git_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
+    hanging = tmp_path / "git"
+    hanging.write_text("#!/bin/sh\nexec sleep 60\n")
+    hanging.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(run_folder, "_GIT_SECONDS", 0.1)
+    assert run_folder.git_revision() == "unknown"

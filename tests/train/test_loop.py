@@ -245,6 +245,31 @@ def test_all_hooks_end_after_an_exception_whatever_one_of_them_raises():
     ]
 
 
+def test_hooks_behind_one_that_fails_act_before_the_state_is_saved(monkeypatch):
+    """A run that goes on from there does not do this step again: its validation would be lost."""
+    log = []
+
+    def note(name, step=1, error=None):
+        def act(event):
+            log.append((name, event.step))
+            if error is not None and event.step == 2:
+                raise error
+
+        return Hook(every(step), act, lambda event, stop: log.append((f"{name} ends", event.step)))
+
+    hooks = [note("a"), note("b", error=OSError("b is full")), note("c"), note("d", step=3)]
+    with pytest.raises(OSError, match="b is full"):
+        rescue = lambda state: log.append(("rescue", int(state.step)))
+        train(fresh(), toy_step, batches(), hooks, num_steps=9, rescue=rescue)
+    ends = [(f"{name} ends", 2) for name in "abcd"]
+    assert log[3:] == [("a", 2), ("b", 2), ("c", 2), ("rescue", 2), *ends]
+    log.clear()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)  # the others do not know
+    with pytest.raises(OSError, match="b is full"):
+        train(fresh(), toy_step, batches(), hooks, num_steps=9)
+    assert log[3:] == [("a", 2), ("b", 2), *ends]
+
+
 def test_no_hook_ends_twice():
     ended = []
 

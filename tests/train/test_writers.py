@@ -271,6 +271,27 @@ def test_a_row_that_does_not_fit_the_disk_leaves_nothing_of_itself(tmp_path):
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 3]
 
 
+def test_a_file_that_is_gone_goes_on_in_a_new_one_and_that_is_told_once(tmp_path, caplog):
+    path = tmp_path / "run/metrics.jsonl"
+    writer = jsonl_writer(path)
+    writer.write_scalars(1, {})
+    path.parent.rename(tmp_path / "moved")
+    for step in (2, 3):
+        writer.write_scalars(step, {})
+    (message,) = caplog.messages
+    assert message == f"{path} is gone: it goes on in a new file"
+    path.unlink()
+    path.mkdir()
+    for step in (4, 5):
+        with pytest.raises(IsADirectoryError):
+            writer.write_scalars(step, {})
+    path.rmdir()
+    writer.write_scalars(6, {})
+    writer.close()
+    assert [row["step"] for row in read_jsonl(path)] == [6]
+    assert [row["step"] for row in read_jsonl(tmp_path / "moved/metrics.jsonl")] == [1]
+
+
 def test_events_and_pictures_that_do_not_fit_the_disk_leave_nothing_of_themselves(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
     events, images = tensorboard_writer(tmp_path), image_writer(tmp_path)

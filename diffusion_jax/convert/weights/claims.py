@@ -139,25 +139,25 @@ def _of_folder(folder: Path) -> Claims:
     return Claims(**found)
 
 
-def _of_scheduler(config: dict[str, Any]) -> dict[str, Any]:
+def _of_scheduler(given: dict[str, Any]) -> dict[str, Any]:
     """Read a scheduler_config.json, whose options have defaults of diffusers."""
-    prediction = str(config.get("prediction_type", "epsilon"))
+    prediction = str(given.get("prediction_type", "epsilon"))
     found: dict[str, Any] = {"prediction": PREDICTIONS.get(prediction, prediction)}
-    if str(config.get("_class_name")).startswith("EDM"):
+    if str(given.get("_class_name")).startswith("EDM"):
         kinds = {"eps": "edm", "v": "v_edm"}
         found["prediction"] = kinds.get(found["prediction"], found["prediction"])
         levels = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
-        return found | {name: config.get(name, value) for name, value in levels.items()}
-    found["zero_snr"] = bool(config.get("rescale_betas_zero_snr", False))
-    found["spacing"] = config.get("timestep_spacing")
-    number = config.get("num_train_timesteps", 1000)
-    name = config.get("beta_schedule", "linear")
-    if config.get("trained_betas") is not None:
-        betas = np.asarray(config["trained_betas"], np.float64)
+        return found | {name: given.get(name, value) for name, value in levels.items()}
+    found["zero_snr"] = bool(given.get("rescale_betas_zero_snr", False))
+    found["spacing"] = given.get("timestep_spacing")
+    number = given.get("num_train_timesteps", 1000)
+    name = given.get("beta_schedule", "linear")
+    if given.get("trained_betas") is not None:
+        betas = np.asarray(given["trained_betas"], np.float64)
     elif name in SCHEDULES:
         options = {
-            "linear_start": config.get("beta_start", 1e-4),
-            "linear_end": config.get("beta_end", 2e-2),
+            "linear_start": given.get("beta_start", 1e-4),
+            "linear_end": given.get("beta_end", 2e-2),
         }
         found["schedule"] = {"name": SCHEDULES[name], "num_timesteps": number, **options}
         betas = make_beta_schedule(SCHEDULES[name], number, **options)

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from tensorflow_datasets.core.utils import tqdm_utils
 
 # Seconds to wait for the host of a data set before saying that it cannot be reached.
 _CONNECT_TIMEOUT = 5
+_REMOVE_SECONDS = 60.0
+_LOOK_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -79,20 +82,27 @@ def _without_leftovers(place: Path) -> Iterator[None]:
     """
     place.mkdir(parents=True, exist_ok=True)
     with (place / ".lock").open("a") as lock:
-        if _locks(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if _locks(lock, fcntl.LOCK_EX):
             for folder in [*place.glob("incomplete.*"), *place.glob("*/incomplete.*")]:
                 shutil.rmtree(folder)
-        _locks(lock, fcntl.LOCK_SH)  # waits at most while another removes
+        _locks(lock, fcntl.LOCK_SH, _REMOVE_SECONDS)  # at most while another process removes
         yield
 
 
-def _locks(lock: IO[str], kind: int) -> bool:
-    """Take a lock; False when another process holds it or the disk knows no locks."""
-    try:
-        fcntl.flock(lock, kind)
-    except OSError:
-        return False
-    return True
+def _locks(lock: IO[str], kind: int, seconds: float = 0.0) -> bool:
+    """Take a lock; False when another process holds it for longer or the disk knows no locks."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+        except OSError:
+            return False
+        else:
+            return True
+        time.sleep(_LOOK_SECONDS)
 
 
 def _others(target: Path, place: Path) -> str:

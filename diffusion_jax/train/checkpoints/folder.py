@@ -17,10 +17,12 @@ from jax.experimental import multihost_utils
 
 from diffusion_jax.train.checkpoints.reading import anywhere
 
+_log = logging.getLogger(__name__)
 PARTIAL = ".orbax-checkpoint-tmp"
 _WAIT_SECONDS = 1800.0  # Orbax itself gives up writing after 1200
 _REMOVE_SECONDS = 10.0
 _LOOK_SECONDS = 0.01
+_NOWHERE = (0, 0)
 
 
 class SaveFailed(OSError):
@@ -40,6 +42,7 @@ class Folder:
         self.directory = directory
         self._make = make
         self._saving: int | None = None
+        self._place: tuple[int, int] | None = None
         self._quiet = contextlib.ExitStack()
         self._renew()
         self._quiet.enter_context(_without_stacks())
@@ -64,6 +67,15 @@ class Folder:
             raise self._failed(error) from error
         if anywhere(False):
             raise self._failed(None)
+        if anywhere(self._identity() != self._place):
+            _log.warning(
+                "%s is gone (deleted, moved or unmounted): checkpoints go on in a new folder",
+                self.directory,
+            )
+            try:
+                self._renew()
+            except OSError as error:
+                raise self._failed(error) from error
 
     def close(self) -> None:
         """Wait for the save under way and close; SaveFailed if it failed."""
@@ -85,8 +97,20 @@ class Folder:
 
     def _failed(self, error: Exception | None) -> SaveFailed:
         sentence = self._sentence(error)
-        self._renew()
+        try:
+            self._renew()
+        except OSError as another:
+            self._place = _NOWHERE  # the next save tries again
+            sentence += f"; and cannot open it again: {_reason(another)}"
         return SaveFailed(sentence)
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Tell one local folder from another that has its path; None where there is none."""
+        try:
+            status = os.stat(self.directory)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def _sentence(self, error: Exception | None) -> str:
         reason = "another process failed" if error is None else _reason(error)
@@ -97,11 +121,13 @@ class Folder:
     def _renew(self) -> None:
         # Orbax's own clean-up runs in the background, where it could meet a save of the same step.
         if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
             for path in self.directory.iterdir():
                 if PARTIAL in path.name:
                     _remove(path)
         wait_for_all(f"partial checkpoints in {self.directory}")
         self.manager = self._make()
+        self._place = self._identity()
 
 
 def wait_for_all(what: str) -> None:

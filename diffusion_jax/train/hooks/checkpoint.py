@@ -121,5 +121,6 @@ def make_rescue(
             raise RuntimeError(bad.reason)
         save_state(checkpoints, metadata, {} if scores is None else scores, step, state)
         checkpoints.wait()
+        _log.warning("an emergency checkpoint of step %d is saved; the same command goes on", step)
 
     return rescue

@@ -11,6 +11,7 @@ import pytest
 from tensorflow_datasets.core.utils import tqdm_utils
 
 from diffusion_jax.data import transforms
+from diffusion_jax.data.sources import preparation
 from diffusion_jax.data.sources.open_source import open_source
 
 SCRIPT = """
@@ -107,6 +108,18 @@ def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not
     (photos / "0.png").unlink()
     open_source("image_folder", "train", **options)
     assert not any(folder.exists() for folder in left)
+
+
+def test_a_process_that_is_stopped_while_it_removes_is_not_waited_for(
+    tmp_path, photos, monkeypatch
+):
+    place = tmp_path / "tfds" / "image_folder"
+    place.mkdir(parents=True)
+    monkeypatch.setattr(preparation, "_REMOVE_SECONDS", 0.2)
+    with (place / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        opened = open_source("image_folder", "train", data_dir=tmp_path / "tfds", folder=photos)
+    assert len(opened)
 
 
 def test_copies_of_earlier_versions_are_told(tmp_path, photos, caplog):

@@ -666,6 +666,28 @@ def test_a_save_that_cannot_start_is_one_sentence_and_the_next_one_is_tried(tmp_
     assert saved_steps(tmp_path) == [1]
 
 
+def test_a_folder_that_is_gone_is_told_and_begun_again(tmp_path, caplog):
+    directory = tmp_path / "checkpoints"
+    checkpoints = open_checkpoints(directory)
+    checkpoints.save(1, make_state(1, step=1), METADATA)
+    checkpoints.wait()
+    directory.rename(tmp_path / "moved")
+    assert checkpoints.save(1, make_state(1, step=1), METADATA)  # what was saved there is not here
+    checkpoints.wait()
+    (message,) = caplog.messages
+    assert message.startswith(f"{directory} is gone (deleted, moved or unmounted)")
+    shutil.rmtree(directory)
+    directory.write_text("a file")
+    caplog.clear()
+    for _ in range(2):
+        with pytest.raises(SaveFailed, match=f"^cannot save step 2 in {directory}: Not a dir"):
+            checkpoints.save(2, make_state(2, step=2), METADATA)
+    directory.unlink()
+    assert checkpoints.save(3, make_state(3, step=3), METADATA)
+    checkpoints.close()
+    assert saved_steps(directory) == [3] and saved_steps(tmp_path / "moved") == [1]
+
+
 def test_waiting_for_a_save_has_an_end(tmp_path, monkeypatch):
     checkpoints = open_checkpoints(tmp_path)
     monkeypatch.setattr(folder_module, "_WAIT_SECONDS", 0.1)
