@@ -14,7 +14,7 @@ from diffusion_jax.convert.weights.first_stage import (
     save_first_stage,
 )
 from diffusion_jax.convert.weights.importing import open_network
-from diffusion_jax.convert.weights.reading import open_weights
+from diffusion_jax.convert.weights.reading import is_safetensors, open_weights
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.regularizer import CODEBOOK
 from diffusion_jax.experiment.task import Trained, Training
@@ -110,8 +110,8 @@ def read_lpips(net: str, own: str | None, source: str | os.PathLike | None) -> P
         return load_lpips(None, net=net)
     assert own is not None or source is not None
     path = pathlib.Path(own if own is not None else str(source)).expanduser()
-    # The package's files end in .ckpt as PyTorch's do; PyTorch's are zip archives.
-    if path.suffix == ".safetensors" or zipfile.is_zipfile(path):
+    # The package has files of its own; PyTorch's are zip archives.
+    if is_safetensors(path) or zipfile.is_zipfile(path):
         return import_lpips(open_weights(path), net)
     return load_lpips(path, net=net)
 

@@ -33,6 +33,7 @@ METADATA_KEY = "modelspec.prediction_type"
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
 EDM_LEVELS = ("edm_vpred.sigma_min", "edm_vpred.sigma_max")
 EDM_MARK = "edm_mean"
+MAX_TIMESTEPS = 100_000
 # (name here, start, end) of the schedules of released models.
 _KNOWN_SCHEDULES = (
     ("linear", 0.00085, 0.012),
@@ -105,11 +106,20 @@ def claims_of(weights: Weights) -> Claims:
     if "scale_factor" in tensors:
         found["scale_factor"] = _number(weights, "scale_factor")
     if "alphas_cumprod" in tensors:
-        found["alphas_cumprod"] = tensors["alphas_cumprod"].load().astype(np.float64).reshape(-1)
+        found["alphas_cumprod"] = _table(weights, "alphas_cumprod")
     elif "denoiser.sigmas" in tensors:
-        sigmas = tensors["denoiser.sigmas"].load().astype(np.float64).reshape(-1)
-        found["alphas_cumprod"] = 1.0 / (1.0 + sigmas**2)
+        found["alphas_cumprod"] = 1.0 / (1.0 + _table(weights, "denoiser.sigmas") ** 2)
     return Claims(**found)
+
+
+def _table(weights: Weights, name: str) -> np.ndarray:
+    tensor = weights.tensors[name]
+    if len(tensor.shape) != 1 or not 1 <= tensor.shape[0] <= MAX_TIMESTEPS:
+        raise ValueError(
+            f"{weights.path}: {name} has the shape {tensor.shape} and should be a list of at most "
+            f"{MAX_TIMESTEPS:,} numbers"
+        )
+    return tensor.load().astype(np.float64)
 
 
 def _number(weights: Weights, name: str) -> float:

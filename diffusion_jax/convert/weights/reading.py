@@ -143,6 +143,12 @@ def _read_shards(path: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
+def is_safetensors(path: Path) -> bool:
+    """Tell by its first bytes whether a file is safetensors."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
 def _sniff(path: Path) -> str:
     """Tell by its first bytes whether a file is "safetensors" or "torch"; raise for another."""
     with path.open("rb") as file:
@@ -160,7 +166,7 @@ def _sniff(path: Path) -> str:
         raise ValueError(f"{path} is a GGUF file, which is not read; get it as .safetensors")
     if start.startswith(b"PK") or LEGACY_MAGIC in start[:32]:
         return "torch"
-    if len(start) > 8 and start[8:9] == b"{":
+    if is_safetensors(path):
         return "safetensors"
     if start.startswith(b"\x80"):
         raise ValueError(f"{path} is a bare pickle, which may run code; it is not read")

@@ -61,6 +61,15 @@ def test_buffers_give_the_noise_levels(tmp_path):
         np.testing.assert_allclose(found.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("alphas_cumprod", (0,)), ("denoiser.sigmas", (2, 2)), ("scale_factor", (2,))],
+)
+def test_a_buffer_of_another_shape_is_told(tmp_path, name, shape):
+    with pytest.raises(ValueError, match=f"x.safetensors: {name} has the shape .* should be a"):
+        claims(tmp_path, {name: np.zeros(shape, np.float32)})
+
+
 def folder(tmp_path, scheduler=None, unet=None, vae=None):
     parts = {"scheduler/scheduler_config": scheduler, "unet/config": unet, "vae/config": vae}
     for name, content in parts.items():
