@@ -12,6 +12,7 @@ from diffusion_jax.experiment.binding import parameters_of
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.sampling import TIMESTEP_SAMPLERS
+from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipText
 from diffusion_jax.models.unet.unet import UNet
 
 # The weighting that belongs to a scaling -> what the network predicts.
@@ -45,6 +46,7 @@ def contradictions(
         *_of_levels(claims, noise),
         *_of_module(claims, network.module),
         *_of_scale(claims, network),
+        *_of_towers(claims, network),
     ]
     name = sampler["name"]
     chooses = name in TIMESTEP_SAMPLERS and "discretize" in parameters_of(TIMESTEP_SAMPLERS[name])
@@ -180,6 +182,23 @@ def _of_scale(claims: Claims, network: Network) -> list[Contradiction]:
         return []
     overrides = {"first_stage.scale_factor": float(f"{said:.6g}")}
     return [Contradiction(f"scale_factor = {said:.6g}", f"{here:.6g}", overrides)]
+
+
+def _of_towers(claims: Claims, network: Network) -> list[Contradiction]:
+    kinds = (ClipText, OpenClipText)
+    texts = {n: e.module.tower for n, e in network.embedders.items() if isinstance(e.module, kinds)}
+    if len(texts) != len(claims.towers):
+        return []
+    found = []
+    for (name, tower), (activation, heads) in zip(texts.items(), claims.towers, strict=True):
+        if activation not in (None, tower.activation):
+            found.append(Contradiction(f"hidden_act = {activation!r}", tower.activation, {}))
+        if heads not in (None, tower.num_heads):
+            overrides = {f"conditioning.embedders.{name}.num_heads": heads}
+            found.append(
+                Contradiction(f"num_attention_heads = {heads}", str(tower.num_heads), overrides)
+            )
+    return found
 
 
 def _of_module(claims: Claims, module: Any) -> list[Contradiction]:

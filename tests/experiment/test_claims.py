@@ -92,6 +92,8 @@ def test_what_no_config_can_say_is_refused_without_advice(tmp_path):
          ["--config.model.num_head_channels=-1", "--config.model.num_heads=4"]),
         ("unet/config", {"norm_num_groups": 16}, ["--config.model.num_groups=16"]),
         ("vae/config", {"scaling_factor": 0.13025}, ["--config.first_stage.scale_factor=0.13025"]),
+        ("text_encoder/config", {"num_attention_heads": 4},
+         ["--config.conditioning.embedders.text.num_heads=4"]),
         ("unet/config", {}, []),
     ],
 )  # fmt: skip
@@ -103,6 +105,7 @@ def test_a_folder_is_compared_with_the_config(tmp_path, name, changed, advice):
             "beta_schedule": "scaled_linear", "timestep_spacing": "leading",
         },
         "unet/config": {"attention_head_dim": 2},
+        "text_encoder/config": {"hidden_act": "quick_gelu", "num_attention_heads": 2},
         "vae/config": {"_class_name": "AutoencoderKL", "scaling_factor": 0.18215},
     }  # fmt: skip
     configs[name] = configs[name] | changed

@@ -33,6 +33,7 @@ METADATA_KEY = "modelspec.prediction_type"
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
 EDM_LEVELS = ("edm_vpred.sigma_min", "edm_vpred.sigma_max")
 EDM_MARK = "edm_mean"
+_TEXTS = ("text_encoder", "text_encoder_2")
 MAX_TIMESTEPS = 100_000
 # (name here, start, end) of the schedules of released models.
 _KNOWN_SCHEDULES = (
@@ -57,7 +58,8 @@ class Claims(NamedTuple):
     whether the last timestep is noise alone. alphas_cumprod: float64 [T]. schedule: options of
     config.schedule. sigma_min, sigma_max, sigma_data: of EDM. scale_factor: of the latents. heads:
     of the attention at each level, or one number; num_groups: of the norms. spacing: "trailing"
-    and so on, the timesteps that sampling visits. unreadable: what is said and has no place here.
+    and so on, the timesteps that sampling visits. towers: (activation, heads) of the text encoders.
+    unreadable: what is said and has no place here.
     """
 
     prediction: str | None = None
@@ -71,6 +73,7 @@ class Claims(NamedTuple):
     heads: tuple[int, ...] | int | None = None
     num_groups: int | None = None
     spacing: str | None = None
+    towers: tuple[tuple[str | None, int | None], ...] = ()
     unreadable: tuple[str, ...] = ()
 
 
@@ -142,6 +145,12 @@ def _of_folder(folder: Path) -> Claims:
         heads = unet.get("num_attention_heads") or unet.get("attention_head_dim", 8)
         found["heads"] = tuple(heads) if isinstance(heads, list) else heads
         found["num_groups"] = unet.get("norm_num_groups", 32)
+    texts = [
+        read_json(folder / part / "config.json") for part in _TEXTS if (folder / part).is_dir()
+    ]
+    found["towers"] = tuple(
+        (text.get("hidden_act"), text.get("num_attention_heads")) for text in texts
+    )
     if vae.get("_class_name") == "AutoencoderKL":
         found["scale_factor"] = vae.get("scaling_factor", 0.18215)
         shifts = [key for key in ("shift_factor", "latents_mean") if vae.get(key) is not None]
