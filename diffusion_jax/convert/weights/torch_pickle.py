@@ -348,8 +348,10 @@ def _tensor(path: Path, storage: Any, offset: int, shape: Any, strides: Any) -> 
     def load() -> np.ndarray:
         if empty:
             return np.zeros(shape, storage.dtype)
-        steps = tuple(stride * storage.dtype.itemsize for stride in strides)
-        flat = storage.read(offset, last + 1)
-        return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
+        size = storage.dtype.itemsize
+        steps = tuple(stride * size for stride in strides)
+        flat = storage.read(offset, last + 1).view(f"u{size}")  # as_strided knows no float8
+        strided = np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
+        return strided.view(storage.dtype)
 
     return LazyTensor(shape, storage.dtype, load)
