@@ -91,7 +91,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def _take_metadata(path: Path, header: dict[str, Any]) -> dict[str, str]:
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     is_mapping = isinstance(metadata, dict)
     if not is_mapping or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"{path} has a damaged header: its __metadata__ should map words to words")
@@ -141,9 +142,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dictionary; KeyError for a name that comes twice."""
+    """Make a dictionary; KeyError for a name that comes twice, ValueError for half a character."""
     found: dict[str, Any] = {}
     for name, value in pairs:
+        name.encode()
         if name in found:
             raise KeyError(name)
         found[name] = value
