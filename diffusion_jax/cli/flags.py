@@ -89,7 +89,7 @@ _PLAN = (
     flag("--search", "find the largest batch that fits, by remat policy", **SWITCH),
     flag("--json", "file to write all figures to"),
 )
-_DESCRIBE = (flag("file", ".safetensors, .ckpt, diffusers folder"),)
+_DESCRIBE = (flag("file", ".safetensors, .ckpt, diffusers folder", nargs="?", default=""),)
 _OPTIONS = (flag("section", "for example sampler or sampler.ddim", nargs="?", default=""),)
 _EVALUATE = (RUN, STEP, flag("--split", "train, validation or test", default="test"))
 COMMANDS = {

@@ -21,5 +21,7 @@ def test_what_cannot_be_described_is_one_sentence(tmp_path, capsys):
     ):
         assert main(["describe", argument]) == 2
         assert message in capsys.readouterr().err
+    assert main(["describe"]) == 2
+    assert "give a file or folder: describe FILE" in capsys.readouterr().err
     assert main(["describe", "x", "--config.seed=3"]) == 2
     assert "a file has no config to change" in capsys.readouterr().err
