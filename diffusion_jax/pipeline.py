@@ -16,7 +16,6 @@ import numpy as np
 from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
-from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.experiment.sampling import GuidanceScale, check_scale, check_steps
 from diffusion_jax.randomness import sample_keys, seed_key
 from diffusion_jax.runs.conditions import (
@@ -36,6 +35,7 @@ from diffusion_jax.runs.inputs import (
     number,
     whole_number,
 )
+from diffusion_jax.runs.released import config_for
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
@@ -104,7 +104,7 @@ class Pipeline(NamedTuple):
     def from_checkpoint(
         cls,
         path: str | os.PathLike,
-        config: str | ml_collections.ConfigDict,
+        config: str | ml_collections.ConfigDict | None = None,
         *,
         overrides: Sequence[str] = (),
         ema: bool = False,
@@ -112,14 +112,15 @@ class Pipeline(NamedTuple):
         """Load released weights: a .safetensors or .ckpt file, or a folder of diffusers.
 
         config: the path of a config file, with its variant if any ("configs/sdxl.py"), and
-        overrides for it ("--config.sampler.num_steps=30"), or a ConfigDict. A frozen network whose
+        overrides for it ("--config.sampler.num_steps=30"), or a ConfigDict; None is the shipped
+        config that describes the file, as far as it says of itself. A frozen network whose
         config names a weights file is read from that. ema takes the averages that training files
         (.ckpt) keep of the network.
         Raises FileNotFoundError for a missing file, ValueError when the file is damaged or does not
         fit the config; the message says what it is, or what is missing or left over.
         """
         if not isinstance(config, ml_collections.ConfigDict):
-            config = load_config(config, overrides)
+            config = config_for(path, config, overrides)
         elif overrides:
             raise ValueError(f"overrides = {overrides!r} are for the path of a config file")
         built = make_experiment(config)

@@ -115,6 +115,8 @@ def read_torch(path: str | Path) -> dict[str, LazyTensor]:
     tensors = _tensors_of(content) if isinstance(content, dict) else {}
     if not tensors:
         is_dict = isinstance(content, dict)
+        if is_dict and "string_to_param" in content:
+            raise ValueError(f"{path} is a textual inversion, which is not read here")
         held = reprlib.repr(sorted(map(str, content))) if is_dict else type(content).__name__
         raise ValueError(
             f"{path} holds no tensors by name, at its top or under a name such as "
@@ -346,8 +348,10 @@ def _tensor(path: Path, storage: Any, offset: int, shape: Any, strides: Any) -> 
     def load() -> np.ndarray:
         if empty:
             return np.zeros(shape, storage.dtype)
-        steps = tuple(stride * storage.dtype.itemsize for stride in strides)
-        flat = storage.read(offset, last + 1)
-        return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
+        size = storage.dtype.itemsize
+        steps = tuple(stride * size for stride in strides)
+        flat = storage.read(offset, last + 1).view(f"u{size}")  # as_strided knows no float8
+        strided = np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
+        return strided.view(storage.dtype)
 
     return LazyTensor(shape, storage.dtype, load)

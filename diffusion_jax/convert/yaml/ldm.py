@@ -32,8 +32,8 @@ DDPM_CLASSES = ("DDPM", "LatentDiffusion")
 SUBCLASSES = {
     "LatentInpaintDiffusion": "batches must carry the mask and the masked latents themselves",
     "LatentDepth2ImageDiffusion": "batches must carry the depth themselves",
-    "LatentUpscaleDiffusion": "the level of the noise on the small image is no condition here",
-    "LatentUpscaleFinetuneDiffusion": "the level of the noise on the image is no condition here",
+    "LatentUpscaleDiffusion": "batches must carry the small image under noise, and its level",
+    "LatentUpscaleFinetuneDiffusion": "batches must carry the image under noise, and its level",
     "ImageEmbeddingConditionedLatentDiffusion": "image embeddings with noise are no condition here",
     "LatentFinetuneDiffusion": "train.keep_dims says how many input channels are kept",
     "Layout2ImgDiffusion": "boxes are no condition here",
@@ -124,14 +124,10 @@ def _conditioning(
         use = Use(key, trainable, rate, null, (params, "cond_stage_trainable"), True)
         found = convert_embedder(own, use)
     rescaled = [one.section for one in found if one.section["name"] == "spatial_rescaler"]
-    if own is not None and rescaled and stage is not None:
-        own.note(
-            "target",
-            "it reads inputs as large as the latents; the original reads them as large as images",
-        )
     channels = _channels(params, network, stage, is_latent)
     taken = channels + sum(one.get("out_channels", one["channels"]) for one in rescaled)
-    found += _concatenated(network, key, channels, taken)
+    key = params.take("low_scale_key", key, str)
+    found += _concatenated(network, key, channels, taken) + _labels(params, network)
     if own is not None and not found:
         own.notes.setdefault(
             own.at("target"),
@@ -165,6 +161,18 @@ def _concatenated(network: Node, key: str, channels: int, taken: int) -> list[Co
     )
     section = {"name": "concat_image", "input_key": name, "channels": extra}
     return [ConvertedEmbedder(name, section, ("concat",))]
+
+
+def _labels(params: Node, network: Node) -> list[ConvertedEmbedder]:
+    """Make an embedder for the labels that the network itself embeds, such as noise levels."""
+    rows = network.peek("num_classes")
+    if not isinstance(rows, int) or isinstance(rows, bool):
+        return []
+    is_level = params.has("low_scale_config") or params.has("noise_level_key")
+    name = params.take("noise_level_key", "noise_level" if is_level else "label", str)
+    params.chosen.append(f"batches must carry {name!r}, one of {rows - 1} labels; one more is null")
+    section = {"name": "class_label", "num_classes": rows - 1, "input_key": name}
+    return [ConvertedEmbedder(name, section, ("vector",))]
 
 
 def _check_key(params: Node, key: str, is_latent: bool) -> None:

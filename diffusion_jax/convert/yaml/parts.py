@@ -118,7 +118,9 @@ def convert_denoiser(node: Node) -> NoiseLevels:
     levels = _levels(params)
     num_idx = denoiser.pop("num_idx", 1000)
     denoiser["scaling"] = scaling
-    if levels["name"] != "legacy_ddpm" or levels["num_timesteps"] != num_idx:
+    # A zero_snr table of eps says nothing of x_0 at its end, which a schedule refuses.
+    is_zero = levels["name"] == "zero_snr" and scaling["name"] == "v"
+    if not (is_zero or levels["name"] == "legacy_ddpm") or levels["num_timesteps"] != num_idx:
         denoiser["discretization"] = {**levels, "num_idx": num_idx}
         return NoiseLevels({"denoiser": denoiser}, levels, num_idx)
     schedule: Sections = {
@@ -127,9 +129,13 @@ def convert_denoiser(node: Node) -> NoiseLevels:
         "linear_start": levels["linear_start"],
         "linear_end": levels["linear_end"],
     }
+    if is_zero:
+        schedule["rescale_zero_snr"] = True
     if denoiser.get("quantize_c_noise", True) and scaling["name"] in ("eps", "v"):
         schedule["parameterization"] = scaling["name"]
         return NoiseLevels({"schedule": schedule}, levels, num_idx)
+    if is_zero:  # the schedule itself predicts v, for which there is this table
+        schedule["parameterization"] = "v"
     return NoiseLevels({"schedule": schedule, "denoiser": denoiser}, levels, num_idx)
 
 

@@ -244,14 +244,15 @@ def test_tensors_of_other_kinds_are_not_left_out_in_silence(tmp_path):
         read_torch(path)
 
 
-def test_tensors_that_name_their_dtype_are_read(tmp_path):
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_tensors_that_name_their_dtype_are_read(name, tmp_path):
     """torch.save writes float8 so: an untyped storage, and the dtype with the tensor."""
     storage = b"(U\x07storagectorch.storage\nUntypedStorage\nU\x010U\x03cpuI4\ntQ"
     start = b"\x80\x02}U\x01xctorch._utils\n_rebuild_tensor_v3\n(" + storage
-    content = start + b"I1\n(I3\nt(I1\nt\x89}ctorch\nfloat8_e4m3fn\ntRs."
-    numbers = np.array([9.0, 0.5, -2.0, 448.0], jnp.float8_e4m3fn)
+    content = start + b"I1\n(I3\nt(I1\nt\x89}ctorch\n" + name.encode() + b"\ntRs."
+    numbers = np.array([9.0, 0.5, -2.0, 448.0], getattr(jnp, name))
     tensor = read_torch(archive(tmp_path / "x.pt", content, **{"data/0": numbers.tobytes()}))["x"]
-    assert tensor.dtype == jnp.float8_e4m3fn
+    assert tensor.dtype == numbers.dtype
     np.testing.assert_array_equal(tensor.load(), numbers[1:])
 
 

@@ -53,3 +53,49 @@ def test_legacy_counts_only_with_head_channels(yamls):
     assert "legacy" not in model()["model"]
     assert model(num_head_channels=32)["model"]["legacy"] is True  # latent-diffusion's default
     assert model(num_head_channels=32, legacy=False)["model"]["legacy"] is False
+
+
+def small(unet, stage_mult, condition, yamls, **more):
+    """A small latent-diffusion with 4 channels of latents."""
+    unet = {
+        "out_channels": 4, "model_channels": 32, "num_res_blocks": 1, "channel_mult": [1, 2],
+        "attention_resolutions": [2], "num_heads": 4, **unet,
+    }  # fmt: skip
+    stage = yamls.autoencoder("ldm.models.autoencoder.AutoencoderKL", 4, stage_mult)
+    return yamls.ldm(unet, stage, condition, first_stage_key="image", **more)
+
+
+def test_a_map_that_is_rescaled_is_as_large_as_the_image(tmp_path, yamls):
+    """The map has 4 times the sides of the latents, which two halvings make theirs."""
+    rescaler = yamls.node("x.SpatialRescaler", n_stages=2, in_channels=182, out_channels=3)
+    tree = small(
+        {"in_channels": 7}, [1, 2, 4], rescaler, yamls, cond_stage_key="segmentation", image_size=16
+    )
+    built = yamls.build(yamls.load(tree, tmp_path))
+    shapes = built.network.example_inputs(2)
+    assert shapes["segmentation"].shape == (2, 64, 64, 182)
+    params = jax.eval_shape(built.network.init, jax.random.key(0))
+    assert params["network"]["input_blocks_0_0"]["kernel"].shape == (3, 3, 4 + 3, 32)
+    assert "model.params.cond_stage_config.target" not in yamls.listed(tree)
+
+
+def test_the_upscaler_knows_the_noise_of_its_small_image_as_a_class(tmp_path, yamls):
+    text = yamls.node("ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder", layer="penultimate")
+    tree = small(
+        {"in_channels": 7, "num_classes": 1000, "use_spatial_transformer": True,
+         "context_dim": 1024, "legacy": False},
+        [1, 2, 4], text, yamls, cond_stage_key="txt", conditioning_key="hybrid-adm", image_size=16,
+        low_scale_key="lr", low_scale_config=yamls.node("x.ImageConcatWithNoiseAugmentation"),
+    )  # fmt: skip
+    tree["model"]["target"] = "ldm.models.diffusion.ddpm.LatentUpscaleDiffusion"
+    built = yamls.build(yamls.load(tree, tmp_path))
+    shapes = built.network.example_inputs(2)
+    assert shapes["lr"].shape == (2, 16, 16, 3) and shapes["noise_level"].shape == (2,)
+    params = jax.eval_shape(built.network.init, jax.random.key(0))["network"]
+    assert params["label_emb"]["embedding"].shape == (1000, 128)
+    assert "under noise, and its level" in yamls.listed(tree)["model.target"]
+
+
+def test_zero_terminal_snr_is_kept(yamls):
+    tree = yamls.changed(yamls.cin256(), "model.params.rescale_betas_zero_snr", True)
+    assert yamls.parts(tree)[0][0]["schedule"]["rescale_zero_snr"] is True
