@@ -26,7 +26,9 @@ from diffusion_jax.runs.conditions import (
 )
 from diffusion_jax.runs.folder import load_run_config
 from diffusion_jax.runs.inputs import (
+    Number,
     Picture,
+    Whole,
     as_floats,
     as_image,
     as_mask,
@@ -129,22 +131,22 @@ class Pipeline(NamedTuple):
         self,
         conditions: Conditions = None,
         *,
-        n: int | None = None,
+        n: Whole | None = None,
         negative: Conditions = None,
-        num_steps: int | None = None,
+        num_steps: Whole | None = None,
         guidance_scale: GuidanceScale | None = None,
-        seed: int | None = 0,
-        batch_size: int = 64,
-        height: int | None = None,
-        width: int | None = None,
+        seed: Whole | None = 0,
+        batch_size: Whole = 64,
+        height: Whole | None = None,
+        width: Whole | None = None,
         image: Picture | None = None,
-        strength: float | None = None,
+        strength: Number | None = None,
         mask: Picture | None = None,
         latents: np.ndarray | None = None,
         noise: np.ndarray | None = None,
         step_noise: np.ndarray | None = None,
-        denoising_start: float = 0.0,
-        denoising_end: float = 1.0,
+        denoising_start: Number = 0.0,
+        denoising_end: Number = 1.0,
         output: Literal["pixels", "latents"] = "pixels",
     ) -> np.ndarray:
         """Draw images: uint8 [B, H, W, C]; the class says what the options are.
@@ -184,11 +186,11 @@ class Pipeline(NamedTuple):
         conditions: Conditions = None,
         *,
         negative: Conditions = None,
-        num_steps: int | None = None,
+        num_steps: Whole | None = None,
         guidance_scale: GuidanceScale | None = None,
-        denoising_start: float = 0.0,
-        iterations: int = 3,
-        batch_size: int = 64,
+        denoising_start: Number = 0.0,
+        iterations: Whole = 3,
+        batch_size: Whole = 64,
     ) -> np.ndarray:
         """Find the noise from which sampling draws given images: float32 x [B, h, w, c].
 
@@ -238,7 +240,7 @@ class Pipeline(NamedTuple):
         )
 
     def _draw(
-        self, arrays: dict[str, Any], count: int, seed: int, batch_size: int, **options: Any
+        self, arrays: dict[str, Any], count: int, seed: int, batch_size: Whole, **options: Any
     ) -> np.ndarray:
         """Sample `count` images in calls of one size, the last one padded -> float32 x."""
         if "image" in arrays:
@@ -273,7 +275,7 @@ class Pipeline(NamedTuple):
         self,
         conditions: Conditions,
         negative: Conditions,
-        n: int | None,
+        n: Whole | None,
         size: tuple[int, int],
     ) -> tuple[dict[str, Any], int]:
         """Encode conditions -> (the arrays that sample_fn takes, number of images)."""
@@ -303,7 +305,7 @@ class Pipeline(NamedTuple):
         return (*size, self.experiment.data.image_shape[-1])
 
     def _num_steps(
-        self, num_steps: int | None, guidance_scale: GuidanceScale | None
+        self, num_steps: Whole | None, guidance_scale: GuidanceScale | None
     ) -> tuple[int, int]:
         """Check both options -> (num_steps, how many steps the sampler takes)."""
         drawing = self.experiment.drawing
@@ -320,7 +322,7 @@ class Pipeline(NamedTuple):
     def _class_names(self) -> tuple[str, ...]:
         return self.experiment.data.class_names(self.experiment.data.source("train"))
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+    def _size(self, height: Whole | None, width: Whole | None) -> tuple[int, int]:
         default = self.experiment.data.image_shape[:2]
         size = (
             default[0] if height is None else whole_number("height", height),
@@ -346,7 +348,7 @@ def _warn_of_non_finite(drawn: np.ndarray) -> None:
         warnings.warn(message, NonFiniteWarning, stacklevel=3)
 
 
-def _check_image_use(image: Picture | None, mask: Picture | None, strength: float | None) -> None:
+def _check_image_use(image: Picture | None, mask: Picture | None, strength: Number | None) -> None:
     if strength is not None:
         number("strength", strength)
     if mask is not None and image is None:
@@ -359,9 +361,9 @@ def _check_image_use(image: Picture | None, mask: Picture | None, strength: floa
 
 def _steps(
     total: int,
-    start: float,
-    end: float,
-    strength: float | None,
+    start: Number,
+    end: Number,
+    strength: Number | None,
     latents: np.ndarray | None,
 ) -> tuple[int, int] | None:
     """Find the steps (first, last) of a call; None where `strength` says how many."""
@@ -378,7 +380,7 @@ def _steps(
     return None if strength is not None else steps
 
 
-def _shares(total: int, start: float, end: float) -> tuple[int, int]:
+def _shares(total: int, start: Number, end: Number) -> tuple[int, int]:
     """Turn shares of a run into its steps (first, last), rounded to the nearest step."""
     start, end = number("denoising_start", start), number("denoising_end", end)
     if not 0.0 <= start < end <= 1.0:
@@ -394,7 +396,7 @@ def _shares(total: int, start: float, end: float) -> tuple[int, int]:
     return steps
 
 
-def _seed(seed: int | None) -> int:
+def _seed(seed: Whole | None) -> int:
     """Check a seed, or draw one and say which."""
     if seed is None:
         seed = secrets.randbits(32)

@@ -1,7 +1,7 @@
 """The `sampler` and `guidance` sections -> the one sample_fn, through which everything samples."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -85,8 +85,8 @@ GUIDANCE = Section(
 
 # See build_sample_fn.
 SampleFn = Callable[..., driver.Samples]
-# One for all steps, or one for each.
-GuidanceScale: TypeAlias = float | Sequence[int | float] | np.ndarray
+# A number for all steps, or a sequence of one for each; see check_scale.
+GuidanceScale: TypeAlias = Any
 
 
 class _Plan(NamedTuple):

@@ -35,7 +35,12 @@ COLLECTIVES = (
 # How often the bytes of a collective pass the links of a device, in a large ring; 1 for others.
 _PASSES = {"all-reduce": 2}
 # Operations that run another computation once, with the attribute that names it.
-_CALLS = {"fusion": "calls", "call": "to_apply", "async-start": "calls"}
+_CALLS = {
+    "fusion": "calls",
+    "fusion-start": "calls",
+    "call": "to_apply",
+    "async-start": "calls",
+}
 # How the TPU compiler writes a reduce-scatter: a fusion of all-reduce and slice.
 _REDUCE_SCATTER = "all-reduce-scatter"
 
@@ -75,7 +80,7 @@ def count(program: Program, *, loops: bool = True) -> Counts:
                 total = _add(total, max(map(of, branches(op)), key=lambda c: (c.flops, c.cycles)))
             elif op.opcode in _CALLS and (inner := called(op, _CALLS[op.opcode])) is not None:
                 counts = of(inner)
-                if op.opcode == "fusion":  # has cycles of its own
+                if op.opcode.startswith("fusion"):  # has cycles of its own
                     counts = counts._replace(cycles=0)
                 if inner.startswith(_REDUCE_SCATTER):
                     counts = _as_reduce_scatter(counts)

@@ -109,7 +109,7 @@ def _executed(program: Program, name: str, runs: int) -> Iterator[tuple[Computat
 
 def _inside(program: Program, op: Op) -> Computation:
     """Find the operations that a fusion is made of; nothing for another operation."""
-    name = called(op, "calls") if op.opcode == "fusion" else None
+    name = called(op, "calls") if op.opcode in ("fusion", "fusion-start") else None
     return {} if name is None else program.computations[name]
 
 
@@ -179,8 +179,8 @@ def _read(around: Computation, inner: Computation, fusion: Op) -> int:
         total, whole = 0, bytes_of([inner[name].result])
         for op in users.get(name, ()):
             first = op.operands[0] == name and name not in op.operands[1:]
-            if op.opcode == "bitcast":
-                total += read(op.name)
+            if op.opcode in ("bitcast", "convert"):
+                total += read(op.name) * whole // max(1, bytes_of([op.result]))
             elif first and op.opcode in SLICES:
                 total += bytes_of([op.result])
             elif not (first and op.opcode == "dynamic-update-slice"):

@@ -15,6 +15,9 @@ from diffusion_jax.data.transforms import RESIZE_FILTERS, CorruptImageError, dec
 _log = logging.getLogger(__name__)
 
 Picture: TypeAlias = np.ndarray | Image.Image
+# Numbers of Python, NumPy or JAX, which `whole_number` and `number` check.
+Whole: TypeAlias = Any
+Number: TypeAlias = Any
 
 
 def read_image(path: str | os.PathLike, channels: int, *, flag: str = "") -> np.ndarray:
@@ -108,7 +111,7 @@ def as_floats(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
     return values
 
 
-def whole_number(name: str, value: Any) -> int:
+def whole_number(name: str, value: Whole) -> int:
     """Return a Python, NumPy or JAX integer as an int; ValueError for anything else."""
     _check_not_traced(name, value)
     if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__") or np.ndim(value):
@@ -119,7 +122,7 @@ def whole_number(name: str, value: Any) -> int:
         raise ValueError(f"{name} = {value!r} should be a whole number") from error
 
 
-def number(name: str, value: Any) -> float:
+def number(name: str, value: Number) -> float:
     """Return a Python, NumPy or JAX number as a float; ValueError for anything else, NaN too."""
     _check_not_traced(name, value)
     array = np.asarray(value)

@@ -257,7 +257,6 @@ def test_another_size_than_the_datas():
             r"config\.sampler\.name = 'DPM\+\+ 2M Karras' is unknown; here it is "
             "--config.sampler.name=dpmpp_2m --config.discretization.name=karras",
         ),
-        (dict(name="restart", num_steps=1), None, None, "num_steps = 1 should be at least 2"),
         (dict(name="euler", eta=1.0), None, None, r"config\.sampler\.eta = 1\.0 is not an option"),
         (dict(name="euler", num_steps=0), None, None, r"config\.sampler\.num_steps = 0 should be"),
         (dict(name="euler", num_steps=1.5), None, None, r"num_steps = 1\.5 should be int"),

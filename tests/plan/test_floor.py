@@ -105,6 +105,7 @@ ENTRY %main (x: bf16[2,8,8,16], k: bf16[32,3,3,16], m: f32[8,4], s: f32[100,16],
   %moved = f32[4,8]{1,0} fusion(%m), kind=kLoop, calls=%moves
   %row = f32[1,16]{1,0} fusion(%s, %i), kind=kLoop, calls=%sliced, metadata={op_name="a" stack_frame_id=3}
   %table = f32[100,16]{1,0} fusion(%s, %row, %i), kind=kLoop, calls=%updated, metadata={op_name="b" stack_frame_id=1}
+  %later = ((f32[100,16]{1,0}, f32[1,16]{1,0}, s32[]), f32[100,16]{1,0}, u32[]) fusion-start(%s, %row, %i), kind=kLoop, calls=%updated
   ROOT %out = f32[4,8]{1,0} copy(%moved)
 }
 """  # noqa: E501
@@ -124,7 +125,8 @@ def test_programs_of_the_gpu_compiler():
     assert work["moved"].kind == work["out"].kind == "transpose, copy"
     assert work["moved"].bytes == work["out"].bytes == 2 * 4 * 32
     assert work["row"].bytes == 2 * 4 * 16 + 4  # one row of a hundred, and its index
-    assert work["table"].bytes == 2 * 4 * 16 + 4  # the row is updated in place
+    for name in ("table", "later"):
+        assert work[name].bytes == 2 * 4 * 16 + 4, name  # the row is updated in place
     assert work["row"].kind == "optimizer" and work["table"].kind == "norm, element-wise"
     assert work["row"].place == work["table"].place == "models/layers/norm.py:32"
     assert sum(w.flops for w in work.values()) == count(parse(TEXT)).flops

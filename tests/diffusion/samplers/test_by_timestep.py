@@ -320,7 +320,7 @@ def test_inversion_leads_to_the_noise_of_the_ode_and_back(parameterization):
 
 @pytest.mark.parametrize("discretize", ["trailing", "uniform"])
 def test_an_iterated_inversion_leads_back_to_rounding(discretize):
-    """Newton's iterations end at the exact inverse of ddim's steps, however few, and fast."""
+    """Secants end at the exact inverse of ddim's steps, however few; on Gaussian data at once."""
     schedule, x0 = make_schedule("linear", 100, linear_end=0.2), jnp.linspace(-1.5, 2.5, 7)
     options, errors = {"num_steps": 8, "discretize": discretize}, []
     for iterations in (1, 3, 40):
@@ -328,7 +328,7 @@ def test_an_iterated_inversion_leads_back_to_rounding(discretize):
         x_T = draw(up, schedule, exact, x0, keys_of(7)).x
         back = draw(partial(samplers.ddim, **options), schedule, exact, x_T, keys_of(7)).x
         errors.append(float(np.abs(back - x0).max()))
-    assert errors[0] > 0.2 and 0.02 > errors[1] > 5e-4 and errors[2] < 5e-5, errors
+    assert errors[0] > 0.2 and max(errors[1:]) < 5e-5, errors
     with pytest.raises(ValueError, match="iterations = 0 should be at least 1"):
         samplers.ddim_inversion(schedule, 8, iterations=0)
 
