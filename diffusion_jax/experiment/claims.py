@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.convert.weights.claims import Claims, find_schedule, read_claims, same_levels
+from diffusion_jax.convert.weights.claims import (
+    NOISE_ALONE,
+    Claims,
+    find_schedule,
+    read_claims,
+    same_levels,
+)
 from diffusion_jax.experiment.binding import parameters_of
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
@@ -17,9 +23,8 @@ from diffusion_jax.models.unet.unet import UNet
 
 # The weighting that belongs to a scaling -> what the network predicts.
 _PREDICTIONS = {"eps": "eps", "v": "v", "unit": "x0", "edm": "edm"}
+_DATA = "sigma_data"
 _CONTINUOUS = ("edm", "v_edm")
-# abar of the last timestep below which it is noise alone.
-_NOISE_ALONE = 1e-6
 
 
 class Contradiction(NamedTuple):
@@ -93,7 +98,7 @@ def alphas_cumprod_of(noise: Noise) -> np.ndarray:
 
 def is_zero_snr(noise: Noise) -> bool:
     """Tell whether the last timestep is noise alone."""
-    return noise.sigmas is not None and bool(alphas_cumprod_of(noise)[-1] < _NOISE_ALONE)
+    return noise.sigmas is not None and bool(alphas_cumprod_of(noise)[-1] < NOISE_ALONE)
 
 
 def _of_prediction(claims: Claims, noise: Noise) -> list[Contradiction]:
@@ -113,43 +118,39 @@ def _of_prediction(claims: Claims, noise: Noise) -> list[Contradiction]:
 
 
 def _of_edm(claims: Claims, noise: Noise) -> list[Contradiction]:
-    grid = noise.grid(2)
     here: dict[str, Any] = {"prediction": prediction_of(noise)}
-    said: dict[str, Any] = {"prediction": claims.prediction}
     if noise.levels is None:
-        here |= {"sigma_min": float(grid[1]), "sigma_max": float(grid[0])}
-        if claims.prediction == "edm" and noise.natural_weighting is not None:
-            options = {"sigma_data": 0.5} | dict(noise.natural_weighting)
-            here["sigma_data"] = options["sigma_data"]
-    said |= {name: getattr(claims, name) for name in ("sigma_min", "sigma_max", "sigma_data")}
-    differ = {
-        name: said[name]
+        highest, lowest, _ = noise.grid(2)
+        here |= {"sigma_min": float(lowest), "sigma_max": float(highest)}
+        if claims.prediction == "edm":
+            here["sigma_data"] = ({"sigma_data": 0.5} | dict(noise.natural_weighting or {}))[_DATA]
+    said = claims._asdict()
+    differ = [
+        name
         for name, value in here.items()
         if said[name] is not None and not _equal(value, said[name])
-    }
+    ]
     if not differ:
         return []
     overrides = {
         "denoiser.name": "continuous",
         "denoiser.scaling.name": claims.prediction,
+        "denoiser.scaling.sigma_data": claims.sigma_data if claims.prediction == "edm" else None,
         "discretization.name": "edm",
+        "discretization.sigma_min": claims.sigma_min,
+        "discretization.sigma_max": claims.sigma_max,
     }
-    overrides |= {
-        f"discretization.{name}": said[name]
-        for name in ("sigma_min", "sigma_max")
-        if said[name] is not None
-    }
-    if claims.prediction == "edm" and claims.sigma_data is not None:
-        overrides["denoiser.scaling.sigma_data"] = claims.sigma_data
     if noise.levels is not None:  # what trains and draws on the timesteps of a schedule
         overrides |= {
             "loss.name": "denoiser",
             "sigma_sampling.name": "lognormal",
             "sampler": "{'name': 'euler', 'num_steps': 50}",
         }
-    wanted = ", ".join(f"{name} = {value}" for name, value in differ.items())
-    others = ", ".join(f"{name} = {here[name]}" for name in differ)
-    return [Contradiction(wanted, others, overrides)]
+    wanted, others = (
+        ", ".join(f"{name} = {side[name]}" for name in differ) for side in (said, here)
+    )
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return [Contradiction(wanted, others, given)]
 
 
 def _of_levels(claims: Claims, noise: Noise) -> list[Contradiction]:
@@ -160,8 +161,8 @@ def _of_levels(claims: Claims, noise: Noise) -> list[Contradiction]:
     if said is not None and not same_levels(said, here):
         options = claims.schedule or find_schedule(said)
         known = {} if options is None else {f"schedule.{key}": v for key, v in options.items()}
-        if known and (is_zero or said[-1] < _NOISE_ALONE):
-            known["schedule.rescale_zero_snr"] = bool(said[-1] < _NOISE_ALONE)
+        if known and (is_zero or said[-1] < NOISE_ALONE):
+            known["schedule.rescale_zero_snr"] = bool(said[-1] < NOISE_ALONE)
         if known and not noise.on_timesteps:
             known["denoiser"] = "delete"
         text = f"{len(said)} timesteps with alphas_cumprod from {said[0]:.6g} to {said[-1]:.6g}"

@@ -11,6 +11,7 @@ from diffusion_jax.convert.weights.identify import describe_weights, list_networ
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.claims import overrides_of
 from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.runs.folder import has_run
 
 # A family of UNets -> the shipped configs that describe it, by what the network predicts; None is
 # for files that do not say it.
@@ -26,9 +27,11 @@ _SAID = "prediction zero_snr sigma_min sigma_max sigma_data scale_factor spacing
 def describe_file(path: str | os.PathLike) -> list[str]:
     """Say what a released file or folder is: networks, sizes, dtypes, what it predicts, its config.
 
-    Raises what open_weights raises.
+    Raises ValueError for a run of this program, and what open_weights raises.
     """
     path = pathlib.Path(path).expanduser()
+    if has_run(path):
+        raise ValueError(f"{path} is a run of this program; `report` says what it did")
     networks = list_networks(path)
     sizes = [f"{held.count:,} numbers ({', '.join(held.dtypes)})" for held in networks]
     lines = describe_weights(path)

@@ -5,6 +5,8 @@ import pytest
 from support.experiments import built, trained
 
 from diffusion_jax.convert.weights.exporting import save_weights
+from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.runs.folder import save_config
 from diffusion_jax.runs.released import CONFIGS, config_for, describe_file
 
 UNET = "model.diffusion_model."
@@ -76,6 +78,12 @@ def test_other_files_are_called_by_their_names(tmp_path, name, words):
         assert said == [words]
     else:
         assert len(said) > 1 or said == [words]
+
+
+def test_a_run_is_not_described_as_a_file(tmp_path):
+    save_config(tmp_path, load_config("configs/mnist.py:tiny"))
+    with pytest.raises(ValueError, match="is a run of this program; `report` says what it did"):
+        describe_file(tmp_path)
 
 
 def test_an_exported_model_is_described_whole(tmp_path):

@@ -33,7 +33,10 @@ METADATA_KEY = "modelspec.prediction_type"
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
 EDM_LEVELS = ("edm_vpred.sigma_min", "edm_vpred.sigma_max")
 EDM_MARK = "edm_mean"
+_HEADS = "attention_head_dim"
 _TEXTS = ("text_encoder", "text_encoder_2")
+# abar of the last timestep below which that is noise alone.
+NOISE_ALONE = 1e-6
 MAX_TIMESTEPS = 100_000
 # (name here, start, end) of the schedules of released models.
 _KNOWN_SCHEDULES = (
@@ -112,7 +115,18 @@ def claims_of(weights: Weights) -> Claims:
         found["alphas_cumprod"] = _table(weights, "alphas_cumprod")
     elif "denoiser.sigmas" in tensors:
         found["alphas_cumprod"] = 1.0 / (1.0 + _table(weights, "denoiser.sigmas") ** 2)
+    if ZERO_SNR_MARK in tensors and "alphas_cumprod" in found:
+        # Buffers are older than marks: the table may be the one that was stretched later.
+        found["alphas_cumprod"] = _stretched(found["alphas_cumprod"])
     return Claims(**found)
+
+
+def _stretched(alphas_cumprod: np.ndarray) -> np.ndarray:
+    """Stretch a table to zero terminal SNR; one that ends there stays as it is."""
+    if len(alphas_cumprod) < 2 or alphas_cumprod[-1] < NOISE_ALONE:
+        return alphas_cumprod
+    betas = 1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+    return np.cumprod(1.0 - rescale_zero_terminal_snr(betas))
 
 
 def _table(weights: Weights, name: str) -> np.ndarray:
@@ -135,54 +149,73 @@ def _number(weights: Weights, name: str) -> float:
 
 
 def _of_folder(folder: Path) -> Claims:
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
     found: dict[str, Any] = {}
-    if scheduler:
-        found |= _of_scheduler(scheduler)
-    if unet:
+    path = folder / "scheduler" / "scheduler_config.json"
+    if path.is_file():
+        found |= _of_scheduler(path)
+    path = folder / "unet" / "config.json"
+    if path.is_file():
         # diffusers expects numbers of heads under the name attention_head_dim.
-        heads = unet.get("num_attention_heads") or unet.get("attention_head_dim", 8)
+        name = "num_attention_heads" if read_json(path).get("num_attention_heads") else _HEADS
+        heads = _value(path, name, 8, (int, list))
         found["heads"] = tuple(heads) if isinstance(heads, list) else heads
-        found["num_groups"] = unet.get("norm_num_groups", 32)
-    texts = [
-        read_json(folder / part / "config.json") for part in _TEXTS if (folder / part).is_dir()
-    ]
+        if not all(type(n) is int and n > 0 for n in np.ravel(heads).tolist()):
+            raise ValueError(f"{path}: {name} = {heads!r:.60} should be numbers of heads")
+        found["num_groups"] = _value(path, "norm_num_groups", 32, int)
+    texts = [folder / part / "config.json" for part in _TEXTS if (folder / part).is_dir()]
     found["towers"] = tuple(
-        (text.get("hidden_act"), text.get("num_attention_heads")) for text in texts
+        (_value(text, "hidden_act", None, str), _value(text, "num_attention_heads", None, int))
+        for text in texts
     )
+    path = folder / "vae" / "config.json"
+    vae = read_json(path)
     if vae.get("_class_name") == "AutoencoderKL":
-        found["scale_factor"] = vae.get("scaling_factor", 0.18215)
+        found["scale_factor"] = _value(path, "scaling_factor", 0.18215, (int, float))
         shifts = [key for key in ("shift_factor", "latents_mean") if vae.get(key) is not None]
         found["unreadable"] = tuple(f"{key} in vae/config.json" for key in shifts)
     return Claims(**found)
 
 
-def _of_scheduler(given: dict[str, Any]) -> dict[str, Any]:
+def _value(path: Path, key: str, default: Any, kind: Any) -> Any:
+    """Look up an option of diffusers in a config; ValueError for a value of another kind."""
+    given = read_json(path).get(key)
+    if given is None:
+        return default
+    if not isinstance(given, kind) or isinstance(given, bool) != (kind is bool):
+        raise ValueError(f"{path}: {key} = {given!r:.60} should be of another kind")
+    return given
+
+
+def _of_scheduler(path: Path) -> dict[str, Any]:
     """Read a scheduler_config.json, whose options have defaults of diffusers."""
-    prediction = str(given.get("prediction_type", "epsilon"))
+    number = (int, float)
+    prediction = _value(path, "prediction_type", "epsilon", str)
     found: dict[str, Any] = {"prediction": PREDICTIONS.get(prediction, prediction)}
-    if str(given.get("_class_name")).startswith("EDM"):
+    if _value(path, "_class_name", "", str).startswith("EDM"):
         kinds = {"eps": "edm", "v": "v_edm"}
         found["prediction"] = kinds.get(found["prediction"], found["prediction"])
         levels = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
-        return found | {name: given.get(name, value) for name, value in levels.items()}
-    found["zero_snr"] = bool(given.get("rescale_betas_zero_snr", False))
-    found["spacing"] = given.get("timestep_spacing")
-    number = given.get("num_train_timesteps", 1000)
-    name = given.get("beta_schedule", "linear")
-    if given.get("trained_betas") is not None:
-        betas = np.asarray(given["trained_betas"], np.float64)
-    elif name in SCHEDULES:
-        options = {
-            "linear_start": given.get("beta_start", 1e-4),
-            "linear_end": given.get("beta_end", 2e-2),
-        }
-        found["schedule"] = {"name": SCHEDULES[name], "num_timesteps": number, **options}
-        betas = make_beta_schedule(SCHEDULES[name], number, **options)
-    else:
+        return found | {name: _value(path, name, value, number) for name, value in levels.items()}
+    found["zero_snr"] = _value(path, "rescale_betas_zero_snr", False, bool)
+    found["spacing"] = _value(path, "timestep_spacing", None, str)
+    count = _value(path, "num_train_timesteps", 1000, int)
+    name = _value(path, "beta_schedule", "linear", str)
+    trained = _value(path, "trained_betas", None, list)
+    options = {
+        "linear_start": _value(path, "beta_start", 1e-4, number),
+        "linear_end": _value(path, "beta_end", 2e-2, number),
+    }
+    if trained is None and name not in SCHEDULES:
         return found | {"unreadable": (f"beta_schedule {name!r} in scheduler_config.json",)}
-    betas = rescale_zero_terminal_snr(betas) if found["zero_snr"] else betas
+    try:
+        if trained is None:
+            found["schedule"] = {"name": SCHEDULES[name], "num_timesteps": count, **options}
+            betas = make_beta_schedule(SCHEDULES[name], min(count, MAX_TIMESTEPS), **options)
+        else:
+            betas = np.asarray(trained, np.float64).reshape(-1)
+        betas = rescale_zero_terminal_snr(betas) if found["zero_snr"] else betas
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} has no schedule of betas: {error}") from error
     return found | {"alphas_cumprod": np.cumprod(1.0 - betas)}
 
 

@@ -34,7 +34,7 @@ SUBCLASSES = {
     "LatentDepth2ImageDiffusion": "batches must carry the depth themselves",
     "LatentUpscaleDiffusion": "batches must carry the small image under noise, and its level",
     "LatentUpscaleFinetuneDiffusion": "batches must carry the image under noise, and its level",
-    "ImageEmbeddingConditionedLatentDiffusion": "image embeddings with noise are no condition here",
+    "ImageEmbeddingConditionedLatentDiffusion": "batches must carry image embeddings under noise",
     "LatentFinetuneDiffusion": "train.keep_dims says how many input channels are kept",
     "Layout2ImgDiffusion": "boxes are no condition here",
 }
@@ -164,15 +164,20 @@ def _concatenated(network: Node, key: str, channels: int, taken: int) -> list[Co
 
 
 def _labels(params: Node, network: Node) -> list[ConvertedEmbedder]:
-    """Make an embedder for the labels that the network itself embeds, such as noise levels."""
-    rows = network.peek("num_classes")
-    if not isinstance(rows, int) or isinstance(rows, bool):
+    """Make an embedder for what the network itself takes as y: labels, noise levels or features."""
+    rows, width = network.peek("num_classes"), network.peek("adm_in_channels")
+    if rows == "sequential" and isinstance(width, int):
+        name, section = "image_embedding", {"name": "features", "shape": (width,)}
+        params.chosen.append(f"batches must carry {name!r}, vectors of {width} numbers")
+    elif isinstance(rows, int) and not isinstance(rows, bool):
+        is_level = params.has("low_scale_config") or params.has("noise_level_key")
+        name = params.take("noise_level_key", "noise_level" if is_level else "label", str)
+        section = {"name": "class_label", "num_classes": rows - 1}
+        labels = f"one of {rows - 1} labels; one more is null"
+        params.chosen.append(f"batches must carry {name!r}, {labels}")
+    else:
         return []
-    is_level = params.has("low_scale_config") or params.has("noise_level_key")
-    name = params.take("noise_level_key", "noise_level" if is_level else "label", str)
-    params.chosen.append(f"batches must carry {name!r}, one of {rows - 1} labels; one more is null")
-    section = {"name": "class_label", "num_classes": rows - 1, "input_key": name}
-    return [ConvertedEmbedder(name, section, ("vector",))]
+    return [ConvertedEmbedder(name, section | {"input_key": name}, ("vector",))]
 
 
 def _check_key(params: Node, key: str, is_latent: bool) -> None:

@@ -70,6 +70,19 @@ def test_a_buffer_of_another_shape_is_told(tmp_path, name, shape):
         claims(tmp_path, {name: np.zeros(shape, np.float32)})
 
 
+def test_a_mark_of_zero_terminal_snr_says_more_than_an_older_buffer(tmp_path):
+    schedules = [
+        make_schedule("linear", 1000, 0.00085, 0.012, parameterization="v", rescale_zero_snr=zero)
+        for zero in (False, True)
+    ]
+    for number, schedule in enumerate(schedules):
+        (tmp_path / str(number)).mkdir()
+        table = {"denoiser.sigmas": np.asarray(schedule.sqrt_recipm1_alphas_cumprod)}
+        found = claims(tmp_path / str(number), {"ztsnr": EMPTY} | table)
+        stretched = np.asarray(schedules[1].alphas_cumprod)
+        np.testing.assert_allclose(found.alphas_cumprod, stretched, atol=1e-4)
+
+
 def folder(tmp_path, scheduler=None, unet=None, vae=None):
     parts = {"scheduler/scheduler_config": scheduler, "unet/config": unet, "vae/config": vae}
     for name, content in parts.items():
@@ -161,3 +174,21 @@ def test_a_schedule_is_found_by_its_levels(options, dtype):
         again = make_schedule(**found, parameterization="v")
         assert same_levels(np.asarray(again.alphas_cumprod, np.float64), table)
     assert find_schedule(np.linspace(0.9, 0.3, 10)) is None
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "unet", "message"),
+    [
+        ({"beta_start": "a"}, {}, "beta_start = 'a' should be of another kind"),
+        ({"prediction_type": 3}, {}, "prediction_type = 3 should be of another kind"),
+        ({"rescale_betas_zero_snr": "yes"}, {}, "rescale_betas_zero_snr = 'yes' should be"),
+        ({"trained_betas": ["a"]}, {}, "scheduler_config.json has no schedule of betas"),
+        ({"beta_end": 7.0}, {}, "has no schedule of betas: linear_end = 7.0 should lie in"),
+        ({}, {"attention_head_dim": [0, 8]}, r"attention_head_dim = \[0, 8\] should be numbers of"),
+        ({}, {"attention_head_dim": {}}, "attention_head_dim = {} should be of another kind"),
+        ({}, {"norm_num_groups": 1.5}, "norm_num_groups = 1.5 should be of another kind"),
+    ],
+)
+def test_values_of_another_kind_are_told(tmp_path, scheduler, unet, message):
+    with pytest.raises(ValueError, match=message):
+        folder(tmp_path, scheduler, unet)

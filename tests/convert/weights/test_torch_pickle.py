@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import re
 import time
 import zipfile
@@ -214,6 +215,27 @@ def test_archives_of_other_things_are_told(tmp_path):
     archive(path, {}, **{"constants.pkl": b"x"})
     with pytest.raises(ValueError, match="a TorchScript program, which is not read or run"):
         read_torch(path)
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+@pytest.mark.parametrize("kind", ["stored", "compressed", "old"])
+def test_any_change_of_a_file_is_read_or_told(kind, tmp_path):
+    path, draw = tmp_path / "x.ckpt", random.Random(0)
+    content = (OLD if kind == "old" else CKPT).read_bytes()
+    if kind == "compressed":
+        with zipfile.ZipFile(CKPT) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name))
+        content = path.read_bytes()
+    for _ in range(200):
+        changed, place = bytearray(content), draw.randrange(len(content))
+        changed[place : place + draw.randrange(3)] = draw.randbytes(draw.randrange(3))
+        path.write_bytes(changed)
+        try:
+            for tensor in read_torch(path).values():
+                tensor.load()
+        except ValueError as error:
+            assert str(path) in str(error)
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9, 0.999])

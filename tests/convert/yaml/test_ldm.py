@@ -96,6 +96,18 @@ def test_the_upscaler_knows_the_noise_of_its_small_image_as_a_class(tmp_path, ya
     assert "under noise, and its level" in yamls.listed(tree)["model.target"]
 
 
+def test_embeddings_of_images_come_with_the_batch(tmp_path, yamls):
+    text = yamls.node("ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder", layer="penultimate")
+    tree = small(
+        {"in_channels": 4, "num_classes": "sequential", "adm_in_channels": 2048,
+         "use_spatial_transformer": True, "context_dim": 1024},
+        [1, 2], text, yamls, cond_stage_key="txt", conditioning_key="crossattn-adm",
+    )  # fmt: skip
+    tree["model"]["target"] = "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion"
+    built = yamls.build(yamls.load(tree, tmp_path))
+    assert built.network.example_inputs(2)["image_embedding"].shape == (2, 2048)
+
+
 def test_zero_terminal_snr_is_kept(yamls):
     tree = yamls.changed(yamls.cin256(), "model.params.rescale_betas_zero_snr", True)
     assert yamls.parts(tree)[0][0]["schedule"]["rescale_zero_snr"] is True
