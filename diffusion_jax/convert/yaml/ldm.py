@@ -199,7 +199,10 @@ def _picture(params: Node, stage: Sections | None, captions: bool) -> Picture:
     if stage is None:
         network = params.child("unet_config").child("params")
         return Picture(side, network.peek("out_channels", 3), captions)
-    halvings = len(stage.get("ch_mult", (1, 2, 4, 8))) - 1
+    widths = stage.get("ch_mult", (1, 2, 4, 8))
+    if not isinstance(widths, tuple):
+        raise ValueError(f"ch_mult = {widths!r} should be a list of whole numbers")
+    halvings = len(widths) - 1
     side = None if side is None else side * 2**halvings
     return Picture(side, stage.get("in_channels", 3), captions)
 
