@@ -7,6 +7,7 @@ SHELL := /bin/sh
 
 VENV := .venv
 PARITY_VENV := .venv-parity
+GPU_VENV := .venv-gpu
 PINNED := pyproject.toml constraints.txt
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST_ARGS ?=
@@ -16,6 +17,7 @@ WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
 # multiply-adds and so rounds more often.
 PARITY_XLA_FLAGS := --xla_backend_optimization_level=1
 DOCS ?=
+GPU_ARGS ?=
 SOURCES := .
 
 .PHONY: help demo test lint pytest slow faults parity docs pins clean
@@ -52,6 +54,10 @@ faults: $(VENV)/.test  ## Try every bad input and fault, and count how many were
 parity: $(PARITY_VENV)/.parity  ## Compare numbers with PyTorch packages, in an environment of its own
 	XLA_FLAGS="$(PARITY_XLA_FLAGS) $$XLA_FLAGS" $(PARITY_VENV)/bin/python -m pytest -m parity $(PYTEST_ARGS)
 
+gpu: $(GPU_VENV)/.gpu  ## Compile every config for NVIDIA GPUs that are not here: make gpu GPU_ARGS="--full --configs sdxl"
+	$(GPU_VENV)/bin/python -m pytest -m slow tests/plan/test_topology.py tests/plan/test_gpu.py
+	$(GPU_VENV)/bin/python benchmarks/compile_for_gpus.py $(GPU_ARGS)
+
 docs: $(VENV)/.docs  ## Run every block of the documentation (DOCS="README.md" for some pages), build site/
 	$(VENV)/bin/python tools/run_docs.py $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
@@ -60,7 +66,7 @@ pins:  ## Write constraints.txt anew from pyproject.toml (needs uv)
 	tools/pin.sh
 
 clean:  ## Remove the environments and caches; runs/ and logs/ stay
-	rm -rf $(VENV) $(PARITY_VENV) build dist site .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PARITY_VENV) $(GPU_VENV) build dist site .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that already works is kept, whoever made it. A stamp says which extra was installed with which pins.
@@ -97,4 +103,15 @@ $(PARITY_VENV)/.parity: $(PARITY_VENV)/.made $(PINNED)
 	@$(PARITY_VENV)/bin/python $(INSTALL) torch
 	@$(PARITY_VENV)/bin/python $(INSTALL) -e '.[parity]'
 	@$(PARITY_VENV)/bin/python -c 'import diffusers, torch, torchmetrics, transformers'
+	@touch $@
+
+$(GPU_VENV)/.made:
+	@$(GPU_VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
+	    python=$$(tools/find_python.sh) && echo "Making $(GPU_VENV) with $$python" && \
+	    "$$python" -m venv $(GPU_VENV); }
+	@touch $@
+
+$(GPU_VENV)/.gpu: $(GPU_VENV)/.made $(PINNED)
+	@echo "Installing the pinned packages and those of CUDA (about 6 GB on disk, a few minutes)"
+	@$(GPU_VENV)/bin/python $(INSTALL) -e '.[cuda,lpips,test]'
 	@touch $@

@@ -3,7 +3,8 @@
 python launch.py --config=configs/cifar10.py --config.data.source.download=True
 python launch.py --config=configs/cifar10.py:tiny       # the same code on digits, in seconds
 
-Hardware: one GPU or more. Time: not measured. Result: not measured.
+Hardware: one GPU or more. Time: not measured; 500,000 steps of 128 images are 2.6e18 FLOP, which
+take 1.8 hours on an H100 at 40 % of its peak. Result: not measured.
 """
 
 import ml_collections

@@ -4,7 +4,8 @@ python launch.py --config=configs/emoji.py
 python launch.py sample --workdir=runs/emoji --prompt="red heart" --n=4
 python launch.py --config=configs/emoji.py:tiny                # the same code in seconds
 
-Hardware: one GPU; a CPU takes hours. Time: not measured. Result: not measured.
+Hardware: one GPU; a CPU takes hours. Time: not measured; 10,000 steps of 32 images are 6.1e14 FLOP,
+which take 2 hours on one CPU core at 100 GFLOP/s. Result: not measured.
 
 EDM (Karras et al. 2022): a continuous denoiser, log-normal noise levels, and a small transformer
 over the caption's tokens that learns together with the network. The emoji are OpenMoji's, CC BY-SA

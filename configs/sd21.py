@@ -6,7 +6,8 @@ python launch.py sample --checkpoint=v2-1_768-ema-pruned.safetensors \
     --config=configs/sd21.py:768v --prompt="a red fox"         # the 768 px model, v-prediction
 python launch.py --config=configs/sd21.py:tiny                 # the same code in seconds
 
-Hardware: one large GPU or more. Time: not measured. Result: not measured.
+Hardware: one large GPU or more. Time: not measured; 100,000 steps of 16 images at 512 px are
+5.6e18 FLOP, which take 4 hours on an H100 at 40 % of its peak. Result: not measured.
 """
 
 import ml_collections

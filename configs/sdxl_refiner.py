@@ -4,7 +4,8 @@ python launch.py --config=configs/sdxl_refiner.py --config.data.source.folder=~/
     --config.train.ckpt_path=sd_xl_refiner_1.0.safetensors     # fine-tune the released weights
 python launch.py --config=configs/sdxl_refiner.py:tiny         # the same code in seconds
 
-Hardware: a TPU or GPU pod. Time: not measured. Result: not measured.
+Hardware: a TPU or GPU pod. Time: not measured; 100,000 steps of 16 images are 4.3e19 FLOP, which
+take 30 hours on an H100 at 40 % of its peak. Result: not measured.
 
 The base hands over when a fifth of the steps is left:
 

@@ -5,7 +5,8 @@ python launch.py --config=configs/vae_kl_f8.py --config.data.source.folder=~/pic
     --config.train.ckpt_path=vae.safetensors                   # go on from released weights
 python launch.py --config=configs/vae_kl_f8.py:tiny            # the same code in seconds
 
-Hardware: one GPU or more. Time: not measured. Result: not measured.
+Hardware: one GPU or more. Time: not measured; 500,000 steps of 24 images are 7.7e19 FLOP with LPIPS
+and the discriminator, which take 54 hours on an H100 at 40 % of its peak. Result: not measured.
 
 The recipe is latent diffusion's (autoencoder_kl_32x32x4): L1 and LPIPS, KL weight 1e-6, the
 adversary from step 50,001, both optimizers on every batch, learning rate 4.5e-6 per image of the

@@ -3,7 +3,8 @@
 python launch.py --config=configs/vq_f4.py --config.data.source.folder=~/pictures
 python launch.py --config=configs/vq_f4.py:tiny                # the same code in seconds
 
-Hardware: one GPU or more. Time: not measured. Result: not measured.
+Hardware: one GPU or more. Time: not measured; 500,000 steps of 24 images are 8.7e19 FLOP with LPIPS
+and the discriminator, which take 61 hours on an H100 at 40 % of its peak. Result: not measured.
 
 The recipe is latent diffusion's (vq-f4): mean of L1 and LPIPS, codebook weight 1, beta on the side
 that the released models have it on, the adversary from the start with weight 0.75. LPIPS' weights

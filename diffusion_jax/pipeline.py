@@ -1,7 +1,10 @@
 """The programmatic sampling API: a trained model as a function from conditions to uint8 images."""
 
+import logging
 import os
 import pathlib
+import secrets
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,11 +13,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from diffusion_jax.diffusion.samplers.driver import check_iterations
+from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
-from diffusion_jax.experiment.config_files import load_config
-from diffusion_jax.experiment.experiment import MAX_SEED
 from diffusion_jax.experiment.sampling import GuidanceScale, check_scale, check_steps
-from diffusion_jax.randomness import sample_keys
+from diffusion_jax.randomness import sample_keys, seed_key
 from diffusion_jax.runs.conditions import (
     Conditions,
     encode_conditions,
@@ -22,9 +25,22 @@ from diffusion_jax.runs.conditions import (
     required_inputs,
 )
 from diffusion_jax.runs.folder import load_run_config
+from diffusion_jax.runs.inputs import (
+    Number,
+    Picture,
+    Whole,
+    as_floats,
+    as_image,
+    as_mask,
+    number,
+    whole_number,
+)
+from diffusion_jax.runs.released import config_for
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
+
+_log = logging.getLogger(__name__)
 
 
 class Pipeline(NamedTuple):
@@ -32,6 +48,30 @@ class Pipeline(NamedTuple):
 
     >>> pipe = Pipeline.from_workdir("runs/mnist")
     >>> images = pipe([7, 7, 3], num_steps=50, guidance_scale=3.0, seed=0)  # uint8 [3, 28, 28, 1]
+
+    The options of a call:
+
+    conditions: a prompt, class number or name for each image, or a dict by input; None for an
+        unconditional model. n: images for one condition or none.
+    negative: what guidance leads away from, a prompt or a dict by input; None is the condition
+        that training dropped.
+    num_steps, guidance_scale: the config's when None. A scale of 1 is no guidance, 0 ignores
+        the conditions; a sequence has one scale for each step that the sampler takes, which
+        is num_steps but for dpmpp_sde, restart and ddim's uniform_ldm.
+    seed: any integer; image i depends on (seed, i) only, whatever B and batch_size are. None
+        draws one, and the log says which.
+    batch_size: images per device call; memory grows with it.
+    height, width: pixels, the config's when None.
+    image: uint8 [B, H, W, C] or [H, W, C], or a PIL image. With strength in (0, 1] it is where
+        sampling begins: the image under noise, and that share of the steps. With mask it is
+        kept where the mask is 1 (inpainting); see runs.inputs.as_mask for what may be a mask.
+        Both may be given. Another size is resized, and the log says so.
+    denoising_start, denoising_end: run only this share of the steps. What a model leaves at
+        denoising_end with output="latents", float32 x [B, h, w, c] as the network works on it,
+        is what a refiner takes as `latents` at the same denoising_start.
+    latents: x at denoising_start, from such a call or from `invert`.
+    noise, step_noise: float [B, h, w, c] and [B, steps, h, w, c], N(0, 1): the noise of the
+        start and of each step, instead of what `seed` gives.
     """
 
     experiment: Experiment
@@ -64,7 +104,7 @@ class Pipeline(NamedTuple):
     def from_checkpoint(
         cls,
         path: str | os.PathLike,
-        config: str | ml_collections.ConfigDict,
+        config: str | ml_collections.ConfigDict | None = None,
         *,
         overrides: Sequence[str] = (),
         ema: bool = False,
@@ -72,14 +112,15 @@ class Pipeline(NamedTuple):
         """Load released weights: a .safetensors or .ckpt file, or a folder of diffusers.
 
         config: the path of a config file, with its variant if any ("configs/sdxl.py"), and
-        overrides for it ("--config.sampler.num_steps=30"), or a ConfigDict. A frozen network whose
+        overrides for it ("--config.sampler.num_steps=30"), or a ConfigDict; None is the shipped
+        config that describes the file, as far as it says of itself. A frozen network whose
         config names a weights file is read from that. ema takes the averages that training files
         (.ckpt) keep of the network.
         Raises FileNotFoundError for a missing file, ValueError when the file is damaged or does not
         fit the config; the message says what it is, or what is missing or left over.
         """
         if not isinstance(config, ml_collections.ConfigDict):
-            config = load_config(config, overrides)
+            config = config_for(path, config, overrides)
         elif overrides:
             raise ValueError(f"overrides = {overrides!r} are for the path of a config file")
         built = make_experiment(config)
@@ -90,81 +131,54 @@ class Pipeline(NamedTuple):
         self,
         conditions: Conditions = None,
         *,
-        n: int | None = None,
+        n: Whole | None = None,
         negative: Conditions = None,
-        num_steps: int | None = None,
+        num_steps: Whole | None = None,
         guidance_scale: GuidanceScale | None = None,
-        seed: int = 0,
-        batch_size: int = 64,
-        height: int | None = None,
-        width: int | None = None,
-        image: np.ndarray | None = None,
-        strength: float | None = None,
-        mask: np.ndarray | None = None,
+        seed: Whole | None = 0,
+        batch_size: Whole = 64,
+        height: Whole | None = None,
+        width: Whole | None = None,
+        image: Picture | None = None,
+        strength: Number | None = None,
+        mask: Picture | None = None,
         latents: np.ndarray | None = None,
         noise: np.ndarray | None = None,
         step_noise: np.ndarray | None = None,
-        denoising_start: float = 0.0,
-        denoising_end: float = 1.0,
+        denoising_start: Number = 0.0,
+        denoising_end: Number = 1.0,
         output: Literal["pixels", "latents"] = "pixels",
     ) -> np.ndarray:
-        """Draw images: uint8 [B, H, W, C].
-
-        conditions: a prompt, class number or name for each image, or a dict by input; None for an
-            unconditional model. n: images for one condition or none.
-        negative: what guidance leads away from, a prompt or a dict by input; None is the condition
-            that training dropped.
-        num_steps, guidance_scale: the config's when None. A scale of 1 is no guidance; a sequence
-            has one scale for each step.
-        seed: image i depends on (seed, i) only, whatever B and batch_size are.
-        batch_size: images per device call; memory grows with it.
-        height, width: pixels, the config's when None.
-        image: uint8 [B, H, W, C] or [H, W, C]. With strength in (0, 1] it is where sampling begins:
-            the image under noise, and that share of the steps. With mask [.., H, W, 1] it is kept
-            where the mask is 1 (inpainting). Both may be given.
-        denoising_start, denoising_end: run only this share of the steps. What a model leaves at
-            denoising_end with output="latents", float32 x [B, h, w, c] as the network works on it,
-            is what a refiner takes as `latents` at the same denoising_start.
-        latents: x at denoising_start, from such a call or from `invert`.
-        noise, step_noise: float [B, h, w, c] and [B, num_steps, h, w, c], N(0, 1): the noise of the
-            start and of each step, instead of what `seed` gives.
+        """Draw images: uint8 [B, H, W, C]; the class says what the options are.
 
         Raises ValueError for bad input, naming the value and what would be right, before anything
-        is compiled.
+        is compiled. Warns with NonFiniteWarning when images hold NaN or infinity.
         """
-        network = self.experiment.network
-        _check_numbers(batch_size, seed, output)
+        check_choice("output", output, ("pixels", "latents"))
         _check_image_use(image, mask, strength)
-        total = self._num_steps(num_steps, guidance_scale)
-        size = self._size(height, width)
-        shape = (*size, self.experiment.data.image_shape[-1])
-        inputs, count = encode_conditions(network, conditions, n, self._class_names, size)
-        x_shape = network.shape_of(size)
-        arrays = {
-            "inputs": inputs,
-            "negative": encode_negative(network, negative, count),
-            "image": _image(image, count, shape),
-            "mask": _mask(mask, count, shape),
-            "latents": _floats("latents", latents, (count, *x_shape)),
-            "noise": _floats("noise", noise, (count, *x_shape)),
-            "step_noise": _floats("step_noise", step_noise, (count, total, *x_shape)),
-        }
+        num_steps, total = self._num_steps(num_steps, guidance_scale)
         steps = _steps(total, denoising_start, denoising_end, strength, latents)
+        size = self._size(height, width)
+        arrays, count = self._conditions(conditions, negative, n, size)
+        if image is not None:
+            arrays["image"] = as_image("image", image, count, self._shape(size))
+        if mask is not None:
+            arrays["mask"] = as_mask(mask, count, size)
+        arrays |= self._noises(count, total, size, latents, noise, step_noise)
         drawn = self._draw(
             arrays,
             count,
-            seed,
+            _seed(seed),
             batch_size,
-            num_steps=total,
+            num_steps=num_steps,
             guidance_scale=guidance_scale,
             strength=strength,
             steps=steps,
             size=size,
             decode=output == "pixels",
         )
-        if output == "latents":
-            return drawn
-        return _with_kept(to_pixels(drawn), image, mask)
+        _warn_of_non_finite(drawn)
+        return drawn if output == "latents" else _with_kept(to_pixels(drawn), arrays)
 
     def invert(
         self,
@@ -172,11 +186,11 @@ class Pipeline(NamedTuple):
         conditions: Conditions = None,
         *,
         negative: Conditions = None,
-        num_steps: int | None = None,
+        num_steps: Whole | None = None,
         guidance_scale: GuidanceScale | None = None,
-        denoising_start: float = 0.0,
-        iterations: int = 3,
-        batch_size: int = 64,
+        denoising_start: Number = 0.0,
+        iterations: Whole = 3,
+        batch_size: Whole = 64,
     ) -> np.ndarray:
         """Find the noise from which sampling draws given images: float32 x [B, h, w, c].
 
@@ -194,28 +208,21 @@ class Pipeline(NamedTuple):
         Raises ValueError for bad input, and for a sampler that draws noise in its steps.
         Source: Song et al. 2021 (DDIM), section 4.3.
         """
-        network = self.experiment.network
-        _check_numbers(batch_size, 0, "latents")
-        total = self._num_steps(num_steps, guidance_scale)
-        if iterations < 1:
-            raise ValueError(f"iterations = {iterations} should be at least 1")
+        num_steps, total = self._num_steps(num_steps, guidance_scale)
+        check_iterations(whole_number("iterations", iterations))
         images = np.asarray(images)
         if images.ndim not in (3, 4):
             raise ValueError(f"images has shape {images.shape}; it should be [B, H, W, C]")
         images = images.reshape(-1, *images.shape[-3:])
-        count, size = len(images), self._size(*images.shape[1:3])
-        inputs, _ = encode_conditions(network, conditions, count, self._class_names, size)
-        arrays = {
-            "inputs": inputs,
-            "negative": encode_negative(network, negative, count),
-            "image": _image(images, count, (*size, self.experiment.data.image_shape[-1])),
-        }
+        size = self._size(*images.shape[1:3])
+        arrays, count = self._conditions(conditions, negative, len(images), size)
+        arrays["image"] = as_image("images", images, count, self._shape(size))
         return self._draw(
             arrays,
             count,
             0,
             batch_size,
-            num_steps=total,
+            num_steps=num_steps,
             guidance_scale=guidance_scale,
             steps=_shares(total, denoising_start, 1.0),
             size=size,
@@ -233,12 +240,16 @@ class Pipeline(NamedTuple):
         )
 
     def _draw(
-        self, arrays: dict[str, Any], count: int, seed: int, batch_size: int, **options: Any
+        self, arrays: dict[str, Any], count: int, seed: int, batch_size: Whole, **options: Any
     ) -> np.ndarray:
         """Sample `count` images in calls of one size, the last one padded -> float32 x."""
-        arrays = {name: value for name, value in arrays.items() if value is not None}
+        if "image" in arrays:
+            arrays = {**arrays, "image": arrays["image"].astype(np.float32) / 127.5 - 1.0}
+        batch_size = whole_number("batch_size", batch_size)
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size} should be at least 1")
         rows_at_once = self.experiment.round_up(min(batch_size, count))
-        root = jax.random.key(seed)
+        root = seed_key(seed)
         drawn = []
         for start in range(0, count, rows_at_once):
             rows = np.minimum(np.arange(start, start + rows_at_once), count - 1)
@@ -260,21 +271,62 @@ class Pipeline(NamedTuple):
             raise ValueError("this model is not conditioned on one class label alone")
         return counts[0]
 
-    def _num_steps(self, num_steps: int | None, guidance_scale: GuidanceScale | None) -> int:
-        total = self.experiment.drawing.num_steps if num_steps is None else num_steps
-        check_steps(total, "num_steps")
+    def _conditions(
+        self,
+        conditions: Conditions,
+        negative: Conditions,
+        n: Whole | None,
+        size: tuple[int, int],
+    ) -> tuple[dict[str, Any], int]:
+        """Encode conditions -> (the arrays that sample_fn takes, number of images)."""
+        network = self.experiment.network
+        n = None if n is None else whole_number("n", n)
+        inputs, count = encode_conditions(network, conditions, n, self._class_names, size)
+        found = {"inputs": inputs, "negative": encode_negative(network, negative, count)}
+        return {name: value for name, value in found.items() if value is not None}, count
+
+    def _noises(
+        self, count: int, total: int, size: tuple[int, int], latents: Any, noise: Any, steps: Any
+    ) -> dict[str, np.ndarray]:
+        """Check what is given of latents, noise and step_noise."""
+        shape = self.experiment.network.shape_of(size)
+        wanted = {
+            "latents": (latents, (count, *shape)),
+            "noise": (noise, (count, *shape)),
+            "step_noise": (steps, (count, total, *shape)),
+        }
+        return {
+            name: as_floats(name, values, shape)
+            for name, (values, shape) in wanted.items()
+            if values is not None
+        }
+
+    def _shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        return (*size, self.experiment.data.image_shape[-1])
+
+    def _num_steps(
+        self, num_steps: Whole | None, guidance_scale: GuidanceScale | None
+    ) -> tuple[int, int]:
+        """Check both options -> (num_steps, how many steps the sampler takes)."""
+        drawing = self.experiment.drawing
+        num_steps = drawing.num_steps if num_steps is None else num_steps
+        num_steps = whole_number("num_steps", num_steps)
+        check_steps(num_steps, "num_steps")
+        total = drawing.count_steps(num_steps)
         if guidance_scale is not None:
-            check_scale(guidance_scale, total, self.experiment.network)
-        return total
+            scale = check_scale(guidance_scale, total, drawing.network)
+            if np.any(scale == 0.0):
+                _log.warning("guidance_scale = 0 ignores the conditions; 1 is without guidance")
+        return num_steps, total
 
     def _class_names(self) -> tuple[str, ...]:
         return self.experiment.data.class_names(self.experiment.data.source("train"))
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+    def _size(self, height: Whole | None, width: Whole | None) -> tuple[int, int]:
         default = self.experiment.data.image_shape[:2]
         size = (
-            default[0] if height is None else height,
-            default[1] if width is None else width,
+            default[0] if height is None else whole_number("height", height),
+            default[1] if width is None else whole_number("width", width),
         )
         factor = self.experiment.network.size_multiple()
         if min(size) < factor or size[0] % factor or size[1] % factor:
@@ -284,18 +336,21 @@ class Pipeline(NamedTuple):
         return size
 
 
-def _check_numbers(batch_size: int, seed: int, output: str) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size} should be at least 1")
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed = {seed} should be between 0 and {MAX_SEED}")
-    if output not in ("pixels", "latents"):
-        raise ValueError(f"output = {output!r} is unknown; choose pixels or latents")
+class NonFiniteWarning(RuntimeWarning):
+    """Drawn images hold values that are not finite numbers."""
 
 
-def _check_image_use(
-    image: np.ndarray | None, mask: np.ndarray | None, strength: float | None
-) -> None:
+def _warn_of_non_finite(drawn: np.ndarray) -> None:
+    bad = np.flatnonzero(~np.isfinite(drawn).reshape(len(drawn), -1).all(1))
+    if bad.size:
+        named = ", ".join(map(str, bad[:10])) + (", ..." if bad.size > 10 else "")
+        message = f"{bad.size} of {len(drawn)} images hold NaN or infinity: {named}"
+        warnings.warn(message, NonFiniteWarning, stacklevel=3)
+
+
+def _check_image_use(image: Picture | None, mask: Picture | None, strength: Number | None) -> None:
+    if strength is not None:
+        number("strength", strength)
     if mask is not None and image is None:
         raise ValueError("inpainting needs both image and mask")
     if strength is None and image is not None and mask is None:
@@ -306,9 +361,9 @@ def _check_image_use(
 
 def _steps(
     total: int,
-    start: float,
-    end: float,
-    strength: float | None,
+    start: Number,
+    end: Number,
+    strength: Number | None,
     latents: np.ndarray | None,
 ) -> tuple[int, int] | None:
     """Find the steps (first, last) of a call; None where `strength` says how many."""
@@ -325,8 +380,9 @@ def _steps(
     return None if strength is not None else steps
 
 
-def _shares(total: int, start: float, end: float) -> tuple[int, int]:
+def _shares(total: int, start: Number, end: Number) -> tuple[int, int]:
     """Turn shares of a run into its steps (first, last), rounded to the nearest step."""
+    start, end = number("denoising_start", start), number("denoising_end", end)
     if not 0.0 <= start < end <= 1.0:
         raise ValueError(
             f"denoising_start = {start}, denoising_end = {end} should be two numbers from 0 to 1 "
@@ -340,47 +396,17 @@ def _shares(total: int, start: float, end: float) -> tuple[int, int]:
     return steps
 
 
-def _image(image: np.ndarray | None, count: int, shape: tuple[int, int, int]) -> np.ndarray | None:
-    if image is None:
-        return None
-    image = np.asarray(image)
-    if image.dtype != np.uint8:
-        raise ValueError(f"image has dtype {image.dtype}; it should be uint8 pixels")
-    _check_shape("image", image, shape, count)
-    return np.broadcast_to(image.astype(np.float32) / 127.5 - 1.0, (count, *shape))
+def _seed(seed: Whole | None) -> int:
+    """Check a seed, or draw one and say which."""
+    if seed is None:
+        seed = secrets.randbits(32)
+        _log.warning("seed = %d was drawn", seed)
+    return whole_number("seed", seed)
 
 
-def _mask(mask: np.ndarray | None, count: int, shape: tuple[int, int, int]) -> np.ndarray | None:
-    if mask is None:
-        return None
-    mask = np.asarray(mask, np.float32)
-    _check_shape("mask", mask, (*shape[:2], 1), count)
-    if mask.min() < 0.0 or mask.max() > 1.0:
-        raise ValueError(
-            f"mask has values from {mask.min()} to {mask.max()}; they should lie in [0, 1]"
-        )
-    return np.broadcast_to(mask, (count, *shape[:2], 1))
-
-
-def _floats(name: str, values: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
-    if values is None:
-        return None
-    values = np.asarray(values, np.float32)
-    if values.shape != shape:
-        raise ValueError(f"{name} has shape {values.shape}; it should be {shape}")
-    return values
-
-
-def _check_shape(name: str, array: np.ndarray, wanted: tuple[int, ...], count: int) -> None:
-    if array.shape not in (wanted, (count, *wanted)):
-        raise ValueError(
-            f"{name} has shape {array.shape}; it should be {wanted} or {(count, *wanted)}"
-        )
-
-
-def _with_kept(drawn: np.ndarray, image: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
+def _with_kept(drawn: np.ndarray, arrays: dict[str, Any]) -> np.ndarray:
     """Put kept pixels back: the sampler sees them through noise, and a decoder changes them."""
-    if image is None or mask is None:
+    if "mask" not in arrays:
         return drawn
-    kept = np.asarray(mask, np.float32)
-    return np.rint(kept * image + (1.0 - kept) * drawn).astype(np.uint8)
+    mask = arrays["mask"]
+    return np.rint(mask * arrays["image"] + (1.0 - mask) * drawn).astype(np.uint8)

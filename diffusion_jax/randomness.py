@@ -32,6 +32,17 @@ class SamplerStream(enum.IntEnum):
     BEFORE_STEP = 2**32 - 2
 
 
+def seed_key(seed: int) -> Key[Array, ""]:
+    """Make the key of any integer; for 0 to 2^32 - 1 it is jax.random.key(seed).
+
+    A larger one folds in its other words of 32 bits, and a negative one folds in 0 at the end.
+    """
+    key, rest = jax.random.key(abs(seed) % 2**32), abs(seed) >> 32
+    while rest:
+        key, rest = jax.random.fold_in(key, np.uint32(rest % 2**32)), rest >> 32
+    return jax.random.fold_in(key, np.uint32(0)) if seed < 0 else key
+
+
 def stream_key(seed: int, stream: Stream) -> Key[Array, ""]:
     """Make the key of a reserved stream: fold_in(key(seed), stream)."""
     return jax.random.fold_in(jax.random.key(seed), np.uint32(stream))

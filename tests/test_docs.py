@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffusion_jax.experiment.catalogue import sections
+from diffusion_jax.experiment.sampling import SAMPLERS
+
 ROOT = Path(__file__).parents[1]
 TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 DOCUMENTS = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").glob("*.md"))]
@@ -85,6 +88,36 @@ def test_lists_and_tables_stand_apart(document):
         begins = line.startswith(("- ", "1. ", "|")) and before.strip()
         inside = before.startswith(("- ", "|", "  ", "#")) or re.match(r"\d+\. ", before)
         assert not begins or inside, line
+
+
+def rows_of(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading, without its head."""
+    text = (ROOT / "docs" / page).read_text().partition(f"{heading}\n")[2]
+    lines = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    return [line.strip("|").split("|") for line in lines[0].splitlines()[2:]]
+
+
+def names_in(cell: str) -> set[str]:
+    return set(re.findall(r"`(\w+)`", cell))
+
+
+def test_the_table_of_sections_is_that_of_the_code():
+    tables = {path: set(spec.table) for path, spec in sections().items()}
+    tables["conditioning"] = tables["conditioning.embedders.NAME"]
+    tables["hooks"] = {path[6:] for path in tables if path.startswith("hooks.")}
+    tables["data"] = set()  # a table of its own, in data.md
+    told = {}
+    for section, _, rows in rows_of("training.md", "## A config"):
+        told[names_in(section).pop()] = names_in(rows), "..." in rows
+    for section, (rows, shortened) in told.items():
+        assert rows <= tables[section] if shortened else rows == tables[section], section
+    unnamed = {path.partition(".")[0] for path in tables} - told.keys()
+    assert unnamed == {"seed", "latent_cache"}
+
+
+def test_the_table_of_samplers_is_that_of_the_code():
+    named = [cells[0] for cells in rows_of("sampling.md", "## Samplers")]
+    assert {re.search(r"`(\w+)`", cell)[1] for cell in named} == set(SAMPLERS)
 
 
 def block_of(doc_blocks, tmp_path, text: str):

@@ -13,6 +13,7 @@ from diffusion_jax.randomness import (
     fold_in_all,
     noise_like,
     sample_keys,
+    seed_key,
     step_key,
     stream_key,
 )
@@ -78,3 +79,23 @@ def test_noise_is_normal_float32_and_belongs_to_its_key():
     assert np.abs(np.corrcoef(rows) - np.eye(4)).max() < 0.1
     last = noise_like(sample_keys(jax.random.key(1), jnp.array([3])), (40, 50, 1))
     np.testing.assert_array_equal(last[0], noise[3])
+
+
+def test_any_integer_is_a_seed_of_its_own():
+    seeds = [
+        0,
+        1,
+        2**32 - 1,
+        2**32,
+        2**32 + 1,
+        2**33,
+        2**64,
+        2**64 + 1,
+        -1,
+        -2,
+        1 - 2**32,
+        -(2**64),
+    ]
+    assert len({bits(seed_key(seed)) for seed in seeds}) == len(seeds)
+    for seed in (0, 7, 2**32 - 1):
+        assert bits(seed_key(seed)) == bits(jax.random.key(seed))

@@ -22,6 +22,7 @@ SWITCH = {"action": "store_true"}
 CONFIG = flag("--config", "configs/x.py[:variant]; --config.a.b=v overrides a value")
 RUN = flag("--workdir", "folder of a run", required=True)
 STEP = flag("--step", "checkpoint to use (default: the newest)", type=int)
+VARIANT = flag("--variant", "files of a diffusers folder: fp16, non_ema, ...")
 EMA = flag("--ema", "the averages in a .ckpt file", **SWITCH)
 DEBUG = flag("--debug", "no donation, NaN checks, debugger", **SWITCH)
 PROCESSES = (
@@ -44,7 +45,8 @@ _SAMPLE = (
     flag("--workdir", "folder of a run"),
     STEP,
     flag("--checkpoint", "instead: .safetensors, .ckpt or diffusers folder"),
-    flag("--config", "with --checkpoint: the config that describes it"),
+    flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
+    VARIANT,
     flag("--class", "class number or name, or a list: 7 or 1,2,3", dest="label"),
     flag("--prompt", "text, for models that read text"),
     flag("--negative_prompt", "text to lead away from"),
@@ -64,7 +66,8 @@ _SAMPLE = (
 )
 _CONVERT = (
     flag("--from", "run, .safetensors, .ckpt, diffusers folder", dest="source"),
-    flag("--config", "the config that describes --from, if that is no run"),
+    flag("--config", "the config that describes --from, if that is no run and not known"),
+    VARIANT,
     flag("--to", "new .safetensors file, folder, or config file"),
     flag("--format", "of --to, if open", choices=("safetensors", "diffusers", "run")),
     flag("--dtype", "of the file (default: as is)", choices=("float32", "bfloat16", "float16")),
@@ -72,6 +75,7 @@ _CONVERT = (
     flag("--raw", "raw weights of a run, not its EMA", **SWITCH),
     flag("--with_ema", "raw weights of a run, and its EMA as model_ema.*", **SWITCH),
     EMA,
+    flag("--nonfinite", "write NaN and infinite numbers, too", **SWITCH),
     flag("--from_yaml", "YAML config of sgm or latent-diffusion"),
 )
 _CACHE = (
@@ -85,6 +89,7 @@ _PLAN = (
     flag("--search", "find the largest batch that fits, by remat policy", **SWITCH),
     flag("--json", "file to write all figures to"),
 )
+_DESCRIBE = (flag("file", ".safetensors, .ckpt, diffusers folder", nargs="?", default=""),)
 _OPTIONS = (flag("section", "for example sampler or sampler.ddim", nargs="?", default=""),)
 _EVALUATE = (RUN, STEP, flag("--split", "train, validation or test", default="test"))
 COMMANDS = {
@@ -92,6 +97,7 @@ COMMANDS = {
     "sample": Command("draw images from a run or from released weights", _SAMPLE),
     "evaluate": Command("compute the losses of a run on a split of its data", _EVALUATE),
     "convert": Command("weights between runs, .safetensors and diffusers; YAML configs", _CONVERT),
+    "describe": Command("say what a released file is and which config describes it", _DESCRIBE),
     "report": Command("summarise a run: progress, losses, speed, checkpoints", (RUN,)),
     "cache": Command("encode a training split into a latent cache", (*_CACHE, *PROCESSES)),
     "plan": Command("memory, FLOPs and time of a config on a pod that you do not have", _PLAN),

@@ -29,7 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--per_device_batch={batch} should be at least 1")
     topology = find_topology(arguments.topology)
     config = load_config(arguments.config, arguments.overrides)
-    if topology.is_tpu:  # what was compiled for absent devices cannot be read from a cache
+    if (
+        topology.compiler != "cpu"
+    ):  # what was compiled for absent devices cannot be read from a cache
         jax.config.update("jax_enable_compilation_cache", False)
     if arguments.search:
         found = find_batches(config, topology, remat_policies(config))

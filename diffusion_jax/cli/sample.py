@@ -2,41 +2,45 @@
 
 import argparse
 import pathlib
+import sys
+import warnings
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from diffusion_jax.pipeline import Pipeline
+from diffusion_jax.pipeline import NonFiniteWarning, Pipeline
 from diffusion_jax.runs.conditions import Conditions, required_inputs
+from diffusion_jax.runs.inputs import read_image, read_mask
 from diffusion_jax.runs.samples import check_empty, default_folder, write_samples
 
 DEFAULT_COUNT = 16
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draw arguments.n images for each condition asked for; return 0."""
+    """Draw arguments.n images for each condition asked for; return 0, or 1 if any is not finite."""
     folder = pathlib.Path(arguments.out) if arguments.out else default_folder(arguments.workdir)
     check_empty(folder)
     pipe = _pipeline(arguments)
     count = DEFAULT_COUNT if arguments.n is None else arguments.n
     conditions, n = _conditions(pipe, arguments, count)
-    images = pipe(
-        conditions,
-        n=n,
-        negative=arguments.negative_prompt,
-        num_steps=arguments.steps,
-        guidance_scale=arguments.guidance_scale,
-        seed=arguments.seed,
-        batch_size=arguments.batch_size,
-        height=arguments.height,
-        width=arguments.width,
-        strength=arguments.strength,
-        **_pictures(pipe, arguments),
-    )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", NonFiniteWarning)
+        images = pipe(
+            conditions,
+            n=n,
+            negative=arguments.negative_prompt,
+            num_steps=arguments.steps,
+            guidance_scale=arguments.guidance_scale,
+            seed=arguments.seed,
+            batch_size=arguments.batch_size,
+            height=arguments.height,
+            width=arguments.width,
+            strength=arguments.strength,
+            **_pictures(pipe, arguments),
+        )
     grid = write_samples(folder, images)
     print(f"wrote {len(images)} images to {folder} and their grid to {grid}")
-    return 0
+    for warning in told:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    return int(any(warning.category is NonFiniteWarning for warning in told))
 
 
 def _pipeline(arguments: argparse.Namespace) -> Pipeline:
@@ -49,12 +53,12 @@ def _pipeline(arguments: argparse.Namespace) -> Pipeline:
             ema=not arguments.raw,
             overrides=arguments.overrides,
         )
-    if not arguments.config:
-        raise ValueError(
-            f"--checkpoint={arguments.checkpoint} needs --config=, the config that describes it"
-        )
+    variant = [f"--config.train.ckpt_variant={arguments.variant}"] if arguments.variant else []
     return Pipeline.from_checkpoint(
-        arguments.checkpoint, arguments.config, overrides=arguments.overrides, ema=arguments.ema
+        arguments.checkpoint,
+        arguments.config,
+        overrides=[*variant, *arguments.overrides],
+        ema=arguments.ema,
     )
 
 
@@ -83,16 +87,11 @@ def _conditions(
 
 
 def _pictures(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Read the files of --image and --mask in the modes that the model works in."""
-    channels = pipe.experiment.data.image_shape[-1]
-    wanted = {"image": "RGB" if channels == 3 else "L", "mask": "L"}
+    """Read the files of --image and --mask as the model works on them."""
     pictures = {}
-    for name, mode in wanted.items():
-        path = getattr(arguments, name)
-        if path is not None:
-            if not pathlib.Path(path).is_file():
-                raise FileNotFoundError(f"--{name}={path} does not exist")
-            pixels = np.asarray(Image.open(path).convert(mode))
-            pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-            pictures[name] = pixels if name == "image" else pixels / np.float32(255.0)
+    if arguments.image is not None:
+        channels = pipe.experiment.data.image_shape[-1]
+        pictures["image"] = read_image(arguments.image, channels, flag="--image=")
+    if arguments.mask is not None:
+        pictures["mask"] = read_mask(arguments.mask, flag="--mask=")
     return pictures

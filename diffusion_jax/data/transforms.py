@@ -291,14 +291,8 @@ def make_fit(
 ) -> Callable[[bytes | np.ndarray, tuple[int, int]], Fitted]:
     """Check the options and make the function (encoded image, (height, width)) -> Fitted.
 
-    Args:
-        channels: 1 (grayscale) or 3 (RGB).
-        crop: "center", "random" or "stretch".
-        resize: a name of RESIZE_FILTERS; all but "nearest" are antialiased when they shrink.
-        pad: pixels to add on each side by repeating the edge, before resizing.
-
-    Raises:
-        ValueError: an option outside its choices, naming the argument, the value and the choices.
+    channels: 1 (grayscale) or 3 (RGB). crop, resize, pad: see fit.
+    Raises ValueError for an option outside its choices.
     """
     _check_channels(channels)
     for name, value, choices in (("crop", crop, CROPS), ("resize", resize, RESIZE_FILTERS)):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 
 from diffusion_jax.devices.mesh import batch_sharding, batch_shards, process_rows
@@ -43,10 +44,13 @@ def shard_batch(mesh: Mesh, host_batch: Mapping[str, Any]) -> dict[str, jax.Arra
 def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
     """Put values that every process has on devices, arrays of random keys included.
 
-    With several processes, jax.device_put refuses keys, and compares numbers first.
+    With several processes, jax.device_put refuses keys, and compares numbers first. While a
+    function is traced its arrays get the sharding as a constraint.
     """
 
     def place(leaf: Any) -> jax.Array:
+        if isinstance(leaf, Tracer):
+            return jax.lax.with_sharding_constraint(leaf, sharding)
         own = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
         if sharding.is_fully_addressable or not own:
             return jax.device_put(leaf, sharding)

@@ -16,7 +16,8 @@ class Chip(NamedTuple):
 
     kind: regex that its whole `jax.Device.device_kind` matches. peak_flops: FLOP/s in bfloat16.
     hbm: bytes of its memory. hbm_bandwidth: bytes/s. interconnect: bytes/s to its neighbours, all
-    links together, one way (ICI, NVLink, or else PCIe).
+    links together, one way (ICI, NVLink, or else PCIe). capability: the compute capability of a GPU
+    of NVIDIA.
     """
 
     name: str
@@ -25,12 +26,21 @@ class Chip(NamedTuple):
     hbm: int
     hbm_bandwidth: float
     interconnect: float
+    capability: tuple[int, int] | None = None
 
 
-def _chip(name: str, kind: str, teraflops: Real, hbm: Real, *gb_per_s: Real) -> Chip:
+def _chip(
+    name: str,
+    kind: str,
+    teraflops: Real,
+    hbm: Real,
+    bandwidth: Real,
+    interconnect: Real,
+    capability: tuple[int, int] | None = None,
+) -> Chip:
     """Make a chip of the figures in data sheets: TFLOP/s, bytes, GB/s of memory and links."""
-    bandwidth, interconnect = (float(value) * GB for value in gb_per_s)
-    return Chip(name, kind, float(teraflops) * 1e12, int(hbm), bandwidth, interconnect)
+    speeds = (float(bandwidth) * GB, float(interconnect) * GB)
+    return Chip(name, kind, float(teraflops) * 1e12, int(hbm), *speeds, capability)
 
 
 CHIPS = (
@@ -44,20 +54,21 @@ CHIPS = (
     _chip("v6e", r"TPU v6( lite|e)", 918, 32 * GIB, 1638, 400),
     _chip("v7x", r"TPU( v)?7x?", 2307 / 2, 192 * GIB / 2, 7380 / 2, 600 / 2),
     # https://www.nvidia.com/en-us/data-center/a100, /h100, /h200, /l4, /l40s, /hgx (their data
-    # sheets); for the others the white papers of the Ampere GA102, Ada and Blackwell architectures.
-    _chip("a100-40gb", r"NVIDIA A100-(SXM4|PCIE)-40GB", 312, 40 * GIB, 1555, 300),
-    _chip("a100", r"NVIDIA A100(-SXM4-80GB| 80GB PCIe)", 312, 80 * GIB, 2039, 300),
-    _chip("h100", r"NVIDIA H100 80GB HBM3", 989, 80 * GIB, 3350, 450),
-    _chip("h100-pcie", r"NVIDIA H100 PCIe", 756, 80 * GIB, 2000, 300),
-    _chip("h100-nvl", r"NVIDIA H100 NVL", 835, 94 * GIB, 3900, 300),
-    _chip("h200", r"NVIDIA H200", 989, 140 * GIB, 4800, 450),
-    _chip("b200", r"NVIDIA B200", 2250, 179 * GIB, 7700, 900),
-    _chip("l4", r"NVIDIA L4", 121, 24 * GB, 300, 32),
-    _chip("l40s", r"NVIDIA L40S", 362, 48 * GB, 864, 32),
-    _chip("a6000", r"NVIDIA RTX A6000", 154.8, 48 * GIB, 768, 56),
-    _chip("rtx3090", r"NVIDIA GeForce RTX 3090", 71, 24 * GIB, 936, 56),
-    _chip("rtx4090", r"NVIDIA GeForce RTX 4090", 165.2, 24 * GIB, 1008, 32),
-    _chip("rtx5090", r"NVIDIA GeForce RTX 5090", 209.5, 32 * GIB, 1792, 64),
+    # sheets); for the others the white papers of the Ampere GA102, Ada and Blackwell architectures;
+    # compute capability: https://developer.nvidia.com/cuda-gpus.
+    _chip("a100-40gb", r"NVIDIA A100-(SXM4|PCIE)-40GB", 312, 40 * GIB, 1555, 300, (8, 0)),
+    _chip("a100", r"NVIDIA A100(-SXM4-80GB| 80GB PCIe)", 312, 80 * GIB, 2039, 300, (8, 0)),
+    _chip("h100", r"NVIDIA H100 80GB HBM3", 989, 80 * GIB, 3350, 450, (9, 0)),
+    _chip("h100-pcie", r"NVIDIA H100 PCIe", 756, 80 * GIB, 2000, 300, (9, 0)),
+    _chip("h100-nvl", r"NVIDIA H100 NVL", 835, 94 * GIB, 3900, 300, (9, 0)),
+    _chip("h200", r"NVIDIA H200( 141GB HBM3e)?", 989, 140 * GIB, 4800, 450, (9, 0)),
+    _chip("b200", r"NVIDIA B200", 2250, 179 * GIB, 7700, 900, (10, 0)),
+    _chip("l4", r"NVIDIA L4", 121, 24 * GB, 300, 32, (8, 9)),
+    _chip("l40s", r"NVIDIA L40S", 362, 48 * GB, 864, 32, (8, 9)),
+    _chip("a6000", r"NVIDIA RTX A6000", 154.8, 48 * GIB, 768, 56, (8, 6)),
+    _chip("rtx3090", r"NVIDIA GeForce RTX 3090", 71, 24 * GIB, 936, 56, (8, 6)),
+    _chip("rtx4090", r"NVIDIA GeForce RTX 4090", 165.2, 24 * GIB, 1008, 32, (8, 9)),
+    _chip("rtx5090", r"NVIDIA GeForce RTX 5090", 209.5, 32 * GIB, 1792, 64, (12, 0)),
 )
 
 
@@ -67,20 +78,3 @@ def find_chip(device_kind: str) -> Chip | None:
         if re.fullmatch(chip.kind, device_kind):
             return chip
     return None
-
-
-# Compute capability of the chips of NVIDIA: https://developer.nvidia.com/cuda-gpus.
-CAPABILITIES = {
-    **dict.fromkeys(("a100-40gb", "a100"), (8, 0)),
-    **dict.fromkeys(("a6000", "rtx3090"), (8, 6)),
-    **dict.fromkeys(("l4", "l40s", "rtx4090"), (8, 9)),
-    **dict.fromkeys(("h100", "h100-pcie", "h100-nvl", "h200"), (9, 0)),
-    "b200": (10, 0),
-    "rtx5090": (12, 0),
-}
-
-
-def compute_capability(device_kind: str) -> tuple[int, int] | None:
-    """Tell the compute capability of a GPU of NVIDIA; None for one that is not in CHIPS."""
-    chip = find_chip(device_kind)
-    return CAPABILITIES[chip.name] if chip is not None and chip.name in CAPABILITIES else None

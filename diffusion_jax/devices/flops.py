@@ -12,6 +12,9 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+# cuDNN's attention, and its matrix products of b * n * queries * keys * head width multiply-adds.
+ATTENTION = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
+
 
 def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     """Trace function(*args, **kwargs) and count its FLOPs, two per multiply-add, on all devices.
@@ -52,6 +55,9 @@ def _equation_flops(eqn: Any) -> int:
         if name == "dot_general":
             return _dot_flops(lhs, rhs, params["dimension_numbers"])
         return _conv_flops(lhs, rhs, out, params)
+    if name in ATTENTION:
+        (_, keys, *_), q = eqn.invars[1].aval.shape, eqn.invars[0].aval.shape
+        return 2 * ATTENTION[name] * math.prod(q) * keys
     inner = [jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(params)]
     if name == "cond":
         return max(inner)

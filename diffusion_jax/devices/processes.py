@@ -62,9 +62,9 @@ def joined(flags: Place, exit_code: Callable[[BaseException], int]) -> Iterator[
     peers = None
     try:
         place = _completed(place)
-        assert place.coordinator_address is not None  # _completed has found it
-        assert place.process_id is not None and place.num_processes is not None
-        peers = Peers(place.coordinator_address, place.process_id, place.num_processes, TIMEOUT)
+        address, count, index = place[:3]
+        assert address is not None and count is not None and index is not None
+        peers = Peers(address, index, count, TIMEOUT)
         jax.distributed.initialize(
             coordinator_address=peers.address,
             coordinator_bind_address=peers.address,
@@ -104,7 +104,8 @@ def _completed(place: Place) -> Place:
         place = place._replace(local_device_ids=ids)
     if place.method != "deactivate" and None in place[:4]:
         found = ClusterEnv.auto_detect_unset_distributed_params(*place, TIMEOUT)
-        place = Place(*found, method=place.method)
+        address, count, index, ids = found
+        place = Place(address, count, index, None if ids is None else tuple(ids), place.method)
     if missing := [name for name in Place._fields[:3] if getattr(place, name) is None]:
         raise ValueError(f"JAX does not find {' and '.join(missing)} here")
     return place

@@ -56,7 +56,7 @@ def ddpm_loss(
         raise ValueError("learn_logvar = True needs a logvar array with one entry a timestep")
     target = training_target(schedule, x_start, noise, t, parameterization)
     errors = elementwise_loss(model_output, target, loss_type)
-    per_sample = errors.reshape(errors.shape[0], -1).mean(axis=1)
+    per_sample = sample_means(errors)
     gamma = per_sample
     if min_snr_gamma is not None:
         gamma = gamma * min_snr_weights(schedule, t, min_snr_gamma, parameterization)
@@ -98,7 +98,7 @@ def denoiser_loss(
     Source: Karras et al. 2022, equation 2; sgm, StandardDiffusionLoss.
     """
     errors = elementwise_loss(denoised, x_start, loss_type)
-    per_sample = errors.reshape(errors.shape[0], -1).mean(axis=1)
+    per_sample = sample_means(errors)
     loss = weighted_mean(weighting(sigma) * per_sample, weight)
     return loss, {"loss": loss, "loss_x0": weighted_mean(per_sample, weight)}
 
@@ -153,6 +153,11 @@ def min_snr_weights(
     if parameterization == "eps":
         return weights
     return weights / (inverse if parameterization == "x0" else 1.0 + inverse)
+
+
+def sample_means(values: Float[Array, "b *shape"]) -> Float[Array, "b"]:
+    """Average each sample over its elements."""
+    return values.reshape(values.shape[0], -1).mean(axis=1)
 
 
 def weighted_mean(values: PerSample, weight: PerSample | None) -> Float[Array, ""]:

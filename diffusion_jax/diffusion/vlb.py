@@ -15,6 +15,7 @@ from diffusion_jax.diffusion.ddpm import (
     q_posterior,
     q_sample,
 )
+from diffusion_jax.diffusion.losses import sample_means
 from diffusion_jax.diffusion.schedule import MIN_VARIANCE, Schedule, check_choice
 from diffusion_jax.randomness import fold_in_all, noise_like
 from diffusion_jax.types import Keys, PerSample, Predict, Timesteps
@@ -137,7 +138,10 @@ def bits_per_dim(
             variance=variance,
         )
         pred_noise = predict_noise_from_start(schedule, x_t, t, pred_x_start)
-        errors = _mean((pred_x_start - x_start) ** 2), _mean((pred_noise - noise) ** 2)
+        errors = (
+            sample_means((pred_x_start - x_start) ** 2),
+            sample_means((pred_noise - noise) ** 2),
+        )
         return None, (bits, *errors)
 
     _, (terms, x_start_mse, noise_mse) = jax.lax.scan(
@@ -156,9 +160,5 @@ def _log_variance_of_q(schedule: Schedule) -> Array:
     return jnp.log(jnp.maximum(variance, MIN_VARIANCE))
 
 
-def _mean(values: Array) -> Array:
-    return values.reshape(values.shape[0], -1).mean(axis=1)
-
-
 def _bits(nats: Array) -> Array:
-    return _mean(nats) / math.log(2.0)
+    return sample_means(nats) / math.log(2.0)

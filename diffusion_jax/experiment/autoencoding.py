@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.convert.weights.importing import open_network
 from diffusion_jax.devices.mesh import on_mesh
 from diffusion_jax.experiment.binding import ConfigError, Section, bind_section
 from diffusion_jax.experiment.first_stage_weights import (
@@ -25,10 +26,10 @@ from diffusion_jax.experiment.options import LearnOptions, LogvarOptions, Percep
 from diffusion_jax.experiment.pictures import reconstruct_pictures
 from diffusion_jax.experiment.regularizer import CODEBOOK, Regularizer, build_regularizer
 from diffusion_jax.experiment.task import Reconstructing, Setting, Task, Training
-from diffusion_jax.experiment.weights import RANDOM, open_part, released_source
+from diffusion_jax.experiment.weights import RANDOM, released_source
 from diffusion_jax.models.first_stage.autoencoder import LAST_LAYER, Autoencoder
 from diffusion_jax.models.first_stage.lpips import init_lpips, lpips
-from diffusion_jax.models.first_stage.patchgan import NLayerDiscriminator
+from diffusion_jax.models.first_stage.patchgan import NLayerDiscriminator, fit_actnorm, unfitted
 from diffusion_jax.train.first_stage.loss import AutoencoderLoss, Networks
 from diffusion_jax.train.first_stage.step import (
     TRAINED,
@@ -145,14 +146,15 @@ def _init_parts(
     codebook, averages = regularizer.init(keys[1])
     judged = discriminator.init(keys[2], image, train=True)
     statistics = {name: value for name, value in judged.items() if name != "params"}
-    params = {"autoencoder": {**autoencoder, **codebook}, "discriminator": judged["params"]}
+    judge = unfitted(judged["params"])  # the first batch will set up what depends on data
+    params = {"autoencoder": {**autoencoder, **codebook}, "discriminator": judge}
     return params, {"regularizer": averages, "discriminator": statistics}
 
 
 def _check_sources(net: str, lpips_file: str | None, training: Training) -> None:
     source = released_source(training)
     if source is not None:
-        open_part(source, "vae")
+        open_network(source, "vae", variant=training.ckpt_variant)
     check_lpips(net, lpips_file, source)
 
 
@@ -171,7 +173,7 @@ def _load_frozen(
 
 
 def _networks(
-    module: Autoencoder, discriminator: nn.Module, regularizer: Regularizer, net: str
+    module: Autoencoder, discriminator: NLayerDiscriminator, regularizer: Regularizer, net: str
 ) -> Networks:
     def run(method: str, params: PyTree, x: Array, dropout_key: Array | None) -> Array:
         own = {name: value for name, value in params.items() if name != CODEBOOK}
@@ -195,6 +197,9 @@ def _networks(
         discriminate=discriminate,
         lpips=functools.partial(lpips, net=net),
         last_layer=LAST_LAYER,
+        prepare=functools.partial(fit_actnorm, discriminator)
+        if discriminator.use_actnorm
+        else None,
     )
 
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
+from diffusion_jax.experiment.own_objects import is_defined_in, is_users_module
+
 # An int where a float is asked for is fine (PEP 484), as it is for every Python function.
 _NUMERIC_TOWER = BeartypeConf(is_pep484_tower=True)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -105,12 +107,17 @@ def import_object(name: str, path: str) -> Callable:
     """Import a user's own function or class by its name, "package.module:Object".
 
     Modules are found where Python finds them; the command line adds the current folder.
-    Raises ConfigError when the name is malformed, the module cannot be imported, or the object is
-    not in it or cannot be called.
+    Raises ConfigError when the name is malformed, the module is not the user's or cannot be
+    imported, or the object is not defined in it or cannot be called.
     """
     if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", name):
         raise ConfigError(f"{path} = {name!r} should be written package.module:Object")
     module_name, _, names = name.partition(":")
+    if not is_users_module(module_name):
+        raise ConfigError(
+            f"{path} = {name!r} should be an object of your own: {module_name!r} belongs to Python "
+            "or to an installed package, which a config may name only if it requires diffusion-jax"
+        )
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -128,6 +135,11 @@ def import_object(name: str, path: str) -> Callable:
         ) from error
     if not callable(found):
         raise ConfigError(f"{path} = {name!r} should be a function or a class, not {found!r}")
+    if not is_defined_in(found, module_name):
+        raise ConfigError(
+            f"{path} = {name!r} should be defined in {module_name!r}, which imports it from "
+            f"{found.__module__!r}"
+        )
     return found
 
 

@@ -44,7 +44,54 @@ WIDTH = 28
 
 def sections() -> dict[str, Section]:
     """Map the path of every section, without "config.", to what it may hold."""
-    found = [*_data(), *_training(), *_diffusion(), *_first_stages(), *_hooks()]
+    loss, of_first_stage = objective.LOSS, autoencoding.LOSS
+    found = [
+        Section("config.seed", "The seed of every random number, an int = 0."),
+        Section(
+            "config.data.source",
+            "Where the records come from: a source of this package, or any TFDS data set by name.",
+            ((open_source, ("split",)),),
+            OWN_BUILDERS,
+            ("data_dir",),
+            own=("split",),
+        ),
+        Section("config.data.splits", _first_line(Splits), ((Splits, ()),)),
+        Section(
+            "config.data.batches",
+            _first_line(make_batches),
+            ((ImageOptions, ()), (make_batches, (*data._GIVEN, "image_options"))),
+        ),
+        experiment.TRAIN,
+        optimizer.OPTIMIZER,
+        optimizer.LR_SCHEDULE,
+        experiment.MESH,
+        LATENT_CACHE,
+        experiment.MODEL,
+        network.CONDITIONING,
+        network.EMBEDDER,
+        FIRST_STAGE,
+        noise.SCHEDULE,
+        noise.DENOISER,
+        noise.SCALING,
+        noise.TABLE,
+        noise.GRID,
+        loss._replace(
+            table={**loss.table, **of_first_stage.table},
+            extras={**loss.extras, "autoencoder": of_first_stage.targets},
+        ),
+        objective.SIGMA_SAMPLING,
+        objective.LEVELS,
+        objective.WEIGHTING,
+        sampling.SAMPLER,
+        sampling.GUIDANCE,
+        REGULARIZER,
+        TEMPERATURE,
+        autoencoding.DISCRIMINATOR,
+        autoencoding.PERCEPTUAL,
+        autoencoding.DISC_OPTIMIZER,
+        *hooks.hook_sections(draw_pictures).values(),
+        hooks.CHECKPOINT,
+    ]
     return {spec.path.removeprefix("config."): spec for spec in found}
 
 
@@ -103,71 +150,3 @@ def _keys(targets: Collection[Target], indent: str) -> Iterator[str]:
 
 def _first_line(function: Callable) -> str:
     return (inspect.getdoc(function) or "").partition("\n")[0]
-
-
-def _data() -> list[Section]:
-    return [
-        Section("config.seed", "The seed of every random number, an int = 0."),
-        Section(
-            "config.data.source",
-            "Where the records come from: a source of this package, or any TFDS data set by name.",
-            ((open_source, ("split",)),),
-            OWN_BUILDERS,
-            ("data_dir",),
-            own=("split",),
-        ),
-        Section("config.data.splits", _first_line(Splits), ((Splits, ()),)),
-        Section(
-            "config.data.batches",
-            _first_line(make_batches),
-            ((ImageOptions, ()), (make_batches, (*data._GIVEN, "image_options"))),
-        ),
-    ]
-
-
-def _training() -> list[Section]:
-    return [
-        experiment.TRAIN,
-        optimizer.OPTIMIZER,
-        optimizer.LR_SCHEDULE,
-        experiment.MESH,
-        LATENT_CACHE,
-    ]
-
-
-def _diffusion() -> list[Section]:
-    loss, of_first_stage = objective.LOSS, autoencoding.LOSS
-    return [
-        experiment.MODEL,
-        network.CONDITIONING,
-        network.EMBEDDER,
-        FIRST_STAGE,
-        noise.SCHEDULE,
-        noise.DENOISER,
-        noise.SCALING,
-        noise.TABLE,
-        noise.GRID,
-        loss._replace(
-            table={**loss.table, **of_first_stage.table},
-            extras={**loss.extras, "autoencoder": of_first_stage.targets},
-        ),
-        objective.SIGMA_SAMPLING,
-        objective.LEVELS,
-        objective.WEIGHTING,
-        sampling.SAMPLER,
-        sampling.GUIDANCE,
-    ]
-
-
-def _first_stages() -> list[Section]:
-    return [
-        REGULARIZER,
-        TEMPERATURE,
-        autoencoding.DISCRIMINATOR,
-        autoencoding.PERCEPTUAL,
-        autoencoding.DISC_OPTIMIZER,
-    ]
-
-
-def _hooks() -> list[Section]:
-    return [*hooks.hook_sections(draw_pictures).values(), hooks.CHECKPOINT]

@@ -37,7 +37,7 @@ from diffusion_jax.randomness import Stream, stream_key
 from diffusion_jax.train.state import TrainState, abstract_state, init_sharded
 from diffusion_jax.types import PyTree
 
-# Every network that a config can name, those of first stages included.
+# Every network that a config can name, first stages included.
 MODEL = network.MODEL._replace(table={**network.MODEL.table, **autoencoding.MODEL.table})
 TRAIN = Section(
     "config.train",

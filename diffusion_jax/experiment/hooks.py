@@ -31,24 +31,17 @@ class Passes(NamedTuple):
     num_batches: int | None = None
 
 
-def _section(name: str, *targets: Target) -> Section:
-    """Describe the section of a hook by the docstring of the function that makes it."""
-    return Section(f"config.hooks.{name}", str(targets[0][0].__doc__).partition("\n")[0], targets)
-
-
-# What each section's keys go to, and what the run supplies.
-_SECTIONS = {
-    "progress": _section("progress", (progress, ("num_steps", "speed", "stream"))),
-    "scalars": _section("scalars", (scalars, ("writer", "lr_at", "speed"))),
-    "nan_stop": _section("nan_stop", (nan_stop, ("checkpoints",))),
-    "hang": _section("hang", (watch_hangs, ())),
-    "signals": _section("signals", (signal_hook, ("received", "save"))),
-    "images": _section("images", (images, ("log_images", "writer", "split", "batch"))),
-    "validation": _section(
-        "validation", (validation, ("evaluate", "writer", "scores")), (Passes, ())
-    ),
-    "early_stopping": _section("early_stopping", (early_stopping, ("scores",))),
-    "profiler": _section("profiler", (profiler, ("directory",))),
+# Name of a hook -> what its keys go to, each with what the run supplies.
+_TARGETS: dict[str, tuple[Target, ...]] = {
+    "progress": ((progress, ("num_steps", "speed", "stream")),),
+    "scalars": ((scalars, ("writer", "lr_at", "speed")),),
+    "nan_stop": ((nan_stop, ("checkpoints",)),),
+    "hang": ((watch_hangs, ()),),
+    "signals": ((signal_hook, ("received", "save")),),
+    "images": ((images, ("log_images", "writer", "split", "batch")),),  # see hook_sections
+    "validation": ((validation, ("evaluate", "writer", "scores")), (Passes, ())),
+    "early_stopping": ((early_stopping, ("scores",)),),
+    "profiler": ((profiler, ("directory",)),),
 }
 _PICTURES = ("drawing", "networks", "setting", "frozen", "class_names", "max_images")
 ALWAYS = ("progress", "scalars", "nan_stop", "hang", "signals")
@@ -65,9 +58,11 @@ DEFAULT_CHECKPOINT = {"every": 1000}
 
 def hook_sections(pictures: Callable) -> dict[str, Section]:
     """Map the name of every hook to its section; Task.pictures decides what images show."""
-    shown = _SECTIONS["images"]
-    shown = shown._replace(targets=(*shown.targets, (pictures, _PICTURES)))
-    return {**_SECTIONS, "images": shown}
+    targets = {**_TARGETS, "images": (*_TARGETS["images"], (pictures, _PICTURES))}
+    return {
+        name: Section(f"config.hooks.{name}", str(own[0][0].__doc__).partition("\n")[0], own)
+        for name, own in targets.items()
+    }
 
 
 class HookOptions(NamedTuple):

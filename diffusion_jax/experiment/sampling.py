@@ -1,12 +1,13 @@
 """The `sampler` and `guidance` sections -> the one sample_fn, through which everything samples."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -23,6 +24,7 @@ from diffusion_jax.experiment.binding import (
     check_type,
     parameters_of,
 )
+from diffusion_jax.experiment.familiar import overrides_of
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.options import SamplerOptions
@@ -34,14 +36,21 @@ TIMESTEP_SAMPLERS = {
     "ddpm": samplers.ddpm_ancestral,
     "ddim": samplers.ddim,
     "plms": samplers.plms,
+    "dpm_solver": samplers.dpm_solver,
+    "lcm": samplers.lcm,
 }
 LEVEL_SAMPLERS = {
     "euler": samplers.euler,
     "heun": samplers.heun,
+    "restart": samplers.restart,
     "euler_ancestral": samplers.euler_ancestral,
     "dpmpp_2s_ancestral": samplers.dpmpp_2s_ancestral,
     "dpmpp_2m": samplers.dpmpp_2m,
     "dpmpp_2m_sde": samplers.dpmpp_2m_sde,
+    "dpmpp_3m_sde": samplers.dpmpp_3m_sde,
+    "dpmpp_sde": samplers.dpmpp_sde,
+    "unipc": samplers.unipc,
+    "deis": samplers.deis,
     "lms": samplers.lms,
 }
 SAMPLERS = TIMESTEP_SAMPLERS | LEVEL_SAMPLERS
@@ -76,8 +85,8 @@ GUIDANCE = Section(
 
 # See build_sample_fn.
 SampleFn = Callable[..., driver.Samples]
-# One for all steps, or one for each.
-GuidanceScale: TypeAlias = float | Sequence[int | float] | np.ndarray
+# A number for all steps, or a sequence of one for each; see check_scale.
+GuidanceScale: TypeAlias = Any
 
 
 class _Plan(NamedTuple):
@@ -96,8 +105,11 @@ def build_sample_fn(
     sampler: Mapping[str, Any] | None,
     guider: Mapping[str, Any] | None,
     mesh: Mesh,
-) -> tuple[SampleFn, int]:
-    """Assemble the sample_fn of a config, and its default number of steps.
+) -> tuple[SampleFn, int, Callable[[int], int]]:
+    """Assemble the sample_fn of a config, its default number of steps, and what counts steps.
+
+    The last one tells how many steps the sampler takes for num_steps: most take as many, others
+    more (dpmpp_sde, restart, uniform_ldm). It raises ValueError where there is no such number.
 
     sample_fn(params, frozen, inputs, keys, *, num_steps, guidance_scale, strength, log_every,
     steps, size, decode, negative, image, mask, latents, noise, step_noise, invert) -> Samples, x
@@ -105,14 +117,15 @@ def build_sample_fn(
 
     inputs: what the embedders read, for example {"label": int32 [b]}. keys: one a sample.
     num_steps, guidance_scale: the config's by default. guidance_scale is one number, or one for
-      each step; 1 is no guidance and half the work.
+      each step that the sampler takes; 1 is no guidance and half the work.
     negative: inputs to guide away from, in place of dropped conditions.
     image [b h w c] in [-1, 1]: begin with this image under noise; strength in (0, 1] is the share
       of the steps that are taken. mask [b h w 1]: keep the image where it is 1.
-    steps: (first, last), run only these. latents: x at the start of the first of them.
+    steps: (first, last) of those that the sampler takes, run only these. latents: x at the start of
+      the first of them.
     size: (height, width) in pixels, the data's by default. decode=False returns x undecoded.
-    noise [b h w c], step_noise [b num_steps h w c]: N(0, 1) noise for the start and for each step,
-      in place of what the keys give.
+    noise [b h w c], step_noise [b steps h w c]: N(0, 1) noise for the start and for each step, in
+      place of what the keys give.
     invert: 0 to sample. More: go the way back, from `image` to the x from which these steps lead to
       it, and compute each of its steps so many times (samplers.inverse).
 
@@ -121,7 +134,23 @@ def build_sample_fn(
     """
     plan, default_steps = _plan(network, noise, sampler, guider)
     default_scale = _default_scale(guider, network)
-    run = _jit_run(plan, mesh)
+
+    @functools.cache
+    def count_steps(num_steps: int) -> int:
+        return plan.sampler(noise.schedule, num_steps).num_steps
+
+    sample_fn = _make_sample_fn(plan, mesh, default_steps, default_scale, count_steps)
+    return sample_fn, default_steps, count_steps
+
+
+def _make_sample_fn(
+    plan: _Plan,
+    mesh: Mesh,
+    default_steps: int,
+    default_scale: float,
+    count_steps: Callable[[int], int],
+) -> SampleFn:
+    network, run = plan.network, _jit_run(plan, mesh)
 
     def sample_fn(
         params: PyTree,
@@ -144,7 +173,8 @@ def build_sample_fn(
         step_noise: np.ndarray | Array | None = None,
         invert: int = 0,
     ) -> driver.Samples:
-        total = default_steps if num_steps is None else num_steps
+        num_steps = default_steps if num_steps is None else num_steps
+        total = count_steps(num_steps)
         scale = check_scale(
             default_scale if guidance_scale is None else guidance_scale, total, network
         )
@@ -166,7 +196,7 @@ def build_sample_fn(
             arrays,
             keys,
             jnp.asarray(scale),
-            num_steps=total,
+            num_steps=num_steps,
             guided=bool(np.any(scale != 1.0)),
             kept=_kept(network, given),
             log_every=log_every,
@@ -176,7 +206,7 @@ def build_sample_fn(
             invert=invert,
         )
 
-    return sample_fn, default_steps
+    return sample_fn
 
 
 _STATIC = "num_steps guided kept log_every steps shape decode invert".split()
@@ -190,7 +220,7 @@ def _jit_run(plan: _Plan, mesh: Mesh) -> Callable[..., driver.Samples]:
     def run(params, frozen, arrays, keys, scale, *, num_steps, guided, kept, log_every, steps,
             shape, decode, invert):  # fmt: skip
         whole = plan.sampler(frozen["schedule"], num_steps)
-        chosen = driver.segment(whole, *steps) if steps != (0, num_steps) else whole
+        chosen = driver.segment(whole, *steps) if steps != (0, whole.num_steps) else whole
         predict = _predict(plan, params, frozen, arrays, scale if guided else None, kept)
         scales = scale[slice(*steps)] if guided and scale.ndim else None
         step_noise = None
@@ -223,6 +253,7 @@ def _plan(
     sampler: Mapping[str, Any] | None,
     guider: Mapping[str, Any] | None,
 ) -> tuple[_Plan, int]:
+    _check_familiar(sampler)
     bound = bind_section(SAMPLER, sampler)
     default_steps = SamplerOptions(**bound.own[0]).num_steps
     check_steps(default_steps, "config.sampler.num_steps")
@@ -241,6 +272,14 @@ def _plan(
 
     make(noise.schedule, default_steps)  # a wrong value should not wait for the first image
     return _Plan(network, noise, make, on_timesteps, _guide(guider, on_timesteps)), default_steps
+
+
+def _check_familiar(sampler: Mapping[str, Any] | None) -> None:
+    """Raise ConfigError for a name that other tools give to a sampler, with the names here."""
+    name = sampler["name"] if sampler is not None and "name" in sampler else None
+    if isinstance(name, str) and name not in SAMPLERS and overrides_of(name) is not None:
+        here = " ".join(overrides_of(name) or ())
+        raise ConfigError(f"config.sampler.name = {name!r} is unknown; here it is {here}")
 
 
 def _guide(guider: Mapping[str, Any] | None, on_timesteps: bool) -> Callable[..., Predict]:
@@ -275,7 +314,12 @@ def _default_scale(guider: Mapping[str, Any] | None, network: Network) -> float:
 
 def check_scale(scale: GuidanceScale, num_steps: int, network: Network) -> np.ndarray:
     """Return guidance scales as float32 [] or [num_steps]; ValueError for what cannot be used."""
-    values = np.asarray(scale, np.float32)
+    if isinstance(scale, Tracer):
+        raise ValueError("guidance_scale is traced by JAX and has no value yet; give a number")
+    values = np.asarray(scale)
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"guidance_scale = {scale!r} should be one number or one for each step")
+    values = values.astype(np.float32)
     if values.shape not in ((), (num_steps,)):
         raise ValueError(
             f"guidance_scale has the shape {values.shape}; it should be one number or {num_steps}, "

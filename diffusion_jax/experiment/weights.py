@@ -4,20 +4,21 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from diffusion_jax.convert.weights.claims import read_claims
 from diffusion_jax.convert.weights.diffusers_folder import unused_of_penultimate
-from diffusion_jax.convert.weights.identify import find_networks
-from diffusion_jax.convert.weights.importing import import_network
+from diffusion_jax.convert.weights.importing import count_networks, import_network, open_network
 from diffusion_jax.convert.weights.reading import (
+    INDEXES,
     TORCH_SUFFIXES,
     diffusers_components,
-    open_weights,
+    variants_of,
 )
 from diffusion_jax.devices.mesh import on_mesh, replicated
 from diffusion_jax.experiment.binding import ConfigError
@@ -42,17 +43,24 @@ KINDS: dict[type[nn.Module], str] = {
     OpenClipText: "clip text",
     OpenClipImage: "clip vision",
 }
-_FOLDERS = {"clip text": "text_encoder", "clip vision": "image_encoder"}
+
+
+class Reading(NamedTuple):
+    """How released files are read: train.ckpt_check and train.ckpt_variant."""
+
+    check: bool = True
+    variant: str | None = None
+
+
+CHECKED = Reading()
 
 
 def is_released(path: str | os.PathLike) -> bool:
     """Tell whether a path is a released file or folder of diffusers, and no run of this program."""
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if path.is_dir():
-        return bool(diffusers_components(path))
-    return path.suffix in (".safetensors", *TORCH_SUFFIXES) or path.name.endswith(
-        ".safetensors.index.json"
-    )
+        return bool(diffusers_components(path) or variants_of(path))
+    return path.is_file() or path.name.lower().endswith((".safetensors", *TORCH_SUFFIXES, *INDEXES))
 
 
 def load_released(
@@ -65,14 +73,16 @@ def load_released(
     say what is taken: ckpt_ema, ignore_keys, load_only_unet, keep_dims.
     Raises ValueError when the file does not fit; the message lists what is missing or left over.
     """
+    reading = Reading(training.ckpt_check, training.ckpt_variant)
     found = import_network(
         params["network"],
-        open_part(path, "unet"),
+        open_network(path, "unet", variant=reading.variant),
         "unet",
         ema=training.ckpt_ema,
         ignore_keys=training.ignore_keys,
         allow_missing=training.ignore_keys,
         keep_dims=training.keep_dims,
+        nonfinite=not reading.check,
     )
     conditioner = dict(params["conditioner"])
     not_loaded = ["logvar"] if "logvar" in params else []
@@ -80,7 +90,7 @@ def load_released(
         if training.load_only_unet or type(network.embedders[name].module) not in KINDS:
             not_loaded.append(f"conditioner/{name}")
         else:
-            conditioner[name] = _import_embedder(network, name, own, path)
+            conditioner[name] = _import_embedder(network, name, own, path, reading)
     return {**params, "network": found, "conditioner": conditioner}, mutable, not_loaded
 
 
@@ -105,6 +115,7 @@ def load_frozen(
     abstract: PyTree,
     random: Callable[[], PyTree],
     source: str | os.PathLike | None,
+    reading: Reading = CHECKED,
 ) -> PyTree:
     """Load the frozen networks of a diffusion model into the shapes and shardings of abstract.
 
@@ -116,20 +127,17 @@ def load_frozen(
     drawn = random() if source is None and RANDOM in weights else None
     conditioner = {}
     for name, own in abstract["conditioner"].items():
-        embedder = network.embedders[name]
-        path = _own_file(embedder.weights)
-        if path is not None:
-            kind = _kind(embedder.module, f"config.conditioning.embedders.{name}.weights")
-            conditioner[name] = import_network(own, open_part(path, kind), kind)
-        elif source is not None:
-            conditioner[name] = _import_embedder(network, name, own, source)
+        if source is not None or _own_file(network.embedders[name].weights) is not None:
+            conditioner[name] = _import_embedder(network, name, own, source, reading)
         else:
             assert drawn is not None  # check_frozen has asked
             conditioner[name] = drawn["conditioner"][name]
     frozen: dict[str, Any] = {"conditioner": conditioner}
-    frozen["first_stage"] = _first_stage(network, abstract["first_stage"], source, drawn)
+    frozen["first_stage"] = _first_stage(network, abstract["first_stage"], source, drawn, reading)
     if network.first_stage is not None and network.first_stage.options.scale_by_std:
-        frozen["scale_factor"] = jnp.float32(1.0)  # until the first batch was seen
+        # 1 until the first batch was seen, where no file says what an earlier one gave.
+        said = None if source is None else read_claims(source).scale_factor
+        frozen["scale_factor"] = jnp.float32(1.0 if said is None else said)
     return frozen
 
 
@@ -138,8 +146,11 @@ def scale_by_std(
 ) -> PyTree:
     """Set the scale factor in frozen to 1 / std of a batch's latents, so that they have variance 1.
 
+    A factor that a released file gave stays.
     Source: latent-diffusion, LatentDiffusion.on_train_batch_start.
     """
+    if float(frozen["scale_factor"]) != 1.0:
+        return frozen
     count = len(next(iter(batch.values())))
     keys = sample_keys(stream_key(seed, Stream.LATENT_SCALE), jnp.arange(count))
 
@@ -152,39 +163,40 @@ def scale_by_std(
     return {**frozen, "scale_factor": factor(frozen, batch, keys)}
 
 
-def open_part(path: str | os.PathLike, kind: str, number: int = 0) -> Any:
-    """Open the file, or part of a diffusers folder, with the number-th network of a kind."""
-    path = pathlib.Path(path).expanduser()
-    parts = diffusers_components(path) if path.is_dir() else []
-    if not parts:
-        return open_weights(path)
-    wanted = _FOLDERS[kind] if kind in _FOLDERS else kind
-    fits = [part for part in parts if part == wanted or part.startswith(f"{wanted}_")]
-    if number >= len(fits):
-        raise ValueError(
-            f"{path} has {len(fits)} parts named {wanted}, and number {number + 1} is needed; it "
-            f"has {', '.join(parts)}"
-        )
-    return open_weights(path, fits[number])
+def _import_embedder(
+    network: Network, name: str, own: PyTree, source: str | os.PathLike | None, reading: Reading
+) -> PyTree:
+    """Read an embedder's encoder out of its own file, or out of a whole checkpoint.
 
-
-def _import_embedder(network: Network, name: str, own: PyTree, path: str | os.PathLike) -> PyTree:
-    """Read an embedder's encoder out of a whole checkpoint: the n-th of its kind in both."""
+    It is the n-th of its kind in both, or among those without a file of their own where the
+    checkpoint holds no others.
+    """
     embedders = network.embedders
     where = f"config.conditioning.embedders.{name}"
     kind = _kind(embedders[name].module, where)
-    same = [n for n, e in embedders.items() if type(e.module) in KINDS and _is(e, kind)]
-    number = same.index(name)
-    weights = open_part(path, kind, number)
-    prefixes = sorted(n.prefix for n in find_networks(weights.tensors) if n.kind == kind)
-    if pathlib.Path(path).expanduser().is_dir():
-        return import_network(own, weights, kind, zeros=_left_out_by_diffusers(embedders[name]))
-    if number >= len(prefixes):
+    path = _own_file(embedders[name].weights)
+    if path is not None:
+        return import_network(own, path, kind, nonfinite=not reading.check)
+    assert source is not None
+    same = [n for n, e in embedders.items() if KINDS.get(type(e.module)) == kind]
+    here = [n for n in same if _own_file(embedders[n].weights) is None]
+    count = count_networks(source, kind, variant=reading.variant)
+    number = here.index(name) if count == len(here) else same.index(name)
+    if number >= count:
         raise ValueError(
-            f"{path} holds {len(prefixes)} networks of the kind {kind!r}, and {where} needs number "
+            f"{source} holds {count} networks of the kind {kind!r}, and {where} needs number "
             f"{number + 1}; set {where}.weights to a file that has it"
         )
-    return import_network(own, weights, kind, prefix=prefixes[number])
+    weights = open_network(source, kind, number, variant=reading.variant)
+    is_folder = pathlib.Path(source).expanduser().is_dir()
+    return import_network(
+        own,
+        weights,
+        kind,
+        number=None if is_folder else number,
+        zeros=_left_out_by_diffusers(embedders[name]) if is_folder else (),
+        nonfinite=not reading.check,
+    )
 
 
 def _left_out_by_diffusers(embedder: Embedder) -> tuple[str, ...]:
@@ -196,19 +208,24 @@ def _left_out_by_diffusers(embedder: Embedder) -> tuple[str, ...]:
 
 
 def _first_stage(
-    network: Network, abstract: PyTree, source: str | os.PathLike | None, drawn: Any
+    network: Network,
+    abstract: PyTree,
+    source: str | os.PathLike | None,
+    drawn: Any,
+    reading: Reading,
 ) -> PyTree:
     stage = network.first_stage
     if stage is None:
         return {}
-    path = _own_file(stage.options.weights)
-    path = source if path is None else path
+    own = _own_file(stage.options.weights)
+    path = source if own is None else own
     if path is None:
         return drawn["first_stage"]
     folder = pathlib.Path(path).expanduser()
     if folder.is_dir() and not is_released(folder):
         return _run_weights(folder, abstract)
-    return import_network(abstract, open_part(path, "vae"), "vae")
+    weights = open_network(path, "vae", variant=reading.variant if own is None else None)
+    return import_network(abstract, weights, "vae", nonfinite=not reading.check)
 
 
 def _kind(module: nn.Module, where: str) -> str:
@@ -217,10 +234,6 @@ def _kind(module: nn.Module, where: str) -> str:
             f"{where}: weights of {type(module).__name__} cannot be read from a released file"
         )
     return KINDS[type(module)]
-
-
-def _is(embedder: Embedder, kind: str) -> bool:
-    return KINDS[type(embedder.module)] == kind
 
 
 def _own_file(weights: str | None) -> str | None:

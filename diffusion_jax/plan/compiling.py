@@ -5,7 +5,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from diffusion_jax.experiment.binding import value_of
 from diffusion_jax.experiment.task import Training
 from diffusion_jax.plan import hlo
 from diffusion_jax.plan.count import Counts, count
+from diffusion_jax.plan.floor import Work, floor
 from diffusion_jax.plan.memory import Held, held_bytes, read_bytes
 from diffusion_jax.plan.topology import Topology
 from diffusion_jax.runs.arguments import arguments_of
@@ -49,6 +50,8 @@ class Plan(NamedTuple):
     kernel_flops: the part of step_flops in custom kernels.
     counts: of the compiled program without kernels, every loop as often as it runs.
     once: the same with every loop once, as in the compiler's estimate optimal_seconds.
+    work: the operations and the least time of each (plan.floor); empty where CPU devices stand for
+        a chip.
     seconds: how long building, tracing, lowering and compiling took.
     host_bytes: peak memory of this process.
     """
@@ -70,6 +73,7 @@ class Plan(NamedTuple):
     counts: Counts
     once: Counts
     optimal_seconds: float | None
+    work: Sequence[Work]
     seconds: Mapping[str, float]
     host_bytes: int
 
@@ -91,7 +95,7 @@ def build(
     if per_device_batch is None:
         return make_experiment(config, devices=topology.devices)
     config = config.copy_and_resolve_references()
-    accumulate = value_of(Training, config.train, "accumulate")
+    accumulate = value_of(Training, config.train.to_dict(), "accumulate")
     # The mesh decides how many parts a batch has; this batch divides by any number of them.
     config.train.batch_size = len(topology.devices) * accumulate
     shards = batch_shards(make_experiment(config, devices=topology.devices).mesh)
@@ -142,6 +146,9 @@ def make_plan(
     memory = compiled.memory_analysis()
     program = hlo.parse(compiled.as_text())
     once = count(program, loops=False)
+    kernels = kernel_flops(traced.jaxpr)
+    chip = topology.chip if topology.compiler != "cpu" else None
+    work = floor(program, chip, kernels / len(topology.devices)) if chip else []
     clock.lap("count")
     return Plan(
         topology=topology,
@@ -157,10 +164,11 @@ def make_plan(
         peak=_peak(memory, topology),
         model_flops=model,
         step_flops=jaxpr_flops(traced.jaxpr),
-        kernel_flops=kernel_flops(traced.jaxpr),
+        kernel_flops=kernels,
         counts=count(program),
         once=once,
         optimal_seconds=_optimal_seconds(compiled, once, topology),
+        work=work,
         seconds=clock.seconds,
         host_bytes=_peak_of_this_process(),
     )
@@ -177,14 +185,18 @@ def _optimal_seconds(compiled: Any, once: Counts, topology: Topology) -> float |
 
 def _peak(memory: Any, topology: Topology) -> int:
     """Read the peak with arguments and results, or for CPUs, which do not tell it, their sum."""
-    if topology.is_tpu:
+    if topology.compiler == "tpu":
         return memory.peak_memory_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes + results
 
 
 def _compile(lowered: Any, topology: Topology, clock: "_Clock", held: int) -> Any:
-    _log.info("compiling for %s (the largest models take a quarter of an hour)", topology.name)
+    _log.info(
+        "compiling for %s by XLA's %s compiler (the largest models take a quarter of an hour)",
+        topology.name,
+        topology.compiler.upper(),
+    )
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

@@ -9,7 +9,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from diffusion_jax.devices.flops import taps
@@ -32,8 +32,15 @@ COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
+# How often the bytes of a collective pass the links of a device, in a large ring; 1 for others.
+_PASSES = {"all-reduce": 2}
 # Operations that run another computation once, with the attribute that names it.
-_CALLS = {"fusion": "calls", "call": "to_apply", "async-start": "calls"}
+_CALLS = {
+    "fusion": "calls",
+    "fusion-start": "calls",
+    "call": "to_apply",
+    "async-start": "calls",
+}
 # How the TPU compiler writes a reduce-scatter: a fusion of all-reduce and slice.
 _REDUCE_SCATTER = "all-reduce-scatter"
 
@@ -62,7 +69,7 @@ def count(program: Program, *, loops: bool = True) -> Counts:
         computation = program.computations[name]
         total = Counts()
         for op in computation.values():
-            total = _add(total, _own(computation, op))
+            total = _add(total, own_counts(computation, op))
             if op.opcode == "while":
                 times = trip_count(program, computation, op) if loops else 1
                 inside = [called(op, "body"), called(op, "condition")]
@@ -73,7 +80,7 @@ def count(program: Program, *, loops: bool = True) -> Counts:
                 total = _add(total, max(map(of, branches(op)), key=lambda c: (c.flops, c.cycles)))
             elif op.opcode in _CALLS and (inner := called(op, _CALLS[op.opcode])) is not None:
                 counts = of(inner)
-                if op.opcode == "fusion":  # has cycles of its own
+                if op.opcode.startswith("fusion"):  # has cycles of its own
                     counts = counts._replace(cycles=0)
                 if inner.startswith(_REDUCE_SCATTER):
                     counts = _as_reduce_scatter(counts)
@@ -81,6 +88,12 @@ def count(program: Program, *, loops: bool = True) -> Counts:
         return total
 
     return of(program.entry)
+
+
+def linked_bytes(counts: Counts) -> int:
+    """Sum the bytes that pass the links of a device in collectives."""
+    passes = lambda kind: _PASSES[kind] if kind in _PASSES else 1
+    return sum(passes(kind) * carried for kind, carried in counts.collective_bytes.items())
 
 
 def _add(a: Counts, b: Counts, times: int = 1) -> Counts:
@@ -110,16 +123,19 @@ def _as_reduce_scatter(counts: Counts) -> Counts:
     )
 
 
-def _own(computation: Mapping[str, Op], op: Op) -> Counts:
+def own_counts(computation: Mapping[str, Op], op: Op) -> Counts:
     """Count what an operation does itself, without the computations that it calls."""
     cycles = re.search(r'"estimated_cycles":"(\d+)"', op.rest)
     counts = Counts(cycles=int(cycles[1]) if cycles else 0)
     if op.opcode == "dot":
         return counts._replace(flops=_dot_flops(computation, op))
     if op.opcode == "convolution":
-        return counts._replace(flops=_convolution_flops(computation, op))
-    if op.opcode == "custom-call" and '"tpu_custom_call"' in op.rest:
-        return counts._replace(kernels=1)
+        lhs, rhs = (shape_of(computation[name].result) for name in op.operands[:2])
+        return counts._replace(flops=_convolution_flops(lhs, rhs, shape_of(op.result), op.rest))
+    if op.opcode == "custom-call":
+        if '"tpu_custom_call"' in op.rest:
+            return counts._replace(kernels=1)
+        return counts._replace(flops=_library_flops(computation, op))
     kind = op.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
         carried = _carried(computation, op, kind)
@@ -143,17 +159,48 @@ def _dot_flops(computation: Mapping[str, Op], op: Op) -> int:
     return 2 * math.prod(shape_of(op.result)) * math.prod(lhs[int(axis)] for axis in axes)
 
 
-def _convolution_flops(computation: Mapping[str, Op], op: Op) -> int:
+def library_call(op: Op) -> str:
+    """Read which function of cuDNN or cuBLAS a custom call is; "" for any other operation."""
+    match = re.search(r'custom_call_target="__(\w+\$\w+)', op.rest)
+    return "" if op.opcode != "custom-call" or match is None else match[1]
+
+
+def _library_flops(computation: Mapping[str, Op], op: Op) -> int:
+    """Count the FLOPs of a call of cuDNN or cuBLAS; 0 for any other custom call.
+
+    Gradients of a convolution are written with the window of the convolution itself.
+    """
+    name = library_call(op)
+    shapes = [shape_of(computation[operand].result) for operand in op.operands]
+    out = shape_of(op.result)
+    if name == "cudnn$convBackwardInput":
+        return _convolution_flops(out, shapes[1], shapes[0], op.rest)
+    if name == "cudnn$convBackwardFilter":
+        return _convolution_flops(shapes[0], out, shapes[1], op.rest)
+    if name.startswith("cudnn$conv"):
+        return _convolution_flops(shapes[0], shapes[1], out, op.rest)
+    if name.startswith("cudnn$fmha"):  # operands [b t n h] or [b n t h], scores [b n t s]
+        found = re.search(r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([^\]]*)', op.rest)
+        keys = int(found[1].split(",")[-1].strip(' "')) if found else 0
+        return (10 if "Backward" in name else 4) * math.prod(shapes[0]) * keys
+    if name.startswith("cublas$"):
+        contracted = re.search(r'"lhs_contracting_dimensions": ?\[([^\]]*)\]', op.rest)
+        axes = re.findall(r"\d+", contracted[1]) if contracted else []
+        return 2 * math.prod(out) * math.prod(shapes[0][int(axis)] for axis in axes)
+    return 0
+
+
+def _convolution_flops(
+    lhs: Sequence[int], rhs: Sequence[int], out: Sequence[int], rest: str
+) -> int:
     """Count the products with elements of lhs only, as `devices.flops` does.
 
-    On a TPU a batched dot becomes a convolution: its batch is a dimension of the window, most of
-    which is padding.
+    On a TPU a batched dot becomes a convolution: its batch is a dimension of the window, which is
+    mostly padding.
     """
-    lhs, rhs = (shape_of(computation[name].result) for name in op.operands[:2])
-    out = shape_of(op.result)
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", rest)
     assert labels is not None
-    window = _window(op.rest)
+    window = _window(rest)
     total = 2 * rhs[labels[2].index("i")]
     total *= out[labels[3].index("b")] * out[labels[3].index("f")]
     for i in range(len(labels[1]) - 2):

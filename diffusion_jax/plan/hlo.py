@@ -6,7 +6,7 @@ call each other.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -22,11 +22,23 @@ class Op(NamedTuple):
     is_root: bool
 
 
+class Frame(NamedTuple):
+    """A line of Python that an operation comes from, and the frame that called it (None: none)."""
+
+    file: str
+    line: int
+    caller: int | None
+
+
 class Program(NamedTuple):
-    """A program: computations {name: {operation name: operation}}, and the name of the first."""
+    """A program: computations {name: {operation name: operation}}, and the name of the first.
+
+    frames: lines of Python by the number that operations have in stack_frame_id.
+    """
 
     computations: Mapping[str, Mapping[str, Op]]
     entry: str
+    frames: Mapping[int, Frame] = {}
 
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
@@ -57,7 +69,48 @@ def parse(text: str) -> Program:
             current[last.name] = last
     if entry is None:
         raise ValueError("the text of the program has no entry computation")
-    return Program(computations, entry)
+    return Program(computations, entry, _parse_frames(text))
+
+
+_FILE = re.compile(r'^(\d+) "(.*)"$')
+_LOCATION = re.compile(r"^(\d+) \{file_name_id=(\d+) .*?\bline=(\d+)")
+_FRAME = re.compile(r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?")
+
+
+def _parse_frames(text: str) -> dict[int, Frame]:
+    """Read the tables FileNames, FileLocations and StackFrames above the first computation."""
+    tables: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.endswith("{"):
+            break
+        if re.fullmatch(r"FileNames|FunctionNames|FileLocations|StackFrames", line):
+            lines = tables.setdefault(line, [])
+        lines.append(line)
+    read = lambda name, pattern: [
+        m.groups() for x in tables.get(name, ()) if (m := pattern.match(x))
+    ]
+    files = {int(n): file for n, file in read("FileNames", _FILE)}
+    places = {int(n): (files[int(f)], int(line)) for n, f, line in read("FileLocations", _LOCATION)}
+    frames = {}
+    for number, place, parent in read("StackFrames", _FRAME):
+        # XLA writes the number of the caller plus one, and one where there is none.
+        caller = int(parent) - 1 if parent else 0
+        frames[int(number)] = Frame(*places[int(place)], caller or None)
+    return frames
+
+
+def source(program: Program, op: Op) -> Iterator[Frame]:
+    """Walk from the line that an operation comes from to the lines that called it."""
+    written = re.search(r'source_file="([^"]+)" source_line=(\d+)', op.rest)
+    if written is not None:  # as older compilers do
+        yield Frame(written[1], int(written[2]), None)
+    match = re.search(r"\bstack_frame_id=(\d+)", op.rest)
+    number = int(match[1]) if match else None
+    while number is not None and number in program.frames:
+        frame = program.frames[number]
+        yield frame
+        number = frame.caller
 
 
 def _parse_op(line: str) -> Op | None:

@@ -8,12 +8,12 @@ import ml_collections
 
 from diffusion_jax.devices.chips import GIB
 from diffusion_jax.plan.compiling import Plan
-from diffusion_jax.plan.count import Counts
+from diffusion_jax.plan.count import Counts, linked_bytes
+from diffusion_jax.plan.floor import Work, by_kind
 from diffusion_jax.plan.search import Found
 from diffusion_jax.plan.topology import TPUS, Topology
 
-# How often the bytes of a collective pass the links of a device, in a large ring; 1 for others.
-_PASSES = {"all-reduce": 2}
+LONGEST = 10  # operations that are listed one by one
 
 
 def in_full(optimal_seconds: float | None, counts: Counts, once: Counts) -> float | None:
@@ -49,21 +49,22 @@ def peak_seconds(plan: Plan) -> float | None:
     return _each(plan, plan.model_flops) / chip.peak_flops if chip else None
 
 
+def floor_seconds(plan: Plan) -> float | None:
+    """Sum the least times of all operations (plan.floor); None where the chip did not compile."""
+    return sum(w.seconds for w in plan.work) if plan.work else None
+
+
 def link_seconds(plan: Plan) -> float | None:
     """Compute the least time of the collectives, with all links of a device at full speed."""
     chip = plan.topology.chip
     if chip is None:
         return None
-    passes = (
-        (_PASSES[kind] if kind in _PASSES else 1) * carried
-        for kind, carried in plan.counts.collective_bytes.items()
-    )
-    return sum(passes) / chip.interconnect
+    return linked_bytes(plan.counts) / chip.interconnect
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
     """List the figures of a plan, per device unless a name says otherwise, for JSON."""
-    seconds, peak = estimated_seconds(plan), peak_seconds(plan)
+    seconds, peak, floor = estimated_seconds(plan), peak_seconds(plan), floor_seconds(plan)
     counts = plan.counts
     return {
         "topology": plan.topology.name,
@@ -85,7 +86,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             "available": plan.topology.memory,
         },
         "fits": plan.fits,
-        "temporaries_of": "chip" if plan.topology.is_tpu else "cpu",
+        "compiler": plan.topology.compiler,
         "flops": {
             "model_all_devices": plan.model_flops,
             "step_all_devices": plan.step_flops,
@@ -101,10 +102,14 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             "optimal_and_kernels_at_peak": seconds,
             "optimal_loops_once": plan.optimal_seconds,
             "cycles": cycle_seconds(plan),
+            "floor": floor_seconds(plan),
             "model_flops_at_peak": peak,
             "collectives_on_links": link_seconds(plan),
         },
         "mfu": peak / seconds if seconds and peak else None,
+        "mfu_at_floor": peak / floor if floor and peak else None,
+        "floor": {kind: _figures(w) for kind, w in by_kind(plan.work).items()},
+        "longest": [{"name": w.name, "kind": w.kind, **_figures(w)} for w in plan.work[:LONGEST]],
         "collectives": {
             kind: {"count": counts.collectives[kind], "bytes": counts.collective_bytes[kind]}
             for kind in sorted(counts.collectives)
@@ -135,7 +140,7 @@ def _head(plan: Plan) -> Iterator[str]:
 
 def _memory(plan: Plan) -> Iterator[str]:
     held, available = plan.held, plan.topology.memory
-    foreign = "" if plan.topology.is_tpu else "  (the CPU compiler's, not the chip's)"
+    foreign = "  (the CPU compiler's, not the chip's)" if plan.topology.compiler == "cpu" else ""
     rows = [
         ("parameters", held.parameters, ""),
         ("moments", held.moments, ""),
@@ -177,6 +182,7 @@ def _work(plan: Plan) -> Iterator[str]:
     if counts.unknown_loops:
         yield f"  {counts.unknown_loops:g} loops count once: their length is not known"
     yield from _time(plan)
+    yield from _floor(plan)
 
 
 def _time(plan: Plan) -> Iterator[str]:
@@ -192,8 +198,36 @@ def _time(plan: Plan) -> Iterator[str]:
             f"samples/s, MFU {100 * peak / seconds:.1f} %"
         )
         yield f"  {'cycles':<22}{cycle_seconds(plan):>10.4g} s  of all operations one by one"
+    floor = floor_seconds(plan)
+    if floor is not None:
+        speed = plan.batch_size / floor
+        yield (
+            f"  {'floor':<22}{floor:>10.4g} s  each operation at the peak of FLOPs or of memory: "
+            f"at most {speed:.4g} samples/s, MFU {100 * peak / floor:.1f} %"
+        )
     yield f"  {'model FLOPs at peak':<22}{peak:>10.4g} s"
     yield f"  {'collectives':<22}{links:>10.4g} s  at full speed of the links; overlaps, or adds"
+
+
+def _floor(plan: Plan) -> Iterator[str]:
+    if not plan.work:
+        return
+    yield ""
+    yield f"{'floor by kind':<22}{'runs':>10}{'FLOPs':>12}{'bytes':>12}{'seconds':>12}"
+    for kind, w in by_kind(plan.work).items():
+        yield (
+            f"  {kind:<20}{w.runs:>10}{_flops(w.flops):>12}{_size(w.bytes):>12}{w.seconds:>12.4g}"
+        )
+    yield f"the {LONGEST} operations that take longest"
+    for w in plan.work[:LONGEST]:
+        runs = f"{w.runs} x " if w.runs > 1 else ""
+        yield f"  {w.seconds:>10.4g} s  {runs}{w.name} ({w.kind}), {w.place or 'no line known'}"
+
+
+def _figures(w: Work) -> dict[str, Any]:
+    return {"runs": w.runs, "flops": w.flops, "bytes": w.bytes, "seconds": w.seconds} | (
+        {"place": w.place} if w.place else {}
+    )
 
 
 def _tail(plan: Plan) -> Iterator[str]:

@@ -1,21 +1,28 @@
 """Devices that are not there: a TPU slice as its compiler describes it, or CPU devices instead.
 
 A topology is written KIND:SHAPE. For TPU slices (v5p:2x2x1) the TPU compiler in the package libtpu
-compiles; CPU devices stand for GPUs (h100:8) and for cpu:8.
+compiles, for GPUs (h100:8, or h100:2x8 for two nodes of eight) the GPU compiler in jax's plugin for
+CUDA. Without the plugin CPU devices stand for GPUs, as they do for cpu:8.
 """
 
 import importlib.util
+import logging
 import os
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.experimental import topologies
 
 from diffusion_jax.devices.chips import CHIPS, GIB, Chip, find_chip
+from diffusion_jax.plan.gpu_targets import target_config, usable_bytes
+
+_log = logging.getLogger(__name__)
 
 LIBTPU = "pip install 'jax[tpu]'"
+CUDA_EXTRA = "pip install -c constraints.txt -e '.[cuda]'"
+CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 
 
 class TpuKind(NamedTuple):
@@ -52,20 +59,17 @@ TPUS = {
 class Topology(NamedTuple):
     """Devices to plan for.
 
-    devices: what a mesh is made of. chip: what each of them stands for, None for a CPU. memory:
-    bytes that a program may have on one, None if not known. clock: cycles/s of a TPU, else None.
+    devices: what a mesh is made of. compiler: the one of XLA's that compiles for them. chip: what
+    each of them stands for, None for a CPU. memory: bytes that a program may have on one, None if
+    not known. clock: cycles/s of a TPU, else None.
     """
 
     name: str
     devices: Sequence[Any]
-    chip: Chip | None
-    memory: int | None
-    clock: float | None
-
-    @property
-    def is_tpu(self) -> bool:
-        """Whether the chip's own compiler compiles."""
-        return self.clock is not None
+    compiler: Literal["tpu", "gpu", "cpu"]
+    chip: Chip | None = None
+    memory: int | None = None
+    clock: float | None = None
 
 
 def find_topology(name: str) -> Topology:
@@ -73,24 +77,56 @@ def find_topology(name: str) -> Topology:
 
     Raises:
         ValueError: the name is unknown, or JAX was started before with fewer CPU devices.
-        ImportError: libtpu is missing.
+        ImportError: libtpu is missing, or the plugin for CUDA is of another version than jax.
     """
     kind, _, shape = name.partition(":")
-    gpus = {chip.name: chip for chip in CHIPS if chip.name not in TPUS}
+    gpus = {chip.name: chip for chip in CHIPS if chip.capability is not None}
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing may ask for a chip that another program uses
     jax.config.update("jax_platforms", "cpu")
     if kind in TPUS:
         return _tpu(name, kind, shape)
-    if kind == "cpu" or kind in gpus:
+    if kind in gpus:
+        return _gpu(name, gpus[kind], shape)
+    if kind == "cpu":
         if not re.fullmatch(r"[1-9]\d*", shape):
-            raise ValueError(f"topology {name!r} should be {kind}: and a number, such as {kind}:8")
-        chip = gpus[kind] if kind in gpus else None
-        return Topology(name, _fake(int(shape)), chip, chip.hbm if chip else None, None)
+            raise ValueError(f"topology {name!r} should be cpu: and a number, such as cpu:8")
+        return Topology(name, _fake(int(shape)), "cpu")
     raise ValueError(
         f"topology {name!r} is unknown; choose a TPU slice "
         f"({'; '.join(f'{k}: {t.slices}' for k, t in TPUS.items())}), as in v5p:2x2x1; GPUs "
-        f"({', '.join(gpus)}) or cpu with a number, as in h100:8"
+        f"({', '.join(gpus)}) with a number, as in h100:8, or nodes and a number, as in h100:2x8; "
+        "or cpu:8"
     )
+
+
+def _gpu(name: str, chip: Chip, shape: str) -> Topology:
+    match = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)", shape)
+    if match is None:
+        raise ValueError(
+            f"topology {name!r} should be {chip.name}: and a number, such as {chip.name}:8, or "
+            f"nodes and GPUs of each, such as {chip.name}:2x8"
+        )
+    nodes, each = int(match[1] or 1), int(match[2])
+    memory = usable_bytes(chip)
+    if not any(importlib.util.find_spec(plugin) for plugin in CUDA_PLUGINS):
+        _log.warning(
+            "CPU devices stand for %s and the CPU's compiler compiles: temporaries will differ; "
+            "%s installs the GPU's compiler (any Linux machine will do, no GPU is needed)",
+            name,
+            CUDA_EXTRA,
+        )
+        return Topology(name, _fake(nodes * each), "cpu", chip, memory)
+    try:
+        found = topologies.get_topology_desc(
+            "", platform="cuda", topology=f"1x{nodes}x{each}", target_config=target_config(chip)
+        )
+    except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ImportError(
+            f"topology {name!r} needs a plugin for CUDA that fits jax {jax.__version__}; "
+            f"{CUDA_EXTRA} installs it ({reason})"
+        ) from error
+    return Topology(name, found.devices, "gpu", chip, memory)
 
 
 def _fake(number: int) -> Sequence[Any]:
@@ -137,7 +173,7 @@ def _tpu(name: str, kind: str, shape: str) -> Topology:
         ) from error
     chip = find_chip(found.devices[0].device_kind)
     assert chip is not None and chip.name == kind
-    return Topology(name, found.devices, chip, tpu.usable, tpu.clock)
+    return Topology(name, found.devices, "tpu", chip, tpu.usable, tpu.clock)
 
 
 def _calm_libtpu() -> None:

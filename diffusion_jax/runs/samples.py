@@ -22,7 +22,10 @@ def write_samples(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
 
 
 def check_empty(folder: pathlib.Path) -> None:
-    """Raise ValueError when there is something in a folder that images would go to."""
+    """Raise ValueError when there is something where a folder of images would go."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file; choose an empty folder with --out")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} already holds files; choose an empty folder with --out")
 

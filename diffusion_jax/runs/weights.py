@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from diffusion_jax.experiment.claims import check_claims
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.task import Trained
 from diffusion_jax.experiment.weights import released_source
@@ -108,12 +109,15 @@ def load_checkpoint_file(
     """Read a released file as the model of a config -> (Trained, names of what it had not).
 
     ema: the averages that training files (.ckpt) keep. What the file has not keeps its initial
-    values. Raises ValueError when the file does not fit, naming what is missing or left over.
+    values. Raises ValueError when the file does not fit, naming what is missing or left over, and
+    when it says of itself what the config contradicts, naming the overrides to add.
     """
     abstract = experiment.abstract_state()
     training = experiment.training._replace(
         ckpt_ema=ema, ignore_keys=(), load_only_unet=False, keep_dims=None
     )
+    if training.ckpt_check:
+        check_claims(experiment.task.contradictions(path), path)
     params, mutable, absent = experiment.task.load_released(
         abstract.params, abstract.mutable, path, training
     )

@@ -1,12 +1,15 @@
 """`sample` on the command line: what is drawn for which flags, before anything is drawn."""
 
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
 from support.experiments import built, trained
 
 from diffusion_jax.cli import main
-from diffusion_jax.pipeline import Pipeline
+from diffusion_jax.convert.weights.exporting import save_weights
+from diffusion_jax.pipeline import NonFiniteWarning, Pipeline
 
 CONFIGS = {"classes": "mnist", "text": "emoji_ldm"}
 
@@ -91,9 +94,33 @@ def test_what_does_not_fit_is_one_sentence(drawn, kind, flags, message):
     assert message in drawn(kind, *flags)
 
 
+def test_files_that_are_no_pictures_are_one_sentence(drawn, tmp_path):
+    message = "--image=/etc/passwd is not a readable image (it begins as no known format does)"
+    assert message in drawn("classes", "--image=/etc/passwd")
+    assert f"--mask={tmp_path} is not a file" in drawn("classes", f"--mask={tmp_path}")
+
+
+def test_images_that_are_not_finite_are_written_and_the_exit_code_says_so(
+    drawn, monkeypatch, tmp_path, capsys
+):
+    def call(self, conditions, **options):
+        warnings.warn("1 of 3 images hold NaN or infinity: 2", NonFiniteWarning, stacklevel=2)
+        return np.zeros((3, 4, 4, 1), np.uint8)
+
+    monkeypatch.setattr(Pipeline, "__call__", call)
+    assert main(["sample", "--workdir=classes", f"--out={tmp_path}/bad"]) == 1
+    assert capsys.readouterr().err == "warning: 1 of 3 images hold NaN or infinity: 2\n"
+    assert len([*(tmp_path / "bad").iterdir()]) == 4
+
+
 def test_a_file_needs_its_config_and_a_folder_has_to_be_empty(drawn, tmp_path, capsys):
-    assert main(["sample", "--checkpoint=x.ckpt", f"--out={tmp_path}/new"]) == 2
-    assert "--checkpoint=x.ckpt needs --config=" in capsys.readouterr().err
+    file = tmp_path / "x.safetensors"
+    save_weights(file, [], {"out.2.weight": np.zeros((8, 3, 3, 3))})
+    assert main(["sample", f"--checkpoint={file}", f"--out={tmp_path}/new"]) == 2
+    assert "x.safetensors needs --config=, because no shipped" in capsys.readouterr().err
     (tmp_path / "mine.txt").touch()
     assert main(["sample", "--workdir=classes", f"--out={tmp_path}"]) == 2
     assert "already holds files; choose an empty folder with --out" in capsys.readouterr().err
+    for out in ("mine.txt", "mine.txt/below"):
+        assert main(["sample", "--workdir=classes", f"--out={tmp_path}/{out}"]) == 2
+        assert "mine.txt is a file; choose an empty folder with --out" in capsys.readouterr().err

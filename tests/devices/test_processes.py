@@ -168,7 +168,7 @@ def joining(monkeypatch):
     """What joined does with JAX and with the other processes, in order."""
     did = []
 
-    class Peers:
+    class Peers(processes.Peers):
         address = "127.0.0.1:5"
 
         def __init__(self, *args):

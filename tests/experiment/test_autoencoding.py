@@ -35,6 +35,17 @@ def test_one_program_trains_and_evaluates(path):
     assert ("kl_loss" if path == VAE else "loss/vq") in metrics
 
 
+def test_actnorm_waits_for_the_first_batch():
+    config = load_config(VAE, ["--config.discriminator.use_actnorm=True"])
+    built = make_experiment(config, devices=ONE)
+    params = jax.jit(built.task.init)(jax.random.key(0)).params["discriminator"]
+    assert not params["main_3"]["loc"].any() and np.all(params["main_3"]["scale"] == 1.0)
+    images = jax.random.normal(jax.random.key(1), (4, *built.data.image_shape))
+    prepared = built.task.reconstructing.networks.prepare(params, images)
+    assert np.all(prepared["main_3"]["loc"] != 0.0)
+    assert build(VAE).task.reconstructing.networks.prepare is None  # BatchNorm
+
+
 @pytest.mark.parametrize(
     ("section", "value", "message"),
     [
@@ -55,6 +66,7 @@ def test_one_program_trains_and_evaluates(path):
             dict(name="adam", ema_decay=0.9),
             r"config\.disc_optimizer\.ema_decay = 0\.9 should be None",
         ),
+        ("disc_optimizer", dict(name="adma"), r"config\.disc_optimizer\.name = 'adma' is unknown"),
     ],
 )
 def test_mistakes_are_told(section, value, message):

@@ -9,8 +9,12 @@ import pytest
 from support.experiments import built
 from support.trees import drawn
 
+from diffusion_jax.data.batches import Batches
+from diffusion_jax.data.latent_cache import LatentCache
 from diffusion_jax.experiment import make_experiment
+from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.data import Data
 from diffusion_jax.train.ema import ema_params
 from diffusion_jax.train.step import jit_train_step
 
@@ -114,3 +118,28 @@ def test_class_dropout_never_reaches_evaluation():
 def test_its_repr_is_one_line():
     shown = repr(build())
     assert shown.startswith("Experiment(unet on ") and "steps of" in shown and len(shown) < 120
+
+
+def test_a_wrong_model_lists_diffusion_models_and_first_stages():
+    with pytest.raises(ConfigError, match=r"model\.name = 'vae' .*choose from autoencoder, unet"):
+        built("configs/mnist.py:tiny", "--config.model.name=vae")
+
+
+def test_batches_of_every_kind_are_as_large_as_trainings_and_have_what_embedders_read(monkeypatch):
+    made, cache = [], LatentCache(None, None, (), (), {})
+
+    def make(self, source, **given):
+        made.append((source, given))
+        return Batches(None, 0, 0, ())
+
+    for kind in ("train_batches", "cached_batches", "eval_batches"):
+        monkeypatch.setattr(Data, kind, make)
+    monkeypatch.setattr(Data, "source", lambda self, role: f"records of {role}")
+    experiment = built("configs/mnist.py:tiny")
+    experiment.train_batches("records")
+    experiment.cached_batches(cache)
+    experiment.eval_batches("test")
+    assert [source for source, _ in made] == ["records", cache, "records of test"]
+    size, finish = experiment.training.batch_size, experiment.task.with_inputs
+    assert all((g["batch_size"], g["finish"]) == (size, finish) for _, g in made)
+    assert [g["seed"] for _, g in made if "seed" in g] == [experiment.seed] * 2

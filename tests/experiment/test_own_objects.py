@@ -231,7 +231,48 @@ def test_an_object_is_asked_for_what_the_commands_need(own):
     ):
         build("conditioning.embedders={'a': {'name': 'own_module:heavy', 'factor': 1.0}}")
     assert is_own("a.b:C") and not is_own("cifar10:3.0.2") and not is_own("unet") and not is_own(3)
-    assert import_object("collections.abc:Mapping.get", "x").__name__ == "get"
+    assert import_object("own_module:Squares.__len__", "x").__name__ == "__len__"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "subprocess:getoutput",
+        "os:system",
+        "builtins:exec",
+        "numpy:load",
+        "pip:main",
+        "diffusion_jax.experiment.config_files:load_config",
+    ],
+)
+def test_a_config_calls_nothing_that_its_user_did_not_write(tmp_path, name):
+    """Somebody else's run folder chooses the object and its arguments."""
+    with pytest.raises(ConfigError, match="should be an object of your own"):
+        import_object(name, "x")
+
+
+def test_what_an_own_module_imports_is_not_its_own(own):
+    assert import_object(f"{own}:Net", "x").__name__ == "Net"
+    for name in ("np.load", "nn.Dense"):
+        with pytest.raises(ConfigError, match=f"should be defined in '{own}', which imports it"):
+            import_object(f"{own}:{name}", "x")
+
+
+def test_an_installed_package_that_requires_this_one_is_the_users(tmp_path, monkeypatch):
+    site = tmp_path / "site-packages"
+    for package, requirement in (("my_parts", "diffusion-jax>=0.1"), ("library", "jax")):
+        (site / package).mkdir(parents=True)
+        (site / package / "__init__.py").write_text("def loss(): pass\n")
+        info = site / f"{package}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\nRequires-Dist: {requirement}\n"
+        )
+        (info / "top_level.txt").write_text(f"{package}\n")
+    monkeypatch.syspath_prepend(str(site))
+    assert import_object("my_parts:loss", "x").__name__ == "loss"
+    with pytest.raises(ConfigError, match="'library' belongs to Python or to an installed package"):
+        import_object("library:loss", "x")
 
 
 def test_every_command_reads_a_run_of_own_objects(tmp_path, monkeypatch, capsys):

@@ -30,6 +30,8 @@ COMMAND = (
     "--config.hooks.validation.every=3", "--config.hooks.images=delete",
 )  # fmt: skip
 CLOCK = ("perf/", "time", "step")
+# All cases run one config: it is traced and compiled once.
+pytestmark = pytest.mark.usefixtures("shared_experiments")
 
 
 def train(workdir, *more, at=(), batches=None):

@@ -1,5 +1,8 @@
 """Whole runs of our samplers against diffusers' schedulers, with one fake network and one noise."""
 
+import importlib
+import sys
+import types
 from functools import partial
 
 import jax
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion import samplers
-from diffusion_jax.diffusion.samplers import by_level as ss
+from diffusion_jax.diffusion import samplers as ss
 from diffusion_jax.diffusion.samplers import driver
 from diffusion_jax.diffusion.schedule import make_schedule
 
@@ -59,16 +62,18 @@ class Theirs:
         self.sigmas = np.append(-np.unique(-evaluated[:-1]), 0.0)
         assert len(self.sigmas) == num_steps + 1
 
-    def run(self, x, in_vp=False, **options):
+    def run(self, x, in_vp=False, count=None, **options):
         x = torch.tensor(x)
         if in_vp:
             x = x / np.sqrt(1 + self.sigmas[0] ** 2)
-        for i, t in enumerate(self.scheduler.timesteps):
+        for i, t in enumerate(self.scheduler.timesteps[:count]):
             sigma = float(self.evaluations[i])
             self.step = int(np.searchsorted(-self.sigmas, -sigma))
             inputs = x if in_vp else self.scheduler.scale_model_input(x, t)
             output = network(inputs, 0.2 * np.log(sigma), torch)
             x = self.scheduler.step(output, t, x, **options).prev_sample
+        if in_vp and count is not None:
+            x = x * np.sqrt(1 + self.sigmas[count] ** 2)
         return x.numpy()
 
 
@@ -148,12 +153,77 @@ def test_dpm_solver_pp_of_order_two(make, options, karras, monkeypatch):
     compare(make(theirs.sigmas), denoiser, x, want)
 
 
+@pytest.mark.parametrize("karras", [False, True])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc(order, karras, monkeypatch):
+    options = {"solver_order": order, "use_karras_sigmas": karras}
+    theirs = Theirs("UniPCMultistepScheduler", 12, monkeypatch, **options)
+    x = x_T(theirs.sigmas[0])
+    want = theirs.run(x, in_vp=True)
+    compare(ss.unipc(theirs.sigmas, order=order), denoiser, x, want)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis(order, monkeypatch):
+    """All steps but the last one, which there ends at the level of timestep 0."""
+    theirs = Theirs("DEISMultistepScheduler", 12, monkeypatch, solver_order=order)
+    x = x_T(theirs.sigmas[0])
+    want = theirs.run(x, in_vp=True, count=11)
+    compare(driver.segment(ss.deis(theirs.sigmas, order=order), 0, 11), denoiser, x, want)
+
+
+def test_dpmpp_sde(monkeypatch):
+    """The noise of whole steps is given to diffusers as ours joins it from both halves."""
+    try:
+        import torchsde  # noqa: F401
+    except ImportError:  # only its noise needs it, which is replaced
+        monkeypatch.setitem(sys.modules, "torchsde", types.ModuleType("torchsde"))
+    module = importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
+    theirs = module.DPMSolverSDEScheduler(use_karras_sigmas=True, **OPTIONS)
+    theirs.set_timesteps(6)
+    sigmas = np.append(-np.unique(-theirs.sigmas[:-1].double().numpy()), 0.0)
+    sampler = ss.dpmpp_sde(sigmas)
+    x, step = x_T(sigmas[0]), 0
+
+    def noise(sigma_from, sigma_to):
+        if step % 2 == 0:
+            return torch.tensor(STEP_NOISE[step])
+        middle = np.sqrt(sigma_from * sigma_to)
+        ours = (sigma_from - middle) / (sigma_from - sigma_to)
+        joined = np.sqrt(ours) * STEP_NOISE[step - 1] + np.sqrt(1 - ours) * STEP_NOISE[step]
+        return torch.tensor(np.asarray(joined, np.float32))
+
+    out = torch.tensor(x)
+    theirs.noise_sampler = noise
+    levels = np.asarray(sampler.coefficients.sigma)
+    for step, t in enumerate(theirs.timesteps):  # noqa: B007, read by noise()
+        output = network(theirs.scale_model_input(out, t), 0.2 * np.log(levels[step]), torch)
+        out = theirs.step(output, t, out).prev_sample
+    assert step == 10
+    compare(sampler, denoiser, x, out.numpy())
+
+
 def discrete(x, t, xp):
     return network(x, 0.004 * t, xp)
 
 
 def predict(x, t):
     return discrete(x, t[:, None, None, None], jnp)
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 8])
+def test_lcm(num_steps, monkeypatch):
+    theirs = diffusers.LCMScheduler(clip_sample=False, **OPTIONS)
+    theirs.set_timesteps(num_steps)
+    module, step = importlib.import_module("diffusers.schedulers.scheduling_lcm"), 0
+    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: torch.tensor(STEP_NOISE[step]))
+    x = x_T(0.0)
+    out = torch.tensor(x)
+    for step, t in enumerate(theirs.timesteps):  # noqa: B007, read by randn_tensor
+        out = theirs.step(discrete(out, float(t), torch), t, out).prev_sample
+    sampler = samplers.lcm(make_schedule("linear", linear_start=START, linear_end=END), num_steps)
+    np.testing.assert_array_equal(sampler.coefficients.t, theirs.timesteps)
+    compare(sampler, predict, x, out.numpy())
 
 
 @pytest.mark.parametrize("num_steps", [10, 50])

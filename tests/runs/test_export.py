@@ -6,6 +6,7 @@ import pytest
 from support.experiments import built, trained
 from support.trees import drawn
 
+from diffusion_jax.convert.weights.exporting import save_weights
 from diffusion_jax.convert.weights.reading import open_weights
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.runs.export import convert_weights, write_run
@@ -60,9 +61,14 @@ def test_a_run_that_cannot_be_converted_is_told_and_nothing_is_written(
 
 def test_a_file_needs_the_config_that_describes_it(tmp_path):
     file = tmp_path / "x.safetensors"
-    file.write_bytes(b"")
-    with pytest.raises(ValueError, match="needs --config=, the config that describes it"):
+    save_weights(
+        file, [], {"model.diffusion_model.input_blocks.0.0.weight": np.zeros((8, 3, 3, 3))}
+    )
+    with pytest.raises(ValueError, match="needs --config=, because no shipped config describes it"):
         convert_weights(file, tmp_path / "run", "run")
+    (tmp_path / "a").touch()
+    with pytest.raises(ValueError, match="a/b/run cannot be written: .*a is a file"):
+        convert_weights(file, tmp_path / "a/b/run", "run")
     with pytest.raises(ValueError, match="--with_ema is for runs"):
         convert_weights(
             file, tmp_path / "y", "diffusers", config=load_config(TINY, []), with_ema=True

@@ -56,7 +56,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, LazyTensor]:
     """
     path = Path(path)
     header, start = _read_header(path)
-    header.pop("__metadata__", None)
+    _take_metadata(path, header)
     entries = {name: _check_entry(path, name, entry) for name, entry in header.items()}
     last = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
@@ -84,6 +84,21 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, LazyTensor]:
     }
 
 
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Read the words that the header of a file holds beside its tensors."""
+    path = Path(path)
+    return _take_metadata(path, _read_header(path)[0])
+
+
+def _take_metadata(path: Path, header: dict[str, Any]) -> dict[str, str]:
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    is_mapping = isinstance(metadata, dict)
+    if not is_mapping or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{path} has a damaged header: its __metadata__ should map words to words")
+    return metadata
+
+
 def read_array(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Read one array of little-endian numbers that starts at a byte of a file."""
     count = int(np.prod(shape, dtype=np.int64))
@@ -91,6 +106,16 @@ def read_array(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype)
     if raw.size != count * dtype.itemsize:
         raise ValueError(f"{path} became shorter while it was read")
     return raw.view(dtype).reshape(shape)
+
+
+def count_nonfinite(array: np.ndarray) -> int:
+    """Count the numbers of an array that are NaN or infinite."""
+    exponents = {np.dtype(np.float16): 0x7C00, np.dtype(jnp.bfloat16): 0x7F80}
+    if array.dtype not in exponents:
+        return array.size - int(np.count_nonzero(np.isfinite(array)))
+    # NumPy looks at 16-bit numbers one by one; as integers they are many times faster.
+    mask = np.uint16(exponents[array.dtype])
+    return int(np.count_nonzero((array.view(np.uint16) & mask) == mask))
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -117,9 +142,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dictionary; KeyError for a name that comes twice."""
+    """Make a dictionary; KeyError for a name that comes twice, ValueError for half a character."""
     found: dict[str, Any] = {}
     for name, value in pairs:
+        name.encode()
         if name in found:
             raise KeyError(name)
         found[name] = value
@@ -130,11 +156,13 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], np
     try:
         shape, code = tuple(entry["shape"]), entry["dtype"]
         begin, end = entry["data_offsets"]
-        sane = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
+        sane = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} has a header that does not describe {name}: {entry}") from error
-    if code not in DTYPES:
-        raise ValueError(f"{path} stores {name} as {code}; known are {', '.join(DTYPES)}")
+        raise ValueError(
+            f"{path} has a header that does not describe {name}: {entry!r:.80}"
+        ) from error
+    if not isinstance(code, str) or code not in DTYPES:
+        raise ValueError(f"{path} stores {name} as {str(code):.40}; known are {', '.join(DTYPES)}")
     dtype = np.dtype(DTYPES[code])
     if not sane or end - begin != int(np.prod(shape, dtype=object)) * dtype.itemsize:
         raise ValueError(

@@ -1,9 +1,12 @@
 """Configs in YAML, read so that no key of them can be overlooked."""
 
 import itertools
+import math
 import os
 import pathlib
 import re
+import reprlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +20,9 @@ _RAISE = object()
 Kind = type | tuple[type, ...]
 NUMBER = (int, float)
 # Far above the largest config, far below what fills a memory.
-MAX_BYTES, MAX_VALUES = 1_000_000, 100_000
+MAX_BYTES, MAX_VALUES, MAX_REFERENCES = 100_000, 20_000, 10
+# What a SafeLoader raises for text that is no YAML, or that has a tag with a value of another kind.
+_NO_YAML = (yaml.YAMLError, ValueError, AttributeError, KeyError, IndexError, TypeError)
 UNKNOWN = "no such option is known here"
 
 
@@ -61,8 +66,11 @@ class Node(NamedTuple):
             self.need(key)
         self.seen.add(self.at(key))
         value = self.peek(key, default)
-        if self.has(key) and not isinstance(value, kind):
+        is_flag = isinstance(value, bool) and kind in (int, NUMBER)
+        if self.has(key) and (not isinstance(value, kind) or is_flag):
             raise ValueError(f"{self.at(key)} = {value!r} should be {_name(kind)}")
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{self.at(key)} = nan should be a number")
         return value
 
     def note(self, key: str, reason: str) -> None:
@@ -126,28 +134,44 @@ def read_yaml(path: str | os.PathLike) -> Node:
     try:
         # A SafeLoader makes plain values only.
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        if not isinstance(tree, Mapping):
-            raise ValueError(f"{path} should hold a mapping with the key model, not {tree!r:.80}")
-        return root_node(_resolve(tree, tree, str(path), (), itertools.count()))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NO_YAML as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as YAML: {reason}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} cannot be read as YAML: it is nested too deeply") from error
+    if not isinstance(tree, Mapping):
+        raise ValueError(
+            f"{path} should hold a mapping with the key model, not {reprlib.repr(tree)}"
+        )
+    try:
+        return root_node(_resolve(tree, tree, str(path), (), itertools.count()))
     except RecursionError as error:
         raise ValueError(f"{path} cannot be read as YAML: it is nested too deeply") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """yaml.SafeLoader that refuses a key that stands twice in a mapping."""
+    """yaml.SafeLoader that refuses keys that stand twice, and merges that unfold for ever."""
+
+    merged = 0
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Make a mapping; raise ConstructorError for a key that stands twice."""
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in names if len(set(names)) < len(names) else ():
-            if names.count(key) > 1 and key != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", node.start_mark
-                )
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = [name for name, count in names.items() if count > 1 and name != "<<"]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]!r:.80} stands twice", node.start_mark
+            )
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Merge what `<<` names; raise ConstructorError when that is more than any config has."""
+        super().flatten_mapping(node)
+        self.merged += len(node.value)
+        if self.merged > MAX_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"`<<` unfolds to more than {MAX_VALUES:,} values", node.start_mark
+            )
 
 
 def root_node(values: Mapping[str, Any]) -> Node:
@@ -219,8 +243,14 @@ def _resolve(
         return {str(key): _resolve(item, tree, path, within, count) for key, item in value.items()}
     if isinstance(value, list):
         return [_resolve(item, tree, path, within, count) for item in value]
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise ValueError(
+            f"{path} should be a config, and holds a number of {value.bit_length()} bits"
+        )
     if not isinstance(value, str):
         return value
+    if value.count("${") > MAX_REFERENCES:
+        raise ValueError(f"{path} has a text with more than {MAX_REFERENCES} references ${{...}}")
     if _EXPONENT.fullmatch(value):
         return float(value)
     whole = _REFERENCE.fullmatch(value)

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, file_adapters
 
-from diffusion_jax.data.records import Records, captions_of, find_features
+from diffusion_jax.data.records import Records, find_features
 from diffusion_jax.data.sources import image_folder, mnist_subset, openmoji, preparation
 
 # Builders of this package: name -> factory(data_dir, **options). They prepare themselves without a
@@ -86,53 +86,6 @@ def class_names(source: Records, *, label_key: str | None = None) -> tuple[str, 
     if key is None or info is None or not hasattr(info.features[key], "names"):
         return ()
     return tuple(info.features[key].names)
-
-
-def captions(
-    source: Records, limit: int | None = None, *, caption_key: str | None = None
-) -> list[str]:
-    """Read the first caption of the first `limit` records, or of all, in the order of the source.
-
-    Raises:
-        ValueError: the source has no captions.
-    """
-    key = find_features(source, caption_key=caption_key).caption
-    if key is None:
-        raise ValueError(
-            "the data set has no captions; name the feature with caption_key if it has another name"
-        )
-    return [captions_of(source[i][key])[0] for i in range(len(source))[:limit]]
-
-
-def describe(source: Records) -> dict[str, Any]:
-    """Describe a source in plain strings, numbers and lists.
-
-    Keys: num_examples, image, label, caption (feature names or None), num_classes, class_names;
-    from TFDS also name, split, features, path, size_bytes, file_format, citation, and skipped
-    (unreadable files left out when a folder was prepared).
-    """
-    names = find_features(source)
-    classes = class_names(source)
-    overview = {
-        "num_examples": len(source),
-        **names._asdict(),
-        "num_classes": len(classes),
-        "class_names": list(classes),
-    }
-    info = getattr(source, "dataset_info", None)
-    if info is None:
-        return overview
-    return {
-        "name": info.full_name,
-        "split": str(getattr(source, "split", "")),
-        **overview,
-        "features": {key: repr(feature) for key, feature in info.features.items()},
-        "path": os.fspath(info.data_dir),
-        "size_bytes": int(info.dataset_size),
-        "file_format": info.file_format.value,
-        "citation": info.citation,
-        "skipped": list(info.metadata["skipped"]) if "skipped" in (info.metadata or {}) else [],
-    }
 
 
 def _own_builder(name: str, data_dir: str, options: dict[str, Any]) -> tfds.core.DatasetBuilder:

@@ -8,18 +8,23 @@ static: they decide what a step computes.
 
 import math
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffusion_jax.diffusion.samplers.driver import Sampler, check_iterations
-from diffusion_jax.diffusion.schedule import check_choice
+from diffusion_jax.diffusion.samplers.driver import Sampler, check_iterations, step_back
+from diffusion_jax.diffusion.samplers.sigmas import edm
 from diffusion_jax.types import Predict
 
 Steps = TypeVar("Steps", bound=tuple)
+
+# With x_0 ~ N(0, s^2), x is proportional to sqrt(s^2 + sigma^2). From far above s down to a
+# sigma_next above s, Euler's step misses that by s^2 / (2 sigma_next) and Heun's by
+# (sigma / sigma_next - 2) times as much: it is worse from sigma = 3 sigma_next on.
+LONGEST = 3.0
 
 
 class ChurnedStep(NamedTuple):
@@ -54,10 +59,10 @@ def euler(
     def step(predict, x, memory, now: ChurnedStep, noise):
         if s_churn > 0.0:
             x = x + now.churn * noise
-        x_start = _denoise(predict, x, now.sigma_hat)
-        return _towards(x, x_start, now.sigma_next / now.sigma_hat), memory, x_start
+        x_start = denoise(predict, x, now.sigma_hat)
+        return towards(x, x_start, now.sigma_next / now.sigma_hat), memory, x_start
 
-    return _sampler(step, steps, sigmas, stochastic=s_churn > 0.0)
+    return make_sampler(step, steps, sigmas, stochastic=s_churn > 0.0)
 
 
 def heun(
@@ -70,7 +75,9 @@ def heun(
 ) -> Sampler:
     """Make Heun's method: Euler's step, then again with the mean of the slopes at both ends.
 
-    Order 2 for two network evaluations a step; the last step, to sigma = 0, is Euler's with one.
+    Order 2 for two network evaluations a step. The last step, to sigma = 0, is Euler's with one,
+    and so is a step from sigma_hat > 3 max(sigma_next, 1): far above the data, which has about
+    unit variance, slopes change at the end of a step only, and their mean is the worse guess.
     Options as for `euler`.
 
     Raises ValueError for sigmas that do not decrease to 0 and for negative options.
@@ -78,21 +85,75 @@ def heun(
     """
     steps = _churned(sigmas, s_churn, s_tmin, s_tmax, s_noise)
 
+    step = _heun_step(stochastic=s_churn > 0.0)
+    return make_sampler(step, steps, sigmas, stochastic=s_churn > 0.0)
+
+
+def _heun_step(*, stochastic: bool) -> Any:
     def step(predict, x, memory, now: ChurnedStep, noise):
-        if s_churn > 0.0:
+        if stochastic:
             x = x + now.churn * noise
-        x_start = _denoise(predict, x, now.sigma_hat)
-        guess = _towards(x, x_start, now.sigma_next / now.sigma_hat)
+        x_start = denoise(predict, x, now.sigma_hat)
+        guess = towards(x, x_start, now.sigma_next / now.sigma_hat)
 
         def correct():
             slope = (x - x_start) / now.sigma_hat
-            slope_next = (guess - _denoise(predict, guess, now.sigma_next)) / now.sigma_next
+            slope_next = (guess - denoise(predict, guess, now.sigma_next)) / now.sigma_next
             return x + (now.sigma_next - now.sigma_hat) * 0.5 * (slope + slope_next)
 
-        x = jax.lax.cond(now.sigma_next > 0.0, correct, lambda: guess)
+        short = now.sigma_hat <= LONGEST * jnp.maximum(now.sigma_next, 1.0)
+        x = jax.lax.cond((now.sigma_next > 0.0) & short, correct, lambda: guess)
         return x, memory, x_start
 
-    return _sampler(step, steps, sigmas, stochastic=s_churn > 0.0)
+    return step
+
+
+def restart(
+    sigmas: np.ndarray,
+    *,
+    low: float = 0.1,
+    high: float = 2.0,
+    repeats: int = 1,
+    restart_steps: int = 9,
+    s_noise: float = 1.0,
+) -> Sampler:
+    """Make Restart: `heun`, which goes back up once it is near the level `low`, and down again.
+
+    It goes up to `high` by new noise, which forgets the errors made above, and down in
+    restart_steps steps on the grid of sigmas.edm, `repeats` times. All of these are steps of the
+    sampler, which has num_steps + repeats * restart_steps of them.
+
+    low: the restarts begin at the level of the grid that is nearest, but for 0.
+    s_noise: scales the new noise.
+
+    Raises ValueError for sigmas that do not decrease to 0 or have no level between the ends, a
+    high that is not above that level, numbers below 1 and a negative s_noise.
+    Source: Xu et al. 2023 (Restart Sampling), equation 2 and algorithm 1 with one interval.
+    """
+    check_not_negative(low=low, s_noise=s_noise)
+    for name, value in (("repeats", repeats), ("restart_steps", restart_steps)):
+        if value < 1:
+            raise ValueError(f"{name} = {value!r} should be at least 1")
+    sigma, sigma_next = ends_of_steps(sigmas)
+    if len(sigma) < 2:
+        raise ValueError("num_steps = 1 should be at least 2: restart begins between two steps")
+    place = 1 + int(np.argmin(np.abs(sigma[1:] - low)))
+    bottom = float(sigma[place])
+    if not bottom < high < math.inf:
+        raise ValueError(
+            f"high = {high!r} should be finite and above {bottom:.6g}, the level of the grid that "
+            f"is nearest to low = {low!r}; more steps have lower levels"
+        )
+    inner = edm(restart_steps + 1, sigma_min=bottom, sigma_max=high)[:-1]
+    once = np.stack([[bottom, *inner[1:-1]], inner[:-1], inner[1:]])
+    whole = np.stack([sigma, sigma, sigma_next])
+    again = np.tile(once, repeats)
+    rows = np.concatenate([whole[:, :place], again, whole[:, place:]], axis=1)
+    churn = s_noise * np.sqrt(rows[1] ** 2 - rows[0] ** 2)
+    step = _heun_step(stochastic=True)
+    return make_sampler(
+        step, ChurnedStep(rows[0], rows[1], rows[2], churn), sigmas, stochastic=True
+    )
 
 
 class InversionStep(NamedTuple):
@@ -109,24 +170,22 @@ def euler_inversion(sigmas: np.ndarray, *, iterations: int = 1) -> Sampler:
     returns x at the largest level, from which `euler` leads back to the data.
 
     iterations: how often x_next is computed. The first time D is the one at x, which makes an error
-      of the first order in the step. Each further time is a Newton step towards the x_next from
-      which Euler's step leads to x, with the slope that Euler's step has on N(0, 1) data.
+      of the first order in the step; each further time corrects it, see driver.step_back.
 
     Raises ValueError for sigmas that do not decrease to 0 and iterations below 1.
     Source: Song et al. 2021 (DDIM), equation 14; Pan et al. 2023 (AIDI) for the iterations.
     """
     check_iterations(iterations)
-    sigma_next, sigma = (levels[::-1] for levels in _pairs(sigmas))
+    sigma_next, sigma = (levels[::-1] for levels in ends_of_steps(sigmas))
 
     def step(predict, x, memory, now: InversionStep, noise):
-        def improve(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
-            end, _ = found
-            x_start = _denoise(predict, end, now.sigma_next)
-            miss = x - _towards(end, x_start, now.sigma / now.sigma_next)
-            slope = (1.0 + now.sigma * now.sigma_next) / (1.0 + now.sigma_next**2)
-            return end + miss / jnp.where(i == 0, 1.0, slope), x_start
+        def euler_step(end: Array) -> tuple[Array, Array, Array]:
+            x_start = denoise(predict, end, now.sigma_next)
+            back = towards(end, x_start, now.sigma / now.sigma_next)
+            return back, x_start, end + x - back
 
-        x_next, x_start = jax.lax.fori_loop(0, iterations, improve, (x, x))
+        slope = (1.0 + now.sigma * now.sigma_next) / (1.0 + now.sigma_next**2)
+        x_next, x_start = step_back(euler_step, x, slope, iterations)
         return x_next, memory, x_start
 
     return Sampler(
@@ -153,13 +212,13 @@ def euler_ancestral(sigmas: np.ndarray, *, eta: float = 1.0, s_noise: float = 1.
     steps = _ancestral(sigmas, eta, s_noise)
 
     def step(predict, x, memory, now: AncestralStep, noise):
-        x_start = _denoise(predict, x, now.sigma)
-        x = _towards(x, x_start, now.sigma_down / now.sigma)
+        x_start = denoise(predict, x, now.sigma)
+        x = towards(x, x_start, now.sigma_down / now.sigma)
         if eta > 0.0:
             x = x + now.up * noise
         return x, memory, x_start
 
-    return _sampler(step, steps, sigmas, stochastic=eta > 0.0)
+    return make_sampler(step, steps, sigmas, stochastic=eta > 0.0)
 
 
 def dpmpp_2s_ancestral(sigmas: np.ndarray, *, eta: float = 1.0, s_noise: float = 1.0) -> Sampler:
@@ -175,144 +234,94 @@ def dpmpp_2s_ancestral(sigmas: np.ndarray, *, eta: float = 1.0, s_noise: float =
     steps = _ancestral(sigmas, eta, s_noise)
 
     def step(predict, x, memory, now: AncestralStep, noise):
-        x_start = _denoise(predict, x, now.sigma)
+        x_start = denoise(predict, x, now.sigma)
 
         def look_ahead():
             middle = jnp.sqrt(now.sigma * now.sigma_down)
-            return _denoise(predict, _towards(x, x_start, middle / now.sigma), middle)
+            return denoise(predict, towards(x, x_start, middle / now.sigma), middle)
 
         ahead = jax.lax.cond(now.sigma_down > 0.0, look_ahead, lambda: x_start)
-        x = _towards(x, ahead, now.sigma_down / now.sigma)
+        x = towards(x, ahead, now.sigma_down / now.sigma)
         if eta > 0.0:
             x = x + now.up * noise
         return x, memory, x_start
 
-    return _sampler(step, steps, sigmas, stochastic=eta > 0.0)
+    return make_sampler(step, steps, sigmas, stochastic=eta > 0.0)
 
 
-class MultistepStep(NamedTuple):
-    """One step: x_next = keep x + gain D + bend (D - D_before) + up eps; each [num_steps]."""
+class SplitStep(NamedTuple):
+    """One of two steps: to the middle of a step of the grid, or from its middle to its end.
+
+    The first one is x_next = keep x + (1 - keep) D + up noise, and so is a second one where
+    nothing is known of the first. Else the second one starts where the first did:
+    x_next = keep_whole x_before + (1 - keep_whole) D + up_before noise_before + up_now noise.
+    second is 1 in second steps and 0 in others; all fields are [num_steps].
+    """
 
     sigma: Any
     keep: Any
-    gain: Any
-    bend: Any
     up: Any
+    second: Any
+    keep_whole: Any
+    up_before: Any
+    up_now: Any
 
 
-def dpmpp_2m(sigmas: np.ndarray) -> Sampler:
-    """Make DPM-Solver++(2M): order 2 from the denoised image of the step before; deterministic.
+def dpmpp_sde(sigmas: np.ndarray, *, eta: float = 1.0, s_noise: float = 1.0) -> Sampler:
+    """Make DPM-Solver++(2S) of the reverse SDE: noise in the middle of a step and at its end.
 
-    x_next = r x + (1 - r) (D + h / (2 h_before) (D - D_before)), with r = sigma_next / sigma and
-    h = -log r. Its first step, and the last one to 0, are of the first order.
+    x_end = r x + (1 - r) D' + noise, with r = sigma_down / sigma and D' the denoised image of the
+    x that the SDE has at the geometric mean of both levels. Each evaluation is a step of the
+    sampler, which has 2 num_steps - 1 of them; the last one, to 0, ends at D.
 
-    Raises ValueError for sigmas that do not decrease to 0.
-    Source: Lu et al. 2022 (DPM-Solver++), algorithm 2; sgm, DPMPP2MSampler.
+    eta: how much of the way is noise, see ancestral_levels; 1 is the SDE. s_noise: scales it.
+
+    Both noises of a step are stretches of one Brownian motion, whose time is sigma.
+
+    Raises ValueError for sigmas that do not decrease to 0, an eta that is not positive and a
+    negative s_noise.
+    Source: Lu et al. 2022 (DPM-Solver++), algorithm 1 with r = 1/2, and section 4.3;
+    k-diffusion, sample_dpmpp_sde.
     """
-    return _multistep(sigmas, eta=0.0, s_noise=1.0, solver_type="midpoint")
+    check_not_negative(s_noise=s_noise)
+    if not eta > 0.0:
+        raise ValueError(f"eta = {eta!r} should be positive; dpmpp_2s_ancestral has eta = 0")
+    sigma, end = ends_of_steps(sigmas)
+    middle = np.sqrt(sigma * end)
+    down, up = ancestral_levels(sigma, middle, eta)
+    down_whole, up_whole = ancestral_levels(sigma, end, eta)
+    share = (sigma - middle)[:-1] / (sigma - end)[:-1]
+    down_half, up_half = ancestral_levels(middle[:-1], end[:-1], eta)
+    none, whole = np.zeros_like(sigma), up_whole[:-1]
+    first = np.stack([sigma, down / sigma, up, none, none, none, none])
+    second = np.stack(
+        [
+            middle[:-1],
+            down_half / middle[:-1],
+            up_half,
+            np.ones_like(share),
+            (down_whole / sigma)[:-1],
+            np.sqrt(share) * whole,
+            np.sqrt(1.0 - share) * whole,
+        ]
+    )
+    rows = np.empty((7, 2 * len(sigma) - 1))
+    rows[:, ::2], rows[:, 1::2] = first, second
+    rows[[2, 5, 6]] *= s_noise
 
+    def init(x: Array) -> Any:
+        return jnp.zeros((), bool), x, x
 
-def dpmpp_2m_sde(
-    sigmas: np.ndarray,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    solver_type: Literal["midpoint", "heun"] = "midpoint",
-) -> Sampler:
-    """Make SDE-DPM-Solver++(2M): dpmpp_2m of the reverse SDE, with new noise in each step.
+    def step(predict, x, memory, now: SplitStep, noise):
+        begun, x_before, noise_before = memory
+        x_start = denoise(predict, x, now.sigma)
+        plain = towards(x, x_start, now.keep) + now.up * noise
+        both = now.up_before * noise_before + now.up_now * noise
+        whole = towards(x_before, x_start, now.keep_whole) + both
+        x_next = jnp.where(begun & (now.second > 0.0), whole, plain)
+        return x_next, (jnp.ones_like(begun), x, noise), x_start
 
-    eta: 1 is the SDE of Song et al. 2021, 0 the ODE (for midpoint, that is dpmpp_2m).
-    s_noise: scales the noise.
-    solver_type: how the difference of two denoised images enters, midpoint (1/2) or heun.
-
-    Raises ValueError for sigmas that do not decrease to 0, negative options and unknown names.
-    Source: Lu et al. 2022 (DPM-Solver++), section 4.3; k-diffusion, sample_dpmpp_2m_sde.
-    """
-    check_choice("solver_type", solver_type, ("midpoint", "heun"))
-    return _multistep(sigmas, eta=eta, s_noise=s_noise, solver_type=solver_type)
-
-
-def _multistep(sigmas: np.ndarray, *, eta: float, s_noise: float, solver_type: str) -> Sampler:
-    _check_not_negative(eta=eta, s_noise=s_noise)
-    sigma, sigma_next = _pairs(sigmas)
-    ratio = sigma_next / sigma
-    keep = ratio ** (1.0 + eta)
-    h = -np.log(ratio[:-1])  # infinite in the last step, which is of the first order
-    share = 0.5 * (1.0 - keep[:-1])
-    if solver_type == "heun":
-        share = 1.0 - (1.0 - keep[:-1]) / ((1.0 + eta) * h)
-    bend = np.zeros_like(sigma)
-    bend[1:-1] = share[1:] * h[1:] / h[:-1]
-    up = s_noise * sigma_next * np.sqrt(1.0 - ratio ** (2.0 * eta))
-
-    def init(x: Array) -> tuple[Array, Array]:
-        return jnp.zeros((), bool), jnp.zeros_like(x)
-
-    def step(predict, x, memory, now: MultistepStep, noise):
-        begun, before = memory
-        x_start = _denoise(predict, x, now.sigma)
-        bend = jnp.where(begun, now.bend, 0.0)
-        x = now.keep * x + now.gain * x_start + bend * (x_start - before)
-        if eta > 0.0:
-            x = x + now.up * noise
-        return x, (jnp.ones_like(begun), x_start), x_start
-
-    steps = MultistepStep(sigma, keep, 1.0 - keep, bend, up)
-    return _sampler(step, steps, sigmas, init, stochastic=eta > 0.0)
-
-
-class LMSStep(NamedTuple):
-    """One step: x_next = x + sum_j weights[k, j] d_j, where k slopes d of before are known.
-
-    weights [num_steps, order, order]; d_0 is the slope of this step, d_1 of the step before.
-    """
-
-    sigma: Any
-    weights: Any
-
-
-def lms(sigmas: np.ndarray, *, order: int = 4) -> Sampler:
-    """Make the linear multistep method: integrate the polynomial through the last `order` slopes.
-
-    Adams-Bashforth on uneven levels; one network evaluation a step, deterministic. The first steps
-    know fewer slopes and have the order of their number.
-
-    Raises ValueError for sigmas that do not decrease to 0 and an order below 1.
-    Source: k-diffusion, sample_lms; the integrals are exact here and numerical there.
-    """
-    if order < 1:
-        raise ValueError(f"order = {order!r} should be at least 1")
-    sigma, _ = _pairs(sigmas)
-    levels = np.asarray(sigmas, np.float64)
-    weights = np.zeros((len(sigma), order, order))
-    for i in range(len(sigma)):
-        for known in range(min(i + 1, order)):
-            weights[i, known, : known + 1] = _adams_bashforth(levels[: i + 2], known + 1)
-
-    def init(x: Array) -> tuple[Array, Array]:
-        return jnp.zeros((), jnp.int32), jnp.zeros((order, *x.shape), x.dtype)
-
-    def step(predict, x, memory, now: LMSStep, noise):
-        known, slopes = memory
-        x_start = _denoise(predict, x, now.sigma)
-        slope = (x - x_start) / now.sigma
-        slopes = jnp.concatenate([slope[None], slopes[:-1]])
-        x = x + jnp.tensordot(now.weights[known], slopes, 1)
-        return x, (jnp.minimum(known + 1, order - 1), slopes), x_start
-
-    return _sampler(step, LMSStep(sigma, weights), sigmas, init)
-
-
-def _adams_bashforth(levels: np.ndarray, count: int) -> np.ndarray:
-    """Integrate Lagrange's polynomials over the last interval of levels, the newest first.
-
-    Each is 1 at one of the `count` levels before the interval's end and 0 at the others. The
-    integrals are the weights that are exact for every polynomial of a degree below `count`.
-    """
-    start, width = levels[-2], levels[-1] - levels[-2]
-    nodes = (levels[-1 - count : -1][::-1] - start) / width
-    degrees = np.arange(count)
-    return width * np.linalg.solve(nodes[None, :] ** degrees[:, None], 1.0 / (degrees + 1.0))
+    return make_sampler(step, SplitStep(*rows), sigmas, init, stochastic=True)
 
 
 def ancestral_levels(
@@ -329,8 +338,8 @@ def ancestral_levels(
 
 
 def _ancestral(sigmas: np.ndarray, eta: float, s_noise: float) -> AncestralStep:
-    _check_not_negative(eta=eta, s_noise=s_noise)
-    sigma, sigma_next = _pairs(sigmas)
+    check_not_negative(eta=eta, s_noise=s_noise)
+    sigma, sigma_next = ends_of_steps(sigmas)
     down, up = ancestral_levels(sigma, sigma_next, eta)
     return AncestralStep(sigma, down, s_noise * up)
 
@@ -338,14 +347,14 @@ def _ancestral(sigmas: np.ndarray, eta: float, s_noise: float) -> AncestralStep:
 def _churned(
     sigmas: np.ndarray, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float
 ) -> ChurnedStep:
-    _check_not_negative(s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
-    sigma, sigma_next = _pairs(sigmas)
+    check_not_negative(s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
+    sigma, sigma_next = ends_of_steps(sigmas)
     growth = min(s_churn / len(sigma), 2.0**0.5 - 1.0)
     sigma_hat = sigma * (1.0 + growth * ((s_tmin <= sigma) & (sigma <= s_tmax)))
     return ChurnedStep(sigma, sigma_hat, sigma_next, s_noise * np.sqrt(sigma_hat**2 - sigma**2))
 
 
-def _pairs(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ends_of_steps(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Check a grid and cut it into the two ends of each step, float64 [num_steps] both."""
     sigmas = np.asarray(sigmas, np.float64)
     if (
@@ -361,13 +370,14 @@ def _pairs(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sigmas[:-1], sigmas[1:]
 
 
-def _check_not_negative(**options: float) -> None:
+def check_not_negative(**options: float) -> None:
+    """Raise ValueError for an option that is negative or no number."""
     for name, value in options.items():
         if not value >= 0.0:
             raise ValueError(f"{name} = {value!r} should not be negative")
 
 
-def _sampler(
+def make_sampler(
     step: Any,
     steps: tuple,
     sigmas: np.ndarray,
@@ -375,6 +385,7 @@ def _sampler(
     *,
     stochastic: bool = False,
 ) -> Sampler:
+    """Make a Sampler of x = x_0 + sigma eps; one without noise is inverted as `euler` is."""
     back = None if stochastic else partial(euler_inversion, sigmas)
     return Sampler(init, step, _float32(steps), _start, _add_noise, stochastic, back)
 
@@ -392,10 +403,11 @@ def _add_noise(x_start: Array, now: Any, noise: Array) -> Array:
     return x_start + now.sigma * noise
 
 
-def _denoise(predict: Predict, x: Array, sigma: Array) -> Array:
+def denoise(predict: Predict, x: Array, sigma: Array) -> Array:
+    """Compute D(x, sigma), all of the batch at one level, in the dtype of x."""
     return predict(x, jnp.full(x.shape[:1], sigma)).astype(x.dtype)
 
 
-def _towards(x: Array, x_start: Array, ratio: Array) -> Array:
+def towards(x: Array, x_start: Array, ratio: Array) -> Array:
     """Move x to x_start until `ratio` of the noise is left: Euler's step, exact at ratio 0."""
     return ratio * x + (1.0 - ratio) * x_start

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion import ddpm
 from diffusion_jax.diffusion.guidance import check_norm_threshold, norm_threshold
-from diffusion_jax.diffusion.samplers.driver import Sampler, check_iterations
+from diffusion_jax.diffusion.samplers.driver import Sampler, check_iterations, step_back
 from diffusion_jax.diffusion.samplers.timesteps import Discretize, visited_timesteps
 from diffusion_jax.diffusion.schedule import (
     Schedule,
@@ -150,8 +150,7 @@ def ddim_inversion(
     0, this begins there.
 
     iterations: how often x_next is computed. The first time eps is the one at x, which makes an
-      error of the first order in the step. Each further time is a Newton step towards the x_next
-      from which ddim's step leads to x, with the slope that ddim's step has on N(0, 1) data.
+      error of the first order in the step; each further time corrects it, see driver.step_back.
 
     Raises ValueError for num_steps outside [1, T], iterations below 1 and unknown names.
     Source: Song et al. 2021 (DDIM), equation 14; Pan et al. 2023 (AIDI) for the iterations.
@@ -163,18 +162,15 @@ def ddim_inversion(
     def step(predict, x, memory, now: DDIMInversionStep, noise):
         t = jnp.full(x.shape[:1], now.t)
 
-        def improve(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
-            end, _ = found
+        def ddim_step(end: Array) -> tuple[Array, Array, Array]:
             output = predict(end, t)
             eps = ddpm.predict_noise(schedule, output, end, t, parameterization)
-            x_start = (x - now.sigma_now * eps) / now.signal_now
-            first = now.signal * x_start + now.sigma * eps
-            seen = ddpm.predict_start(schedule, output, end, t, parameterization)
-            miss = x - now.signal_now * seen - now.sigma_now * eps
-            slope = now.signal_now * now.signal + now.sigma_now * now.sigma
-            return jnp.where(i == 0, first, end + miss / slope), x_start
+            guess = now.signal * (x - now.sigma_now * eps) / now.signal_now + now.sigma * eps
+            x_start = ddpm.predict_start(schedule, output, end, t, parameterization)
+            return now.signal_now * x_start + now.sigma_now * eps, x_start, guess
 
-        x_next, x_start = jax.lax.fori_loop(0, iterations, improve, (x, x))
+        slope = now.signal_now * now.signal + now.sigma_now * now.sigma
+        x_next, x_start = step_back(ddim_step, x, slope, iterations)
         return x_next, memory, x_start
 
     def add_noise(x_start, now: DDIMInversionStep, noise):
@@ -289,14 +285,124 @@ def plms(
         x, x_start = move(x, jax.lax.cond(known == 0, look_ahead, look_back), now)
         return x, (jnp.minimum(known + 1, 3), before), x_start
 
-    back = partial(
-        ddim_inversion,
-        schedule,
-        num_steps,
-        discretize=discretize,
-        parameterization=parameterization,
-    )
+    options: Any = {"discretize": discretize, "parameterization": parameterization}
+    back = partial(ddim_inversion, schedule, num_steps, **options)
     return Sampler(init, step, steps, add_noise=ddpm.diffuse(schedule), inverse=back)
+
+
+class DPMSolverStep(NamedTuple):
+    """One step: x_next = keep x + gain x_0 + bend (x_0 - x_0 before), each number [num_steps]."""
+
+    t: Array
+    keep: Array
+    gain: Array
+    bend: Array
+
+
+def dpm_solver(
+    schedule: Schedule,
+    num_steps: int,
+    *,
+    parameterization: Literal["eps", "x0", "v"] = "eps",
+) -> Sampler:
+    """Repeat DPMSolverSampler of stable-diffusion: DPM-Solver++(2M) on an even grid of timesteps.
+
+    The num_steps + 1 timesteps go from T - 1 to 0, rounded to whole ones (there the network is
+    given the fractions); the x that is returned has the little noise of timestep 0. The first step
+    is of the first order, and so is the last one of fewer than 15. For less noise take dpmpp_2m,
+    which ends at a denoised image.
+
+    Raises ValueError for num_steps outside [1, T - 1] and unknown names.
+    Source: Lu et al. 2022 (DPM-Solver++), algorithm 2; stable-diffusion, DPMSolverSampler.
+    """
+    check_choice("parameterization", parameterization, ("eps", "x0", "v"))
+    T = schedule.num_timesteps
+    if not 1 <= num_steps < T:
+        raise ValueError(
+            f"num_steps = {num_steps!r} should lie in [1, {T - 1}], one less than the timesteps of "
+            "the schedule"
+        )
+    t = np.round(np.linspace(T - 1, 0, num_steps + 1)).astype(np.int32)
+    signal, sigma = at_or_clean(schedule, t)
+    keep = sigma[1:] / sigma[:-1]
+    gain = signal[1:] - signal[:-1] * keep
+    h = jnp.diff(jnp.log(signal) - jnp.log(sigma))
+    bend = jnp.zeros_like(h).at[1:].set(0.5 * gain[1:] * h[1:] / h[:-1])
+    if num_steps < 15:
+        bend = bend.at[-1].set(0.0)
+
+    def init(x: Array) -> tuple[Array, Array]:
+        return jnp.zeros((), bool), jnp.zeros_like(x)
+
+    def step(predict, x, memory, now: DPMSolverStep, noise):
+        begun, before = memory
+        level = jnp.full(x.shape[:1], now.t)
+        output = predict(x, level)
+        x_start = ddpm.predict_start(schedule, output, x, level, parameterization).astype(x.dtype)
+        bend = jnp.where(begun, now.bend, 0.0)
+        x = now.keep * x + now.gain * x_start + bend * (x_start - before)
+        return x, (jnp.ones_like(begun), x_start), x_start
+
+    steps = DPMSolverStep(jnp.asarray(t[:-1]), keep, gain, bend)
+    return Sampler(init, step, steps, add_noise=ddpm.diffuse(schedule))
+
+
+class LCMStep(NamedTuple):
+    """One step: x_next = signal_next f(x, t) + sigma_next noise, each number [num_steps]."""
+
+    t: Array
+    signal_next: Array
+    sigma_next: Array
+
+
+def lcm(
+    schedule: Schedule,
+    num_steps: int,
+    *,
+    original_steps: int = 50,
+    timestep_scaling: float = 10.0,
+    parameterization: Literal["eps", "x0", "v"] = "eps",
+) -> Sampler:
+    """Make the sampler of latent consistency models: x_next = sqrt(abar') f + sqrt(1 - abar') eps.
+
+    eps is new noise and abar' belongs to the next timestep.
+    f(x, t) = c_skip x + c_out x_0 is the image where the ODE from x ends, which a network has to be
+    distilled for; then 1 to 8 steps are enough. c_skip = 1 / (1 + 4 s^2), c_out^2 = 1 - c_skip and
+    s = timestep_scaling t. The last step ends at f.
+
+    original_steps: the timesteps that the model was distilled on, i floor(T / original_steps) - 1;
+      num_steps of them are visited, evenly from the last one down.
+
+    Raises ValueError unless 1 <= num_steps <= original_steps <= T, and for unknown names.
+    Source: Luo et al. 2023 (LCM), algorithm 3 and appendix; diffusers, LCMScheduler.
+    """
+    check_choice("parameterization", parameterization, ("eps", "x0", "v"))
+    T = schedule.num_timesteps
+    if not 1 <= original_steps <= T:
+        raise ValueError(f"original_steps = {original_steps!r} should lie in [1, {T}]")
+    if not 1 <= num_steps <= original_steps:
+        raise ValueError(
+            f"num_steps = {num_steps!r} should lie in [1, {original_steps}], the original_steps"
+        )
+    known = np.arange(original_steps, 0, -1) * (T // original_steps) - 1
+    t = known[np.arange(num_steps) * original_steps // num_steps].astype(np.int32)
+    following = at_or_clean(schedule, np.append(t[1:], -1))
+
+    def step(predict, x, memory, now: LCMStep, noise):
+        level = jnp.full(x.shape[:1], now.t)
+        output = predict(x, level)
+        x_start = ddpm.predict_start(schedule, output, x, level, parameterization)
+        c_skip = 1.0 / (1.0 + 4.0 * (timestep_scaling * now.t) ** 2)
+        image = c_skip * x + jnp.sqrt(1.0 - c_skip) * x_start
+        return now.signal_next * image + now.sigma_next * noise, memory, image
+
+    return Sampler(
+        lambda x: (),
+        step,
+        LCMStep(jnp.asarray(t), *following),
+        add_noise=ddpm.diffuse(schedule),
+        stochastic=True,
+    )
 
 
 def _check_signal(schedule: Schedule, t: int) -> None:

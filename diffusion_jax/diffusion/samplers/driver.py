@@ -164,13 +164,16 @@ def inverse(sampler: Sampler, iterations: int = 1) -> Sampler:
     iterations: how often each step is computed; more of them invert it more exactly, see
       ddim_inversion and euler_inversion, which this is.
 
-    Raises ValueError for iterations below 1 and for a sampler that draws noise in its steps, from
-    which no single x_T leads to an image.
+    Raises ValueError for iterations below 1, for a sampler that draws noise in its steps, from
+    which no single x_T leads to an image, and for dpm_solver.
     """
     if sampler.inverse is None:
+        why = "has no way back"
+        if sampler.stochastic:
+            why = "draws noise in every step, so that no x_T leads to an image"
         raise ValueError(
-            "the sampler draws noise in every step, so that no x_T leads to an image; use a "
-            "deterministic one (ddim with eta = 0, plms, dpmpp_2m, euler without churn)"
+            f"the sampler {why}; use a deterministic one (ddim with eta = 0, plms, dpmpp_2m, euler "
+            "without churn)"
         )
     return sampler.inverse(iterations=iterations)
 
@@ -241,6 +244,38 @@ def log_slots(num_steps: int, log_every: int) -> np.ndarray:
     logged = remaining % log_every == 0
     logged[0] = True
     return (np.cumsum(logged) - logged).astype(np.int32)
+
+
+def step_back(
+    step: Callable[[Array], tuple[Array, Array, Array]],
+    x: Float[Array, "b *shape"],
+    slope: Array,
+    iterations: int,
+) -> tuple[Float[Array, "b *shape"], Float[Array, "b *shape"]]:
+    """Find the end from which a step leads to x, by the secant method: (end, predicted x_0).
+
+    step: end -> (x to which the step from there leads, predicted x_0, a guess of the end).
+    slope: d x / d end on N(0, 1) data. iterations: evaluations of `step`. The first one, at x,
+    gives the guess; each later one a correction miss / slope, where each sample has the slope
+    that its last two evaluations show, but no less than a quarter of `slope`.
+    Source: Barzilai and Borwein 1988, the first of their step sizes.
+    """
+
+    def dot(a: Array, b: Array) -> Array:
+        return jnp.sum(a * b, tuple(range(1, x.ndim)), keepdims=True)
+
+    def improve(i: Array, found: tuple[Array, ...]) -> tuple[Array, ...]:
+        end, _, end_before, miss_before = found
+        back, x_start, guess = step(end)
+        miss, moved = x - back, end - end_before
+        length = dot(moved, moved)
+        # A move that is mostly rounding shows nothing.
+        shown = dot(moved, miss_before - miss) / jnp.where(length > 0.0, length, 1.0)
+        shown = jnp.where(length > 1e-10 * dot(end, end), jnp.maximum(shown, slope / 4), slope)
+        return jnp.where(i == 0, guess, end + miss / shown), x_start, end, miss
+
+    end, x_start, _, _ = jax.lax.fori_loop(0, iterations, improve, (x, x, x, x))
+    return end, x_start
 
 
 def check_iterations(iterations: int) -> None:

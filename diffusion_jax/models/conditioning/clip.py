@@ -166,8 +166,8 @@ class ClipTextTower(nn.Module):
 class ClipVisionTower(nn.Module):
     """CLIP's image encoder, a vision transformer: image [b h w 3] -> VisionStates.
 
-    The image has image_size pixels on each side and CLIP's normalisation. The defaults are those
-    of OpenAI's ViT-L/14. Raises ValueError for another size.
+    The image has image_size pixels on each side and CLIP's normalisation. The defaults come
+    from OpenAI's ViT-L/14. Raises ValueError for another size.
     Source: Radford et al. 2021 (CLIP), section 2.4; Hugging Face CLIPVisionModelWithProjection.
     """
 

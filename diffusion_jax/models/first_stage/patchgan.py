@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.models.layers.basic import torch_uniform
 from diffusion_jax.models.layers.convolution import convolve
+from diffusion_jax.types import PyTree
 
 KERNEL_SIZE = 4
 MAX_MULTIPLE = 8
@@ -56,8 +57,8 @@ class ActNorm(nn.Module):
     """Shift and scale each channel: scale (x + loc), so that the first batch has mean 0, std 1.
 
     x [b h w c] -> the same, in float32. `init` sets loc = -mean and scale = 1 / (std + 1e-6), std
-    with Bessel's correction, from the x that it is given, which therefore has to be a real batch;
-    later both are parameters like others.
+    with Bessel's correction, from the x that it is given; later both are parameters like others.
+    See `fit_actnorm` for an x that is known only after `init`.
     Source: Kingma & Dhariwal 2018, "Glow", section 3.1; taming-transformers, ActNorm.
     """
 
@@ -151,6 +152,34 @@ class NLayerDiscriminator(nn.Module):
                 f"the image is {image.shape[1]} x {image.shape[2]} pixels; n_layers = "
                 f"{self.n_layers} needs at least {smallest} each"
             )
+
+
+def unfitted(params: PyTree) -> PyTree:
+    """Set every ActNorm of a discriminator to the identity, loc = 0 and scale = 1."""
+    fresh = {"loc": jnp.zeros_like, "scale": jnp.ones_like}
+    return {
+        name: {key: fresh[key](value) for key, value in own.items()} if "loc" in own else own
+        for name, own in params.items()
+    }
+
+
+def fit_actnorm(
+    discriminator: NLayerDiscriminator, params: PyTree, image: Float[Array, "b h w c"]
+) -> PyTree:
+    """Fit the ActNorms to a batch if all of them are the identity, which `unfitted` makes them.
+
+    Returns all parameters; those of a discriminator that has seen a batch are unchanged.
+    """
+    norms = {name: own for name, own in params.items() if "loc" in own}
+    seen = [jnp.any(own["loc"] != 0.0) | jnp.any(own["scale"] != 1.0) for own in norms.values()]
+
+    def fit() -> PyTree:
+        others = {name: own for name, own in params.items() if name not in norms}
+        key = {"params": jax.random.key(0)}  # nothing is drawn: ActNorm alone is missing
+        _, found = discriminator.apply({"params": others}, image, mutable=["params"], rngs=key)
+        return {name: found["params"][name] for name in params}
+
+    return jax.lax.cond(jnp.any(jnp.stack(seen)), lambda: params, fit)
 
 
 def _near_one(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from diffusion_jax.devices.chips import compute_capability
+from diffusion_jax.devices.chips import find_chip
 from diffusion_jax.models.layers.basic import GroupNorm, conv
 from diffusion_jax.models.layers.flash_attention import flash_attention
 
@@ -102,10 +102,10 @@ def _jax_refuses(queries: int, keys: int, head_dim: int, dtype: Any) -> str | No
 
 def _capability(device_kind: str) -> tuple[int, int] | None:
     """Find the compute capability of a kind that is known, or of a device that is here."""
-    known = compute_capability(device_kind)
+    chip = find_chip(device_kind)
     here = [d for d in jax.devices() if d.device_kind == device_kind and d.platform == "gpu"]
-    if known is not None or not here:
-        return known
+    if chip is not None or not here:
+        return None if chip is None else chip.capability
     numbers = re.fullmatch(r"(\d+)\.(\d+)", str(here[0].compute_capability))
     return None if numbers is None else (int(numbers[1]), int(numbers[2]))
 

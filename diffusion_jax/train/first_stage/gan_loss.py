@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.diffusion.losses import weighted_mean
+from diffusion_jax.diffusion.losses import sample_means, weighted_mean
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.types import PerSample, PyTree
 
@@ -38,7 +38,7 @@ def generator_loss(fake: Logits, weight: PerSample | None = None) -> Float[Array
 
 def mean_logit(logits: Logits, weight: PerSample | None = None) -> Float[Array, ""]:
     """Average the logits of a sample, then samples with `weight` [b], in float32."""
-    return weighted_mean(_per_sample(logits.astype(jnp.float32)), weight)
+    return weighted_mean(sample_means(logits.astype(jnp.float32)), weight)
 
 
 def adaptive_weight(nll_gradient: Array, g_gradient: Array) -> Float[Array, ""]:
@@ -62,10 +62,6 @@ def leaf_at(tree: PyTree, path: Sequence[str]) -> Array:
             )
         tree = tree[name]
     return tree
-
-
-def _per_sample(values: Array) -> Array:
-    return jnp.mean(values.reshape(values.shape[0], -1), axis=1)
 
 
 def _norm(gradient: Array) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.diffusion.ddpm import expand
-from diffusion_jax.diffusion.losses import elementwise_loss, weighted_mean
+from diffusion_jax.diffusion.losses import elementwise_loss, sample_means, weighted_mean
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.train.first_stage.gan_loss import (
     DISC_LOSSES,
@@ -41,6 +41,8 @@ class Networks(NamedTuple):
     discriminate: (disc_params, mutable, image, *, train) -> (logits [b ...], mutable).
     lpips: (params, x, y) -> [b], each sample on its own; not called with perceptual_weight 0.
     last_layer: the path of the decoder's last kernel in the autoencoder's parameters.
+    prepare: (disc_params, image) -> disc_params, before each step; only a discriminator that the
+        first batch sets up has one (patchgan.fit_actnorm).
     """
 
     encode: Callable[..., Array]
@@ -49,6 +51,7 @@ class Networks(NamedTuple):
     discriminate: Callable[..., tuple[Array, PyTree]]
     lpips: Callable[..., Array]
     last_layer: tuple[str, ...]
+    prepare: Callable[[PyTree, Array], PyTree] | None = None
 
 
 class AutoencoderLoss(NamedTuple):
@@ -58,7 +61,7 @@ class AutoencoderLoss(NamedTuple):
     total = nll + d_weight disc_factor g + sum_k regularization_weights[k] log[k].
 
     disc_start: the first value of state.step with a discriminator; before it d_weight and g are 0,
-        and the discriminator is neither run nor changed.
+        and the discriminator does not change: it is run for the logged logits only.
     disc_factor: factor of the discriminator in both losses.
     disc_weight: factor of the adaptive weight.
     disc_loss: "hinge" or "vanilla".
@@ -316,13 +319,13 @@ def _nll(
         rec = elementwise_loss(out, image, loss.pixel_loss)
         rec = rec + loss.perceptual_weight * expand(distance, rec)
         elements = rec / jnp.exp(logvar) + logvar
-        reduce = _sums if loss.reduction == "sum" else _means
+        reduce = _sums if loss.reduction == "sum" else sample_means
         nll = weighted = weighted_mean(reduce(elements), weight)
         if "nll_weight" in batch:
             of_nll = batch["nll_weight"]
             of_nll = expand(of_nll, rec) if of_nll.ndim == 1 else of_nll
             weighted = weighted_mean(reduce(of_nll * elements), weight)
-        return (nll, weighted), weighted_mean(_means(rec), weight)
+        return (nll, weighted), weighted_mean(sample_means(rec), weight)
 
     (nll, weighted), pull_back, rec = jax.vjp(values, out, distance, logvar, has_aux=True)
 
@@ -357,7 +360,3 @@ def _mean(value: Array, weight: PerSample | None) -> Array:
 
 def _sums(values: Array) -> Array:
     return jnp.sum(values.reshape(values.shape[0], -1), axis=1)
-
-
-def _means(values: Array) -> Array:
-    return jnp.mean(values.reshape(values.shape[0], -1), axis=1)

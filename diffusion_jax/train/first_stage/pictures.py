@@ -91,8 +91,8 @@ def logit_images(
     """Draw logits as heat maps, from pink (taken for false) over white to green (taken for real).
 
     Colours range from -high to high, the largest |logit| of all. A row is a sample: its image and
-    its reconstruction. vis_logits are the maps, vis_logits_blended the pictures under them, of
-    which the map hides 0.8 |logit| / high.
+    its reconstruction. vis_logits are the maps, vis_logits_blended the pictures under them:
+    a map hides the share 0.8 |logit| / high of its picture.
     Source: generative-models, GeneralLPIPSWithDiscriminator.log_images.
     """
     pictures = jnp.stack([image, reconstruction], axis=1)

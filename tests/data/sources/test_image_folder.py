@@ -7,15 +7,11 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from support.sources import captions
 
 from diffusion_jax.data.batches import eval_batches, make_batches
 from diffusion_jax.data.sources.folder_scan import scan
-from diffusion_jax.data.sources.open_source import (
-    captions,
-    class_names,
-    describe,
-    open_source,
-)
+from diffusion_jax.data.sources.open_source import class_names, open_source
 
 
 def write(path, value=0, mode="L", size=(5, 4)):
@@ -127,16 +123,16 @@ def test_bytes_are_kept(tmp_path):
 
 def test_changed_folder_is_prepared_again_and_unchanged_is_not(tmp_path):
     write(tmp_path / "photos/a.png", 1)
-    first = describe(open_folder(tmp_path))["path"]
-    assert describe(open_folder(tmp_path))["path"] == first
+    first = open_folder(tmp_path).dataset_info.data_dir
+    assert open_folder(tmp_path).dataset_info.data_dir == first
     write(tmp_path / "photos/b.png", 2)
     second = open_folder(tmp_path)
     assert len(second) == 2
     write(tmp_path / "photos/b.png", 3)
     os.utime(tmp_path / "photos/b.png", ns=(1, 1))  # same size, other time
     third = open_folder(tmp_path)
-    paths = {first, describe(second)["path"], describe(third)["path"]}
-    assert len(paths) == 3
+    paths = (first, second.dataset_info.data_dir, third.dataset_info.data_dir)
+    assert len({os.fspath(path) for path in paths}) == 3
     pixels = {np.asarray(Image.open(io.BytesIO(bytes(third[i]["image"]))))[0, 0] for i in (0, 1)}
     assert pixels == {1, 3}
 
@@ -148,7 +144,7 @@ def test_corrupt_images_are_left_out_and_named(tmp_path):
     for _ in range(2):  # prepared now, and found prepared
         source = open_folder(tmp_path)
         assert len(source) == 1
-        assert sorted(describe(source)["skipped"]) == ["bad.png", "empty.png"]
+        assert sorted(source.dataset_info.metadata["skipped"]) == ["bad.png", "empty.png"]
     with pytest.raises(ValueError, match=r"empty.png: not a readable image.*max_corrupt = 1"):
         open_folder(tmp_path, max_corrupt=1)
 

@@ -5,7 +5,7 @@ import pytest
 
 from diffusion_jax.data.batches import make_batches
 from diffusion_jax.data.sources import mnist_subset
-from diffusion_jax.data.sources.open_source import class_names, describe, open_source
+from diffusion_jax.data.sources.open_source import class_names, open_source
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,9 @@ def test_pixels_are_those_of_the_package(data_dir):
 
 
 def test_description_names_source_and_sizes(data_dir):
-    overview = describe(open_source("mnist_subset", "train[:50%]", data_dir=data_dir))
-    assert overview["name"] == "mnist_subset/1.0.0"
-    assert overview["num_examples"] == 2250
-    assert overview["num_classes"] == 10
-    assert overview["skipped"] == []
+    source = open_source("mnist_subset", "train[:50%]", data_dir=data_dir)
+    assert source.dataset_info.full_name == "mnist_subset/1.0.0"
+    assert (len(source), len(class_names(source))) == (2250, 10)
 
 
 def test_missing_package_names_the_extra(tmp_path, monkeypatch):

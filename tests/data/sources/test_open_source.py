@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from support.sources import captions
 from tensorflow_datasets.core import file_adapters
 
 from diffusion_jax.data.batches import make_batches
+from diffusion_jax.data.records import find_features
 from diffusion_jax.data.sources import preparation
 from diffusion_jax.data.sources.open_source import (
     _is_encoded,
-    captions,
     class_names,
-    describe,
     open_source,
 )
 
@@ -108,14 +108,13 @@ def test_features_with_unusual_names(data_dir):
         make_batches(source, batch_size=10, image_size=4, label_key="age ")
 
 
-def test_description(data_dir):
-    overview = describe(open_source(NAME, "train", data_dir=data_dir))
-    assert overview["name"] == f"{NAME}/1.2.0"
-    assert overview["split"] == "train"
-    assert (overview["image"], overview["label"], overview["caption"]) == ("photo", "breed", None)
-    assert overview["file_format"] == "array_record"
-    assert overview["class_names"] == ["beagle", "collie"]
-    assert describe([{"image": np.zeros((2, 2), np.uint8)}])["num_examples"] == 1
+def test_a_source_knows_its_data_set_and_its_features(data_dir):
+    source = open_source(NAME, "train", data_dir=data_dir)
+    info = source.dataset_info
+    assert (info.full_name, info.file_format.value) == (f"{NAME}/1.2.0", "array_record")
+    assert find_features(source) == ("photo", "breed", None)
+    assert class_names(source) == ("beagle", "collie")
+    assert class_names([{"image": np.zeros((2, 2), np.uint8)}]) == ()
 
 
 def test_unknown_split(data_dir):

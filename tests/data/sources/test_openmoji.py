@@ -5,9 +5,11 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from support.sources import captions
 
+from diffusion_jax.data.records import find_features
 from diffusion_jax.data.sources import openmoji
-from diffusion_jax.data.sources.open_source import captions, describe, open_source
+from diffusion_jax.data.sources.open_source import open_source
 from diffusion_jax.data.sources.packages import require_packages
 
 
@@ -78,9 +80,8 @@ def test_prepare_a_few(drawings, tmp_path):
             assert image[0, 0].tolist() == [255, 255, 255]
             assert image.std() > 1
     assert total == 12
-    overview = describe(source)
-    assert overview["caption"] == "caption"
-    assert "CC BY-SA 4.0" in overview["citation"]
+    assert find_features(source).caption == "caption"
+    assert "CC BY-SA 4.0" in source.dataset_info.citation
 
 
 def test_background(drawings, tmp_path):

@@ -320,7 +320,7 @@ def test_inversion_leads_to_the_noise_of_the_ode_and_back(parameterization):
 
 @pytest.mark.parametrize("discretize", ["trailing", "uniform"])
 def test_an_iterated_inversion_leads_back_to_rounding(discretize):
-    """Newton's iterations end at the exact inverse of ddim's steps, however few, and fast."""
+    """Secants end at the exact inverse of ddim's steps, however few; on Gaussian data at once."""
     schedule, x0 = make_schedule("linear", 100, linear_end=0.2), jnp.linspace(-1.5, 2.5, 7)
     options, errors = {"num_steps": 8, "discretize": discretize}, []
     for iterations in (1, 3, 40):
@@ -328,7 +328,7 @@ def test_an_iterated_inversion_leads_back_to_rounding(discretize):
         x_T = draw(up, schedule, exact, x0, keys_of(7)).x
         back = draw(partial(samplers.ddim, **options), schedule, exact, x_T, keys_of(7)).x
         errors.append(float(np.abs(back - x0).max()))
-    assert errors[0] > 0.2 and 0.02 > errors[1] > 5e-4 and errors[2] < 5e-5, errors
+    assert errors[0] > 0.2 and max(errors[1:]) < 5e-5, errors
     with pytest.raises(ValueError, match="iterations = 0 should be at least 1"):
         samplers.ddim_inversion(schedule, 8, iterations=0)
 
@@ -357,3 +357,75 @@ def test_two_segments_of_discrete_samplers_are_one_run(eta):
         part = lambda schedule, ends=ends: samplers.segment(make(schedule, 10), *ends)
         x = draw(part, schedule, exact, x, keys).x
     np.testing.assert_allclose(x, whole, atol=1e-6)
+
+
+def test_ddim_on_the_spacing_of_latent_diffusion_takes_its_steps():
+    """31 steps for 30, each as DDIM's formula has it, in float64."""
+    schedule = make_schedule("linear")
+    sampler = samplers.ddim(schedule, 30, discretize="uniform_ldm")
+    assert sampler.num_steps == 31
+    abar = np.asarray(schedule.alphas_cumprod, np.float64)
+    x, t = np.linspace(-1.5, 2.0, 4), np.arange(1, 1001, 33)
+    for now, after in zip(t[::-1], [*t[::-1][1:], 0], strict=True):
+        eps = np.tanh(x)
+        x_start = (x - np.sqrt(1 - abar[now]) * eps) / np.sqrt(abar[now])
+        x = np.sqrt(abar[after]) * x_start + np.sqrt(1 - abar[after]) * eps
+    predict = lambda x, t: jnp.tanh(x)
+    got = samplers.sample(sampler, predict, jnp.linspace(-1.5, 2.0, 4), keys_of(4)).x
+    np.testing.assert_allclose(got, x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_steps", [10, 20])
+def test_dpm_solver_follows_its_equations(num_steps):
+    """Algorithm 2 in float64 on an even grid of timesteps down to 0, in lambda = log(a / s)."""
+    schedule = make_schedule("linear")
+    sampler = samplers.dpm_solver(schedule, num_steps)
+    t = np.round(np.linspace(999, 0, num_steps + 1)).astype(int)
+    assert sampler.coefficients.t.tolist() == t[:-1].tolist()
+    abar = np.asarray(schedule.alphas_cumprod, np.float64)
+    a, s = np.sqrt(abar[t]), np.sqrt(1 - abar[t])
+    h = np.diff(np.log(a / s))
+    x, before = np.linspace(-1.5, 2.0, 4), None
+    for i in range(num_steps):
+        x_start = (x - s[i] * np.tanh(x)) / a[i]
+        first = i == 0 or (i == num_steps - 1 and num_steps < 15)
+        use = x_start if first else x_start + h[i] / (2 * h[i - 1]) * (x_start - before)
+        x = s[i + 1] / s[i] * x - a[i + 1] * np.expm1(-h[i]) * use
+        before = x_start
+    predict = lambda x, t: jnp.tanh(x)
+    got = samplers.sample(sampler, predict, jnp.linspace(-1.5, 2.0, 4), keys_of(4)).x
+    np.testing.assert_allclose(got, x, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
+def test_lcm_draws_the_data_of_an_exact_consistency_model(num_steps):
+    """f maps x_t ~ N(a MEAN, a^2 STD^2 + s^2) to N(MEAN, STD^2), so every step draws the data."""
+    mean, std, schedule = 0.4, 0.6, make_schedule("linear")
+
+    def consistent(x, t):
+        abar = schedule.alphas_cumprod[t][:, None]
+        return mean + std * (x - jnp.sqrt(abar) * mean) / jnp.sqrt(abar * std**2 + 1 - abar)
+
+    sampler = samplers.lcm(schedule, num_steps, parameterization="x0")
+    visited = np.asarray(sampler.coefficients.t)
+    np.testing.assert_array_equal(visited, 999 - 20 * (np.arange(num_steps) * 50 // num_steps))
+    keys = keys_of(20000)
+    x_T = jnp.sqrt(schedule.alphas_cumprod[-1]) * mean + samplers.initial_noise(keys, (1,))
+    x = np.asarray(samplers.sample(sampler, consistent, x_T, keys).x)
+    np.testing.assert_allclose(x.mean(), mean, atol=5 * std / 20000**0.5)
+    np.testing.assert_allclose(x.std(), std, rtol=5 / (2 * 20000) ** 0.5)
+    # With one step, the noise of the start alone decides.
+    np.testing.assert_array_equal(num_steps == 1, np.ptp(np.asarray(
+        samplers.sample(sampler, consistent, jnp.ones((9, 1)), keys_of(9)).x)) == 0.0)  # fmt: skip
+
+
+def test_wrong_numbers_of_steps_are_refused():
+    schedule = make_schedule("linear", 100)
+    with pytest.raises(ValueError, match=r"num_steps = 100 should lie in \[1, 99\]"):
+        samplers.dpm_solver(schedule, 100)
+    with pytest.raises(ValueError, match=r"num_steps = 51 should lie in \[1, 50\]"):
+        samplers.lcm(schedule, 51)
+    with pytest.raises(ValueError, match=r"original_steps = 200 should lie in \[1, 100\]"):
+        samplers.lcm(schedule, 5, original_steps=200)
+    with pytest.raises(ValueError, match="the sampler has no way back; use a deterministic one"):
+        samplers.inverse(samplers.dpm_solver(schedule, 9))

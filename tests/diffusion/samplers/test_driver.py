@@ -231,3 +231,12 @@ def test_inpainting_mixes_the_image_at_the_level_of_each_step():
     np.testing.assert_allclose(x, [[103.0, 3.0, quarter]] * 2, rtol=1e-6)
     with pytest.raises(ValueError, match=r"mask has the shape \(3,\); it should be \(2, 3\)"):
         driver.inpaint(add_noise, jnp.ones((2, 3)), jnp.ones(3))
+
+
+@pytest.mark.parametrize("slopes", [[0.05, 0.05], [1.0, 1.0], [0.3, 1.0], [2.0, 0.4]])
+def test_a_step_is_solved_back_whatever_its_slope(slopes):
+    """Linear steps of data narrower and much wider than N(0, 1), for which 0.2 is expected."""
+    slopes, x = jnp.array([slopes]), jnp.array([[1.0, -2.0]])
+    step = lambda end: (slopes * end + 3.0, end, end + x - slopes * end - 3.0)
+    end, _ = driver.step_back(step, x, jnp.float32(0.2), 30)
+    np.testing.assert_allclose(slopes * end + 3.0, x, atol=1e-4)

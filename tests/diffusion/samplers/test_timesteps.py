@@ -13,7 +13,7 @@ from diffusion_jax.diffusion.samplers.timesteps import (
     visited_timesteps,
 )
 
-NAMES = ("uniform", "quad", "leading", "trailing", "linspace")
+NAMES = ("uniform", "uniform_ldm", "quad", "leading", "trailing", "linspace")
 
 
 def test_uniform_is_upstreams_where_steps_divide():
@@ -27,6 +27,18 @@ def test_uniform_spans_the_schedule_where_steps_do_not_divide():
     visited, _ = visited_timesteps(1000, 300, "uniform")
     assert len(visited) == 300 and visited[0] == 1 and visited[-1] == 997
     assert set(np.diff(visited)) == {3, 4}
+
+
+def test_uniform_ldm_takes_as_many_steps_as_fit():
+    """31 for 30 of 1000: every 33rd timestep, plus 1."""
+    visited, previous = visited_timesteps(1000, 30, "uniform_ldm")
+    assert visited.tolist() == list(range(1, 1001, 33)) and len(visited) == 31
+    assert previous.tolist() == [0, *range(1, 968, 33)]
+    for name in ("uniform", "uniform_ldm"):
+        np.testing.assert_array_equal(visited_timesteps(1000, 50, name)[0], np.arange(50) * 20 + 1)
+    for steps in (300, 1000):
+        with pytest.raises(ValueError, match=f"num_steps = {steps} makes uniform_ldm visit timest"):
+            visited_timesteps(1000, steps, "uniform_ldm")
 
 
 def test_quad_is_upstreams_where_it_does_not_repeat():
@@ -50,7 +62,7 @@ def test_diffusers_spacings():
 def test_every_spacing_takes_exactly_the_steps_asked_for(data):
     total = data.draw(st.integers(1, 1200), "T")
     steps = data.draw(st.integers(1, total), "S")
-    name = data.draw(st.sampled_from(NAMES))
+    name = data.draw(st.sampled_from([name for name in NAMES if name != "uniform_ldm"]))
     visited, previous = visited_timesteps(total, steps, name)
     assert visited.shape == previous.shape == (steps,)
     assert visited.dtype == previous.dtype == np.int32

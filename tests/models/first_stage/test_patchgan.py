@@ -1,5 +1,7 @@
 """PatchGAN: released names, PyTorch's running statistics, ActNorm's start, sharded batches."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from support import autoencoder_fixtures as fixtures
 
-from diffusion_jax.models.first_stage.patchgan import ActNorm, BatchNorm, NLayerDiscriminator
+from diffusion_jax.models.first_stage.patchgan import (
+    ActNorm,
+    BatchNorm,
+    NLayerDiscriminator,
+    fit_actnorm,
+    unfitted,
+)
 
 X = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
 
@@ -95,6 +103,20 @@ def test_act_norm_whitens_the_batch_that_init_sees():
     # Another batch is seen with the parameters of the first.
     step = jnp.broadcast_to(variables["params"]["scale"][None, None, None], X.shape)
     np.testing.assert_allclose(module.apply(variables, X + 1.0) - out, step, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_batch_fits_every_actnorm():
+    """As one `init` on the batch does, and a second batch changes nothing."""
+    module = NLayerDiscriminator(ndf=4, n_layers=2, use_actnorm=True)
+    noise = jax.random.uniform(jax.random.key(0), (1, 12, 12, 3))
+    batch = 2.0 + 3.0 * jax.random.normal(jax.random.key(1), (4, 12, 12, 3))
+    params = unfitted(module.init(jax.random.key(2), noise)["params"])
+    assert not params["main_3"]["loc"].any() and np.all(params["main_3"]["scale"] == 1.0)
+    fit = jax.jit(partial(fit_actnorm, module))
+    fitted, want = fit(params, batch), module.init(jax.random.key(2), batch)["params"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), fitted, want)
+    assert np.abs(np.log(fitted["main_3"]["scale"])).min() > 0.1
+    jax.tree.map(np.testing.assert_array_equal, fit(fitted, batch + 1.0), fitted)
 
 
 def test_a_sharded_batch_is_normalised_as_one():

@@ -172,13 +172,40 @@ def test_turns(trajectories, schedule, autoencoder, discriminator):
 @pytest.mark.parametrize("schedule", ["both", "alternate"])
 def test_every_step_reports_everything(trajectories, schedule):
     _, metrics, _ = trajectories[schedule]
-    late = ("loss/g", "scalars/d_weight", "loss/disc", "logits/real", "logits/fake")
+    late = ("loss/g", "scalars/d_weight", "loss/disc")
     for number, row in enumerate(metrics):
         assert set(row) == NAMES
         assert all(value.dtype == np.float32 and value.shape == () for value in row.values())
         assert row["loss"] == row["loss/total"]
         assert all((row[name] != 0) == (number >= START) for name in late)
+        assert row["logits/real"] != 0 and row["logits/fake"] != 0  # upstream logs them from step 0
         assert row["loss/nll"] > 0 and row["loss/rec"] > 0 and row["kl_loss"] > 0
+
+
+@pytest.mark.parametrize("schedule", ["both", "alternate"])
+def test_a_discriminator_is_prepared_with_real_images_before_each_step(schedule):
+    """Also before disc_start, when nothing else of it changes."""
+
+    def prepare(params, image):
+        return {**params, "seen": params["seen"] + image.mean()}
+
+    def discriminate(params, mutable, image, *, train):
+        own = {name: value for name, value in params.items() if name != "seen"}
+        return NETWORKS.discriminate(own, mutable, image, train=train)
+
+    networks = NETWORKS._replace(prepare=prepare, discriminate=discriminate)
+    state = init()
+    params = {**state.params["discriminator"], "seen": jnp.zeros(())}
+    state = state._replace(
+        params={**state.params, "discriminator": params},
+        opt_state={**state.opt_state, "discriminator": DISC_TX.init(params)},
+    )
+    step = jax.jit(make_autoencoder_step(networks, LOSS, TX, DISC_TX, seed=3, schedule=schedule))
+    batches = [host_batch(number) for number in range(START)]
+    for batch in batches:
+        state, _ = step(state, batch, FROZEN)
+    seen = sum(batch["image"].mean() for batch in batches)
+    np.testing.assert_allclose(state.params["discriminator"]["seen"], seen, rtol=1e-4)
 
 
 @pytest.mark.parametrize("schedule", ["both", "alternate"])

@@ -1,0 +1,205 @@
+"""What a caller gives to a Pipeline besides conditions -> checked arrays and numbers."""
+
+import logging
+import operator
+import os
+import pathlib
+from typing import Any, TypeAlias
+
+import numpy as np
+from jax.core import Tracer
+from PIL import Image
+
+from diffusion_jax.data.transforms import RESIZE_FILTERS, CorruptImageError, decode, fit
+
+_log = logging.getLogger(__name__)
+
+Picture: TypeAlias = np.ndarray | Image.Image
+# Numbers of Python, NumPy or JAX, which `whole_number` and `number` check.
+Whole: TypeAlias = Any
+Number: TypeAlias = Any
+
+
+def read_image(path: str | os.PathLike, channels: int, *, flag: str = "") -> np.ndarray:
+    """Read a picture as the data of training are read: uint8 [h, w, channels], upright.
+
+    Any format that PIL reads, 8 or 16 bits; transparency is composited on white. flag goes before
+    the path in messages.
+    Raises FileNotFoundError for what is no file, ValueError for a file that is no whole picture.
+    """
+    try:
+        return decode(_bytes_of(pathlib.Path(path), flag), channels)
+    except CorruptImageError as error:
+        raise ValueError(f"{flag}{path} is {error}") from error
+
+
+def read_mask(path: str | os.PathLike, *, flag: str = "") -> np.ndarray:
+    """Read a mask, white where the image is kept: float32 [h, w, 1] in [0, 1], upright.
+
+    The shape may be in the colours or in the transparency, where what is opaque is kept.
+    Raises as `read_image` does.
+    """
+    read_image(path, 1, flag=flag)  # raises for what cannot be opened
+    return as_mask(_with_opacity(Image.open(path)))[0]
+
+
+def as_image(name: str, image: Any, count: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """Make uint8 [count, *shape] of a PIL image or uint8 [h, w], [h, w, c] or [b, h, w, c].
+
+    Pixels of another size are resized, and the log says so. Raises ValueError for another dtype,
+    other channels or another number of images.
+    """
+    if isinstance(image, Image.Image):
+        image = decode(image, shape[-1])
+    image = _host(name, image)
+    if image.dtype != np.uint8:
+        raise ValueError(f"{name} has dtype {image.dtype}; it should be uint8 pixels")
+    pixels = image[..., None] if image.ndim == 2 else image
+    rows = pixels[None] if pixels.ndim == 3 else pixels
+    if (
+        rows.ndim != 4
+        or rows.shape[-1] != shape[-1]
+        or len(rows) not in (1, count)
+        or not rows.size
+    ):
+        raise ValueError(
+            f"{name} has shape {image.shape}; it should be {shape} or {(count, *shape)}"
+        )
+    if rows.shape[1:] != shape:
+        _say_resized(name, rows, shape)
+        options: Any = {"image_size": shape[:2], "crop": "stretch", "resize": "bicubic", "pad": 0}
+        rows = np.stack([fit(row, **options).pixels for row in rows])
+    return np.broadcast_to(rows, (count, *shape))
+
+
+def as_mask(mask: Any, count: int | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Make float32 [count, *size, 1] in [0, 1] of a mask, 1 where the image is kept.
+
+    mask: a PIL image or an array [h, w], [h, w, c], [b, h, w] or [b, h, w, c]: bool, numbers from 0
+    to 1, or integers from 0 to 255 or 65535. Colours are averaged; where pixels have an opacity
+    (c = 2 or 4), they count by it, and it is the mask where colours show no shape. Without count
+    and size, those of the mask are kept. Another size is resized, and the log says so.
+    Raises ValueError for other shapes and values.
+    """
+    if isinstance(mask, Image.Image):
+        mask = _with_opacity(mask)
+    given = _host("mask", mask)
+    if given.ndim == 2 or (given.ndim == 3 and given.shape[-1] > 4):
+        given = given[..., None]
+    values = given[None] if given.ndim == 3 else given
+    fits = values.ndim == 4 and values.shape[-1] <= 4 and values.size
+    if not fits or (count is not None and len(values) not in (1, count)):
+        wanted = "[h, w] or [h, w, c]" if size is None else f"{(*size, 1)} or {(count, *size, 1)}"
+        raise ValueError(f"mask has shape {given.shape}; it should be {wanted}")
+    values = _alpha_applied(_from_0_to_1(values))
+    count, size = count or len(values), size or values.shape[1:3]
+    if values.shape[1:3] != size:
+        _say_resized("mask", values, size)
+        values = np.stack([_resized(row[..., 0], size) for row in values])
+    return np.broadcast_to(values, (count, *size, 1))
+
+
+def as_floats(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Make float32 of `shape`; ValueError for another shape and for values that are not finite."""
+    values = _host(name, values)
+    if values.dtype.kind not in "fiu" and values.dtype.name != "bfloat16":
+        raise ValueError(f"{name} has dtype {values.dtype}; it should be numbers")
+    if values.shape != shape:
+        raise ValueError(f"{name} has shape {values.shape}; it should be {shape}")
+    values = values.astype(np.float32)
+    _check_finite(name, values)
+    return values
+
+
+def whole_number(name: str, value: Whole) -> int:
+    """Return a Python, NumPy or JAX integer as an int; ValueError for anything else."""
+    _check_not_traced(name, value)
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__") or np.ndim(value):
+        raise ValueError(f"{name} = {value!r} should be a whole number")
+    try:
+        return operator.index(value)
+    except TypeError as error:  # an array of another dtype
+        raise ValueError(f"{name} = {value!r} should be a whole number") from error
+
+
+def number(name: str, value: Number) -> float:
+    """Return a Python, NumPy or JAX number as a float; ValueError for anything else, NaN too."""
+    _check_not_traced(name, value)
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "fiu" or not np.isfinite(array):
+        raise ValueError(f"{name} = {value!r} should be a finite number")
+    return float(array)
+
+
+def _bytes_of(path: pathlib.Path, flag: str) -> bytes:
+    if not path.is_file():  # nor is a device or a pipe, which would never end
+        why = "is not a file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{flag}{path} {why}")
+    return path.read_bytes()
+
+
+def _with_opacity(picture: Image.Image) -> np.ndarray:
+    """Decode to uint8 [h, w, 1], or [h, w, 2] with the opacity of a picture that has one."""
+    if not picture.has_transparency_data:
+        return decode(picture, 1)
+    rgba = picture.convert("RGBA")
+    parts = [rgba.convert("RGB"), rgba.getchannel("A")]
+    return np.concatenate([decode(part, 1) for part in parts], -1)
+
+
+def _host(name: str, array: Any) -> np.ndarray:
+    _check_not_traced(name, array)
+    return np.asarray(array)
+
+
+def _check_not_traced(name: str, value: Any) -> None:
+    if isinstance(value, Tracer):
+        raise ValueError(
+            f"{name} is traced by JAX and has no value yet; call a Pipeline outside of jax.jit, "
+            "jax.vmap and jax.grad"
+        )
+
+
+def _from_0_to_1(values: np.ndarray) -> np.ndarray:
+    kind = values.dtype.kind
+    if kind not in "bfiu" and values.dtype.name != "bfloat16":
+        raise ValueError(f"mask has dtype {values.dtype}; it should be numbers from 0 to 1")
+    floats = values.astype(np.float32)
+    _check_finite("mask", floats)
+    if kind in "iu" and values.max() > 1:
+        floats = floats / np.float32(255 if values.max() <= 255 else 65535)
+    if floats.min() < 0.0 or floats.max() > 1.0:
+        raise ValueError(
+            f"mask has values from {values.min()} to {values.max()}; they should lie in [0, 1]"
+        )
+    return floats
+
+
+def _alpha_applied(values: np.ndarray) -> np.ndarray:
+    """Join colours and opacity to one channel: [b, h, w, c] -> [b, h, w, 1]."""
+    if values.shape[-1] % 2:
+        return values.mean(-1, keepdims=True)
+    colour, alpha = values[..., :-1].mean(-1, keepdims=True), values[..., -1:]
+    seen = colour[alpha > 0.0]
+    if alpha.min() < 1.0 and seen.size and np.ptp(seen) == 0.0:
+        return alpha
+    return colour * alpha
+
+
+def _resized(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    height, width = size
+    picture = Image.fromarray(values).resize((width, height), RESIZE_FILTERS["area"])
+    return np.clip(np.asarray(picture), 0.0, 1.0)[..., None]
+
+
+def _say_resized(name: str, rows: np.ndarray, size: tuple[int, ...]) -> None:
+    height, width = rows.shape[1:3]
+    _log.warning(
+        "%s is %d x %d pixels and is resized to %d x %d", name, height, width, size[0], size[1]
+    )
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    bad = int(values.size - np.isfinite(values).sum())
+    if bad:
+        raise ValueError(f"{name} has {bad} of {values.size} values that are not finite numbers")
