@@ -56,7 +56,9 @@ def joined(flags: Place, exit_code: Callable[[BaseException], int]) -> Iterator[
         return
     # JAX's service would swallow SIGTERM until training begins, when train/signals.py takes over.
     jax.config.update("jax_enable_preemption_service", False)
-    os.environ["no_grpc_proxy"] = "127.0.0.1"  # where its client meets its service, see peers.py
+    # Its client meets its service on this machine, see peers.py: proxies are not in between.
+    jax.config.update("jax_check_proxy_envs", False)
+    os.environ["no_grpc_proxy"] = "127.0.0.1"
     peers = None
     try:
         place = _completed(place)

@@ -109,7 +109,7 @@ def test_a_long_text_is_cut_and_still_ends(tokenizer):
 
 def test_texts_that_are_cut_are_counted_and_told_once(vocabulary, monkeypatch, caplog):
     monkeypatch.setattr(tokenizer_module, "_warned", set())
-    short = clip_tokenizer(vocabulary, max_length=5)
+    short = clip_tokenizer(str(vocabulary), max_length=5)
     for _ in range(2):
         short(["a red fox", "a red fox jumps", "one two three four"])
         short(["fox"])

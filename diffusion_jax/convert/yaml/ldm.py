@@ -103,7 +103,7 @@ def _conditioning(
     params: Node, network: Node, stage: Sections | None, is_latent: bool
 ) -> Embedders:
     """Find the embedder of the cond_stage_config, and the image that widens the first layer."""
-    key = params.take("cond_stage_key", "image")
+    key = params.take("cond_stage_key", "image", str)
     trainable = params.take("cond_stage_trainable", False)
     value = params.peek("cond_stage_config", SENTINELS[0])
     own = params.child("cond_stage_config") if isinstance(value, Mapping) else None
@@ -124,6 +124,8 @@ def _conditioning(
         use = Use(key, trainable, rate, null, (params, "cond_stage_trainable"), True)
         found = convert_embedder(own, use)
     rescaled = [one.section for one in found if one.section["name"] == "spatial_rescaler"]
+    for name in ("in_channels", "out_channels") if rescaled and own is not None else ():
+        own.child("params").take(name, None, int)
     channels = _channels(params, network, stage, is_latent)
     taken = channels + sum(one.get("out_channels", one["channels"]) for one in rescaled)
     key = params.take("low_scale_key", key, str)
@@ -141,6 +143,8 @@ def _conditioning(
 def _channels(params: Node, network: Node, stage: Sections | None, is_latent: bool) -> int:
     """Tell how many channels are denoised; note a `channels` that says something else."""
     channels = (stage or {}).get("embed_dim", network.peek("out_channels", 3))
+    if not isinstance(channels, int):
+        raise ValueError(f"{channels!r} channels of latents should be a whole number")
     if params.take("channels", channels) != channels:
         what = "the latents" if is_latent else "the network's output"
         params.note("channels", f"{what} has {channels} channels, which is what counts here")
@@ -195,7 +199,10 @@ def _picture(params: Node, stage: Sections | None, captions: bool) -> Picture:
     if stage is None:
         network = params.child("unet_config").child("params")
         return Picture(side, network.peek("out_channels", 3), captions)
-    halvings = len(stage.get("ch_mult", (1, 2, 4, 8))) - 1
+    widths = stage.get("ch_mult", (1, 2, 4, 8))
+    if not isinstance(widths, tuple):
+        raise ValueError(f"ch_mult = {widths!r} should be a list of whole numbers")
+    halvings = len(widths) - 1
     side = None if side is None else side * 2**halvings
     return Picture(side, stage.get("in_channels", 3), captions)
 

@@ -1,6 +1,7 @@
 """Configs of latent-diffusion: first stages, training, the rule of `legacy`."""
 
 import jax
+import pytest
 
 
 def test_a_quantised_first_stage_converts_whole(tmp_path, yamls):
@@ -111,3 +112,17 @@ def test_embeddings_of_images_come_with_the_batch(tmp_path, yamls):
 def test_zero_terminal_snr_is_kept(yamls):
     tree = yamls.changed(yamls.cin256(), "model.params.rescale_betas_zero_snr", True)
     assert yamls.parts(tree)[0][0]["schedule"]["rescale_zero_snr"] is True
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("unet_config.params.transformer_depth", "transformer_depth = .* should be"),
+        ("cond_stage_key", "cond_stage_key = .* should be str"),
+        ("first_stage_config.params.embed_dim", "channels of latents should be a whole number"),
+    ],
+)
+@pytest.mark.parametrize("value", [{"a": 1}, 1.5])
+def test_a_value_of_another_kind_is_told(path, message, value, yamls):
+    with pytest.raises(ValueError, match=message):
+        yamls.parts(yamls.changed(yamls.cin256(), f"model.params.{path}", value))
