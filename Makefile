@@ -12,7 +12,7 @@ PINNED := pyproject.toml constraints.txt
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST_ARGS ?=
 # Tests run in as many processes as there are cores, four at most: each takes up to 4 GB of memory.
-WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
+WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=loadscope
 # Numbers are compared at LLVM's level 1. Level 0, at which the other tests compile, has no fused
 # multiply-adds and so rounds more often.
 PARITY_XLA_FLAGS := --xla_backend_optimization_level=1

@@ -9,7 +9,7 @@ from support.trees import drawn
 from diffusion_jax.convert.weights.exporting import save_weights
 from diffusion_jax.convert.weights.reading import open_weights
 from diffusion_jax.experiment.config_files import load_config
-from diffusion_jax.runs.export import convert_weights, write_run
+from diffusion_jax.runs.export import convert_weights, convert_yaml, write_run
 from diffusion_jax.runs.folder import load_saved_config, save_config
 from diffusion_jax.runs.weights import load_trained, start_frozen
 from diffusion_jax.train.checkpoints.reading import saved_steps
@@ -108,3 +108,25 @@ def text_run(tmp_path_factory):
     checkpoints.close()
     start_frozen(built(path), workdir, trained(path).frozen)
     return workdir, state
+
+
+YAML = """
+model:
+  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  params:
+    image_size: 32
+    cond_stage_config: __is_unconditional__
+    first_stage_config: {target: ldm.models.autoencoder.IdentityFirstStage}
+    unet_config:
+      target: x.UNetModel
+      params: {in_channels: 3, out_channels: 3, model_channels: 32, num_res_blocks: 1,
+               attention_resolutions: [2], channel_mult: [1, 2], num_heads: HEADS}
+"""
+
+
+@pytest.mark.parametrize(("heads", "problem"), [(4, None), (7, "num_heads = 7 does not divide")])
+def test_a_yaml_is_converted_and_what_keeps_it_from_being_built_is_told(tmp_path, heads, problem):
+    (tmp_path / "x.yaml").write_text(YAML.replace("HEADS", str(heads)))
+    said, found = convert_yaml(tmp_path / "x.yaml", tmp_path / "new/x.py")
+    assert said[-1].startswith(f"wrote {tmp_path}/new/x.py") and (tmp_path / "new/x.py").is_file()
+    assert (found is None) if problem is None else problem in str(found)
