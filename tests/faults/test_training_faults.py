@@ -215,12 +215,20 @@ def a_signal_in_the_test(folder):
 # --- Folders and disks
 
 
+def when_saved(workdir, step, act):
+    """Make what waits for the save of a step first, so that the fault hits the one after it."""
+
+    def wait_and_act():
+        deadline = time.monotonic() + 60
+        while step not in saved_steps(workdir / "checkpoints") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        act()
+
+    return wait_and_act
+
+
 def remove(checkpoints):
-    """Delete the folder when nothing is being written into it."""
-    deadline = time.monotonic() + 30
-    while saved_steps(checkpoints) != [2] and time.monotonic() < deadline:
-        time.sleep(0.01)
-    shutil.rmtree(checkpoints)
+    when_saved(checkpoints.parent, 2, lambda: shutil.rmtree(checkpoints))()
 
 
 def checkpoints_deleted(folder):
@@ -268,7 +276,9 @@ def a_disk_that_is_read_only_for_a_while(folder):
         code, said = train(
             folder / "run",
             at={
-                3: disk("mount", "-o", "remount,ro", folder / "disk"),
+                3: when_saved(
+                    folder / "run", 2, disk("mount", "-o", "remount,ro", folder / "disk")
+                ),
                 5: disk("mount", "-o", "remount,rw", folder / "disk"),
             },
         )
@@ -299,7 +309,10 @@ def a_full_disk_for_one_save(folder):
     with mounted(folder / "disk", 64):
         code, said = train(
             folder / "disk/run",
-            at={3: fill(folder / "disk"), 5: (folder / "disk/filler").unlink},
+            at={
+                3: when_saved(folder / "disk/run", 2, fill(folder / "disk")),
+                5: (folder / "disk/filler").unlink,
+            },
         )
         assert code == 0, said
         one_line(said, "cannot save step 4 in")
@@ -309,7 +322,9 @@ def a_full_disk_for_one_save(folder):
 
 def a_full_disk_until_the_end(folder):
     with mounted(folder / "disk", 64):
-        code, said = train(folder / "disk/run", at={5: fill(folder / "disk")})
+        code, said = train(
+            folder / "disk/run", at={5: when_saved(folder / "disk/run", 4, fill(folder / "disk"))}
+        )
         assert code == 2, said
         assert "No space left on device (0.00 GiB are free)" in said.splitlines()[-1]
         one_line(said, "error: cannot save step 6")
@@ -319,7 +334,8 @@ def a_full_disk_until_the_end(folder):
 
 def a_disk_that_is_unmounted(folder):
     with mounted(folder / "disk"):
-        at = {3: disk("umount", "-l", folder / "disk")}
+        unmount = disk("umount", "-l", folder / "disk")
+        at = {3: when_saved(folder / "disk/run", 2, unmount)}
         code, said = train(folder / "disk/run", at=at)
         one_line(said, f"{folder}/disk/run/checkpoints is gone")
         assert code == 0 and saved_steps(folder / "disk/run/checkpoints") == [4, 6]
