@@ -18,7 +18,6 @@ WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=loadscope
 # multiply-adds and so rounds more often.
 PARITY_XLA_FLAGS := --xla_backend_optimization_level=1
 DOCS ?=
-GPU_ARGS ?=
 SOURCES := .
 
 .PHONY: help demo test lint pytest slow faults parity gpu docs pins clean
