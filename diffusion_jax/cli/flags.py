@@ -2,8 +2,7 @@
 
 from typing import Any, NamedTuple
 
-# A flag and the keywords of argparse's add_argument.
-Flag = tuple[str, dict[str, Any]]
+Flag = tuple[str, dict[str, Any]]  # its name and the keywords of argparse's add_argument
 
 
 class Command(NamedTuple):
@@ -38,6 +37,9 @@ _TRAIN = (
     flag("--name", "name of the run folder instead of the config's", default=""),
     flag("--postfix", "appended to the name of the run folder", default=""),
     flag("--resume", "continue from a run folder or from one of its checkpoints"),
+    flag("--change", "with --resume: PATH=VALUE computed otherwise from now on", action="append"),
+    flag("--fork", "with --resume: folder of a new run from all of the checkpoint"),
+    flag("--accept_data_change", "go on although the data have changed", **SWITCH),
     flag("--seed", "instead of the config's seed", type=int),
     flag("--no_test", "skip the test split at the end", **SWITCH),
 )
@@ -53,8 +55,7 @@ _SAMPLE = (
     flag("--n", "images of the prompt or of each class, 16 if unset", type=int),
     flag("--steps", "sampling steps (default: the config's)", type=int),
     flag("--guidance_scale", "1 is off (default: the config's)", type=float),
-    flag("--height", "pixels (default: the config's)", type=int),
-    flag("--width", "pixels (default: the config's)", type=int),
+    *(flag(f"--{x}", "pixels (default: the config's)", type=int) for x in ("height", "width")),
     flag("--image", "file to begin with (--strength) or to complete (--mask)"),
     flag("--strength", "share of the steps that redraws --image", type=float),
     flag("--mask", "file, white where --image is kept"),
