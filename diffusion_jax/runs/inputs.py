@@ -187,7 +187,7 @@ def _alpha_applied(values: np.ndarray) -> np.ndarray:
 
 
 def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    picture = Image.fromarray(values).resize(size[::-1], RESIZE_FILTERS["area"])
+    picture = Image.fromarray(values).resize((size[1], size[0]), RESIZE_FILTERS["area"])
     return np.clip(np.asarray(picture), 0.0, 1.0)[..., None]
 
 
