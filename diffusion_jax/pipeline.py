@@ -5,7 +5,7 @@ import os
 import pathlib
 import secrets
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,7 +16,6 @@ import numpy as np
 from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
-from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.experiment.sampling import GuidanceScale, check_scale, check_steps
 from diffusion_jax.randomness import sample_keys, seed_key
 from diffusion_jax.runs.conditions import (
@@ -25,7 +24,6 @@ from diffusion_jax.runs.conditions import (
     encode_negative,
     required_inputs,
 )
-from diffusion_jax.runs.folder import load_run_config
 from diffusion_jax.runs.inputs import (
     Number,
     Picture,
@@ -36,6 +34,8 @@ from diffusion_jax.runs.inputs import (
     number,
     whole_number,
 )
+from diffusion_jax.runs.released import config_for
+from diffusion_jax.runs.start import open_run
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
@@ -77,6 +77,7 @@ class Pipeline(NamedTuple):
     experiment: Experiment
     params: PyTree
     frozen: PyTree
+    class_names: tuple[str, ...] | None = None
 
     @classmethod
     def from_workdir(
@@ -85,26 +86,27 @@ class Pipeline(NamedTuple):
         *,
         step: int | None = None,
         ema: bool = True,
-        overrides: Sequence[str] = (),
+        overrides: Sequence[str] | Mapping[str, Any] = (),
     ) -> "Pipeline":
         """Load the weights of a run, averaged or raw.
 
         step: the number of a checkpoint, the newest when None. overrides: of the run's config, such
-        as "--config.sampler.name=euler"; sampler, guidance, discretization and data may be changed,
-        what was trained may not.
+        as {"sampler.name": "euler"} or "--config.sampler.name=euler"; sampler, guidance,
+        discretization and data may be changed, what was trained may not.
         Raises FileNotFoundError when the folder holds no run or no such checkpoint, ValueError
         when it is damaged.
         """
         workdir = pathlib.Path(workdir)
-        built = make_experiment(load_run_config(workdir, overrides))
+        built, metadata = open_run(workdir, overrides, step)
         trained = load_trained(built, workdir, step=step, ema=ema)
-        return cls(built, trained.params, trained.frozen)
+        names = tuple(metadata["class_names"]) if "class_names" in metadata else None
+        return cls(built, trained.params, trained.frozen, names)
 
     @classmethod
     def from_checkpoint(
         cls,
         path: str | os.PathLike,
-        config: str | ml_collections.ConfigDict,
+        config: str | ml_collections.ConfigDict | None = None,
         *,
         overrides: Sequence[str] = (),
         ema: bool = False,
@@ -112,14 +114,15 @@ class Pipeline(NamedTuple):
         """Load released weights: a .safetensors or .ckpt file, or a folder of diffusers.
 
         config: the path of a config file, with its variant if any ("configs/sdxl.py"), and
-        overrides for it ("--config.sampler.num_steps=30"), or a ConfigDict. A frozen network whose
+        overrides for it ("--config.sampler.num_steps=30"), or a ConfigDict; None is the shipped
+        config that describes the file, as far as it says of itself. A frozen network whose
         config names a weights file is read from that. ema takes the averages that training files
         (.ckpt) keep of the network.
         Raises FileNotFoundError for a missing file, ValueError when the file is damaged or does not
         fit the config; the message says what it is, or what is missing or left over.
         """
         if not isinstance(config, ml_collections.ConfigDict):
-            config = load_config(config, overrides)
+            config = config_for(path, config, overrides)
         elif overrides:
             raise ValueError(f"overrides = {overrides!r} are for the path of a config file")
         built = make_experiment(config)
@@ -319,6 +322,8 @@ class Pipeline(NamedTuple):
         return num_steps, total
 
     def _class_names(self) -> tuple[str, ...]:
+        if self.class_names is not None:  # the folder may hold others by now
+            return self.class_names
         return self.experiment.data.class_names(self.experiment.data.source("train"))
 
     def _size(self, height: Whole | None, width: Whole | None) -> tuple[int, int]:

@@ -39,7 +39,13 @@ import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
-from support.tally import pytest_terminal_summary  # noqa: E402, F401  (a hook)
+
+# Hooks.
+from support.scheduling import (  # noqa: E402, F401
+    pytest_collection_modifyitems,
+    pytest_xdist_make_scheduler,
+)
+from support.tally import pytest_terminal_summary  # noqa: E402, F401
 
 jaxtyping.install_import_hook("diffusion_jax", "beartype.beartype")
 jax.config.update("jax_platforms", "cpu")
@@ -69,6 +75,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module")
+def shared_experiments() -> Iterator[None]:
+    """One Experiment for all commands of a module that read the same config."""
+    from support.commands import shared_experiments
+
+    with shared_experiments():
+        yield
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 both ways, and tell bad input in one sentence, writing nothing."""
 
 import functools
+import shutil
 
 import numpy as np
 import pytest
@@ -18,11 +19,12 @@ QUICK += ["--config.hooks.images.increase_log_steps=False", "--config.checkpoint
 DRAW = ["--prompt=a red fox", "--n=2", "--steps=2", "--batch_size=2"]
 
 
+pytestmark = pytest.mark.usefixtures("shared_experiments")
 ok = functools.partial(succeed, devices=1)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, shared_experiments):
     return tmp_path_factory.mktemp("latent")
 
 
@@ -37,6 +39,13 @@ def run(folder):
 def drawn(folder, run):
     ok("sample", f"--workdir={run}", *DRAW, f"--out={folder / 'drawn'}")
     return pixels(folder / "drawn")
+
+
+@pytest.fixture(scope="module")
+def single(folder, run):
+    """The run as a single file of weights."""
+    ok("convert", f"--from={run}", f"--to={folder / 'model.safetensors'}")
+    return folder / "model.safetensors"
 
 
 def pixels(out):
@@ -61,8 +70,9 @@ def test_frozen_networks_are_saved_once_and_not_with_every_checkpoint(run):
 
 def test_a_continued_run_has_the_same_frozen_networks_and_ends_bit_for_bit(folder, run):
     half = folder / "half"
-    ok(f"--config={CONFIG}", f"--workdir={half}", *QUICK, "--config.train.num_steps=2")
-    ok(f"--config={CONFIG}", f"--workdir={half}", *QUICK)
+    shutil.copytree(run, half)
+    shutil.rmtree(half / "checkpoints" / "4")  # as if it had ended at step 2
+    assert "continues at step 2" in ok(f"--config={CONFIG}", f"--workdir={half}", *QUICK)
     ours, theirs = (load_params(place / "checkpoints", step=4) for place in (half, run))
     assert set(ours["network"]) == set(theirs["network"])
     for name, leaf in ours["network"]["out_2"].items():
@@ -70,27 +80,26 @@ def test_a_continued_run_has_the_same_frozen_networks_and_ends_bit_for_bit(folde
 
 
 @pytest.mark.parametrize("form", ["single", "diffusers"])
-def test_a_converted_model_draws_the_same_pixels(folder, run, drawn, form):
-    target = folder / ("model.safetensors" if form == "single" else "model")
-    flags = [] if form == "single" else ["--format=diffusers"]
-    ok("convert", f"--from={run}", f"--to={target}", *flags)
+def test_a_converted_model_draws_the_same_pixels(folder, run, single, drawn, form):
+    target = single
+    if form == "diffusers":
+        target = folder / "model"
+        ok("convert", f"--from={run}", f"--to={target}", "--format=diffusers")
     out = folder / f"drawn_{form}"
     sample = ["sample", f"--checkpoint={target}", f"--config={CONFIG}", *DRAW, f"--out={out}"]
     ok(*sample)
     np.testing.assert_array_equal(pixels(out), drawn)
 
 
-def test_a_run_starts_from_a_released_file_and_continues_it_exactly(folder, run, drawn):
-    target = folder / "start.safetensors"
-    ok("convert", f"--from={run}", f"--to={target}")
+def test_a_run_starts_from_a_released_file_and_continues_it_exactly(folder, single, drawn):
     workdir = folder / "converted"
-    ok("convert", f"--from={target}", f"--config={CONFIG}", f"--to={workdir}",
+    ok("convert", f"--from={single}", f"--config={CONFIG}", f"--to={workdir}",
        "--format=run")  # fmt: skip
     ok("sample", f"--workdir={workdir}", *DRAW, f"--out={folder / 'drawn_run'}")
     np.testing.assert_array_equal(pixels(folder / "drawn_run"), drawn)
     tuned = folder / "tuned"
     output = ok(f"--config={CONFIG}", f"--workdir={tuned}", *QUICK,
-                f"--config.train.ckpt_path={target}", "--config.train.num_steps=1",
+                f"--config.train.ckpt_path={single}", "--config.train.num_steps=1",
                 "--config.optimizer.learning_rate=1e-20", "--config.optimizer.weight_decay=0.0",
                 "--config.checkpoint.every=1", "--config.lr_schedule.warmup_steps=0")  # fmt: skip
     assert "0 parameters not loaded" in output
@@ -123,18 +132,16 @@ def test_bad_requests_are_one_sentence_and_write_nothing(run, folder, capsys, fl
     assert not out.exists()
 
 
-def test_files_that_do_not_fit_are_one_sentence(folder, run, capsys):
-    whole = folder / "fits.safetensors"
-    ok("convert", f"--from={run}", f"--to={whole}")
+def test_files_that_do_not_fit_are_one_sentence(folder, single, capsys):
     cut = folder / "cut.safetensors"
-    cut.write_bytes(whole.read_bytes()[:100_000])
+    cut.write_bytes(single.read_bytes()[:100_000])
     html = folder / "page.safetensors"
     html.write_text("<!DOCTYPE html><html>moved</html>")
     vae = folder / "model" / "vae" / "diffusion_pytorch_model.safetensors"
     cases = [
         (cut, CONFIG, "is cut off"),
         (html, CONFIG, "is a web page, not weights"),
-        (whole, "configs/sd21.py:tiny", "the network here is a UNet"),
+        (single, "configs/sd21.py:tiny", "the network here is a UNet"),
         (folder / "missing.safetensors", CONFIG, "there are no weights at"),
     ]
     if vae.exists():

@@ -183,25 +183,8 @@ WITHOUT_MIRROR = frozenset(
     convert/yaml/conditioning.py
     convert/yaml/first_stage_tables.py
     convert/yaml/lightning_tables.py
-    convert/yaml/parts.py
-    convert/yaml/rows.py
-    convert/yaml/source.py
     convert/yaml/tables.py
-    data/images.py
-    data/sources/packages.py
-    experiment/catalogue.py
-    experiment/options.py
-    experiment/task.py
-    models/conditioning/embedders.py
     models/first_stage/blocks.py
-    models/unet/options.py
-    plan/hlo.py
-    plan/memory.py
-    plan/report.py
-    runs/latent_key.py
-    train/checkpoints/folder.py
-    train/checkpoints/reading.py
-    train/first_stage/gan_loss.py
     types.py
     """.split()
 )

@@ -2,17 +2,17 @@
 
 import argparse
 import pathlib
+import sys
 
 import numpy as np
 
-from diffusion_jax.convert.yaml.from_yaml import config_from_yaml
 from diffusion_jax.experiment.binding import DTYPES
 from diffusion_jax.experiment.config_files import load_config
-from diffusion_jax.runs.export import convert_weights
+from diffusion_jax.runs.export import convert_weights, convert_yaml
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert what the flags say; return 0."""
+    """Convert what the flags say; return 0, or 1 for a YAML whose config cannot be built yet."""
     if arguments.from_yaml:
         return _yaml(arguments)
     if not (arguments.source and arguments.to):
@@ -21,7 +21,9 @@ def run(arguments: argparse.Namespace) -> int:
     form = arguments.format or ("safetensors" if target.suffix == ".safetensors" else None)
     if form is None:
         raise ValueError(f"--to={target} is a folder: say --format=diffusers or --format=run")
-    config = load_config(arguments.config, arguments.overrides) if arguments.config else None
+    variant = [f"--config.train.ckpt_variant={arguments.variant}"] if arguments.variant else []
+    overrides = [*variant, *arguments.overrides]
+    config = load_config(arguments.config, overrides) if arguments.config else None
     said = convert_weights(
         arguments.source,
         target,
@@ -32,7 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
         raw=arguments.raw,
         with_ema=arguments.with_ema,
         ema=arguments.ema,
-        overrides=arguments.overrides,
+        overrides=overrides,
+        nonfinite=arguments.nonfinite,
     )
     print("\n".join(said))
     return 0
@@ -44,10 +47,8 @@ def _yaml(arguments: argparse.Namespace) -> int:
     target = pathlib.Path(arguments.to)
     if target.exists():
         raise ValueError(f"--to={target} exists; choose another name, nothing is overwritten")
-    converted = config_from_yaml(arguments.from_yaml)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(converted.source)
-    for line in converted.unmapped:
-        print(f"not mapped: {line}")
-    print(f"wrote {target}; {len(converted.unmapped)} keys were not mapped")
-    return 0
+    said, problem = convert_yaml(arguments.from_yaml, target)
+    print("\n".join(said))
+    if problem is not None:
+        print(f"the config cannot be built yet: {problem}", file=sys.stderr)
+    return 0 if problem is None else 1

@@ -2,8 +2,7 @@
 
 from typing import Any, NamedTuple
 
-# A flag and the keywords of argparse's add_argument.
-Flag = tuple[str, dict[str, Any]]
+Flag = tuple[str, dict[str, Any]]  # its name and the keywords of argparse's add_argument
 
 
 class Command(NamedTuple):
@@ -22,6 +21,7 @@ SWITCH = {"action": "store_true"}
 CONFIG = flag("--config", "configs/x.py[:variant]; --config.a.b=v overrides a value")
 RUN = flag("--workdir", "folder of a run", required=True)
 STEP = flag("--step", "checkpoint to use (default: the newest)", type=int)
+VARIANT = flag("--variant", "files of a diffusers folder: fp16, non_ema, ...")
 EMA = flag("--ema", "the averages in a .ckpt file", **SWITCH)
 DEBUG = flag("--debug", "no donation, NaN checks, debugger", **SWITCH)
 PROCESSES = (
@@ -37,6 +37,9 @@ _TRAIN = (
     flag("--name", "name of the run folder instead of the config's", default=""),
     flag("--postfix", "appended to the name of the run folder", default=""),
     flag("--resume", "continue from a run folder or from one of its checkpoints"),
+    flag("--change", "with --resume: PATH=VALUE computed otherwise from now on", action="append"),
+    flag("--fork", "with --resume: folder of a new run from all of the checkpoint"),
+    flag("--accept_data_change", "go on although the data have changed", **SWITCH),
     flag("--seed", "instead of the config's seed", type=int),
     flag("--no_test", "skip the test split at the end", **SWITCH),
 )
@@ -44,15 +47,15 @@ _SAMPLE = (
     flag("--workdir", "folder of a run"),
     STEP,
     flag("--checkpoint", "instead: .safetensors, .ckpt or diffusers folder"),
-    flag("--config", "with --checkpoint: the config that describes it"),
+    flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
+    VARIANT,
     flag("--class", "class number or name, or a list: 7 or 1,2,3", dest="label"),
     flag("--prompt", "text, for models that read text"),
     flag("--negative_prompt", "text to lead away from"),
     flag("--n", "images of the prompt or of each class, 16 if unset", type=int),
     flag("--steps", "sampling steps (default: the config's)", type=int),
     flag("--guidance_scale", "1 is off (default: the config's)", type=float),
-    flag("--height", "pixels (default: the config's)", type=int),
-    flag("--width", "pixels (default: the config's)", type=int),
+    *(flag(f"--{x}", "pixels (default: the config's)", type=int) for x in ("height", "width")),
     flag("--image", "file to begin with (--strength) or to complete (--mask)"),
     flag("--strength", "share of the steps that redraws --image", type=float),
     flag("--mask", "file, white where --image is kept"),
@@ -64,7 +67,8 @@ _SAMPLE = (
 )
 _CONVERT = (
     flag("--from", "run, .safetensors, .ckpt, diffusers folder", dest="source"),
-    flag("--config", "the config that describes --from, if that is no run"),
+    flag("--config", "the config that describes --from, if that is no run and not known"),
+    VARIANT,
     flag("--to", "new .safetensors file, folder, or config file"),
     flag("--format", "of --to, if open", choices=("safetensors", "diffusers", "run")),
     flag("--dtype", "of the file (default: as is)", choices=("float32", "bfloat16", "float16")),
@@ -72,6 +76,7 @@ _CONVERT = (
     flag("--raw", "raw weights of a run, not its EMA", **SWITCH),
     flag("--with_ema", "raw weights of a run, and its EMA as model_ema.*", **SWITCH),
     EMA,
+    flag("--nonfinite", "write NaN and infinite numbers, too", **SWITCH),
     flag("--from_yaml", "YAML config of sgm or latent-diffusion"),
 )
 _CACHE = (
@@ -85,6 +90,7 @@ _PLAN = (
     flag("--search", "find the largest batch that fits, by remat policy", **SWITCH),
     flag("--json", "file to write all figures to"),
 )
+_DESCRIBE = (flag("file", ".safetensors, .ckpt, diffusers folder", nargs="?", default=""),)
 _OPTIONS = (flag("section", "for example sampler or sampler.ddim", nargs="?", default=""),)
 _EVALUATE = (RUN, STEP, flag("--split", "train, validation or test", default="test"))
 COMMANDS = {
@@ -92,6 +98,7 @@ COMMANDS = {
     "sample": Command("draw images from a run or from released weights", _SAMPLE),
     "evaluate": Command("compute the losses of a run on a split of its data", _EVALUATE),
     "convert": Command("weights between runs, .safetensors and diffusers; YAML configs", _CONVERT),
+    "describe": Command("say what a released file is and which config describes it", _DESCRIBE),
     "report": Command("summarise a run: progress, losses, speed, checkpoints", (RUN,)),
     "cache": Command("encode a training split into a latent cache", (*_CACHE, *PROCESSES)),
     "plan": Command("memory, FLOPs and time of a config on a pod that you do not have", _PLAN),

@@ -53,12 +53,12 @@ def _pipeline(arguments: argparse.Namespace) -> Pipeline:
             ema=not arguments.raw,
             overrides=arguments.overrides,
         )
-    if not arguments.config:
-        raise ValueError(
-            f"--checkpoint={arguments.checkpoint} needs --config=, the config that describes it"
-        )
+    variant = [f"--config.train.ckpt_variant={arguments.variant}"] if arguments.variant else []
     return Pipeline.from_checkpoint(
-        arguments.checkpoint, arguments.config, overrides=arguments.overrides, ema=arguments.ema
+        arguments.checkpoint,
+        arguments.config,
+        overrides=[*variant, *arguments.overrides],
+        ema=arguments.ema,
     )
 
 

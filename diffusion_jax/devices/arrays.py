@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 
 from diffusion_jax.devices.mesh import batch_sharding, batch_shards, process_rows
@@ -48,7 +49,7 @@ def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
     """
 
     def place(leaf: Any) -> jax.Array:
-        if isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, Tracer):
             return jax.lax.with_sharding_constraint(leaf, sharding)
         own = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
         if sharding.is_fully_addressable or not own:

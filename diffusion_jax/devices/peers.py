@@ -11,12 +11,13 @@ at the coordinator's address itself, for two kinds of connections:
 """
 
 import contextlib
+import errno
 import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, final
 
 EXIT_PEER = 69  # another process ended too early (sysexits.h, EX_UNAVAILABLE)
@@ -138,7 +139,7 @@ class Peers:
         died = f"{EXIT_PEER} {who} died: it was killed, ran out of memory, or its machine is gone"
         self._tell(line or died)
         code, _, reason = (line or died).partition(" ")
-        if self._over.wait(_GRACE_SECONDS if line else 0.0):
+        if self._over.wait(0.0 if code == str(EXIT_PEER) else _GRACE_SECONDS):
             return
         with self._lock:  # of two threads, the first one speaks
             text = (
@@ -160,21 +161,30 @@ class Peers:
                 connection.sendall(data)
 
 
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
+def _listen(host: str, port: int) -> list[socket.socket]:
     """Listen at an address of this machine, else (a service's name, say) at all of them."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    places = list(dict.fromkeys((family, place[:2]) for family, _, _, _, place in found))
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        found = []
     listeners: list[socket.socket] = []
-    for family, place in places:
-        with contextlib.suppress(OSError):
+    for family, place in dict.fromkeys((family, place[:2]) for family, *_, place in found):
+        try:
             listeners.append(socket.create_server(place, family=family))
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
     reached = [one.getsockname()[0] for one in listeners]
-    if host != "localhost" and host not in reached and all(map(_is_loopback, reached)):
+    # The name of a machine is often its loopback address on the machine itself.
+    named = host in (*reached, "localhost") and listeners
+    if not named and all(map(_is_loopback, reached)):
         for listener in listeners:
             listener.close()
-        _log.warning("%s is no address of this machine: listening at all of them", host)
-        listeners = [socket.create_server(("", port))]
-    yield from listeners
+        _log.warning("other machines cannot reach this one at %s: listening at all addresses", host)
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        return [socket.create_server(("", port), family=family, dualstack_ipv6=both)]
+    return listeners
 
 
 def _reach(place: tuple[str, int], timeout: float) -> socket.socket:

@@ -56,12 +56,15 @@ def joined(flags: Place, exit_code: Callable[[BaseException], int]) -> Iterator[
         return
     # JAX's service would swallow SIGTERM until training begins, when train/signals.py takes over.
     jax.config.update("jax_enable_preemption_service", False)
-    os.environ["no_grpc_proxy"] = "127.0.0.1"  # where its client meets its service, see peers.py
+    # Its client meets its service on this machine, see peers.py: proxies are not in between.
+    jax.config.update("jax_check_proxy_envs", False)
+    os.environ["no_grpc_proxy"] = "127.0.0.1"
     peers = None
     try:
         place = _completed(place)
-        assert None not in place[:3]
-        peers = Peers(place.coordinator_address, place.process_id, place.num_processes, TIMEOUT)
+        address, count, index = place[:3]
+        assert address is not None and count is not None and index is not None
+        peers = Peers(address, index, count, TIMEOUT)
         jax.distributed.initialize(
             coordinator_address=peers.address,
             coordinator_bind_address=peers.address,
@@ -101,7 +104,8 @@ def _completed(place: Place) -> Place:
         place = place._replace(local_device_ids=ids)
     if place.method != "deactivate" and None in place[:4]:
         found = ClusterEnv.auto_detect_unset_distributed_params(*place, TIMEOUT)
-        place = Place(*found, method=place.method)
+        address, count, index, ids = found
+        place = Place(address, count, index, None if ids is None else tuple(ids), place.method)
     if missing := [name for name in Place._fields[:3] if getattr(place, name) is None]:
         raise ValueError(f"JAX does not find {' and '.join(missing)} here")
     return place

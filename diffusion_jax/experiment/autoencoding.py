@@ -154,7 +154,7 @@ def _init_parts(
 def _check_sources(net: str, lpips_file: str | None, training: Training) -> None:
     source = released_source(training)
     if source is not None:
-        open_network(source, "vae")
+        open_network(source, "vae", variant=training.ckpt_variant)
     check_lpips(net, lpips_file, source)
 
 

@@ -1,12 +1,13 @@
 """A config whose model denoises: its network, its noise, its loss and its sampler, as a Task."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusion_jax.convert.weights.importing import open_network
 from diffusion_jax.devices.mesh import on_mesh
 from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.claims import Contradiction, check_claims, contradictions
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.export import export_diffusers, export_single_file
 from diffusion_jax.experiment.layout import frozen_rules, state_rules
@@ -18,6 +19,7 @@ from diffusion_jax.experiment.pictures import draw_pictures
 from diffusion_jax.experiment.sampling import build_sample_fn
 from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
 from diffusion_jax.experiment.weights import (
+    Reading,
     check_frozen,
     load_frozen,
     load_released,
@@ -51,6 +53,7 @@ def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
         sections["optimizer"], sections["lr_schedule"], training.batch_size, training.scale_lr
     )
     scaled = network.first_stage is not None and network.first_stage.options.scale_by_std
+    compare = functools.partial(contradictions, network, noise, sections["sampler"])
     sampling = build_sample_fn(network, noise, sections["sampler"], sections["guidance"], mesh)
     drawing = Drawing(network, noise, *sampling)
     train_step = make_train_step(objective.loss_fn, tx, seed=seed, accumulate=training.accumulate)
@@ -68,8 +71,10 @@ def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
         with_inputs=network.with_inputs,
         averaged=lambda state: ema_params(state.opt_state),
         averaged_part=lambda params: params,
-        check_sources=functools.partial(_check_sources, network, training),
-        load_frozen=functools.partial(load_frozen, network),
+        check_sources=functools.partial(_check_sources, network, training, compare),
+        load_frozen=functools.partial(
+            load_frozen, network, reading=Reading(training.ckpt_check, training.ckpt_variant)
+        ),
         load_released=functools.partial(load_released, network),
         export_file=functools.partial(export_single_file, network, noise),
         export_folder=functools.partial(export_diffusers, network, noise),
@@ -77,13 +82,17 @@ def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
         headline=("loss_simple", "loss_x0"),
         drawing=drawing,
         first_frozen=functools.partial(scale_by_std, network, mesh, seed) if scaled else None,
+        contradictions=compare,
     )
 
 
-def _check_sources(network: Network, training: Training) -> None:
+def _check_sources(
+    network: Network, training: Training, compare: Callable[[str], list[Contradiction]]
+) -> None:
     source = released_source(training)
     if source is not None:
-        open_network(source, "unet")
+        open_network(source, "unet", variant=training.ckpt_variant)
+        check_claims(compare(source) if training.ckpt_check else [], source)
     check_frozen(network, source)
 
 

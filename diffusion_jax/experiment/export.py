@@ -5,7 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.convert.weights.claims import (
+    EDM_LEVELS,
+    METADATA_KEY,
+    SCHEDULES,
+    V_MARK,
+    ZERO_SNR_MARK,
+)
 from diffusion_jax.convert.weights.diffusers_folder import (
+    edm_scheduler_config,
     penultimate_text,
     save_diffusers,
     scheduler_config,
@@ -16,6 +24,7 @@ from diffusion_jax.convert.weights.diffusers_folder import (
 from diffusion_jax.convert.weights.places import export_checkpoint
 from diffusion_jax.diffusion.schedule import make_schedule
 from diffusion_jax.experiment.binding import ConfigError, value_of
+from diffusion_jax.experiment.claims import alphas_cumprod_of, is_zero_snr, prediction_of
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.task import Trained
@@ -63,24 +72,51 @@ def export_single_file(
     path: str | os.PathLike,
     *,
     dtype: Any = None,
+    nonfinite: bool = False,
 ) -> str:
     """Write one .safetensors file as the originals write theirs -> the name of its layout.
 
     trained.ema: averages of the network, written beside it as model_ema.*. The buffers of the
-    schedule are written as the originals have them. Raises ValueError for a model that no layout
-    fits.
+    schedule are written as the originals have them, and what claims.read_claims reads: marks of
+    v-prediction, of zero terminal SNR and of EDM, and a learned scale factor.
+    Raises ValueError for a model that no layout fits.
     """
     texts = _texts(network)
     layout = _layout(texts)
-    schedule = noise.schedule
-    if layout in ("sd1", "sd2"):
-        extras = {name: np.asarray(getattr(schedule, name)) for name in _BUFFERS}
-    else:
-        extras = {"denoiser.sigmas": np.asarray(schedule.sqrt_recipm1_alphas_cumprod)}
+    prediction = prediction_of(noise)
+    extras, metadata = _marks(noise, prediction), {}
+    if prediction is not None:
+        words = {"eps": "epsilon", "v_edm": "v"}
+        metadata = {METADATA_KEY: words[prediction] if prediction in words else prediction}
+    if layout in ("sd1", "sd2") and noise.on_timesteps:
+        extras |= {name: np.asarray(getattr(noise.schedule, name)) for name in _BUFFERS}
+    elif noise.sigmas is not None:
+        extras["denoiser.sigmas"] = np.asarray(noise.sigmas)
+    if network.first_stage is not None and network.first_stage.options.scale_by_std:
+        extras["scale_factor"] = np.asarray(trained.frozen["scale_factor"], np.float32)
     components = _components(texts, trained)
     ema = None if trained.ema is None else trained.ema["network"]
-    export_checkpoint(path, components, layout, dtype=dtype, ema=ema, extras=extras)
+    export_checkpoint(
+        path,
+        components,
+        layout,
+        dtype=dtype,
+        ema=ema,
+        extras=extras,
+        metadata=metadata,
+        nonfinite=nonfinite,
+    )
     return layout
+
+
+def _marks(noise: Noise, prediction: str | None) -> dict[str, np.ndarray]:
+    """Make the tensors by which other programs tell what a network predicts, and at which noise."""
+    nothing = np.zeros((0,), np.float32)
+    if prediction == "v_edm":
+        grid = noise.grid(2)
+        return {name: np.asarray(grid[1 - i], np.float32) for i, name in enumerate(EDM_LEVELS)}
+    marks = {V_MARK: nothing} if prediction == "v" else {}
+    return marks | ({ZERO_SNR_MARK: nothing} if is_zero_snr(noise) else {})
 
 
 def export_diffusers(
@@ -90,6 +126,7 @@ def export_diffusers(
     folder: str | os.PathLike,
     *,
     dtype: Any = None,
+    nonfinite: bool = False,
 ) -> None:
     """Write a folder that diffusers loads; tokenizers, which it wants beside, are not written.
 
@@ -120,18 +157,38 @@ def export_diffusers(
             num_heads=tower.num_heads,
             hidden_act=tower.activation,
         )
-    save_diffusers(folder, components, configs, dtype=dtype)
+    save_diffusers(folder, components, configs, dtype=dtype, nonfinite=nonfinite)
 
 
 def _scheduler(noise: Noise) -> dict[str, Any]:
-    options = noise.schedule_options
-    return scheduler_config(
-        beta_start=value_of(make_schedule, options, "linear_start"),
-        beta_end=value_of(make_schedule, options, "linear_end"),
-        schedule=options["name"],
-        prediction_type=_PREDICTIONS[noise.parameterization],
-        num_timesteps=noise.schedule.num_timesteps,
-    )
+    prediction = prediction_of(noise)
+    if prediction in ("edm", "v_edm"):
+        grid, natural = noise.grid(2), {"sigma_data": 0.5} | dict(noise.natural_weighting or {})
+        return edm_scheduler_config(
+            prediction,
+            sigma_min=float(grid[1]),
+            sigma_max=float(grid[0]),
+            sigma_data=natural["sigma_data"],
+        )
+    if prediction is None or noise.sigmas is None or not noise.quantize_c_noise:
+        raise ConfigError(
+            "config.denoiser has no counterpart among the schedulers of diffusers; export this "
+            "model as .safetensors"
+        )
+    options, zero_snr = noise.schedule_options, is_zero_snr(noise)
+    said = {
+        "prediction_type": _PREDICTIONS[prediction],
+        "num_timesteps": len(noise.sigmas),
+        "zero_snr": zero_snr,
+    }
+    given = value_of(make_schedule, options, "given_betas")
+    if noise.on_timesteps and given is None and options["name"] in SCHEDULES.values():
+        start, end = (value_of(make_schedule, options, f"linear_{end}") for end in ("start", "end"))
+        return scheduler_config(beta_start=start, beta_end=end, schedule=options["name"], **said)
+    abar = alphas_cumprod_of(noise)
+    if zero_snr:
+        abar[-1] = 0.0
+    return scheduler_config(betas=1.0 - abar / np.append(1.0, abar[:-1]), **said)
 
 
 def _texts(network: Network) -> list[Text]:

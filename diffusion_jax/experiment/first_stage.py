@@ -15,7 +15,7 @@ from diffusion_jax.experiment.regularizer import CODEBOOK
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.quantizers import VectorQuantizer, nearest_code
 from diffusion_jax.models.first_stage.regularizers import diagonal_gaussian, mode, sample
-from diffusion_jax.models.first_stage.tiling import in_chunks, tiled_decode
+from diffusion_jax.models.first_stage.tiling import in_chunks, tiled_decode, tiled_encode
 from diffusion_jax.randomness import noise_like
 from diffusion_jax.types import Image, Keys, PyTree
 
@@ -76,7 +76,7 @@ class FirstStage(NamedTuple):
         def encode(x: Array) -> Array:
             return jnp.asarray(self.module.apply({"params": params}, x, method="encode"))
 
-        return self._few_at_a_time(encode, image).astype(jnp.float32)
+        return self._bounded(encode, image, tiled_encode, self.factor)
 
     def draw(self, moments: Array, keys: Keys | None) -> Array:
         """Draw latents from the posterior with these moments, or take its mode without keys.
@@ -100,26 +100,22 @@ class FirstStage(NamedTuple):
             networks = {"params": _networks(params)}
             return jnp.asarray(self.module.apply(networks, z, method="decode"))
 
-        tile = self.options.tile
-        if tile is not None and max(latents.shape[1:3]) > tile:
-            overlap, margin = tile // 4, tile // 16
-            whole = functools.partial(
-                tiled_decode,
-                decode,
-                factor=self.factor,
-                tile=tile,
-                overlap=overlap,
-                margin=margin,
-            )
-        else:
-            whole = decode
-        return self._few_at_a_time(whole, latents).astype(jnp.float32)
+        return self._bounded(decode, latents, tiled_decode, 1)
 
-    def _few_at_a_time(self, function: Callable[[Array], Array], x: Array) -> Array:
-        size = self.options.samples_at_a_time
-        if size is None or size >= x.shape[0]:
-            return function(x)
-        return in_chunks(function, x, chunk_size=size)
+    def _bounded(
+        self, network: Callable[[Array], Array], x: Array, tiled: Callable[..., Array], unit: int
+    ) -> Array:
+        """Apply a network within the memory of options.tile and options.samples_at_a_time.
+
+        unit: elements of x along one side of a latent pixel.
+        """
+        tile, size = self.options.tile, self.options.samples_at_a_time
+        if tile is not None and max(x.shape[1:3]) > tile * unit:
+            shape = {"tile": tile, "overlap": tile // 4, "margin": tile // 16}
+            network = functools.partial(tiled, network, factor=self.factor, **shape)
+        if size is not None and size < x.shape[0]:
+            return in_chunks(network, x, chunk_size=size).astype(jnp.float32)
+        return network(x).astype(jnp.float32)
 
 
 def build_first_stage(section: Mapping[str, Any], image_shape: tuple[int, int, int]) -> FirstStage:

@@ -14,7 +14,7 @@ from diffusion_jax.convert.weights.first_stage import (
     save_first_stage,
 )
 from diffusion_jax.convert.weights.importing import open_network
-from diffusion_jax.convert.weights.reading import open_weights
+from diffusion_jax.convert.weights.reading import is_safetensors, open_weights
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.regularizer import CODEBOOK
 from diffusion_jax.experiment.task import Trained, Training
@@ -37,14 +37,17 @@ def load_first_stage(
     found = import_first_stage(
         params,
         mutable,
-        open_network(path, "vae"),
+        open_network(path, "vae", variant=training.ckpt_variant),
         ema=training.ckpt_ema,
         ignore_keys=training.ignore_keys,
+        nonfinite=not training.ckpt_check,
     )
     return found.params, found.mutable, found.not_loaded
 
 
-def export_first_stage(trained: Trained, path: str | os.PathLike, *, dtype: Any = None) -> str:
+def export_first_stage(
+    trained: Trained, path: str | os.PathLike, *, dtype: Any = None, nonfinite: bool = False
+) -> str:
     """Write one .safetensors file as latent-diffusion writes the checkpoint of a first stage.
 
     trained.ema: averages that are written as model_ema.* beside the others. Returns the name of the
@@ -58,7 +61,7 @@ def export_first_stage(trained: Trained, path: str | os.PathLike, *, dtype: Any 
         lpips=frozen["lpips"],
     )
     ema = None if trained.ema is None else trained.ema["autoencoder"]
-    save_first_stage(path, tree, dtype=dtype, ema=ema)
+    save_first_stage(path, tree, dtype=dtype, ema=ema, nonfinite=nonfinite)
     return "first stage of latent-diffusion"
 
 
@@ -69,6 +72,7 @@ def export_first_stage_folder(
     folder: str | os.PathLike,
     *,
     dtype: Any = None,
+    nonfinite: bool = False,
 ) -> None:
     """Write a folder of diffusers with the autoencoder alone, an AutoencoderKL or a VQModel.
 
@@ -83,7 +87,9 @@ def export_first_stage_folder(
     own = trained.params["autoencoder"]
     codes = own[CODEBOOK]["embedding"].shape[0] if regularizer == "vq" else None
     config = vae_config(module, scale_factor=1.0, num_codes=codes)
-    save_diffusers(folder, {"first_stage": own}, {"first_stage": config}, dtype=dtype)
+    save_diffusers(
+        folder, {"first_stage": own}, {"first_stage": config}, dtype=dtype, nonfinite=nonfinite
+    )
 
 
 def check_lpips(net: str, own: str | None, source: str | None) -> None:
@@ -104,8 +110,8 @@ def read_lpips(net: str, own: str | None, source: str | os.PathLike | None) -> P
         return load_lpips(None, net=net)
     assert own is not None or source is not None
     path = pathlib.Path(own if own is not None else str(source)).expanduser()
-    # The package's files end in .ckpt as PyTorch's do; PyTorch's are zip archives.
-    if path.suffix == ".safetensors" or zipfile.is_zipfile(path):
+    # The package has files of its own; PyTorch's are zip archives.
+    if is_safetensors(path) or zipfile.is_zipfile(path):
         return import_lpips(open_weights(path), net)
     return load_lpips(path, net=net)
 

@@ -11,7 +11,7 @@ import sys
 import types
 from pathlib import Path
 
-_PACKAGE = __package__.partition(".")[0]
+_PACKAGE = __name__.partition(".")[0]
 _INSTALLED = {"site-packages", "dist-packages"}
 # What has a home: its __module__ is where it was defined, not where it was imported.
 _DEFINED = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)

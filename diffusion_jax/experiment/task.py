@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from diffusion_jax.devices.partition import Rule
+from diffusion_jax.experiment.claims import Contradiction
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
@@ -31,7 +32,9 @@ class Training(NamedTuple):
     folder of diffusers), raw or, with ckpt_ema, averaged, minus ignore_keys (regular expressions
     from the start of a parameter's path, or name in a released file); load_only_unet takes the
     network alone. keep_dims: take that many input channels of the first convolution from a released
-    file and start the others at 0.
+    file and start the others at 0. ckpt_check refuses a released file that says of itself what the
+    config contradicts, or that holds NaN or infinite numbers. ckpt_variant: "fp16" and so on, the
+    files of a folder.
     """
 
     num_steps: int
@@ -43,6 +46,8 @@ class Training(NamedTuple):
     ignore_keys: tuple[str, ...] = ()
     load_only_unet: bool = False
     keep_dims: int | None = None
+    ckpt_check: bool = True
+    ckpt_variant: str | None = None
 
 
 class Setting(NamedTuple):
@@ -114,6 +119,7 @@ class Task(NamedTuple):
     drawing, reconstructing: what of the two the model does, else None.
     first_frozen: (frozen, first batch on the devices) -> frozen, called once in a run; None where
       nothing waits for data.
+    contradictions: path of a released file -> what it says of its model and the config contradicts.
     """
 
     init: Callable[[Array], TrainState]
@@ -139,3 +145,4 @@ class Task(NamedTuple):
     drawing: Drawing | None = None
     reconstructing: Reconstructing | None = None
     first_frozen: Callable[[PyTree, Mapping[str, Array]], PyTree] | None = None
+    contradictions: Callable[[str | os.PathLike], list[Contradiction]] = lambda path: []

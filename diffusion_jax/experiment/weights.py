@@ -4,18 +4,21 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from diffusion_jax.convert.weights.claims import read_claims
 from diffusion_jax.convert.weights.diffusers_folder import unused_of_penultimate
-from diffusion_jax.convert.weights.importing import import_network
+from diffusion_jax.convert.weights.importing import count_networks, import_network, open_network
 from diffusion_jax.convert.weights.reading import (
+    INDEXES,
     TORCH_SUFFIXES,
     diffusers_components,
+    variants_of,
 )
 from diffusion_jax.devices.mesh import on_mesh, replicated
 from diffusion_jax.experiment.binding import ConfigError
@@ -42,14 +45,22 @@ KINDS: dict[type[nn.Module], str] = {
 }
 
 
+class Reading(NamedTuple):
+    """How released files are read: train.ckpt_check and train.ckpt_variant."""
+
+    check: bool = True
+    variant: str | None = None
+
+
+CHECKED = Reading()
+
+
 def is_released(path: str | os.PathLike) -> bool:
     """Tell whether a path is a released file or folder of diffusers, and no run of this program."""
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if path.is_dir():
-        return bool(diffusers_components(path))
-    return path.suffix in (".safetensors", *TORCH_SUFFIXES) or path.name.endswith(
-        ".safetensors.index.json"
-    )
+        return bool(diffusers_components(path) or variants_of(path))
+    return path.is_file() or path.name.lower().endswith((".safetensors", *TORCH_SUFFIXES, *INDEXES))
 
 
 def load_released(
@@ -62,14 +73,16 @@ def load_released(
     say what is taken: ckpt_ema, ignore_keys, load_only_unet, keep_dims.
     Raises ValueError when the file does not fit; the message lists what is missing or left over.
     """
+    reading = Reading(training.ckpt_check, training.ckpt_variant)
     found = import_network(
         params["network"],
-        path,
+        open_network(path, "unet", variant=reading.variant),
         "unet",
         ema=training.ckpt_ema,
         ignore_keys=training.ignore_keys,
         allow_missing=training.ignore_keys,
         keep_dims=training.keep_dims,
+        nonfinite=not reading.check,
     )
     conditioner = dict(params["conditioner"])
     not_loaded = ["logvar"] if "logvar" in params else []
@@ -77,7 +90,7 @@ def load_released(
         if training.load_only_unet or type(network.embedders[name].module) not in KINDS:
             not_loaded.append(f"conditioner/{name}")
         else:
-            conditioner[name] = _import_embedder(network, name, own, path)
+            conditioner[name] = _import_embedder(network, name, own, path, reading)
     return {**params, "network": found, "conditioner": conditioner}, mutable, not_loaded
 
 
@@ -102,6 +115,7 @@ def load_frozen(
     abstract: PyTree,
     random: Callable[[], PyTree],
     source: str | os.PathLike | None,
+    reading: Reading = CHECKED,
 ) -> PyTree:
     """Load the frozen networks of a diffusion model into the shapes and shardings of abstract.
 
@@ -113,20 +127,17 @@ def load_frozen(
     drawn = random() if source is None and RANDOM in weights else None
     conditioner = {}
     for name, own in abstract["conditioner"].items():
-        embedder = network.embedders[name]
-        path = _own_file(embedder.weights)
-        if path is not None:
-            kind = _kind(embedder.module, f"config.conditioning.embedders.{name}.weights")
-            conditioner[name] = import_network(own, path, kind)
-        elif source is not None:
-            conditioner[name] = _import_embedder(network, name, own, source)
+        if source is not None or _own_file(network.embedders[name].weights) is not None:
+            conditioner[name] = _import_embedder(network, name, own, source, reading)
         else:
             assert drawn is not None  # check_frozen has asked
             conditioner[name] = drawn["conditioner"][name]
     frozen: dict[str, Any] = {"conditioner": conditioner}
-    frozen["first_stage"] = _first_stage(network, abstract["first_stage"], source, drawn)
+    frozen["first_stage"] = _first_stage(network, abstract["first_stage"], source, drawn, reading)
     if network.first_stage is not None and network.first_stage.options.scale_by_std:
-        frozen["scale_factor"] = jnp.float32(1.0)  # until the first batch was seen
+        # 1 until the first batch was seen, where no file says what an earlier one gave.
+        said = None if source is None else read_claims(source).scale_factor
+        frozen["scale_factor"] = jnp.float32(1.0 if said is None else said)
     return frozen
 
 
@@ -135,8 +146,11 @@ def scale_by_std(
 ) -> PyTree:
     """Set the scale factor in frozen to 1 / std of a batch's latents, so that they have variance 1.
 
+    A factor that a released file gave stays.
     Source: latent-diffusion, LatentDiffusion.on_train_batch_start.
     """
+    if float(frozen["scale_factor"]) != 1.0:
+        return frozen
     count = len(next(iter(batch.values())))
     keys = sample_keys(stream_key(seed, Stream.LATENT_SCALE), jnp.arange(count))
 
@@ -149,14 +163,40 @@ def scale_by_std(
     return {**frozen, "scale_factor": factor(frozen, batch, keys)}
 
 
-def _import_embedder(network: Network, name: str, own: PyTree, path: str | os.PathLike) -> PyTree:
-    """Read an embedder's encoder out of a whole checkpoint: the n-th of its kind in both."""
+def _import_embedder(
+    network: Network, name: str, own: PyTree, source: str | os.PathLike | None, reading: Reading
+) -> PyTree:
+    """Read an embedder's encoder out of its own file, or out of a whole checkpoint.
+
+    It is the n-th of its kind in both, or among those without a file of their own where the
+    checkpoint holds no others.
+    """
     embedders = network.embedders
-    kind = _kind(embedders[name].module, f"config.conditioning.embedders.{name}")
+    where = f"config.conditioning.embedders.{name}"
+    kind = _kind(embedders[name].module, where)
+    path = _own_file(embedders[name].weights)
+    if path is not None:
+        return import_network(own, path, kind, nonfinite=not reading.check)
+    assert source is not None
     same = [n for n, e in embedders.items() if KINDS.get(type(e.module)) == kind]
-    is_folder = pathlib.Path(path).expanduser().is_dir()
-    zeros = _left_out_by_diffusers(embedders[name]) if is_folder else ()
-    return import_network(own, path, kind, number=same.index(name), zeros=zeros)
+    here = [n for n in same if _own_file(embedders[n].weights) is None]
+    count = count_networks(source, kind, variant=reading.variant)
+    number = here.index(name) if count == len(here) else same.index(name)
+    if number >= count:
+        raise ValueError(
+            f"{source} holds {count} networks of the kind {kind!r}, and {where} needs number "
+            f"{number + 1}; set {where}.weights to a file that has it"
+        )
+    weights = open_network(source, kind, number, variant=reading.variant)
+    is_folder = pathlib.Path(source).expanduser().is_dir()
+    return import_network(
+        own,
+        weights,
+        kind,
+        number=None if is_folder else number,
+        zeros=_left_out_by_diffusers(embedders[name]) if is_folder else (),
+        nonfinite=not reading.check,
+    )
 
 
 def _left_out_by_diffusers(embedder: Embedder) -> tuple[str, ...]:
@@ -168,19 +208,24 @@ def _left_out_by_diffusers(embedder: Embedder) -> tuple[str, ...]:
 
 
 def _first_stage(
-    network: Network, abstract: PyTree, source: str | os.PathLike | None, drawn: Any
+    network: Network,
+    abstract: PyTree,
+    source: str | os.PathLike | None,
+    drawn: Any,
+    reading: Reading,
 ) -> PyTree:
     stage = network.first_stage
     if stage is None:
         return {}
-    path = _own_file(stage.options.weights)
-    path = source if path is None else path
+    own = _own_file(stage.options.weights)
+    path = source if own is None else own
     if path is None:
         return drawn["first_stage"]
     folder = pathlib.Path(path).expanduser()
     if folder.is_dir() and not is_released(folder):
         return _run_weights(folder, abstract)
-    return import_network(abstract, path, "vae")
+    weights = open_network(path, "vae", variant=reading.variant if own is None else None)
+    return import_network(abstract, weights, "vae", nonfinite=not reading.check)
 
 
 def _kind(module: nn.Module, where: str) -> str:

@@ -7,9 +7,15 @@ from typing import Any, Literal, TypeAlias
 
 import ml_collections
 
+from diffusion_jax.convert.weights.exporting import check_target
+from diffusion_jax.convert.yaml.from_yaml import config_from_yaml
 from diffusion_jax.experiment import Experiment, make_experiment
+from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.experiment.task import Trained
 from diffusion_jax.runs import folder
+from diffusion_jax.runs.comparison import with_whole_paths
+from diffusion_jax.runs.identity import made_from
+from diffusion_jax.runs.released import config_for
 from diffusion_jax.runs.weights import (
     load_checkpoint_file,
     load_trained,
@@ -34,26 +40,31 @@ def convert_weights(
     with_ema: bool = False,
     ema: bool = False,
     overrides: Sequence[str] = (),
+    nonfinite: bool = False,
 ) -> list[str]:
     """Convert a run, or a released file that config describes -> sentences about what was done.
 
+    config: None is the run's own, or the shipped config that describes the file.
     form: what to write at target, which must not exist. dtype: of the file, as it is by default.
     step, raw, with_ema: of a run, which checkpoint, its raw weights in place of the averages, or
     its raw weights with the averages beside them; overrides of its config, see load_run_config.
-    ema: the averages of a training file (.ckpt).
+    ema: the averages of a training file (.ckpt). nonfinite: NaN and infinite numbers are written,
+    too.
     Raises ValueError or FileNotFoundError for what does not fit; nothing is overwritten.
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
     is_run = folder.has_run(source)
     if target.exists():
         raise ValueError(f"--to={target} exists; choose another name, nothing is overwritten")
-    if config is None and not is_run:
-        raise ValueError(f"--from={source} needs --config=, the config that describes it")
     if is_run and form == "run":
         raise ValueError(f"--from={source} is a run already; choose another format")
     if with_ema and not is_run:
         raise ValueError("--with_ema is for runs: a released file has one set of weights")
-    described = folder.load_run_config(source, overrides) if config is None else config
+    check_target(target)
+    if config is None and is_run:
+        config = folder.load_run_config(source, overrides)
+    config = config_for(source, None, overrides) if config is None else config
+    described = with_whole_paths(config)
     experiment = make_experiment(described)
     if is_run:
         said = []
@@ -67,10 +78,32 @@ def convert_weights(
     if form == "run":
         write_run(experiment, trained, described, target)
     elif form == "diffusers":
-        experiment.task.export_folder(trained, target, dtype=dtype)
+        experiment.task.export_folder(trained, target, dtype=dtype, nonfinite=nonfinite)
     else:
-        said.append(f"layout {experiment.task.export_file(trained, target, dtype=dtype)}")
+        layout = experiment.task.export_file(trained, target, dtype=dtype, nonfinite=nonfinite)
+        said.append(f"layout {layout}")
     return [*said, f"wrote {target}"]
+
+
+def convert_yaml(
+    source: str | os.PathLike, target: str | os.PathLike
+) -> tuple[list[str], str | None]:
+    """Convert a YAML config to a config file, and build that -> (sentences, what is wrong or None).
+
+    Raises ValueError or FileNotFoundError for what cannot be converted; nothing is overwritten.
+    """
+    target = pathlib.Path(target)
+    check_target(target)
+    converted = config_from_yaml(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(converted.source)
+    said = [f"not mapped: {line}" for line in converted.unmapped]
+    said.append(f"wrote {target}; {len(converted.unmapped)} keys were not mapped")
+    try:
+        make_experiment(load_config(str(target))).abstract_state()
+    except ValueError as error:
+        return said, str(error)
+    return said, None
 
 
 def write_run(
@@ -87,7 +120,7 @@ def write_run(
             averaged = experiment.task.averaged_part(state.params)
             state = state._replace(opt_state=reset_ema(state.opt_state, averaged))
         checkpoints = open_checkpoints(workdir / "checkpoints", needed_bytes=state_bytes(state))
-        metadata = {"config": folder.to_plain(config), "revision": "converted"}
+        metadata = {**made_from(config), "next_batch": 0, "scores": {}}
         checkpoints.save(0, state, metadata)
         checkpoints.close()
         start_frozen(experiment, workdir, trained.frozen)

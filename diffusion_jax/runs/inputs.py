@@ -186,8 +186,9 @@ def _alpha_applied(values: np.ndarray) -> np.ndarray:
     return colour * alpha
 
 
-def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    picture = Image.fromarray(values).resize((size[1], size[0]), RESIZE_FILTERS["area"])
+def _resized(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    height, width = size
+    picture = Image.fromarray(values).resize((width, height), RESIZE_FILTERS["area"])
     return np.clip(np.asarray(picture), 0.0, 1.0)[..., None]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from diffusion_jax.experiment.claims import check_claims
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.task import Trained
 from diffusion_jax.experiment.weights import released_source
@@ -48,19 +49,27 @@ def has_frozen(workdir: pathlib.Path) -> bool:
     return bool(saved_steps(workdir / FROZEN_FOLDER))
 
 
+def holds_frozen(experiment: Experiment, workdir: pathlib.Path) -> bool:
+    """Tell whether a run has all of its frozen networks in its folder, or has none."""
+    weights = _weights_of(experiment.abstract_frozen(), experiment.task.constants)
+    return has_frozen(workdir) or not jax.tree.leaves(weights)
+
+
 def start_frozen(
     experiment: Experiment,
     workdir: pathlib.Path,
     frozen: PyTree | None = None,
     *,
     first_batch: Callable[[], Mapping[str, Any]] | None = None,
+    going_on: bool = False,
 ) -> PyTree:
     """Make the frozen networks of a run and save them once, or read what an earlier start saved.
 
     frozen: the networks if they are made already. first_batch gives the host batch that
-    scale_by_std looks at.
+    scale_by_std looks at. going_on: the run has checkpoints, so it needs no file that it began
+    from.
     """
-    if has_frozen(workdir):
+    if has_frozen(workdir) or (going_on and holds_frozen(experiment, workdir)):
         return run_frozen(experiment, workdir)
     frozen = dict(make_frozen(experiment) if frozen is None else frozen)
     first_frozen = experiment.task.first_frozen
@@ -108,12 +117,15 @@ def load_checkpoint_file(
     """Read a released file as the model of a config -> (Trained, names of what it had not).
 
     ema: the averages that training files (.ckpt) keep. What the file has not keeps its initial
-    values. Raises ValueError when the file does not fit, naming what is missing or left over.
+    values. Raises ValueError when the file does not fit, naming what is missing or left over, and
+    when it says of itself what the config contradicts, naming the overrides to add.
     """
     abstract = experiment.abstract_state()
     training = experiment.training._replace(
         ckpt_ema=ema, ignore_keys=(), load_only_unet=False, keep_dims=None
     )
+    if training.ckpt_check:
+        check_claims(experiment.task.contradictions(path), path)
     params, mutable, absent = experiment.task.load_released(
         abstract.params, abstract.mutable, path, training
     )

@@ -110,7 +110,8 @@ def train(
 
     After an exception the hooks behind the one that raised it act, rescue(state) saves what there
     is, all hooks end, and it is raised again.
-    Raises ValueError when the state is already past num_steps or the batches end too early.
+    Raises ValueError when the state is already past num_steps or the batches end too early, and
+    OSError when they cannot be read.
     """
     first = int(jax.device_get(state.step))
     if first > num_steps:
@@ -157,6 +158,8 @@ def _next(source, step: int, num_steps: int, first: int) -> Any:
         return next(source)
     except StopIteration:
         raise ValueError(f"the batches ended before step {step} of {num_steps}") from None
+    except OSError as error:
+        raise OSError(f"cannot read the batch of step {step}: {error}") from error
     except Interrupted as signal:
         if step == first + 1:
             raise

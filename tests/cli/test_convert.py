@@ -38,7 +38,9 @@ def test_options_reach_the_library(asked):
     assert main(["convert", "--from=runs/x", "--to=x.safetensors", *flags]) == 0
     options = asked[0][3]
     assert options.pop("dtype") == np.dtype("bfloat16") and options.pop("overrides") == [flags[-1]]
-    assert options == dict(config=None, step=8, raw=False, with_ema=True, ema=False)
+    assert options == dict(
+        config=None, step=8, raw=False, with_ema=True, ema=False, nonfinite=False
+    )
 
 
 def test_a_released_file_comes_with_its_config(asked):

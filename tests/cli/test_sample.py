@@ -8,6 +8,7 @@ from PIL import Image
 from support.experiments import built, trained
 
 from diffusion_jax.cli import main
+from diffusion_jax.convert.weights.exporting import save_weights
 from diffusion_jax.pipeline import NonFiniteWarning, Pipeline
 
 CONFIGS = {"classes": "mnist", "text": "emoji_ldm"}
@@ -113,8 +114,10 @@ def test_images_that_are_not_finite_are_written_and_the_exit_code_says_so(
 
 
 def test_a_file_needs_its_config_and_a_folder_has_to_be_empty(drawn, tmp_path, capsys):
-    assert main(["sample", "--checkpoint=x.ckpt", f"--out={tmp_path}/new"]) == 2
-    assert "--checkpoint=x.ckpt needs --config=" in capsys.readouterr().err
+    file = tmp_path / "x.safetensors"
+    save_weights(file, [], {"out.2.weight": np.zeros((8, 3, 3, 3))})
+    assert main(["sample", f"--checkpoint={file}", f"--out={tmp_path}/new"]) == 2
+    assert "x.safetensors needs --config=, because no shipped" in capsys.readouterr().err
     (tmp_path / "mine.txt").touch()
     assert main(["sample", "--workdir=classes", f"--out={tmp_path}"]) == 2
     assert "already holds files; choose an empty folder with --out" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from support.trees import drawn
 
 from diffusion_jax.convert.weights.reading import open_weights
 from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.claims import overrides_of
 from diffusion_jax.experiment.export import export_single_file
 
 
@@ -97,3 +98,53 @@ def test_a_folder_says_how_the_model_was_trained(tmp_path, name, prediction):
     (embedder,) = experiment.network.embedders.values()
     left_out = 1 if name == "sd21" else 0  # diffusers ends one layer earlier
     assert text["num_hidden_layers"] == embedder.module.tower.num_layers - left_out
+
+
+V = "--config.schedule.parameterization=v"
+ZERO = "--config.schedule.rescale_zero_snr=True"
+EDM = [
+    "--config.denoiser.name=continuous", "--config.denoiser.scaling.name=v_edm",
+    "--config.discretization.name=edm", "--config.discretization.sigma_max=120.0",
+    "--config.sigma_sampling.name=lognormal",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names", "word"),
+    [
+        ([], set(), "epsilon"),
+        ([V], {"v_pred"}, "v"),
+        ([V, ZERO], {"v_pred", "ztsnr"}, "v"),
+        (EDM, {"edm_vpred.sigma_min", "edm_vpred.sigma_max"}, "v"),
+    ],
+)
+def test_what_is_written_says_what_the_model_is(tmp_path, overrides, names, word):
+    """Both forms are read as a model that the plain config contradicts, and that its own fits."""
+    _, weights = model("sdxl")
+    experiment, plain = built("configs/sdxl.py:tiny", *overrides), built("configs/sdxl.py:tiny")
+    path = tmp_path / "x.safetensors"
+    experiment.task.export_file(weights, path)
+    found = open_weights(path)
+    marks = {name for name in found.tensors if "pred" in name or name == "ztsnr"}
+    assert marks == names and found.metadata["modelspec.prediction_type"] == word
+    experiment.task.export_folder(weights, tmp_path / "x")
+    scaled = built("configs/sdxl.py:tiny", "--config.first_stage.scale_factor=0.13", *overrides)
+    for task, target in ((experiment.task, path), (scaled.task, tmp_path / "x")):
+        assert task.contradictions(target) == []
+    advice = overrides_of(plain.task.contradictions(path))
+    assert set(overrides) <= {*advice, EDM[3]} and bool(advice) == bool(overrides)
+
+
+def test_any_table_of_noise_levels_is_written_for_diffusers(tmp_path):
+    experiment, weights = model("sd15")
+    betas = experiment.drawing.noise.schedule.betas[::10]
+    given = "--config.schedule.given_betas=" + repr(tuple(float(beta) for beta in betas))
+    own = built("configs/sd15.py:tiny", given)
+    own.task.export_folder(weights, tmp_path / "x")
+    scheduler = json.loads((tmp_path / "x/scheduler/scheduler_config.json").read_text())
+    np.testing.assert_allclose(scheduler["trained_betas"], betas, rtol=1e-3)
+    assert scheduler["num_train_timesteps"] == 100 and "beta_start" not in scheduler
+    levels = ("--config.denoiser.name=discrete", "--config.denoiser.quantize_c_noise=False")
+    other = built("configs/sdxl.py:tiny", *levels)
+    with pytest.raises(ConfigError, match=r"config\.denoiser has no counterpart among the sched"):
+        other.task.export_folder(model("sdxl")[1], tmp_path / "y")

@@ -60,6 +60,27 @@ def test_large_latents_are_decoded_in_tiles_and_small_ones_whole(numbers):
     assert {shape[1:] for shape in shapes} == {(16, 16, 4)}
 
 
+def test_large_images_are_encoded_in_tiles_and_small_ones_whole(numbers):
+    params, image, moments = numbers
+    np.testing.assert_allclose(build(tile=16).moments(params, image), moments, atol=1e-6)
+    plain = build()
+    large = jax.random.uniform(jax.random.key(2), (1, 48, 80, 3), minval=-1.0)
+    seen = []
+
+    class Encoder:
+        def apply(self, variables, x, method):
+            seen.append(x.shape)
+            return plain.module.apply(variables, x, method=method)
+
+    found = build(tile=16)._replace(module=Encoder()).moments(params, large)
+    assert {shape[1:] for shape in seen} == {(32, 32, 3)}
+    whole = plain.moments(params, large)
+    assert found.shape == whole.shape == (1, 24, 40, 8)
+    # Close, not equal: GroupNorm and attention see the tile only.
+    error = np.sqrt(np.mean(np.square(found - whole))) / np.std(whole)
+    assert 1e-6 < error < 0.5
+
+
 VQ = dict(name="autoencoder_vq", embed_dim=3, z_channels=3, num_codes=16, scale_factor=1.0)
 
 

@@ -292,7 +292,7 @@ def test_every_command_reads_a_run_of_own_objects(tmp_path, monkeypatch, capsys)
     assert "24 records of test" in capsys.readouterr().out
     assert main(["sample", "--workdir=run", "--class=3", "--n=2", "--out=images"]) == 0
     assert len(list((tmp_path / "images").glob("0*.png"))) == 2
-    assert main(["plan", "--config=run/configs/config.py", "--topology=cpu:2"]) == 0
+    assert main(["plan", "--config=run/config.json", "--topology=cpu:2"]) == 0
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

@@ -1,6 +1,9 @@
 """Each network of a model gets its own weights: of its own file, of the checkpoint, or random."""
 
+import shutil
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.experiments import built, trained
@@ -8,6 +11,7 @@ from support.trees import drawn
 
 from diffusion_jax.convert.weights.exporting import export_network
 from diffusion_jax.convert.weights.importing import open_network
+from diffusion_jax.convert.weights.places import export_checkpoint
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.task import Trained, Training
 from diffusion_jax.experiment.weights import (
@@ -136,3 +140,47 @@ def test_released_files_are_told_from_runs_by_their_names(name, answer, tmp_path
 
 def test_folders_are_told_apart_by_what_they_hold(released, tmp_path):
     assert is_released(released) and not is_released(tmp_path)
+
+
+def test_a_file_is_released_whatever_its_name(tmp_path, released):
+    for name in ("x.sft", "X.CKPT", "x"):
+        (tmp_path / name).touch()
+        assert is_released(tmp_path / name)
+    if released.is_file():
+        (tmp_path / "unet").mkdir()
+        shutil.copy(released, tmp_path / "unet/diffusion_pytorch_model.non_ema.safetensors")
+        assert is_released(tmp_path / "unet")
+
+
+def test_a_file_without_the_encoder_that_has_a_file_of_its_own_is_enough(sdxl, tmp_path):
+    """SDXL's second encoder is the only one in the checkpoint."""
+    experiment, params, frozen = sdxl
+    path, own = tmp_path / "x.safetensors", tmp_path / "clip.safetensors"
+    export_network(frozen["conditioner"]["clip"], own, "clip text")
+    parts = {
+        "network": params["network"],
+        "first_stage": frozen["first_stage"],
+        "conditioner": {"text_2": frozen["conditioner"]["open_clip"]},
+    }
+    export_checkpoint(path, parts, "sdxl")
+    network = experiment.network
+    embedder = network.embedders["clip"]._replace(weights=str(own))
+    network = network._replace(embedders={**network.embedders, "clip": embedder})
+    found = load_frozen(network, shapes_of(frozen), no_random, path)["conditioner"]
+    for name in TEXTS:
+        same(found[name], frozen["conditioner"][name])
+    with pytest.raises(ValueError, match="holds 1 networks of the kind 'clip text', and config"):
+        load_frozen(experiment.network, shapes_of(frozen), no_random, path)
+
+
+def test_a_learned_scale_factor_is_read_and_stays(tmp_path):
+    options = ["--config.first_stage.scale_factor=delete", "--config.first_stage.scale_by_std=True"]
+    experiment, weights = built("configs/sd15.py:tiny", *options), trained("configs/sd15.py:tiny")
+    learned = {**weights.frozen, "scale_factor": np.float32(0.5)}
+    path = tmp_path / "x.safetensors"
+    experiment.task.export_file(weights._replace(frozen=learned, ema=None), path)
+    assert experiment.task.contradictions(path) == []
+    shapes = experiment.abstract_frozen()
+    frozen = experiment.task.load_frozen(shapes, no_random, path)
+    assert float(frozen["scale_factor"]) == 0.5
+    assert experiment.task.first_frozen(frozen, {"image": jnp.zeros((1, 32, 32, 3))}) is frozen

@@ -6,9 +6,10 @@ import pytest
 from support.experiments import built, trained
 from support.trees import drawn
 
+from diffusion_jax.convert.weights.exporting import save_weights
 from diffusion_jax.convert.weights.reading import open_weights
 from diffusion_jax.experiment.config_files import load_config
-from diffusion_jax.runs.export import convert_weights, write_run
+from diffusion_jax.runs.export import convert_weights, convert_yaml, write_run
 from diffusion_jax.runs.folder import load_saved_config, save_config
 from diffusion_jax.runs.weights import load_trained, start_frozen
 from diffusion_jax.train.checkpoints.reading import saved_steps
@@ -60,9 +61,14 @@ def test_a_run_that_cannot_be_converted_is_told_and_nothing_is_written(
 
 def test_a_file_needs_the_config_that_describes_it(tmp_path):
     file = tmp_path / "x.safetensors"
-    file.write_bytes(b"")
-    with pytest.raises(ValueError, match="needs --config=, the config that describes it"):
+    save_weights(
+        file, [], {"model.diffusion_model.input_blocks.0.0.weight": np.zeros((8, 3, 3, 3))}
+    )
+    with pytest.raises(ValueError, match="needs --config=, because no shipped config describes it"):
         convert_weights(file, tmp_path / "run", "run")
+    (tmp_path / "a").touch()
+    with pytest.raises(ValueError, match="a/b/run cannot be written: .*a is a file"):
+        convert_weights(file, tmp_path / "a/b/run", "run")
     with pytest.raises(ValueError, match="--with_ema is for runs"):
         convert_weights(
             file, tmp_path / "y", "diffusers", config=load_config(TINY, []), with_ema=True
@@ -102,3 +108,25 @@ def text_run(tmp_path_factory):
     checkpoints.close()
     start_frozen(built(path), workdir, trained(path).frozen)
     return workdir, state
+
+
+YAML = """
+model:
+  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  params:
+    image_size: 32
+    cond_stage_config: __is_unconditional__
+    first_stage_config: {target: ldm.models.autoencoder.IdentityFirstStage}
+    unet_config:
+      target: x.UNetModel
+      params: {in_channels: 3, out_channels: 3, model_channels: 32, num_res_blocks: 1,
+               attention_resolutions: [2], channel_mult: [1, 2], num_heads: HEADS}
+"""
+
+
+@pytest.mark.parametrize(("heads", "problem"), [(4, None), (7, "num_heads = 7 does not divide")])
+def test_a_yaml_is_converted_and_what_keeps_it_from_being_built_is_told(tmp_path, heads, problem):
+    (tmp_path / "x.yaml").write_text(YAML.replace("HEADS", str(heads)))
+    said, found = convert_yaml(tmp_path / "x.yaml", tmp_path / "new/x.py")
+    assert said[-1].startswith(f"wrote {tmp_path}/new/x.py") and (tmp_path / "new/x.py").is_file()
+    assert (found is None) if problem is None else problem in str(found)

@@ -7,12 +7,14 @@ As a script it is `launch.py` on the first of this machine's devices:
 
 import contextlib
 import io
+import json
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,31 @@ def first_devices(count: int) -> Iterator[None]:
     devices = jax.devices()[:count]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *_: devices)
+        yield
+
+
+@contextlib.contextmanager
+def shared_experiments() -> Iterator[None]:
+    """Assemble one Experiment for each config and its devices, however many commands read it.
+
+    Its functions are pure, so what JAX traced and compiled for the first command serves the next.
+    """
+    import jax
+
+    import diffusion_jax.experiment as room
+
+    made: dict[str, object] = {}
+    original = room.assemble
+
+    def assemble(sections: Mapping[str, Any], devices: Sequence[Any] | None) -> object:
+        devices = jax.devices() if devices is None else list(devices)
+        name = json.dumps([sections, [device.id for device in devices]], default=repr)
+        if name not in made:
+            made[name] = original(sections, devices)
+        return made[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "assemble", assemble)
         yield
 
 

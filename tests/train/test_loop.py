@@ -1,3 +1,4 @@
+import errno
 import itertools
 import time
 from typing import NamedTuple
@@ -138,6 +139,16 @@ def test_batches_that_end_are_an_error():
 def batches_of(n):
     source = batches()
     return [next(source) for _ in range(n)]
+
+
+def test_batches_that_cannot_be_read_are_one_sentence():
+    def broken():
+        yield from batches_of(2)
+        raise OSError(errno.ESTALE, "Stale file handle", "images/1.png")
+
+    message = r"cannot read the batch of step 3: .*Stale file handle: 'images/1.png'"
+    with pytest.raises(OSError, match=message):
+        train(fresh(), toy_step, broken(), [], num_steps=4)
 
 
 def test_every_rejects_zero():

@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.convert.weights.exporting import export_params, save_weights
+import numpy as np
+
+from diffusion_jax.convert.weights.claims import SCHEDULES
+from diffusion_jax.convert.weights.exporting import check_target, export_params, save_weights
 from diffusion_jax.convert.weights.places import DIFFUSERS, slots_of
 from diffusion_jax.models.unet.options import per_level
 from diffusion_jax.types import PyTree
@@ -215,38 +218,57 @@ def unused_of_penultimate(num_layers: int) -> tuple[str, str]:
 
 def scheduler_config(
     *,
-    beta_start: float,
-    beta_end: float,
+    beta_start: float = 1e-4,
+    beta_end: float = 2e-2,
     schedule: str = "linear",
     prediction_type: str = "epsilon",
     num_timesteps: int = 1000,
+    betas: np.ndarray | None = None,
+    zero_snr: bool = False,
 ) -> Config:
     """Describe a noise schedule as the config of diffusers' DDIMScheduler.
 
     schedule: a name of ours whose betas diffusers knows: "linear" (diffusers' "scaled_linear"),
-    "sqrt_linear" (its "linear") or "squaredcos_cap_v2". prediction_type: "epsilon" or
-    "v_prediction". Raises ValueError for another schedule.
+    "sqrt_linear" (its "linear") or "squaredcos_cap_v2". betas: all of them, for any other schedule.
+    prediction_type: "epsilon", "v_prediction" or "sample". zero_snr: the last timestep is noise
+    alone, and has to be visited. Raises ValueError for another schedule without betas.
     """
-    names = {
-        "linear": "scaled_linear",
-        "sqrt_linear": "linear",
-        "squaredcos_cap_v2": "squaredcos_cap_v2",
-    }
-    if schedule not in names:
+    names = {ours: theirs for theirs, ours in SCHEDULES.items()}
+    if betas is None and schedule not in names:
         raise ValueError(
             f"schedule {schedule!r} is unknown to diffusers; it has {', '.join(names)}"
         )
-    return {
+    config: Config = {
         "_class_name": "DDIMScheduler",
         "_diffusers_version": VERSION,
-        "beta_start": beta_start,
-        "beta_end": beta_end,
-        "beta_schedule": names[schedule],
         "num_train_timesteps": num_timesteps,
         "prediction_type": prediction_type,
         "clip_sample": False,
         "set_alpha_to_one": False,
         "steps_offset": 1,
+        "timestep_spacing": "trailing" if zero_snr else "leading",
+    }
+    if betas is not None:
+        return config | {"trained_betas": betas.tolist()}
+    own = {"beta_start": beta_start, "beta_end": beta_end, "beta_schedule": names[schedule]}
+    return config | own | {"rescale_betas_zero_snr": zero_snr}
+
+
+def edm_scheduler_config(
+    prediction: str, *, sigma_min: float, sigma_max: float, sigma_data: float
+) -> Config:
+    """Describe a continuous denoiser as the config of diffusers' EDMEulerScheduler.
+
+    prediction: "edm" or "v_edm", which is diffusers' v_prediction with sigma_data = 1.
+    """
+    is_v = prediction == "v_edm"
+    return {
+        "_class_name": "EDMEulerScheduler",
+        "_diffusers_version": VERSION,
+        "sigma_min": sigma_min,
+        "sigma_max": sigma_max,
+        "sigma_data": 1.0 if is_v else sigma_data,
+        "prediction_type": "v_prediction" if is_v else "epsilon",
     }
 
 
@@ -256,12 +278,13 @@ def save_diffusers(
     configs: Mapping[str, Config],
     *,
     dtype: Any = None,
+    nonfinite: bool = False,
 ) -> None:
     """Write a folder that diffusers loads: weights and config.json of every component.
 
     components: see places.export_checkpoint, with the slots of places.DIFFUSERS. configs: by
     component ("network", "first_stage", "text", ...), and "scheduler" if there is one. With a
-    network comes a model_index.json of a Stable Diffusion pipeline.
+    network comes a model_index.json of a Stable Diffusion pipeline. nonfinite: see export_params.
     Raises FileExistsError when the folder exists, ValueError when a component has no config.
     """
     folder = Path(folder)
@@ -271,6 +294,7 @@ def save_diffusers(
     absent = [name for name in slots if name not in configs]
     if absent:
         raise ValueError(f"component {absent[0]!r} has no config; there are {list(configs)}")
+    check_target(folder)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         for name, (slot, tree) in slots.items():
@@ -279,7 +303,7 @@ def save_diffusers(
                 named = f"{named}_class"
             stem = "model" if slot.name_map.startswith("clip") else "diffusion_pytorch_model"
             path = unfinished / slot.place / f"{stem}.safetensors"
-            save_weights(path, [export_params(tree, named, dtype=dtype)])
+            save_weights(path, [export_params(tree, named, dtype=dtype, nonfinite=nonfinite)])
             _write_json(path.with_name("config.json"), configs[name])
         if "scheduler" in configs:
             path = unfinished / "scheduler" / "scheduler_config.json"

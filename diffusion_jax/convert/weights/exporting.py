@@ -19,7 +19,7 @@ from diffusion_jax.convert.weights.names import (
     leaves_of,
     to_file,
 )
-from diffusion_jax.convert.weights.safetensors import CODES, write_safetensors
+from diffusion_jax.convert.weights.safetensors import CODES, count_nonfinite, write_safetensors
 from diffusion_jax.types import PyTree
 
 # transformers refuses files that do not say which framework they are for.
@@ -52,14 +52,15 @@ def export_params(
     *,
     dtype: Any = None,
     ema: bool = False,
+    nonfinite: bool = False,
 ) -> Exported:
     """Translate parameters into the tensors of a file, one at a time.
 
     dtype: None keeps the dtype of each leaf. ema: the parameters are averages, and get the names
-    of averages (see average_name).
+    of averages (see average_name). nonfinite: NaN and infinite numbers are written, too.
     On a pod every process has to iterate over the tensors, because split leaves are gathered.
     Raises ValueError when a dtype cannot be written or two leaves would get one name; and, while
-    the tensors are read, when a number is too large for the dtype.
+    the tensors are read, for numbers that are NaN, infinite or too large for the dtype.
     """
     leaves = leaves_of(params)
     wanted = file_tensors(params, name_map)
@@ -75,7 +76,8 @@ def export_params(
 
     described = {name(tensor): (tensor.shape, kind(tensor)) for tensor in wanted}
     return Exported(
-        described, ((name(tensor), _gather(tensor, leaves, kind(tensor))) for tensor in wanted)
+        described,
+        ((name(tensor), _gather(tensor, leaves, kind(tensor), nonfinite)) for tensor in wanted),
     )
 
 
@@ -83,8 +85,11 @@ def save_weights(
     path: str | os.PathLike,
     exported: Iterable[Exported],
     extras: Mapping[str, np.ndarray] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write networks and extra arrays (such as buffers) into one new .safetensors file.
+
+    metadata: words for its header.
 
     The file appears only when it is complete; on a pod process 0 writes it. The host holds at most
     one tensor beside the parameters.
@@ -108,16 +113,26 @@ def save_weights(
         for _ in tensors:
             pass
         return
+    check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with unfinished.open("xb") as file:
-            write_safetensors(file, described, tensors, METADATA)
+            write_safetensors(file, described, tensors, METADATA | dict(metadata or {}))
             file.flush()
             os.fsync(file.fileno())
         unfinished.rename(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_target(path: Path) -> None:
+    """Raise ValueError, naming what stands in the way, when a new file cannot be written."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{path} cannot be written: {folder} is a file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} cannot be written: the folder {folder} is read-only")
 
 
 def _extra(extras: Mapping[str, np.ndarray]) -> Exported:
@@ -126,20 +141,26 @@ def _extra(extras: Mapping[str, np.ndarray]) -> Exported:
     return Exported(described, iter(arrays.items()))
 
 
-def _gather(tensor: FileTensor, leaves: Mapping[str, Any], dtype: np.dtype) -> np.ndarray:
+def _gather(
+    tensor: FileTensor, leaves: Mapping[str, Any], dtype: np.dtype, nonfinite: bool
+) -> np.ndarray:
     arrays = [to_file(_on_host(part, leaves), tensor.axes) for part in tensor.parts]
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     with np.errstate(over="ignore"):  # it is an error below
         cast = array.astype(dtype, copy=False)
-    if cast.dtype.itemsize < array.dtype.itemsize:
-        lost = ~np.isfinite(cast)
-        count = np.isfinite(array[lost]).sum() if lost.any() else 0
-        if count:
-            raise ValueError(
-                f"{count} numbers of {tensor.name} become infinite as {dtype}; choose dtype = "
-                "bfloat16 or float32"
-            )
-    return cast
+    count = 0 if nonfinite else count_nonfinite(cast)
+    if not count:
+        return cast
+    lost = count - count_nonfinite(array)
+    if lost:
+        raise ValueError(
+            f"{lost} numbers of {tensor.name} become infinite as {dtype}; choose dtype = bfloat16 "
+            "or float32, or --nonfinite to write them all the same"
+        )
+    raise ValueError(
+        f"{count} numbers of {tensor.name} are NaN or infinite; --nonfinite writes them all the "
+        "same"
+    )
 
 
 def _on_host(part: Part, leaves: Mapping[str, Any]) -> np.ndarray:

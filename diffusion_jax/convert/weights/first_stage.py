@@ -70,13 +70,14 @@ def import_first_stage(
     *,
     ema: bool = False,
     ignore_keys: Sequence[str] = (),
+    nonfinite: bool = False,
 ) -> Imported:
     """Read a training checkpoint into the dtypes and shardings of a first stage's TrainState.
 
     params, mutable: its fields, arrays. The autoencoder has to be in the file; the discriminator
     and logvar may be missing as a whole and keep their values then. A logvar that is not learned
     here, LPIPS and the counters of norms are not looked at. ema: read the averages that the file
-    keeps of the autoencoder. ignore_keys: see importing.Rules.
+    keeps of the autoencoder. ignore_keys, nonfinite: see importing.Rules.
     Raises ValueError, naming what is missing, left over or of another shape.
     """
     found = find_network(weights.tensors, "vae", weights.path)
@@ -93,15 +94,28 @@ def import_first_stage(
             ignore_keys=ignore_keys,
             allow_missing=(*ignore_keys, *patterns),
             allow_unused=() if "logvar" in params["loss"] else (LOGVAR.replace(".", r"\."),),
+            nonfinite=nonfinite,
         )
     else:
         own = {name: leaf for name, leaf in tree.items() if name != "loss"}
         tree |= import_network(
-            own, weights, "vae", ignore_keys=ignore_keys, allow_missing=ignore_keys
+            own,
+            weights,
+            "vae",
+            ignore_keys=ignore_keys,
+            allow_missing=ignore_keys,
+            nonfinite=nonfinite,
         )
     new, after = split_parts(tree, params, mutable)
     if ema:
-        own = import_network(new["autoencoder"], weights, "vae", ema=True, ignore_keys=ignore_keys)
+        own = import_network(
+            new["autoencoder"],
+            weights,
+            "vae",
+            ema=True,
+            ignore_keys=ignore_keys,
+            nonfinite=nonfinite,
+        )
         new = {**new, "autoencoder": own}
     return Imported(new, after, [part.rstrip(".") for part in absent])
 
@@ -132,17 +146,23 @@ def has_lpips(weights: Weights) -> bool:
 
 
 def save_first_stage(
-    path: str | os.PathLike, tree: PyTree, *, dtype: Any = None, ema: PyTree = None
+    path: str | os.PathLike,
+    tree: PyTree,
+    *,
+    dtype: Any = None,
+    ema: PyTree = None,
+    nonfinite: bool = False,
 ) -> None:
     """Write a tree of join_parts as the originals write their training checkpoint.
 
     The constants and counters that the originals keep in it are written too. ema: averages of the
-    autoencoder, written beside it under the names model_ema.*.
+    autoencoder, written beside it under the names model_ema.*. nonfinite: see export_params.
     Raises what save_weights raises.
     """
-    exported = [export_params(tree, TRAINING, dtype=dtype)]
+    exported = [export_params(tree, TRAINING, dtype=dtype, nonfinite=nonfinite)]
     if ema is not None:
-        exported.append(export_params(ema, "vae_ldm", dtype=dtype, ema=True))
+        own = export_params(ema, "vae_ldm", dtype=dtype, ema=True, nonfinite=nonfinite)
+        exported.append(own)
     save_weights(path, exported, _buffers(tree["loss"]))
 
 

@@ -1,8 +1,9 @@
 """What a file of weights is: the networks that it holds, their prefixes and their families."""
 
+import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from diffusion_jax.convert.weights.names import NAME_MAPS
@@ -35,7 +36,11 @@ OTHERS = {
     "a ControlNet": "input_hint_block.",
     "a ControlNet of diffusers": "controlnet_cond_embedding.",
     "a textual inversion": "emb_params",
-    "a textual inversion of PyTorch": "string_to_param",
+    "an IP-Adapter": "ip_adapter.",
+    "a LyCORIS": "hada_w1",
+    "a LyCORIS by Kronecker products": "lokr_w1",
+    "an upscaler (ESRGAN)": "RDB1.conv1",
+    "a textual inversion of SDXL": "clip_g",
 }
 
 
@@ -45,6 +50,28 @@ class FoundNetwork(NamedTuple):
     kind: str
     name_map: str
     prefix: str
+
+
+class HeldNetwork(NamedTuple):
+    """A network of a file or folder, and what it is.
+
+    part: the part of a diffusers folder. family: of a UNet. count: how many numbers it has; dtypes:
+    their names.
+    """
+
+    network: FoundNetwork
+    part: str | None
+    family: "Family | None"
+    count: int
+    dtypes: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """Say what it is, where, and in which names."""
+        kind, name_map, prefix = self.network
+        what = kind if self.family is None else self.family.words
+        place = f" in {self.part}" if self.part else f" under {prefix!r}" if prefix else ""
+        return f"{what}{place}, in the names of {name_map}"
 
 
 class Family(NamedTuple):
@@ -72,17 +99,21 @@ REFINER = Family("xl_refiner", "an SDXL refiner UNet", 1280, 4)
 VIDEO = Family("video", "a video UNet", None, None)
 _VECTOR = re.compile(r"(label_emb|add_embedding)\.")
 _TEXT = re.compile(r"attn2\.to_k\.weight$")
+_CONTROL = re.compile(r"((?:.*?\.)??)(?:input_hint_block|controlnet_cond_embedding)\.")
 _INPUT = re.compile(r"(^|\.)(input_blocks\.0\.0|conv_in)\.weight$")
 
 
 def find_networks(names: Iterable[str]) -> list[FoundNetwork]:
     """Find the networks that a file holds, by their markers."""
     names = list(names)
+    # A ControlNet begins as a UNet does.
+    controls = {match[1] for name in names if (match := _CONTROL.match(name))}
     found = []
     for name_map, marker in MARKERS.items():
         pattern = re.compile(rf"^((?:.*?\.)??){marker}$")
-        prefixes = sorted({match[1] for name in names if (match := pattern.match(name))})
+        prefixes = {match[1] for name in names if (match := pattern.match(name))}
         kind = NAME_MAPS[name_map].kind
+        prefixes = sorted(prefixes - controls if kind == "unet" else prefixes)
         found += [FoundNetwork(kind, name_map, prefix) for prefix in prefixes]
     return found
 
@@ -113,28 +144,57 @@ def find_network(
         places = ", ".join(repr(network.prefix) for network in fits)
         raise ValueError(f"{path} holds several networks of kind {kind}: give prefix, of {places}")
     places = [f"a {n.kind} under {n.prefix!r}" if n.prefix else f"a {n.kind}" for n in found]
-    other = [words for words, part in OTHERS.items() if any(part in name for name in names)]
-    held = ", ".join(places or other[:1]) or "no network that is known here"
+    held = ", ".join(places or other_kinds(names)[:1]) or "no network that is known here"
     raise ValueError(f"{path} holds no {kind}, but {held}")
+
+
+def list_networks(path: str | os.PathLike, *, variant: str | None = None) -> list[HeldNetwork]:
+    """List the networks of a file, or of the parts of a diffusers folder.
+
+    Raises what open_weights raises.
+    """
+    listed = []
+    for part in diffusers_components(path) or [None]:
+        tensors = open_weights(path, part, variant=variant).tensors
+        networks = find_networks(tensors)
+        prefixes = sorted((network.prefix for network in networks), key=len, reverse=True)
+        own: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
+        for name in tensors:
+            place = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+            if place is not None and not name.startswith(EMA):
+                own[place].append(name)
+        for network in networks:
+            held = {name: tensors[name] for name in own[network.prefix]}
+            shapes = {name: tensor.shape for name, tensor in held.items()}
+            is_unet = network.kind == "unet"
+            listed.append(
+                HeldNetwork(
+                    network,
+                    part,
+                    unet_family(shapes) if is_unet else None,
+                    sum(math.prod(shape) for shape in shapes.values()),
+                    tuple(sorted({str(tensor.dtype) for tensor in held.values()})),
+                )
+            )
+    return listed
 
 
 def describe_weights(path: str | os.PathLike) -> list[str]:
     """Say in a line for each network of a file or folder what it is, where, and in which names.
 
+    A file of another kind, such as a LoRA, is called by its name.
     Raises what open_weights raises.
     """
-    lines, parts = [], diffusers_components(path)
-    for part in parts or [None]:
-        tensors = open_weights(path, part).tensors
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        for found in find_networks(shapes):
-            under = {k: v for k, v in shapes.items() if k.startswith(found.prefix)}
-            what = unet_family(under).words if found.kind == "unet" else found.kind
-            place = f" in {part}" if part else f" under {found.prefix!r}" if found.prefix else ""
-            lines.append(f"{what}{place}, in the names of {found.name_map}")
-        averages = sum(name.startswith(EMA) for name in shapes)
-        lines += [f"{averages} averages (EMA)"] if averages else []
-    return lines
+    lines = [network.words for network in list_networks(path)]
+    names = [] if diffusers_components(path) else list(open_weights(path).tensors)
+    averages = sum(name.startswith(EMA) for name in names)
+    lines += [f"{averages} averages (EMA)"] if averages else []
+    return lines or other_kinds(names) or ["no network that is known here"]
+
+
+def other_kinds(names: Collection[str]) -> list[str]:
+    """Call files beside a model by their names, by parts of the names of their tensors."""
+    return [words for words, part in OTHERS.items() if any(part in name for name in names)]
 
 
 def unet_family(shapes: Shapes) -> Family:

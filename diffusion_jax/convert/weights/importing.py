@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.convert.weights import tables
-from diffusion_jax.convert.weights.identify import find_network, unet_family
+from diffusion_jax.convert.weights.identify import find_network, find_networks, unet_family
 from diffusion_jax.convert.weights.names import (
     FileTensor,
     NameMap,
@@ -25,7 +25,7 @@ from diffusion_jax.convert.weights.names import (
     to_ours,
 )
 from diffusion_jax.convert.weights.reading import Weights, diffusers_components, open_weights
-from diffusion_jax.convert.weights.safetensors import LazyTensor
+from diffusion_jax.convert.weights.safetensors import LazyTensor, count_nonfinite
 from diffusion_jax.types import PyTree
 
 MIN_EMA = 100
@@ -44,7 +44,7 @@ class Rules(NamedTuple):
     where the file lacks them, because nothing uses them.
     keep_dims: the first convolution takes this many input channels from the file, and zeros for
     the other ones. make_it_fit: tensors of other widths are repeated or cut along their first two
-    axes, see cyclic.
+    axes, see cyclic. nonfinite: NaN and infinite numbers are read, too.
     Source: latent-diffusion, DDPM.init_from_ckpt; Stable Diffusion 2, LatentFinetuneDiffusion.
     """
 
@@ -54,6 +54,7 @@ class Rules(NamedTuple):
     zeros: Sequence[str] = ()
     keep_dims: int | None = None
     make_it_fit: bool = False
+    nonfinite: bool = False
 
 
 def import_network(
@@ -85,22 +86,40 @@ def import_network(
     return import_params(tree, weights, found.name_map, prefix=prefix, ema=ema, **rules)
 
 
-def open_network(path: str | os.PathLike, kind: str, number: int = 0) -> Weights:
+def open_network(
+    path: str | os.PathLike, kind: str, number: int = 0, *, variant: str | None = None
+) -> Weights:
     """Open a file, or the part of a diffusers folder with the number-th network of a kind.
 
-    Raises ValueError when the folder has fewer of them, and what open_weights raises.
+    variant: see open_weights. Raises ValueError when the folder has fewer of them, and what
+    open_weights raises.
     """
     path, wanted = Path(path).expanduser(), find_kind(kind).folder
     parts = diffusers_components(path)
     if not parts:
-        return open_weights(path)
-    fits = [part for part in parts if part == wanted or part.startswith(f"{wanted}_")]
+        return open_weights(path, variant=variant)
+    fits = _parts_of(parts, kind)
     if number >= len(fits):
         raise ValueError(
             f"{path} has {len(fits)} parts named {wanted}, and number {number + 1} is needed; it "
             f"has {', '.join(parts)}"
         )
-    return open_weights(path, fits[number])
+    return open_weights(path, fits[number], variant=variant)
+
+
+def count_networks(path: str | os.PathLike, kind: str, *, variant: str | None = None) -> int:
+    """Count the networks of a kind in a file, or the parts of a diffusers folder for them."""
+    path = Path(path).expanduser()
+    parts = diffusers_components(path)
+    if parts:
+        return len(_parts_of(parts, kind))
+    names = open_weights(path, variant=variant).tensors
+    return sum(network.kind == kind for network in find_networks(names))
+
+
+def _parts_of(parts: Sequence[str], kind: str) -> list[str]:
+    wanted = find_kind(kind).folder
+    return [part for part in parts if part == wanted or part.startswith(f"{wanted}_")]
 
 
 def import_params(
@@ -129,7 +148,13 @@ def import_params(
     else:
         own = [name for name in weights.tensors if name.startswith(prefix)]
         held = {name.removeprefix(prefix): weights.tensors[name] for name in own}
-    sources = _match(wanted, held, name_map, Rules(**rules), weights.path, prefix)
+    allowed, bad = Rules(**rules), {}
+    sources = _match(wanted, held, name_map, allowed, weights.path, prefix)
+    if not allowed.nonfinite:
+        sources = {
+            name: tensor._replace(load=functools.partial(_count, prefix + name, tensor, bad))
+            for name, tensor in sources.items()
+        }
     by_leaf: dict[str, list[Source]] = {}
     for tensor in wanted:
         for part in tensor.parts if tensor.name in sources else ():
@@ -151,7 +176,23 @@ def import_params(
         name = "/".join(entry.key for entry in path)
         return _read_leaf(by_leaf[name], leaf) if name in by_leaf else leaf
 
-    return jax.tree_util.tree_map_with_path(read, tree)
+    found = jax.tree_util.tree_map_with_path(read, tree)
+    if bad:
+        raise ValueError(
+            f"{weights.path} holds {sum(bad.values()):,} NaN or infinite numbers in {len(bad)} "
+            f"tensors, the first is {min(bad)}; get another copy, or set ckpt_check = False (or "
+            "nonfinite = True in a call) to read it all the same"
+        )
+    return found
+
+
+def _count(name: str, tensor: LazyTensor, bad: dict[str, int]) -> np.ndarray:
+    """Load a tensor and note how many of its numbers are NaN or infinite."""
+    array = tensor.load()
+    count = count_nonfinite(array)
+    if count:
+        bad[name] = count
+    return array
 
 
 def _averages(weights: Weights, wanted: list[FileTensor], prefix: str) -> dict[str, LazyTensor]:

@@ -71,26 +71,29 @@ def export_checkpoint(
     dtype: Any = None,
     ema: PyTree = None,
     extras: Mapping[str, np.ndarray] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    nonfinite: bool = False,
 ) -> None:
     """Write a whole checkpoint as one .safetensors file.
 
     components: any of {"network": tree, "first_stage": tree, "conditioner": {slot: tree}}, with
     the names of slots that PLACES[places] has. ema: averages of the network, written beside it
     under the names model_ema.*. extras: arrays by their full names, such as alphas_cumprod or
-    denoiser.sigmas.
+    denoiser.sigmas. metadata: words for the header. nonfinite: see export_params.
     Raises ValueError for unknown places or slots, and what save_weights raises.
     """
     if places not in PLACES:
         raise ValueError(f"places = {places!r} is unknown; choose from {', '.join(PLACES)}")
     chosen = PLACES[places]
     exported = [
-        export_params(tree, slot.name_map, slot.place, dtype=dtype)
+        export_params(tree, slot.name_map, slot.place, dtype=dtype, nonfinite=nonfinite)
         for slot, tree in slots_of(chosen, components).values()
     ]
     if ema is not None:
         network = chosen.network
-        exported.append(export_params(ema, network.name_map, network.place, dtype=dtype, ema=True))
-    save_weights(path, exported, extras)
+        options: dict[str, Any] = {"dtype": dtype, "nonfinite": nonfinite, "ema": True}
+        exported.append(export_params(ema, network.name_map, network.place, **options))
+    save_weights(path, exported, extras, metadata)
 
 
 def slots_of(places: Places, components: Mapping[str, Any]) -> dict[str, tuple[Slot, PyTree]]:

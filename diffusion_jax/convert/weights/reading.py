@@ -5,22 +5,29 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from diffusion_jax.convert.weights.safetensors import LazyTensor, read_safetensors
+from diffusion_jax.convert.weights.safetensors import (
+    LazyTensor,
+    read_metadata,
+    read_safetensors,
+)
 from diffusion_jax.convert.weights.torch_pickle import LEGACY_MAGIC, read_torch
 
 
 class Weights(NamedTuple):
-    """The tensors of a file or folder by name, and where they are."""
+    """The tensors of a file or folder by name, where they are, and the words of a header."""
 
     path: Path
     tensors: Mapping[str, LazyTensor]
+    metadata: Mapping[str, str] = {}
 
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+INDEXES = (".safetensors.index.json", ".bin.index.json")
 INDEX = re.compile(r"\.(safetensors|bin)\.index(\.\w+)?\.json$")
+MAX_JSON = 30_000_000
 # The folders of a diffusers pipeline that hold weights.
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
 
@@ -44,15 +51,37 @@ def open_weights(
         return open_weights(weights_file(path, component, variant=variant))
     if INDEX.search(path.name):
         return Weights(path, _read_shards(path))
-    tensors = read_safetensors(path) if _sniff(path) == "safetensors" else read_torch(path)
+    is_torch = _sniff(path) == "torch"
+    tensors = read_torch(path) if is_torch else read_safetensors(path)
     if not tensors:
         raise ValueError(f"{path} holds no tensors")
-    return Weights(path, tensors)
+    return Weights(path, tensors, {} if is_torch else read_metadata(path))
 
 
 def diffusers_components(path: str | os.PathLike) -> list[str]:
-    """Name the parts of a diffusers folder that hold weights; none for anything else."""
-    return [name for name in COMPONENTS if (Path(path) / name).is_dir()]
+    """Name the parts of a diffusers folder that hold weights; none for anything else.
+
+    A part that its model_index.json calls null is left out.
+    """
+    path = Path(path)
+    index = read_json(path / "model_index.json")
+    absent = [name for name, value in index.items() if value == [None, None]]
+    return [name for name in COMPONENTS if name not in absent and (path / name).is_dir()]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a config of a folder; {} when there is none. ValueError when it is damaged."""
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > MAX_JSON:
+        raise ValueError(f"{path} should be a config, and has more than {MAX_JSON:,} bytes")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it is not JSON") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged: it should be a JSON object")
+    return config
 
 
 def weights_file(folder: Path, component: str | None = None, *, variant: str | None = None) -> Path:
@@ -64,7 +93,7 @@ def weights_file(folder: Path, component: str | None = None, *, variant: str | N
     parts = diffusers_components(folder)
     if component is not None and component in parts:
         folder = folder / component
-    found = _variants(folder)
+    found = variants_of(folder)
     for chosen in (variant,) if variant else ("", "fp16", *(found if len(found) == 1 else ())):
         if chosen in found:
             return found[chosen]
@@ -79,7 +108,7 @@ def weights_file(folder: Path, component: str | None = None, *, variant: str | N
     )
 
 
-def _variants(folder: Path) -> dict[str, Path]:
+def variants_of(folder: Path) -> dict[str, Path]:
     """Find the weights in a folder: {variant, "" for the plain one: file, or index of shards}."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     found: dict[str, Path] = {}
@@ -98,11 +127,12 @@ def _variants(folder: Path) -> dict[str, Path]:
 
 def _read_shards(path: Path) -> dict[str, LazyTensor]:
     try:
-        places = json.loads(path.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        places = read_json(path)["weight_map"]
+        shards = sorted(set(map(Path, places.values())))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'{path} is no index of shards: it needs a "weight_map"') from error
     tensors: dict[str, LazyTensor] = {}
-    for shard in sorted(set(places.values())):
+    for shard in map(str, shards):
         if Path(shard).name != shard or not (path.parent / shard).is_file():
             raise FileNotFoundError(f"{path} names the shard {shard}, which is not beside it")
         held = open_weights(path.parent / shard).tensors
@@ -111,6 +141,12 @@ def _read_shards(path: Path) -> dict[str, LazyTensor]:
             raise ValueError(f"{path} says that {shard} holds {absent[0]}, and it does not")
         tensors |= {name: held[name] for name, where in places.items() if where == shard}
     return tensors
+
+
+def is_safetensors(path: Path) -> bool:
+    """Tell by its first bytes whether a file is safetensors."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _sniff(path: Path) -> str:
@@ -130,7 +166,7 @@ def _sniff(path: Path) -> str:
         raise ValueError(f"{path} is a GGUF file, which is not read; get it as .safetensors")
     if start.startswith(b"PK") or LEGACY_MAGIC in start[:32]:
         return "torch"
-    if len(start) > 8 and start[8:9] == b"{":
+    if is_safetensors(path):
         return "safetensors"
     if start.startswith(b"\x80"):
         raise ValueError(f"{path} is a bare pickle, which may run code; it is not read")

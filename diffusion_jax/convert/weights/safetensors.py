@@ -91,7 +91,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def _take_metadata(path: Path, header: dict[str, Any]) -> dict[str, str]:
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     is_mapping = isinstance(metadata, dict)
     if not is_mapping or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"{path} has a damaged header: its __metadata__ should map words to words")
@@ -105,6 +106,16 @@ def read_array(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype)
     if raw.size != count * dtype.itemsize:
         raise ValueError(f"{path} became shorter while it was read")
     return raw.view(dtype).reshape(shape)
+
+
+def count_nonfinite(array: np.ndarray) -> int:
+    """Count the numbers of an array that are NaN or infinite."""
+    exponents = {np.dtype(np.float16): 0x7C00, np.dtype(jnp.bfloat16): 0x7F80}
+    if array.dtype not in exponents:
+        return array.size - int(np.count_nonzero(np.isfinite(array)))
+    # NumPy looks at 16-bit numbers one by one; as integers they are many times faster.
+    mask = np.uint16(exponents[array.dtype])
+    return int(np.count_nonzero((array.view(np.uint16) & mask) == mask))
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -131,9 +142,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dictionary; KeyError for a name that comes twice."""
+    """Make a dictionary; KeyError for a name that comes twice, ValueError for half a character."""
     found: dict[str, Any] = {}
     for name, value in pairs:
+        name.encode()
         if name in found:
             raise KeyError(name)
         found[name] = value

@@ -60,6 +60,8 @@ LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 MAX_DIRECTORY = 2**24
 _END, _LONG_END, _END_BYTES = b"PK\x05\x06", b"PK\x06\x06", 2**16 + 98
 _LOCAL_HEADER = 30
+# What zipfile raises for an archive of nonsense.
+_DAMAGE = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, zlib.error, EOFError)
 _BLOCK = 2**24
 
 
@@ -108,13 +110,15 @@ def read_torch(path: str | Path) -> dict[str, LazyTensor]:
         old = LEGACY_MAGIC in file.read(32)
     try:
         content = _read_old(path) if old else _read_archive(path)
-    except zipfile.BadZipFile as error:
+    except _DAMAGE as error:
         raise ValueError(
             f"{path} is cut off or damaged ({error}); download or copy it again"
         ) from error
     tensors = _tensors_of(content) if isinstance(content, dict) else {}
     if not tensors:
         is_dict = isinstance(content, dict)
+        if is_dict and "string_to_param" in content:
+            raise ValueError(f"{path} is a textual inversion, which is not read here")
         held = reprlib.repr(sorted(map(str, content))) if is_dict else type(content).__name__
         raise ValueError(
             f"{path} holds no tensors by name, at its top or under a name such as "
@@ -138,6 +142,8 @@ def _read_archive(path: Path) -> Any:
         if len(members) != len(archive.infolist()):
             raise ValueError(f"{path} is damaged: it names one of its members twice")
         for name, info in members.items():
+            if info.header_offset < 0:
+                raise ValueError(f"{path} is cut off or damaged at {name}")
             if info.flag_bits & 1:
                 raise ValueError(f"{path} is encrypted; decrypt it before it is used here")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -194,11 +200,18 @@ def _read_member(
     """Read bytes of a member of an archive, and compare its checksum; 0 stands for none."""
     count = info.file_size if count is None else count
     if info.compress_type == zipfile.ZIP_DEFLATED:
-        with zipfile.ZipFile(path) as archive, archive.open(info) as file:
-            file.seek(first)
-            raw = np.frombuffer(file.read(count), np.uint8)
-            while file.read(_BLOCK):  # zipfile compares the checksum at the end
-                pass
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(info) as file:
+                file.seek(first)
+                raw = np.frombuffer(file.read(count), np.uint8)
+                while file.read(_BLOCK):  # zipfile compares the checksum at the end
+                    pass
+        except _DAMAGE as error:
+            raise ValueError(
+                f"{path} is damaged at {info.filename} ({error}); download or copy it again"
+            ) from error
+        if len(raw) != count:
+            raise ValueError(f"{path} is cut off or damaged at {info.filename}")
         return raw
     place, checksum = _data_offset(path, info), 0
     raw = read_array(path, place + first, (count,), np.dtype(np.uint8))
@@ -346,8 +359,10 @@ def _tensor(path: Path, storage: Any, offset: int, shape: Any, strides: Any) -> 
     def load() -> np.ndarray:
         if empty:
             return np.zeros(shape, storage.dtype)
-        steps = tuple(stride * storage.dtype.itemsize for stride in strides)
-        flat = storage.read(offset, last + 1)
-        return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
+        size = storage.dtype.itemsize
+        steps = tuple(stride * size for stride in strides)
+        flat = storage.read(offset, last + 1).view(f"u{size}")  # as_strided knows no float8
+        strided = np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
+        return strided.view(storage.dtype)
 
     return LazyTensor(shape, storage.dtype, load)

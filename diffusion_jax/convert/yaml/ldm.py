@@ -32,9 +32,9 @@ DDPM_CLASSES = ("DDPM", "LatentDiffusion")
 SUBCLASSES = {
     "LatentInpaintDiffusion": "batches must carry the mask and the masked latents themselves",
     "LatentDepth2ImageDiffusion": "batches must carry the depth themselves",
-    "LatentUpscaleDiffusion": "the level of the noise on the small image is no condition here",
-    "LatentUpscaleFinetuneDiffusion": "the level of the noise on the image is no condition here",
-    "ImageEmbeddingConditionedLatentDiffusion": "image embeddings with noise are no condition here",
+    "LatentUpscaleDiffusion": "batches must carry the small image under noise, and its level",
+    "LatentUpscaleFinetuneDiffusion": "batches must carry the image under noise, and its level",
+    "ImageEmbeddingConditionedLatentDiffusion": "batches must carry image embeddings under noise",
     "LatentFinetuneDiffusion": "train.keep_dims says how many input channels are kept",
     "Layout2ImgDiffusion": "boxes are no condition here",
 }
@@ -103,7 +103,7 @@ def _conditioning(
     params: Node, network: Node, stage: Sections | None, is_latent: bool
 ) -> Embedders:
     """Find the embedder of the cond_stage_config, and the image that widens the first layer."""
-    key = params.take("cond_stage_key", "image")
+    key = params.take("cond_stage_key", "image", str)
     trainable = params.take("cond_stage_trainable", False)
     value = params.peek("cond_stage_config", SENTINELS[0])
     own = params.child("cond_stage_config") if isinstance(value, Mapping) else None
@@ -124,14 +124,13 @@ def _conditioning(
         use = Use(key, trainable, rate, null, (params, "cond_stage_trainable"), True)
         found = convert_embedder(own, use)
     rescaled = [one.section for one in found if one.section["name"] == "spatial_rescaler"]
-    if own is not None and rescaled and stage is not None:
-        own.note(
-            "target",
-            "it reads inputs as large as the latents; the original reads them as large as images",
-        )
+    if rescaled and own is not None:
+        for name in ("in_channels", "out_channels"):
+            own.child("params").take(name, None, int)
     channels = _channels(params, network, stage, is_latent)
     taken = channels + sum(one.get("out_channels", one["channels"]) for one in rescaled)
-    found += _concatenated(network, key, channels, taken)
+    key = params.take("low_scale_key", key, str)
+    found += _concatenated(network, key, channels, taken) + _labels(params, network)
     if own is not None and not found:
         own.notes.setdefault(
             own.at("target"),
@@ -145,6 +144,8 @@ def _conditioning(
 def _channels(params: Node, network: Node, stage: Sections | None, is_latent: bool) -> int:
     """Tell how many channels are denoised; note a `channels` that says something else."""
     channels = (stage or {}).get("embed_dim", network.peek("out_channels", 3))
+    if not isinstance(channels, int):
+        raise ValueError(f"{channels!r} channels of latents should be a whole number")
     if params.take("channels", channels) != channels:
         what = "the latents" if is_latent else "the network's output"
         params.note("channels", f"{what} has {channels} channels, which is what counts here")
@@ -167,6 +168,23 @@ def _concatenated(network: Node, key: str, channels: int, taken: int) -> list[Co
     return [ConvertedEmbedder(name, section, ("concat",))]
 
 
+def _labels(params: Node, network: Node) -> list[ConvertedEmbedder]:
+    """Make an embedder for what the network itself takes as y: labels, noise levels or features."""
+    rows, width = network.peek("num_classes"), network.peek("adm_in_channels")
+    if rows == "sequential" and isinstance(width, int):
+        name, section = "image_embedding", {"name": "features", "shape": (width,)}
+        params.chosen.append(f"batches must carry {name!r}, vectors of {width} numbers")
+    elif isinstance(rows, int) and not isinstance(rows, bool):
+        is_level = params.has("low_scale_config") or params.has("noise_level_key")
+        name = params.take("noise_level_key", "noise_level" if is_level else "label", str)
+        section = {"name": "class_label", "num_classes": rows - 1}
+        labels = f"one of {rows - 1} labels; one more is null"
+        params.chosen.append(f"batches must carry {name!r}, {labels}")
+    else:
+        return []
+    return [ConvertedEmbedder(name, section | {"input_key": name}, ("vector",))]
+
+
 def _check_key(params: Node, key: str, is_latent: bool) -> None:
     concat = params.take("concat_mode", True)
     default = "concat" if concat else "crossattn"
@@ -182,7 +200,10 @@ def _picture(params: Node, stage: Sections | None, captions: bool) -> Picture:
     if stage is None:
         network = params.child("unet_config").child("params")
         return Picture(side, network.peek("out_channels", 3), captions)
-    halvings = len(stage.get("ch_mult", (1, 2, 4, 8))) - 1
+    widths = stage.get("ch_mult", (1, 2, 4, 8))
+    if not isinstance(widths, tuple):
+        raise ValueError(f"ch_mult = {widths!r} should be a list of whole numbers")
+    halvings = len(widths) - 1
     side = None if side is None else side * 2**halvings
     return Picture(side, stage.get("in_channels", 3), captions)
 

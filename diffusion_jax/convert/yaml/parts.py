@@ -37,15 +37,18 @@ def convert_unet(node: Node, *, ldm: bool) -> Sections:
     context_dim = params.take("context_dim", None, (int, tuple))
     if context_dim is not None:
         widths = set(context_dim) if isinstance(context_dim, tuple) else {context_dim}
-        model["context_dim"] = context_dim if len(widths) > 1 else widths.pop()
+        model["context_dim"] = widths.pop() if len(widths) == 1 else context_dim
     # `legacy` changes something only where num_head_channels is given.
     matters = params.has("num_head_channels") and "use_spatial_transformer" in model
     if ldm and (params.has("legacy") or matters):
         model["legacy"] = params.take("legacy", True)
     if params.take("use_checkpoint", False):
         model["remat"] = "full"
-    depth: Any = model.get("transformer_depth", 1)
-    if max(depth if isinstance(depth, tuple) else (depth,)) >= DEEP:
+    depth = params.take("transformer_depth", 1, (int, tuple))
+    depths = depth if isinstance(depth, tuple) else (depth,)
+    if not all(isinstance(one, int) for one in depths):
+        raise ValueError(f"{params.at('transformer_depth')} = {depth!r} should be whole numbers")
+    if max(depths, default=1) >= DEEP:
         model["scan"] = True
     if params.take("use_fp16", None):
         params.note("use_fp16", "bfloat16 stands in its place: it needs no scaling of the loss")
@@ -118,7 +121,9 @@ def convert_denoiser(node: Node) -> NoiseLevels:
     levels = _levels(params)
     num_idx = denoiser.pop("num_idx", 1000)
     denoiser["scaling"] = scaling
-    if levels["name"] != "legacy_ddpm" or levels["num_timesteps"] != num_idx:
+    # A zero_snr table of eps says nothing of x_0 at its end, which a schedule refuses.
+    is_zero = levels["name"] == "zero_snr" and scaling["name"] == "v"
+    if not (is_zero or levels["name"] == "legacy_ddpm") or levels["num_timesteps"] != num_idx:
         denoiser["discretization"] = {**levels, "num_idx": num_idx}
         return NoiseLevels({"denoiser": denoiser}, levels, num_idx)
     schedule: Sections = {
@@ -127,9 +132,13 @@ def convert_denoiser(node: Node) -> NoiseLevels:
         "linear_start": levels["linear_start"],
         "linear_end": levels["linear_end"],
     }
+    if is_zero:
+        schedule["rescale_zero_snr"] = True
     if denoiser.get("quantize_c_noise", True) and scaling["name"] in ("eps", "v"):
         schedule["parameterization"] = scaling["name"]
         return NoiseLevels({"schedule": schedule}, levels, num_idx)
+    if is_zero:  # the schedule itself predicts v, for which there is this table
+        schedule["parameterization"] = "v"
     return NoiseLevels({"schedule": schedule, "denoiser": denoiser}, levels, num_idx)
 
 

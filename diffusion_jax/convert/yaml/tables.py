@@ -85,6 +85,17 @@ WEIGHTINGS = {
 LEGACY_LEVELS = {"linear_start": 0.00085, "linear_end": 0.012, "num_timesteps": 1000}
 DISCRETIZATIONS = {
     "LegacyDDPMDiscretization": Class("legacy_ddpm", keep(**LEGACY_LEVELS)),
+    "ZeroSNRDDPMDiscretization": Class(
+        "zero_snr",
+        {
+            **keep(**LEGACY_LEVELS),
+            "shift_scale": Only((1.0,), "levels are not shifted"),
+            **{
+                key: Only((False,), "levels are not shifted, and the first is kept as it is")
+                for key in ("keep_start", "post_shift")
+            },
+        },
+    ),
     "EDMDiscretization": Class("edm", keep(sigma_min=0.002, sigma_max=80.0, rho=7.0)),
 }
 _TABLE_OF_LEVELS: Table = {
@@ -214,6 +225,7 @@ SCHEDULE: Table = {
     "timesteps": As("num_timesteps", 1000),
     **keep(linear_start=1e-4, linear_end=2e-2),
     **keep("cosine_s given_betas v_posterior", parameterization="eps"),
+    "rescale_betas_zero_snr": As("rescale_zero_snr"),
 }
 DDPM_LOSS: Table = {
     **keep(loss_type="l2"),
@@ -232,7 +244,7 @@ DDPM_OTHER: Table = {
     "keep_finetune_dims": Only((), "train.keep_dims is set by hand"),
     "split_input_params": Only((), "images are not cut into patches"),
     **drop(
-        "low_scale_config low_scale_key noise_level_key concat_keys masked_image_key "
+        "low_scale_config concat_keys masked_image_key "
         "depth_stage_config reshuffle_patch_size embedder_config embedding_key "
         "embedding_dropout freeze_embedder noise_aug_config c_concat_log_start c_concat_log_end",
         "of a subclass of LatentDiffusion that is not here",

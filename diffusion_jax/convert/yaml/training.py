@@ -112,7 +112,7 @@ def convert_trainer(root: Node) -> Trainer:
         accumulate,
         {"dtype": "bfloat16"} if precision.startswith(("16", "bf16")) else {},
         trainer.take("gradient_clip_val", None, NUMBER),
-        data.has("validation") or root.child("data").peek("target", "").endswith("Loader"),
+        data.has("validation") or root.child("data").class_name().endswith("Loader"),
     )
 
 

@@ -151,8 +151,9 @@ def restart(
     rows = np.concatenate([whole[:, :place], again, whole[:, place:]], axis=1)
     churn = s_noise * np.sqrt(rows[1] ** 2 - rows[0] ** 2)
     step = _heun_step(stochastic=True)
-    steps = ChurnedStep(rows[0], rows[1], rows[2], churn)
-    return make_sampler(step, steps, sigmas, stochastic=True)
+    return make_sampler(
+        step, ChurnedStep(rows[0], rows[1], rows[2], churn), sigmas, stochastic=True
+    )
 
 
 class InversionStep(NamedTuple):

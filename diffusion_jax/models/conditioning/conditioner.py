@@ -49,8 +49,9 @@ class Embedder(NamedTuple):
     one ucg_group lose theirs together, in one draw.
 
     A null_value that is a string is to be replaced by its tokens before use. The input of a sample
-    has `shape` and `dtype`, or is an image of `channels`. Labels have num_classes; `text` says how
-    tokens are made from strings. default: what a user who gives no such condition gets; "size" is
+    has `shape` and `dtype`, or is an image of `channels`, `scale` times as high and wide as what is
+    denoised. Labels have num_classes; `text` says how tokens are made from strings. default: what a
+    user who gives no such condition gets; "size" is
     the (height, width) of the image that is drawn. Only trainable parameters are trained.
     """
 
@@ -67,6 +68,7 @@ class Embedder(NamedTuple):
     trainable: bool = True
     ucg_group: str | None = None
     weights: str | None = None
+    scale: float = 1.0
 
     @property
     def embeds_labels_in_network(self) -> bool:
@@ -76,7 +78,8 @@ class Embedder(NamedTuple):
     def example(self, size: int, image_shape: tuple[int, int, int]) -> Array:
         """Zeros of the shape and dtype of the input of `size` samples."""
         if self.channels is not None:
-            return jnp.zeros((size, *image_shape[:2], self.channels))
+            sides = [round(side * self.scale) for side in image_shape[:2]]
+            return jnp.zeros((size, *sides, self.channels))
         return jnp.zeros((size, *self.shape), self.dtype)
 
 

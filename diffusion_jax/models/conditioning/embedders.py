@@ -200,12 +200,14 @@ def spatial_rescaler(
 ) -> Embedder:
     """Join batch[input_key] [b h w channels], resized, to the network's input.
 
-    n_stages, method, multiplier, out_channels, bias: see SpatialRescaler.
+    It is multiplier ** -n_stages times as high and wide as what is denoised. n_stages, method,
+    multiplier, out_channels, bias: see SpatialRescaler.
     Source: latent-diffusion, SpatialRescaler.
     """
     module = SpatialRescaler(n_stages, method, multiplier, channels, out_channels, bias)
     trained = {"trainable": trainable, "weights": weights}
-    return Embedder(module, input_key, ucg_rate, channels=channels, **trained)
+    scale = multiplier**-n_stages
+    return Embedder(module, input_key, ucg_rate, channels=channels, scale=scale, **trained)
 
 
 class TextOptions(NamedTuple):

@@ -1,4 +1,4 @@
-"""Decode what does not fit into memory at once: in overlapping tiles, or in chunks.
+"""Encode and decode what does not fit into memory at once: in overlapping tiles, or in chunks.
 
 A tile is seen on its own: the networks' GroupNorm and middle attention then know the tile and not
 the whole image, so colours and contrast may differ slightly between tiles, and the result differs
@@ -46,36 +46,29 @@ def tiled_decode(
     Compiles decode once and holds the activations of one tile (of all b samples; see in_chunks).
     Raises ValueError unless 0 <= 2 margin < overlap < tile.
     """
-    if not 0 <= 2 * margin < overlap < tile:
+    return _tiled(decode, z, (1, factor), tile, overlap, margin)
+
+
+def tiled_encode(
+    encode: Network,
+    image: Float[Array, "b h w c"],
+    *,
+    factor: int = 8,
+    tile: int = 64,
+    overlap: int = 16,
+    margin: int = 4,
+) -> Float[Array, "b h2 w2 m"]:
+    """Encode image [b h w c] -> moments [b h/factor w/factor m], one tile at a time.
+
+    Blends moments as `tiled_decode` blends images; tile, overlap and margin count latent pixels as
+    well. Raises ValueError too when factor does not divide the sides.
+    """
+    height, width = image.shape[1:3]
+    if height % factor or width % factor:
         raise ValueError(
-            f"tile = {tile}, overlap = {overlap}, margin = {margin}: "
-            "should be 0 <= 2 margin < overlap < tile"
+            f"the image is {height} x {width} pixels; both should be multiples of {factor}"
         )
-    rows, columns = (tile_axis(side, tile=tile, overlap=overlap) for side in z.shape[1:3])
-    if len(rows.starts) == len(columns.starts) == 1:
-        return decode(z)
-    weigh = partial(blend_weights, overlap=overlap, margin=margin, scale=factor)
-    row_weights, column_weights = jnp.asarray(weigh(rows)), jnp.asarray(weigh(columns))
-    row_starts, column_starts = jnp.asarray(rows.starts), jnp.asarray(columns.starts)
-
-    size = (z.shape[0], rows.length, columns.length, z.shape[3])
-
-    def add(total: Array, place: tuple[Array, Array]) -> tuple[Array, None]:
-        row, column = place
-        top, left = row_starts[row], column_starts[column]
-        y = decode(jax.lax.dynamic_slice(z, (0, top, left, 0), size))
-        weights = row_weights[row][:, None] * column_weights[column][None, :]
-        corner = (0, top * factor, left * factor, 0)
-        before = jax.lax.dynamic_slice(total, corner, y.shape)
-        after = before + weights[None, :, :, None] * y.astype(jnp.float32)
-        return jax.lax.dynamic_update_slice(total, after, corner), None
-
-    result = jax.eval_shape(decode, jax.ShapeDtypeStruct(size, z.dtype))
-    shape = (z.shape[0], z.shape[1] * factor, z.shape[2] * factor, result.shape[3])
-    places = np.mgrid[: len(rows.starts), : len(columns.starts)].reshape(2, -1)
-    each = jnp.asarray(places[0]), jnp.asarray(places[1])
-    total, _ = jax.lax.scan(add, jnp.zeros(shape, jnp.float32), each)
-    return total.astype(result.dtype)
+    return _tiled(encode, image, (factor, 1), tile, overlap, margin)
 
 
 def in_chunks(function: Callable[[PyTree], PyTree], x: PyTree, *, chunk_size: int) -> PyTree:
@@ -136,3 +129,42 @@ def blend_weights(
         total[window] += row
     shares = [row / total[window] for window, row in zip(windows, weights, strict=True)]
     return np.stack(shares).astype(np.float32)
+
+
+def _tiled(
+    network: Network, x: Array, per_latent: tuple[int, int], tile: int, overlap: int, margin: int
+) -> Array:
+    """Sum the weighed outputs of all tiles; per_latent: pixels of input and output per latent."""
+    if not 0 <= 2 * margin < overlap < tile:
+        raise ValueError(
+            f"tile = {tile}, overlap = {overlap}, margin = {margin}: "
+            "should be 0 <= 2 margin < overlap < tile"
+        )
+    into, out = per_latent
+    rows, columns = (
+        tile_axis(side // into, tile=tile, overlap=overlap) for side in (x.shape[1], x.shape[2])
+    )
+    if len(rows.starts) == len(columns.starts) == 1:
+        return network(x)
+    weigh = partial(blend_weights, overlap=overlap, margin=margin, scale=out)
+    row_weights, column_weights = jnp.asarray(weigh(rows)), jnp.asarray(weigh(columns))
+    row_starts, column_starts = jnp.asarray(rows.starts), jnp.asarray(columns.starts)
+
+    size = (x.shape[0], rows.length * into, columns.length * into, x.shape[3])
+
+    def add(total: Array, place: tuple[Array, Array]) -> tuple[Array, None]:
+        row, column = place
+        top, left = row_starts[row], column_starts[column]
+        y = network(jax.lax.dynamic_slice(x, (0, top * into, left * into, 0), size))
+        weights = row_weights[row][:, None] * column_weights[column][None, :]
+        corner = (0, top * out, left * out, 0)
+        before = jax.lax.dynamic_slice(total, corner, y.shape)
+        after = before + weights[None, :, :, None] * y.astype(jnp.float32)
+        return jax.lax.dynamic_update_slice(total, after, corner), None
+
+    result = jax.eval_shape(network, jax.ShapeDtypeStruct(size, x.dtype))
+    shape = (x.shape[0], x.shape[1] // into * out, x.shape[2] // into * out, result.shape[3])
+    places = np.mgrid[: len(rows.starts), : len(columns.starts)].reshape(2, -1)
+    each = jnp.asarray(places[0]), jnp.asarray(places[1])
+    total, _ = jax.lax.scan(add, jnp.zeros(shape, jnp.float32), each)
+    return total.astype(result.dtype)

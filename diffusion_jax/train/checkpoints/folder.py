@@ -43,13 +43,22 @@ class Folder:
         self._make = make
         self._saving: int | None = None
         self._place: tuple[int, int] | None = None
+        self._refused: OSError | None = None
         self._quiet = contextlib.ExitStack()
         self._renew()
         self._quiet.enter_context(_without_stacks())
 
     def save(self, step: int, items: ocp.args.Composite, metrics: Mapping | None) -> bool:
-        """Start to save; return False if the step is there, SaveFailed if it cannot be started."""
+        """Start to save; return False if the step is there, SaveFailed if it cannot be started.
+
+        A folder that nothing can be written in is an error of the background, too: Orbax would wait
+        for minutes until its threads have made the checkpoint's own folder.
+        """
         self._saving = step
+        refused = _refusal(self.directory)
+        if anywhere(refused is not None):
+            self._refused = refused or OSError("another process cannot write there")
+            return True
         try:
             return self.manager.save(step, args=items, metrics=metrics, force=True)
         except Exception as error:
@@ -68,14 +77,12 @@ class Folder:
         if anywhere(False):
             raise self._failed(None)
         if anywhere(self._identity() != self._place):
-            _log.warning(
-                "%s is gone (deleted, moved or unmounted): checkpoints go on in a new folder",
-                self.directory,
-            )
-            try:
-                self._renew()
-            except OSError as error:
-                raise self._failed(error) from error
+            if self._place != _NOWHERE:
+                _log.warning(
+                    "%s is gone (deleted, moved or unmounted): checkpoints go on in a new folder",
+                    self.directory,
+                )
+            self._try_to_renew()
 
     def close(self) -> None:
         """Wait for the save under way and close; SaveFailed if it failed."""
@@ -94,15 +101,20 @@ class Folder:
                 raise TimeoutError(f"it did not end within {_WAIT_SECONDS:.0f} s")
             time.sleep(_LOOK_SECONDS)
         self.manager.wait_until_finished()
+        refused, self._refused = self._refused, None
+        if refused is not None:
+            raise refused
 
     def _failed(self, error: Exception | None) -> SaveFailed:
         sentence = self._sentence(error)
+        self._try_to_renew()
+        return SaveFailed(sentence)
+
+    def _try_to_renew(self) -> None:
         try:
             self._renew()
-        except OSError as another:
-            self._place = _NOWHERE  # the next save tries again
-            sentence += f"; and cannot open it again: {_reason(another)}"
-        return SaveFailed(sentence)
+        except OSError:
+            self._place = _NOWHERE  # the next save says why, or finds it mended
 
     def _identity(self) -> tuple[int, int] | None:
         """Tell one local folder from another that has its path; None where there is none."""
@@ -135,6 +147,17 @@ def wait_for_all(what: str) -> None:
     if jax.process_count() > 1:
         with jax.transfer_guard("allow"):
             multihost_utils.sync_global_devices(what)
+
+
+def _refusal(directory: epath.Path) -> OSError | None:
+    """Try to make a folder in it, as a save does; return the error if that is not possible."""
+    probe = directory / f".probe-{jax.process_index()}"
+    try:
+        probe.mkdir(exist_ok=True)
+        probe.rmdir()
+    except OSError as error:
+        return error
+    return None
 
 
 def free_bytes(directory: epath.Path) -> int | None:

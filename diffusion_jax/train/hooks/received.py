@@ -114,10 +114,10 @@ class _Note:
             raise Interrupted(signal.Signals(number).name)
         if number == signal.SIGINT:
             text = next(self._told)
-            os.write(_STDERR, text)
             if text == _SECOND:
                 # The default action does not wait for Python, which may be deep in a compilation.
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.write(_STDERR, text)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Export: dtypes, names, and files that are there whole or not at all."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from diffusion_jax.convert.weights.exporting import (
     Exported,
+    check_target,
     export_network,
     export_params,
     save_weights,
@@ -40,7 +43,7 @@ def test_numbers_too_large_for_a_dtype_are_not_written(dtype, tmp_path):
     with pytest.raises(ValueError, match=message):
         save_weights(path, [export_params(tree, "dotted", dtype=dtype)])
     assert not list(tmp_path.iterdir())
-    save_weights(path, [export_params(tree, "dotted", dtype=jnp.bfloat16)])
+    save_weights(path, [export_params(tree, "dotted", dtype=jnp.bfloat16, nonfinite=True)])
     assert np.isfinite(read_safetensors(path)["out.0.weight"].load()).sum() == 3
 
 
@@ -125,3 +128,28 @@ def test_unknown_kinds_and_files_that_exist_are_refused(unet, draw, tmp_path):
     export_network(params, path, "unet")
     with pytest.raises(FileExistsError, match="x.safetensors exists; choose another name"):
         export_network(params, path, "unet")
+
+
+def test_numbers_that_are_none_are_refused_unless_told(tmp_path):
+    tree = {"a": np.array([1.0, np.nan], np.float32), "b": np.array([1e30], np.float32)}
+    for dtype, message in (
+        (None, "1 numbers of a are NaN or infinite; --nonfinite writes them"),
+        (np.float16, "1 numbers of a are NaN or infinite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_weights(tmp_path / "x.safetensors", [export_params(tree, "dotted", dtype=dtype)])
+    assert not list(tmp_path.iterdir())
+    told = export_params(tree, "dotted", dtype=np.float16, nonfinite=True)
+    save_weights(tmp_path / "x.safetensors", [told])
+    assert np.isinf(read_safetensors(tmp_path / "x.safetensors")["b"].load()).all()
+
+
+def test_a_target_that_cannot_be_written_is_told_before_anything_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    exported = export_params(TREE, "dotted")
+    with pytest.raises(ValueError, match="x.safetensors cannot be written: .*file is a file"):
+        save_weights(tmp_path / "file/a/x.safetensors", [exported])
+    (tmp_path / "closed").mkdir(mode=0o500)
+    if not os.access(tmp_path / "closed", os.W_OK):  # root may write everywhere
+        with pytest.raises(ValueError, match="the folder .*closed is read-only"):
+            check_target(tmp_path / "closed/a/x.safetensors")

@@ -390,3 +390,14 @@ def test_export_holds_one_tensor_at_a_time(tmp_path):
     # The half-precision copy, and a slab of it while it is written.
     assert peak < 1.5 * 4 * 1448**2
     assert len(file_tensors(params, "dotted")) == 25
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16, np.float64])
+def test_numbers_that_are_none_are_counted_and_the_first_is_named(dtype):
+    params = {"b": np.ones(3, np.float32), "a": np.ones((2, 4), np.float32)}
+    arrays = {"b": np.array([np.nan, 1, -np.inf], dtype), "a": np.ones((2, 4), dtype)}
+    weights = in_memory({name: array for name, array in arrays.items()})
+    with pytest.raises(ValueError, match="holds 2 NaN or infinite numbers in 1 tensors, the .* b;"):
+        import_params(params, weights, "dotted")
+    found = import_params(params, weights, "dotted", nonfinite=True)
+    np.testing.assert_array_equal(found["b"], arrays["b"].astype(np.float32))

@@ -74,9 +74,10 @@ def test_shards_that_are_incomplete_are_told(tmp_path):
         index.write_text(json.dumps({"weight_map": {"a": shard}}))
         with pytest.raises(FileNotFoundError, match="names the shard .*, which is not beside it"):
             open_weights(index)
-    index.write_text("[]")
-    with pytest.raises(ValueError, match='needs a "weight_map"'):
-        open_weights(index)
+    for text in ("[]", "{}", "{", '{"weight_map": {"a": 3}}'):
+        index.write_text(text)
+        with pytest.raises(ValueError, match='needs a "weight_map"'):
+            open_weights(index)
 
 
 def test_parts_of_a_diffusers_folder(tmp_path):
@@ -158,3 +159,22 @@ def test_files_that_are_no_weights_are_told(message, tmp_path):
     with pytest.raises(ValueError) as error:
         open_weights(path)
     assert message in str(error.value) and str(path) in str(error.value)
+
+
+def test_parts_that_a_folder_calls_null_are_left_out(tmp_path):
+    for part in ("unet", "vae", "image_encoder"):
+        (tmp_path / part).mkdir()
+    index = {"_class_name": "X", "image_encoder": [None, None], "unet": ["diffusers", "UNet"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert diffusers_components(tmp_path) == ["unet", "vae"]
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(ValueError, match="model_index.json is damaged: it is not JSON"):
+        diffusers_components(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x.sft", "X.CKPT", "x", "x.pt"])
+def test_the_content_decides_and_not_the_name(tmp_path, name):
+    save_weights(tmp_path / "x.safetensors", [], {"a": np.zeros(3)}, {"word": "here"})
+    (tmp_path / "x.safetensors").rename(tmp_path / name)
+    found = open_weights(tmp_path / name)
+    assert found.tensors["a"].shape == (3,) and found.metadata["word"] == "here"

@@ -93,6 +93,8 @@ BAD = {
         {"x": entry(shape=[True], data_offsets=[0, 4])},
         "",
     ),
+    "its __metadata__ should map": ({"__metadata__": [], "x": entry()}, "words to words"),
+    "is no safetensors file: its header is not JSON": ({"\ud800": entry()}, ""),
     "its __metadata__ should map words to words": ({"__metadata__": {"a": 1}, "x": entry()}, ""),
     "stores x as ['F32']": ({"x": entry(dtype=["F32"])}, ""),
     "damaged header: x is F32 (-2,)": ({"x": entry(shape=[-2], data_offsets=[8, 0])}, ""),

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import re
 import time
 import zipfile
@@ -216,6 +217,27 @@ def test_archives_of_other_things_are_told(tmp_path):
         read_torch(path)
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+@pytest.mark.parametrize("kind", ["stored", "compressed", "old"])
+def test_any_change_of_a_file_is_read_or_told(kind, tmp_path):
+    path, draw = tmp_path / "x.ckpt", random.Random(0)
+    content = (OLD if kind == "old" else CKPT).read_bytes()
+    if kind == "compressed":
+        with zipfile.ZipFile(CKPT) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name))
+        content = path.read_bytes()
+    for _ in range(200):
+        changed, place = bytearray(content), draw.randrange(len(content))
+        changed[place : place + draw.randrange(3)] = draw.randbytes(draw.randrange(3))
+        path.write_bytes(changed)
+        try:
+            for tensor in read_torch(path).values():
+                tensor.load()
+        except ValueError as error:
+            assert str(path) in str(error)
+
+
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9, 0.999])
 @pytest.mark.parametrize("whole", [CKPT, OLD])
 def test_cut_off_files_are_told(whole, kept, tmp_path):
@@ -244,14 +266,15 @@ def test_tensors_of_other_kinds_are_not_left_out_in_silence(tmp_path):
         read_torch(path)
 
 
-def test_tensors_that_name_their_dtype_are_read(tmp_path):
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_tensors_that_name_their_dtype_are_read(name, tmp_path):
     """torch.save writes float8 so: an untyped storage, and the dtype with the tensor."""
     storage = b"(U\x07storagectorch.storage\nUntypedStorage\nU\x010U\x03cpuI4\ntQ"
     start = b"\x80\x02}U\x01xctorch._utils\n_rebuild_tensor_v3\n(" + storage
-    content = start + b"I1\n(I3\nt(I1\nt\x89}ctorch\nfloat8_e4m3fn\ntRs."
-    numbers = np.array([9.0, 0.5, -2.0, 448.0], jnp.float8_e4m3fn)
+    content = start + b"I1\n(I3\nt(I1\nt\x89}ctorch\n" + name.encode() + b"\ntRs."
+    numbers = np.array([9.0, 0.5, -2.0, 448.0], getattr(jnp, name))
     tensor = read_torch(archive(tmp_path / "x.pt", content, **{"data/0": numbers.tobytes()}))["x"]
-    assert tensor.dtype == jnp.float8_e4m3fn
+    assert tensor.dtype == numbers.dtype
     np.testing.assert_array_equal(tensor.load(), numbers[1:])
 
 

@@ -68,3 +68,24 @@ def test_unknown_classes_are_named_with_what_there_is(yamls):
     where = "model.params.conditioner_config.params.emb_models.0.target"
     tree = yamls.changed(yamls.sd_2_1(), where, f"{yamls.SGM}.encoders.modules.FrozenT5Embedder")
     assert yamls.listed(tree)[where].startswith("FrozenT5Embedder is no embedder of ours")
+
+
+@pytest.mark.parametrize("scaling", ["VScaling", "EpsScaling"])
+def test_a_table_of_zero_terminal_snr_is_a_schedule_where_the_network_predicts_v(
+    scaling, tmp_path, yamls
+):
+    where = "model.params.denoiser_config.params"
+    tree = yamls.changed(
+        yamls.sd_2_1(),
+        f"{where}.discretization_config.target",
+        f"{yamls.SGM}.diffusionmodules.discretizer.ZeroSNRDDPMDiscretization",
+    )
+    tree = yamls.changed(
+        tree,
+        f"{where}.scaling_config.target",
+        f"{yamls.SGM}.diffusionmodules.denoiser_scaling.{scaling}",
+    )
+    built = yamls.build(yamls.load(tree, tmp_path))
+    noise = built.drawing.noise
+    assert float(noise.sigmas[-1]) == pytest.approx(4096, rel=1e-3)
+    assert noise.on_timesteps == (scaling == "VScaling")

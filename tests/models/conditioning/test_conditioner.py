@@ -149,6 +149,24 @@ def test_outputs_are_dropped_alone_and_groups_together():
     assert np.all(found == found[:, :1]) and 0.4 < found.mean() < 0.6
 
 
+def test_cached_outputs_are_dropped_as_computed_ones_are():
+    """Each output on its own draw; all in one where one null input gives them all."""
+    count = 400
+    words = jnp.arange(1.0, count + 1)
+    tokens, pooled = Two().apply({}, words)
+    cached = {"cached/text/0": tokens, "cached/text/1": pooled}
+    zeros = {"cached/text/0": jnp.zeros((3, 2)), "cached/text/1": jnp.zeros(4)}
+    for embedder in (two(ucg_rate=0.5), two(ucg_rate=0.5, ucg_group="a")):
+        computed = embed({"text": embedder}, {}, {"words": words}, keys(0, count))
+        found = embed({"text": embedder}, {}, cached, keys(0, count), null_outputs=zeros)
+        jax.tree.map(np.testing.assert_array_equal, found, computed)
+    lost = [np.asarray(alone)[:, 0] == 0 for alone in (found["crossattn"][..., 0], found["vector"])]
+    np.testing.assert_array_equal(*lost)  # of one group
+    found = embed({"text": two(ucg_rate=0.5)}, {}, cached, keys(0, count), null_outputs=zeros)
+    lost = [np.asarray(alone)[:, 0] == 0 for alone in (found["crossattn"][..., 0], found["vector"])]
+    assert 0.3 < np.mean(lost[0] != lost[1]) < 0.7
+
+
 def test_the_unconditional_half_keeps_what_is_never_dropped_and_negative_prompts():
     batch = {"words": jnp.ones(2), "sizes": jnp.ones((2, 2))}
     embedders = {"text": two(ucg_rate=0.1), "sizes": numbers(input_key="sizes", outdim=4)}

@@ -30,6 +30,12 @@ def kernels():
     )
 
 
+def convolutions_down(x):
+    """Halve the sides with a reach of one latent pixel."""
+    first, _ = kernels()
+    return conv(x, first, 2, ((0, 1), (0, 1)))
+
+
 def convolutions_up(x):
     """Two convolutions, of which the second works on doubled sides: a reach of 1.5 pixels."""
     first, second = kernels()
@@ -45,6 +51,10 @@ def test_convolutions_are_exact_if_the_margin_covers_their_reach(shape):
     np.testing.assert_allclose(tiled, plain, rtol=1e-4, atol=1e-4)
     short = tiling.tiled_decode(convolutions_up, x, factor=2, **SIZES | {"margin": 0})
     assert float(jnp.abs(short - plain).max()) > 0.01
+
+    image = jax.random.normal(jax.random.key(3), (1, 2 * shape[1], 2 * shape[2], 2))
+    tiled = tiling.tiled_encode(convolutions_down, image, factor=2, **SIZES)
+    np.testing.assert_allclose(tiled, convolutions_down(image), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [9, 13, 40, 41])
@@ -106,7 +116,8 @@ def test_one_tile_is_passed_through():
 
     z = jnp.ones((2, 8, 5, 1))
     assert tiling.tiled_decode(network, z, factor=1, **SIZES) is z
-    assert len(seen) == 1 and seen[0] is z
+    assert tiling.tiled_encode(network, z, factor=1, **SIZES) is z
+    assert len(seen) == 2 and seen[0] is z
 
 
 def test_memory_is_that_of_a_tile():
@@ -146,5 +157,7 @@ def test_sizes_that_do_not_fit_are_named():
         tiling.tiled_decode(lambda z: z, z, tile=8, overlap=4, margin=2)
     with pytest.raises(ValueError, match="overlap = 8"):
         tiling.tiled_decode(lambda z: z, z, tile=8, overlap=8, margin=2)
+    with pytest.raises(ValueError, match="16 x 15 pixels; both should be multiples of 8"):
+        tiling.tiled_encode(lambda x: x, jnp.ones((1, 16, 15, 3)))
     with pytest.raises(ValueError, match="chunk_size = 0"):
         tiling.in_chunks(lambda x: x, z, chunk_size=0)

@@ -679,12 +679,17 @@ def test_a_folder_that_is_gone_is_told_and_begun_again(tmp_path, caplog):
     shutil.rmtree(directory)
     directory.write_text("a file")
     caplog.clear()
-    for _ in range(2):
-        with pytest.raises(SaveFailed, match=f"^cannot save step 2 in {directory}: Not a dir"):
-            checkpoints.save(2, make_state(2, step=2), METADATA)
+    sentence = f"cannot save step 2 in {directory}: Not a directory"
+    assert checkpoints.save(2, make_state(2, step=2), METADATA)
+    with pytest.raises(SaveFailed, match=f"^{sentence}$"):
+        checkpoints.wait()
+    assert checkpoints.save(2, make_state(2, step=2), METADATA)
     directory.unlink()
     assert checkpoints.save(3, make_state(3, step=3), METADATA)
     checkpoints.close()
+    assert [m for m in caplog.messages if "cannot" in m] == [
+        f"{sentence}; training goes on, and the next checkpoint is tried"
+    ]
     assert saved_steps(directory) == [3] and saved_steps(tmp_path / "moved") == [1]
 
 
