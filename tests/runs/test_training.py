@@ -30,7 +30,7 @@ def config(steps=4):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, shared_experiments):
     workdir = tmp_path_factory.mktemp("library") / "run"
     said = []
     with first_devices(1):
