@@ -5,7 +5,7 @@ import os
 import pathlib
 import secrets
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,7 +24,6 @@ from diffusion_jax.runs.conditions import (
     encode_negative,
     required_inputs,
 )
-from diffusion_jax.runs.folder import load_run_config
 from diffusion_jax.runs.inputs import (
     Number,
     Picture,
@@ -36,6 +35,7 @@ from diffusion_jax.runs.inputs import (
     whole_number,
 )
 from diffusion_jax.runs.released import config_for
+from diffusion_jax.runs.start import open_run
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
@@ -77,6 +77,7 @@ class Pipeline(NamedTuple):
     experiment: Experiment
     params: PyTree
     frozen: PyTree
+    class_names: tuple[str, ...] | None = None
 
     @classmethod
     def from_workdir(
@@ -85,20 +86,21 @@ class Pipeline(NamedTuple):
         *,
         step: int | None = None,
         ema: bool = True,
-        overrides: Sequence[str] = (),
+        overrides: Sequence[str] | Mapping[str, Any] = (),
     ) -> "Pipeline":
         """Load the weights of a run, averaged or raw.
 
         step: the number of a checkpoint, the newest when None. overrides: of the run's config, such
-        as "--config.sampler.name=euler"; sampler, guidance, discretization and data may be changed,
-        what was trained may not.
+        as {"sampler.name": "euler"} or "--config.sampler.name=euler"; sampler, guidance,
+        discretization and data may be changed, what was trained may not.
         Raises FileNotFoundError when the folder holds no run or no such checkpoint, ValueError
         when it is damaged.
         """
         workdir = pathlib.Path(workdir)
-        built = make_experiment(load_run_config(workdir, overrides))
+        built, metadata = open_run(workdir, overrides, step)
         trained = load_trained(built, workdir, step=step, ema=ema)
-        return cls(built, trained.params, trained.frozen)
+        names = tuple(metadata["class_names"]) if "class_names" in metadata else None
+        return cls(built, trained.params, trained.frozen, names)
 
     @classmethod
     def from_checkpoint(
@@ -320,6 +322,8 @@ class Pipeline(NamedTuple):
         return num_steps, total
 
     def _class_names(self) -> tuple[str, ...]:
+        if self.class_names is not None:  # the folder may hold others by now
+            return self.class_names
         return self.experiment.data.class_names(self.experiment.data.source("train"))
 
     def _size(self, height: Whole | None, width: Whole | None) -> tuple[int, int]:

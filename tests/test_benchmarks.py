@@ -1,6 +1,8 @@
 """The benchmarks run, and refuse what would be no comparison; PyTorch's side is not needed here."""
 
+import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -139,3 +141,26 @@ def test_scanned_blocks_are_traced_once(scripts, capsys):
     assert unrolled["equations"] > 1.1 * scanned["equations"]
     assert set(unrolled["seconds"]) == {"build", "trace", "lower"}
     assert re.search(r"forward scanned .*: build .* s .*, trace .* s", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_on_gpu_measures_tiny_networks_on_a_cpu_and_loses_nothing(tmp_path):
+    out = tmp_path / "on_gpu"
+    command = [sys.executable, str(BENCHMARKS / "on_gpu.py"), "--tiny", "--configs", "vae_kl_f8"]
+    done = subprocess.run(
+        [*command, "--seconds=400", f"--out={out}"], capture_output=True, text=True
+    )
+    assert done.returncode in (0, 1), done.stderr  # flags of GPUs are refused by a CPU's compiler
+    rows = json.loads(out.with_suffix(".json").read_text())
+    assert rows[0]["config"] == "vae_kl_f8" and rows[0]["images_per_second"] > 0
+    assert rows[0]["planned_bytes"] > 0 and "| vae_kl_f8 train |" in done.stdout
+    assert len(rows) == 5 and all(row["flags"] in done.stdout for row in rows)
+
+
+def test_on_gpu_stops_when_its_time_is_over(tmp_path):
+    out = tmp_path / "on_gpu"
+    command = [sys.executable, str(BENCHMARKS / "on_gpu.py"), "--seconds=0", f"--out={out}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.with_suffix(".json").read_text())
+    assert len(rows) == 11 and all(row["skipped"] == "no time was left" for row in rows)

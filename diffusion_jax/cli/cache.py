@@ -8,20 +8,16 @@ import jax
 from diffusion_jax.cli.program import exit_code
 from diffusion_jax.devices import processes
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.config_files import load_config
-from diffusion_jax.runs.folder import SAVED_CONFIG, has_run
+from diffusion_jax.experiment.config_files import load_config, override_config
+from diffusion_jax.runs.folder import has_run, load_saved_config
 from diffusion_jax.runs.latent_cache import load_frozen, make_latent_cache
 from diffusion_jax.runs.latent_key import cache_options
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Make, finish or check the latent cache of a config; return 0."""
-    place = processes.place_of_flags(
-        arguments.coordinator_address,
-        arguments.num_processes,
-        arguments.process_id,
-        arguments.local_device_ids,
-    )
+    flags = "coordinator_address num_processes process_id local_device_ids".split()
+    place = processes.place_of_flags(*(getattr(arguments, flag) for flag in flags))
     with processes.joined(place, exit_code):
         return _cache(arguments)
 
@@ -31,7 +27,7 @@ def _cache(arguments: argparse.Namespace) -> int:
     if arguments.config:
         config = load_config(arguments.config, arguments.overrides)
     elif workdir is not None and has_run(workdir):
-        config = load_config(str(workdir / SAVED_CONFIG), arguments.overrides)
+        config = override_config(load_saved_config(workdir), arguments.overrides)
     else:
         raise ValueError(
             "nothing to encode: give --config=CONFIG with --config.latent_cache.folder=FOLDER, or "

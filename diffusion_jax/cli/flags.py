@@ -2,19 +2,16 @@
 
 from typing import Any, NamedTuple
 
-# A flag and the keywords of argparse's add_argument.
-Flag = tuple[str, dict[str, Any]]
-
 
 class Command(NamedTuple):
-    """One command: its help and its flags."""
+    """One command: its help, and its flags with the keywords of argparse's add_argument."""
 
     help: str
-    flags: tuple[Flag, ...]
+    flags: tuple[tuple[str, dict[str, Any]], ...]
 
 
-def flag(name: str, help: str, **options: Any) -> Flag:
-    """Make a Flag; without a type or an action it takes a text."""
+def flag(name: str, help: str, **options: Any) -> tuple[str, dict[str, Any]]:
+    """Make a flag; without a type or an action it takes a text."""
     return name, {"help": help, **options}
 
 
@@ -24,6 +21,7 @@ RUN = flag("--workdir", "folder of a run", required=True)
 STEP = flag("--step", "checkpoint to use (default: the newest)", type=int)
 VARIANT = flag("--variant", "files of a diffusers folder: fp16, non_ema, ...")
 EMA = flag("--ema", "the averages in a .ckpt file", **SWITCH)
+RELEASED = (VARIANT, EMA)
 DEBUG = flag("--debug", "no donation, NaN checks, debugger", **SWITCH)
 PROCESSES = (
     flag("--coordinator_address", "HOST:PORT of process 0, where nothing says it: docs/pods.md"),
@@ -38,6 +36,9 @@ _TRAIN = (
     flag("--name", "name of the run folder instead of the config's", default=""),
     flag("--postfix", "appended to the name of the run folder", default=""),
     flag("--resume", "continue from a run folder or from one of its checkpoints"),
+    flag("--change", "with --resume: PATH=VALUE computed otherwise from now on", action="append"),
+    flag("--fork", "with --resume: folder of a new run from all of the checkpoint"),
+    flag("--accept_data_change", "go on although the data have changed", **SWITCH),
     flag("--seed", "instead of the config's seed", type=int),
     flag("--no_test", "skip the test split at the end", **SWITCH),
 )
@@ -46,42 +47,36 @@ _SAMPLE = (
     STEP,
     flag("--checkpoint", "instead: .safetensors, .ckpt or diffusers folder"),
     flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
-    VARIANT,
+    *RELEASED,
     flag("--class", "class number or name, or a list: 7 or 1,2,3", dest="label"),
     flag("--prompt", "text, for models that read text"),
     flag("--negative_prompt", "text to lead away from"),
     flag("--n", "images of the prompt or of each class, 16 if unset", type=int),
     flag("--steps", "sampling steps (default: the config's)", type=int),
     flag("--guidance_scale", "1 is off (default: the config's)", type=float),
-    flag("--height", "pixels (default: the config's)", type=int),
-    flag("--width", "pixels (default: the config's)", type=int),
+    *(flag(f"--{x}", "pixels (default: the config's)", type=int) for x in ("height", "width")),
     flag("--image", "file to begin with (--strength) or to complete (--mask)"),
     flag("--strength", "share of the steps that redraws --image", type=float),
     flag("--mask", "file, white where --image is kept"),
     flag("--seed", "image i depends on (seed, i) only", type=int, default=0),
     flag("--batch_size", "images per device call", type=int, default=64),
     flag("--raw", "raw weights instead of a run's EMA", **SWITCH),
-    EMA,
     flag("--out", "folder for the images (default: WORKDIR/samples/...)"),
 )
 _CONVERT = (
     flag("--from", "run, .safetensors, .ckpt, diffusers folder", dest="source"),
     flag("--config", "the config that describes --from, if that is no run and not known"),
-    VARIANT,
+    *RELEASED,
     flag("--to", "new .safetensors file, folder, or config file"),
     flag("--format", "of --to, if open", choices=("safetensors", "diffusers", "run")),
     flag("--dtype", "of the file (default: as is)", choices=("float32", "bfloat16", "float16")),
     STEP,
     flag("--raw", "raw weights of a run, not its EMA", **SWITCH),
     flag("--with_ema", "raw weights of a run, and its EMA as model_ema.*", **SWITCH),
-    EMA,
     flag("--nonfinite", "write NaN and infinite numbers, too", **SWITCH),
     flag("--from_yaml", "YAML config of sgm or latent-diffusion"),
 )
-_CACHE = (
-    flag("--config", "a config with a first stage and config.latent_cache"),
-    flag("--workdir", "of a run: with the frozen networks that it saved"),
-)
+_CACHE = (CONFIG, flag("--workdir", "of a run: with the frozen networks that it saved"))
 _PLAN = (
     CONFIG,
     flag("--topology", "v5p:2x2x1 (TPU slices), h100:8 (GPUs) or cpu:8"),

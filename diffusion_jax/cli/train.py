@@ -12,20 +12,16 @@ import ml_collections
 from diffusion_jax.cli.debugging import debugging
 from diffusion_jax.cli.program import EXIT_NOT_A_NUMBER, EXIT_SIGNAL, exit_code, program_name
 from diffusion_jax.devices import processes
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config_files import load_config, override_config
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.training import SIGNALS, Result, train_run
-from diffusion_jax.train.checkpoints.saving import resolve_checkpoint
+from diffusion_jax.train.checkpoints.reading import resolve_checkpoint
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train until the config's last step, a stop or a signal; return the exit code."""
-    place = processes.place_of_flags(
-        arguments.coordinator_address,
-        arguments.num_processes,
-        arguments.process_id,
-        arguments.local_device_ids,
-    )
+    flags = "coordinator_address num_processes process_id local_device_ids".split()
+    place = processes.place_of_flags(*(getattr(arguments, flag) for flag in flags))
     with processes.joined(place, exit_code):
         return _train(arguments)
 
@@ -36,7 +32,10 @@ def _train(arguments: argparse.Namespace) -> int:
         result = train_run(
             config,
             workdir,
-            resume=True if step is None else step,
+            resume=True if step is None or arguments.fork else step,
+            change=arguments.change or (),
+            fork=arguments.resume if arguments.fork else None,
+            accept_data_change=arguments.accept_data_change,
             on_event=lambda event: print(event.text, flush=True),
             progress=cast(io.TextIOBase, sys.stderr),
             donate=not arguments.debug,
@@ -72,17 +71,21 @@ def _run_folder_and_config(
             f"--resume={arguments.resume} brings its own config and folder; "
             "drop --config, --workdir and --name"
         )
+    if arguments.fork and not arguments.resume:
+        raise ValueError(f"--fork={arguments.fork} needs --resume=RUN, the run that it begins from")
     step = None
     if arguments.resume:
-        folder, step = resolve_checkpoint(arguments.resume)
-        workdir = pathlib.Path(folder)
-        config = load_config(str(workdir / run_folder.SAVED_CONFIG), arguments.overrides)
+        workdir = source = pathlib.Path(arguments.fork or arguments.resume)
+        if not (arguments.fork and run_folder.has_run(workdir)):  # which holds all that it needs
+            source, step = resolve_checkpoint(arguments.resume)
+        workdir = workdir if arguments.fork else pathlib.Path(source)
+        config = run_folder.load_saved_config(pathlib.Path(source))
+        config = override_config(config, arguments.overrides)
     elif arguments.config:
         config = load_config(arguments.config, arguments.overrides)
-        workdir = pathlib.Path(arguments.workdir) if arguments.workdir else None
-        workdir = workdir or run_folder.new_run_folder(
-            arguments.logdir, arguments.config, name=arguments.name, postfix=arguments.postfix
-        )
+        named = {"name": arguments.name, "postfix": arguments.postfix}
+        new = run_folder.new_run_folder(arguments.logdir, arguments.config, **named)
+        workdir = pathlib.Path(arguments.workdir or new)
         # Its name holds the time, which may differ from process to process.
         workdir = pathlib.Path(processes.same_for_all(str(workdir)))
     else:

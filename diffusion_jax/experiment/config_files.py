@@ -11,6 +11,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from diffusion_jax.experiment.binding import ConfigError, choices
+from diffusion_jax.experiment.config_data import from_data, read_json
 
 PREFIX = "--config."
 # The value of an override that removes a key; the quoted word "'delete'" is a text.
@@ -23,7 +24,7 @@ SHIPPED = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 def load_config(
     path: str, overrides: Sequence[str] | Mapping[str, Any] = ()
 ) -> ml_collections.ConfigDict:
-    """Load configs/x.py[:variant], or the name of a shipped config ("mnist"), and override values.
+    """Load configs/x.py[:variant], a run's config.json or a shipped config ("mnist"); override it.
 
     overrides: "--config.a.b=value" in the order in which they apply, or {"a.b": value}. A key that
     the file has keeps its type (an int serves as a float), unless either value is None; one that it
@@ -33,7 +34,13 @@ def load_config(
     Raises FileNotFoundError for a missing file, and ConfigError for a mistake in the file, an
     unknown variant and a value that does not fit.
     """
-    config = load_config_file(*find_config(path))
+    return override_config(load_config_file(*find_config(path)), overrides)
+
+
+def override_config(
+    config: ml_collections.ConfigDict, overrides: Sequence[str] | Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """Override values of a config in place, as load_config describes, and return it."""
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(_split, overrides)
     with config.unlocked():
         for key, value in pairs:
@@ -71,12 +78,15 @@ def find_config(path: str) -> tuple[pathlib.Path, str]:
 def load_config_file(path: pathlib.Path, variant: str = "") -> ml_collections.ConfigDict:
     """Execute a config file once and call its get_config, with the variant if there is one.
 
+    A .json file, such as the config.json of a run, is data and runs nothing.
     VARIANTS of the file lists the variants that it has, if it is there.
     Raises FileNotFoundError for a missing file, and ConfigError, naming file and line, for any
     error inside.
     """
     if not path.is_file():
         raise FileNotFoundError(f"the config file {path} does not exist")
+    if path.suffix == ".json":
+        return saved_config(read_json(path), str(path))
     module = types.ModuleType(f"config_{path.stem}")
     module.__file__ = str(path)
     try:
@@ -91,6 +101,13 @@ def load_config_file(path: pathlib.Path, variant: str = "") -> ml_collections.Co
         words = " ".join(f"{_place(path, error)}: {error}".split())
         raise ConfigError(words if len(words) < 500 else f"{words[:500]} ...") from error
     return config
+
+
+def saved_config(record: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
+    """Make the config out of what a run saved beside it; ConfigError, naming `where`, if broken."""
+    if "config" not in record:
+        raise ConfigError(f"{where} holds {', '.join(record) or 'nothing'} and should hold config")
+    return from_data(record["config"], where)
 
 
 def _place(path: pathlib.Path, error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,12 @@ from diffusion_jax.data.images import ImageOptions
 from diffusion_jax.data.latent_cache import LatentCache, cached_batches
 from diffusion_jax.data.records import FeatureNames, Records
 from diffusion_jax.data.sources.fingerprint import data_fingerprint
-from diffusion_jax.data.sources.open_source import OWN_BUILDERS, class_names, open_source
+from diffusion_jax.data.sources.open_source import (
+    OWN_BUILDERS,
+    class_names,
+    find_prepared,
+    open_source,
+)
 from diffusion_jax.experiment.binding import (
     ConfigError,
     Section,
@@ -44,6 +50,7 @@ class Data(NamedTuple):
 
     splits: role -> TFDS split, None when the data set has none for the role. image_options: how
     records become images. batch_options: every option of `data.batches`, defaults included.
+    prepared: the folder of the prepared data set that is read instead of the source, or None.
     """
 
     image_shape: tuple[int, int, int]
@@ -52,6 +59,7 @@ class Data(NamedTuple):
     splits: Mapping[str, str | None]
     image_options: ImageOptions
     batch_options: Mapping[str, Any]
+    prepared: str | None = None
 
     def source(self, role: str) -> Records:
         """Open the records of a role: train, validation or test.
@@ -63,6 +71,8 @@ class Data(NamedTuple):
         split = self.splits[role]
         if split is None:
             raise ConfigError(f"config.data.splits.{role} is not set, so there is no {role} split")
+        if self.prepared is not None:
+            return open_source(self.prepared, split)
         if is_own(self.name):
             return import_object(self.name, _SOURCE)(split=split, **self.source_options)
         return open_source(self.name, split, **self.source_options)
@@ -75,6 +85,19 @@ class Data(NamedTuple):
         """Describe the content of a split: see sources.fingerprint.data_fingerprint."""
         names = {f"{kind}_key": self.batch_options[f"{kind}_key"] for kind in FeatureNames._fields}
         return data_fingerprint(source, **names)
+
+    def without_folder(self, content: str | None) -> "Data":
+        """Read a folder of images that has moved from what was prepared of it.
+
+        content: the digest of its fingerprint, None when it is not known. When the folder is there,
+        or nothing of this content is prepared, the data stay as they are.
+        """
+        folder = self.source_options["folder"] if "folder" in self.source_options else None
+        if self.name != "image_folder" or folder is None or Path(folder).expanduser().exists():
+            return self
+        options = self.source_options
+        found = find_prepared(content, options["data_dir"] if "data_dir" in options else None)
+        return self if found is None else self._replace(prepared=found)
 
     def train_batches(
         self, source: Records, *, batch_size: int, seed: int, finish: Finish | None = None

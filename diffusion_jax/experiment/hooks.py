@@ -10,10 +10,11 @@ from diffusion_jax.experiment.binding import (
     bind_section,
     check_section,
     known_sections,
+    parameters_of,
     value_of,
 )
 from diffusion_jax.experiment.task import Task
-from diffusion_jax.train.checkpoints.saving import open_checkpoints
+from diffusion_jax.train.checkpoints.saving import check_keeping, open_checkpoints
 from diffusion_jax.train.hooks.checkpoint import checkpoint
 from diffusion_jax.train.hooks.early_stopping import early_stopping
 from diffusion_jax.train.hooks.hang import watch_hangs
@@ -96,8 +97,17 @@ def bind_hooks(
         CHECKPOINT, DEFAULT_CHECKPOINT if saving is None else saving
     ).own
     _check_monitors(asked, manager_options, splits)
+    _check_keeping(manager_options)
     hooks = {name: bind_section(known[name], section).own for name, section in asked.items()}
     return HookOptions(hooks, checkpoint_options, manager_options)
+
+
+def _check_keeping(manager: Mapping[str, Any]) -> None:
+    names = parameters_of(check_keeping)
+    try:
+        check_keeping(**{name: value_of(open_checkpoints, manager, name) for name in names})
+    except ValueError as error:
+        raise ConfigError(f"{CHECKPOINT.path}.{error}") from error
 
 
 def _check_monitors(

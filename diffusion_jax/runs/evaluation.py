@@ -4,7 +4,7 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +15,9 @@ from diffusion_jax.data.batches import Batches
 from diffusion_jax.devices.arrays import put
 from diffusion_jax.devices.mesh import on_mesh, replicated
 from diffusion_jax.diffusion.vlb import bits_per_dim
-from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.randomness import Stream, sample_keys, stream_key
-from diffusion_jax.runs.folder import load_run_config
+from diffusion_jax.runs.start import open_run
 from diffusion_jax.runs.weights import run_frozen
 from diffusion_jax.train.checkpoints.saving import restore_state
 from diffusion_jax.train.ema import has_ema
@@ -45,7 +44,7 @@ def evaluate_run(
     split: str = "test",
     *,
     step: int | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | Mapping[str, Any] = (),
     bits_images: int = 16,
 ) -> Evaluation:
     """Compute the losses of a run's checkpoint on a split of its data.
@@ -56,7 +55,7 @@ def evaluate_run(
     the config does not have.
     """
     workdir = pathlib.Path(workdir)
-    experiment = make_experiment(load_run_config(workdir, overrides))
+    experiment, _ = open_run(workdir, overrides, step)
     batches = experiment.eval_batches(split)
     frozen = run_frozen(experiment, workdir)
     state, _ = restore_state(workdir / "checkpoints", experiment.abstract_state(), step)

@@ -13,6 +13,8 @@ from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.experiment.task import Trained
 from diffusion_jax.runs import folder
+from diffusion_jax.runs.comparison import with_whole_paths
+from diffusion_jax.runs.identity import made_from
 from diffusion_jax.runs.released import config_for
 from diffusion_jax.runs.weights import (
     load_checkpoint_file,
@@ -61,7 +63,8 @@ def convert_weights(
     check_target(target)
     if config is None and is_run:
         config = folder.load_run_config(source, overrides)
-    described = config_for(source, None, overrides) if config is None else config
+    config = config_for(source, None, overrides) if config is None else config
+    described = with_whole_paths(config)
     experiment = make_experiment(described)
     if is_run:
         said = []
@@ -117,7 +120,7 @@ def write_run(
             averaged = experiment.task.averaged_part(state.params)
             state = state._replace(opt_state=reset_ema(state.opt_state, averaged))
         checkpoints = open_checkpoints(workdir / "checkpoints", needed_bytes=state_bytes(state))
-        metadata = {"config": folder.to_plain(config), "revision": "converted"}
+        metadata = {**made_from(config), "next_batch": 0, "scores": {}}
         checkpoints.save(0, state, metadata)
         checkpoints.close()
         start_frozen(experiment, workdir, trained.frozen)

@@ -4,53 +4,43 @@ import contextlib
 import datetime
 import fcntl
 import itertools
+import logging
 import pathlib
-import pprint
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusion_jax.experiment.config_files import load_config, load_config_file
+from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.config_data import from_data, read_json, to_data, write_json
+from diffusion_jax.experiment.config_files import override_config, saved_config
+from diffusion_jax.runs.comparison import (
+    MAY_CHANGE,
+    MAY_CHANGE_LATER,
+    check_keys,
+    differences,
+)
+from diffusion_jax.train.checkpoints.reading import DamagedCheckpoint, load_metadata, saved_steps
 
-SAVED_CONFIG = "configs/config.py"
+SAVED_CONFIG = "config.json"
+OLD_CONFIG = "configs/config.py"  # of runs of before; it is never executed
 LOCK = ".lock"
-_GIT_SECONDS = 10.0
-# What may differ when a run is continued: how long, how fast, where, and what is watched; never
-# what a step computes. lr_schedule is among them because it is as long as the run.
-MAY_CHANGE = (
-    "train.num_steps",
-    "lr_schedule",
-    "mesh",
-    "hooks",
-    "checkpoint",
-    "sampler",
-    "discretization",
-    "guidance",
-    "data.source.data_dir",
-    "data.source.download",
-    "data.batches.cache",
-    "data.batches.num_threads",
-    "data.batches.num_workers",
-    "data.batches.prefetch",
-)
+_log = logging.getLogger(__name__)
 
-# What may differ when a run is drawn from, evaluated or exported: how, and on which data and
-# devices, never what was trained.
-MAY_CHANGE_LATER = (
-    "sampler",
-    "guidance",
-    "discretization",
-    "data",
-    "mesh",
-    "train.batch_size",
-    "first_stage.samples_at_a_time",
-    "first_stage.tile",
-)
+
+class Record(NamedTuple):
+    """What the folder of a run says about it.
+
+    changes: what was changed on purpose, {"step", "path", "old", "new"} each. forked_from: the
+    checkpoint that the run began from with all its state, or None.
+    """
+
+    config: ml_collections.ConfigDict
+    changes: tuple[dict[str, Any], ...] = ()
+    forked_from: str | None = None
 
 
 def new_run_folder(
@@ -69,25 +59,33 @@ def new_run_folder(
 
 
 def has_run(workdir: pathlib.Path) -> bool:
-    """Tell whether a folder holds a run: its saved config is there."""
-    return (workdir / SAVED_CONFIG).is_file()
+    """Tell whether a folder holds a run: its saved config, or checkpoints, which have it too."""
+    return (workdir / SAVED_CONFIG).is_file() or bool(saved_steps(workdir / "checkpoints"))
 
 
-def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+def check(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, named: Sequence[str] = ()
+) -> None:
     """Find out, writing nothing, whether a folder may become, or is, the home of a config.
 
+    named: paths of the config that are changed on purpose.
     Raises ValueError when it belongs to another config (naming every difference) or holds files
     that are not a run's.
     """
     if has_run(workdir):
-        different = differences(load_saved_config(workdir), config)
+        record = find_record(workdir)[0]
+        different = (
+            [] if record is None else differences(record.config, config, MAY_CHANGE + tuple(named))
+        )
         if different:
             raise ValueError(
                 f"{workdir} belongs to another config, which differs in {'; '.join(different)}: "
-                "choose another --workdir, or continue it with --resume and its own config"
+                "choose another --workdir, or continue it with --resume and its own config; "
+                "--change=PATH=VALUE changes a value of a run on purpose"
             )
         return
-    mine = {LOCK, pathlib.Path(SAVED_CONFIG).parts[0]}  # what a start that was cut short leaves
+    # what a start that was cut short leaves
+    mine = {LOCK, f"{SAVED_CONFIG}.tmp", OLD_CONFIG.split("/")[0], "checkpoints"}
     if workdir.is_file() or (workdir.is_dir() and {p.name for p in workdir.iterdir()} - mine):
         raise ValueError(
             f"{workdir} exists and is not the folder of a run; choose another --workdir"
@@ -95,13 +93,20 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> Iterator[None]:
+def claim(
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    named: Sequence[str] = (),
+    *,
+    save: bool = True,
+) -> Iterator[None]:
     """Make a folder the home of a config, and keep other processes out until the block is left.
 
+    named: see check. save: keep the config in the folder now.
     Raises what `check` raises, ValueError when another process trains there, and OSError when the
     folder cannot be written.
     """
-    check(workdir, config)
+    check(workdir, config, named)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / LOCK).open("a")
@@ -114,21 +119,30 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> Iterator[
             raise ValueError(
                 f"another process trains in {workdir}; wait for it or choose another --workdir"
             ) from error
-        save_config(workdir, config)
+        if save:
+            save_config(workdir, config)
         yield
 
 
 @contextlib.contextmanager
-def claim_for_all(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> Iterator[None]:
+def claim_for_all(
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    named: Sequence[str] = (),
+    *,
+    save: bool = True,
+) -> Iterator[None]:
     """Claim the folder of a run in process 0 on behalf of all, see claim.
 
     Raises what claim raises; ValueError in the other processes, which wait for it.
     """
     with contextlib.ExitStack() as stack:
         if jax.process_count() == 1:
-            stack.enter_context(claim(workdir, config))
+            stack.enter_context(claim(workdir, config, named, save=save))
         else:
-            _together(lambda: stack.enter_context(claim(workdir, config)), workdir)
+            _together(
+                lambda: stack.enter_context(claim(workdir, config, named, save=save)), workdir
+            )
         yield
 
 
@@ -146,20 +160,22 @@ def _together(act: Callable[[], Any], workdir: pathlib.Path) -> None:
         raise ValueError(f"process 0 could not open {workdir}; its message says why")
 
 
-def save_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> pathlib.Path:
-    """Write the resolved config as a Python file that `--config` takes again."""
+def save_config(
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    changes: Sequence[Mapping[str, Any]] = (),
+    forked_from: str | None = None,
+) -> pathlib.Path:
+    """Write what a run is made of as data, whole or not at all; `--config` takes the file too."""
     path = workdir / SAVED_CONFIG
-    text = pprint.pformat(to_plain(config), width=100, sort_dicts=True)
-    module = (
-        '"""The resolved config of this run; pass it as --config to repeat it."""\n\n'
-        "import ml_collections\n\nCONFIG = "
-        f"{text}\n\n\ndef get_config():\n    return ml_collections.ConfigDict(CONFIG)\n"
-    )
-    temporary = path.with_suffix(".tmp")
+    record = {
+        "about": "The config of this run as data; --config=config.json repeats the run.",
+        "config": to_data(config),
+        "changes": [dict(change) for change in changes],
+        "forked_from": forked_from,
+    }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(module)
-        temporary.replace(path)
+        write_json(path, record)
     except OSError as error:
         raise _cannot_write(workdir, error) from error
     return path
@@ -173,25 +189,69 @@ def _cannot_write(workdir: pathlib.Path, error: OSError) -> OSError:
 
 
 def load_saved_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """Read the config that a run was started with; FileNotFoundError when there is no run."""
-    path = workdir / SAVED_CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{workdir} is not the folder of a run: {path} does not exist")
-    return load_config_file(path)
+    """Read the config that a run was started with, see load_record."""
+    return load_record(workdir).config
+
+
+def load_record(workdir: pathlib.Path) -> Record:
+    """Read what the folder of a run says about it; nothing is executed.
+
+    Without a whole config.json, the newest checkpoint tells it.
+    Raises FileNotFoundError when there is no run, ConfigError when nothing can be read.
+    """
+    record, error = find_record(workdir)
+    if record is not None:
+        if error is not None:
+            _log.warning("%s; a checkpoint tells the config of the run", error)
+        return record
+    if error is not None:
+        raise ConfigError(f"{error}; name the config of the run: --config=FILE --workdir={workdir}")
+    old = ""
+    if (workdir / OLD_CONFIG).is_file():
+        program = workdir / OLD_CONFIG
+        old = f"; {OLD_CONFIG} is a program, which runs only when it is named: --config={program}"
+    raise FileNotFoundError(
+        f"{workdir} is not the folder of a run: {workdir / SAVED_CONFIG} does not exist{old}"
+    )
+
+
+def find_record(workdir: pathlib.Path) -> tuple[Record | None, ConfigError | None]:
+    """Find the record of a run, None if there is none -> (record, what is wrong with its file)."""
+    path, wrong = workdir / SAVED_CONFIG, None
+    if path.is_file():
+        try:
+            return _record(read_json(path), str(path)), None
+        except ConfigError as error:
+            wrong = error
+    directory = workdir / "checkpoints"
+    for step in reversed(saved_steps(directory)):
+        try:
+            return _record(load_metadata(directory, step=step), f"{directory}/{step}"), wrong
+        except (DamagedCheckpoint, ConfigError) as error:
+            _log.info("%s", error)
+    return None, wrong
+
+
+def _record(data: Mapping[str, Any], where: str) -> Record:
+    config = saved_config(data, where)
+    changes = tuple(data["changes"]) if "changes" in data else ()
+    return Record(config, changes, data["forked_from"] if "forked_from" in data else None)
 
 
 def load_run_config(
-    workdir: pathlib.Path, overrides: Sequence[str] = ()
+    workdir: pathlib.Path, overrides: Sequence[str] | Mapping[str, Any] = ()
 ) -> ml_collections.ConfigDict:
     """Read the config that a run was started with, and override what does not change its model.
 
     Raises FileNotFoundError when the folder holds no run, ValueError for an override of anything
     else than MAY_CHANGE_LATER.
     """
-    saved = load_saved_config(workdir)
+    config = load_saved_config(workdir)
     if not overrides:
-        return saved
-    config = load_config(str(workdir / SAVED_CONFIG), overrides)
+        return config
+    saved = from_data(to_data(config), str(workdir))
+    override_config(config, overrides)
+    check_keys(saved, config)
     wrong = differences(saved, config, MAY_CHANGE_LATER)
     if wrong:
         raise ValueError(
@@ -199,61 +259,3 @@ def load_run_config(
             f"config.{', config.'.join(MAY_CHANGE_LATER)} can be changed afterwards"
         )
     return config
-
-
-def differences(
-    ours: ml_collections.ConfigDict,
-    theirs: ml_collections.ConfigDict,
-    may_change: Sequence[str] = MAY_CHANGE,
-) -> list[str]:
-    """List 'path: ours -> theirs' for every leaf that differs, but for sections that may change."""
-    left, right = dict(_leaves(to_plain(ours))), dict(_leaves(to_plain(theirs)))
-    paths = sorted(set(left) | set(right))
-    return [
-        f"{path}: {left.get(path, 'unset')!r} -> {right.get(path, 'unset')!r}"
-        for path in paths
-        if left.get(path, "unset") != right.get(path, "unset")
-        and not any(path == free or path.startswith(free + ".") for free in may_change)
-    ]
-
-
-def to_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Resolve references and placeholders into nested dicts of Python values."""
-    return _plain(config.to_dict())
-
-
-def git_revision() -> str:
-    """Return the git revision of the code, '+' for uncommitted changes, 'unknown' without git."""
-    package = pathlib.Path(__file__).parent
-    try:
-        revision = _git(package, "rev-parse", "HEAD")
-        return revision + ("+" if _git(package, "status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"  # an installed package has no repository; the run is recorded all the same
-
-
-def _git(folder: pathlib.Path, *command: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *command],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=_GIT_SECONDS,
-    )
-    return done.stdout.strip()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return tuple(_plain(item) for item in value)
-    return value
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -1,12 +1,12 @@
 """What a run did, from what it wrote, without a device."""
 
+import json
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from diffusion_jax.runs.folder import load_saved_config
-from diffusion_jax.train.writers import read_jsonl
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 60
@@ -22,11 +22,14 @@ def report_run(workdir: str | os.PathLike) -> list[str]:
     path = workdir / "metrics.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} has no metrics yet: {path} does not exist")
-    rows = read_jsonl(path)
+    rows, unreadable = _whole_rows(path)
     if not rows:
         raise ValueError(f"{path} is empty: the run has not logged a step yet")
     last = max(int(row["step"]) for row in rows)
     lines = [f"{workdir}: step {last} of {config.train.num_steps}"]
+    if unreadable:
+        numbers = ", ".join(map(str, unreadable[:4])) + (", ..." if len(unreadable) > 4 else "")
+        lines.append(f"  {path} is damaged: lines left out: {numbers}")
     names = sorted({name for row in rows for name in row} - {"step", "time"})
     losses = [name for name in names if name.endswith(("loss", "loss_simple", "loss_simple_ema"))]
     lines += [_curve(name, rows) for name in losses]
@@ -37,6 +40,23 @@ def report_run(workdir: str | os.PathLike) -> list[str]:
         f"pictures: {_count(workdir / 'images')} logged, {_count(workdir / 'samples')} sampled"
     )
     return lines
+
+
+def _whole_rows(path: pathlib.Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Read all rows of a file that can be read, and the numbers of the lines that cannot.
+
+    A last line without an end is what a killed process leaves, and no damage.
+    """
+    rows, unreadable = [], []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = {key: float(value) for key, value in json.loads(line).items()}
+            rows.append({**row, "step": int(row["step"])})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+            unreadable.append(number)
+    return rows, unreadable
 
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:

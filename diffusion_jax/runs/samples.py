@@ -1,6 +1,7 @@
 """A folder of drawn images: single PNGs and their grid."""
 
 import datetime
+import os
 import pathlib
 
 import numpy as np
@@ -22,10 +23,12 @@ def write_samples(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
 
 
 def check_empty(folder: pathlib.Path) -> None:
-    """Raise ValueError when there is something where a folder of images would go."""
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file; choose an empty folder with --out")
+    """Raise ValueError when images cannot go to a folder, or there is something in it."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise ValueError(f"{place} is a file; choose an empty folder with --out")
+    if not os.access(place, os.W_OK):
+        raise PermissionError(f"--out = {folder} cannot be written: {place} is not writable")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} already holds files; choose an empty folder with --out")
 

@@ -4,32 +4,30 @@ import contextlib
 import io
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.weights import is_released
-from diffusion_jax.runs import folder
+from diffusion_jax.runs import folder, identity
 from diffusion_jax.runs.evaluation import build_evaluate
 from diffusion_jax.runs.hooks import Watched, build_hooks
 from diffusion_jax.runs.latent_cache import CachedTraining, train_from_cache
-from diffusion_jax.runs.weights import start_frozen
+from diffusion_jax.runs.start import Start, plan_start
+from diffusion_jax.runs.weights import holds_frozen, run_frozen, start_frozen
 from diffusion_jax.train import loop
-from diffusion_jax.train.checkpoints.reading import resolve_checkpoint, saved_steps
-from diffusion_jax.train.checkpoints.saving import (
-    Checkpoints,
-    open_checkpoints,
-    set_aside_later,
-    state_bytes,
-)
+from diffusion_jax.train.checkpoints.reading import resolve_checkpoint, restore_state
+from diffusion_jax.train.checkpoints.saving import Checkpoints, open_checkpoints, state_bytes
 from diffusion_jax.train.checkpoints.warm_start import warm_start, warm_start_mutable
 from diffusion_jax.train.ema import has_ema, reset_ema
-from diffusion_jax.train.hooks.checkpoint import make_rescue
+from diffusion_jax.train.hooks.checkpoint import make_rescue, save_state
 from diffusion_jax.train.hooks.hang import watch_hangs
 from diffusion_jax.train.hooks.overview import overview
 from diffusion_jax.train.hooks.received import (
@@ -49,14 +47,19 @@ from diffusion_jax.types import PyTree
 SIGNALS = tuple(number.name for number in STOPS)
 
 
+# Steps of a schedule whose learning rate is computed before training.
+_LOOKED_AT = 100_000
+
+
 class RunEvent(NamedTuple):
     """What a run has to say: a kind for programs, and a sentence for people.
 
-    kinds: "weights" were taken from train.ckpt_path, training "starts", is "compiling", "stopped"
-    early, was "tested", and what is "saved" where.
+    kinds: "weights" were taken from train.ckpt_path, something is "changed" since the checkpoint
+    that a run goes on from, training "starts", is "compiling", "stopped" early, was "tested", and
+    what is "saved" where.
     """
 
-    kind: Literal["weights", "starts", "compiling", "stopped", "tested", "saved"]
+    kind: Literal["weights", "changed", "starts", "compiling", "stopped", "tested", "saved"]
     text: str
 
 
@@ -93,6 +96,9 @@ def train_run(
     workdir: str | os.PathLike,
     *,
     resume: bool | int = True,
+    change: Sequence[str] | Mapping[str, Any] = (),
+    fork: str | os.PathLike | None = None,
+    accept_data_change: bool = False,
     on_event: Listener | None = None,
     progress: io.TextIOBase | None = None,
     donate: bool = True,
@@ -102,6 +108,11 @@ def train_run(
 
     resume: True goes on from the newest checkpoint in the folder, a number from the checkpoint of
       that step (later ones are set aside, not deleted), False refuses a folder that holds a run.
+    change: what a run that goes on computes otherwise from here on, {"optimizer.learning_rate":
+      1e-4} or ["optimizer.learning_rate=1e-4"]; the run records step, old and new value.
+    fork: a run or a checkpoint that a new run in workdir begins from with all its state: optimizer,
+      step, averages and place in the data.
+    accept_data_change: go on although the data are others than those of the checkpoint.
     on_event: is called with a RunEvent whenever there is something to say; nothing is printed.
     progress: where the progress line is written, such as sys.stderr; None writes none.
     donate: False keeps the previous state alive in each step (for debugging).
@@ -111,28 +122,41 @@ def train_run(
     Interrupted (a KeyboardInterrupt) for a signal before the first step or after the last save.
     """
     with handle_signals() as received, interruptible(received):
+        asked = plan_start(config, pathlib.Path(workdir), resume, change, fork)
         return _train_run(
-            config, pathlib.Path(workdir), resume, on_event, progress, donate, test, received
+            asked, accept_data_change, _in_process_0(on_event), progress, donate, test, received
         )
 
 
-def _train_run(config, workdir, resume, on_event, progress, donate, test, received) -> Result:
-    say = _in_process_0(on_event)
-    if resume is False and folder.has_run(workdir):
-        raise ValueError(f"resume = False, but {workdir} holds a run; choose another folder")
+def _train_run(asked: Start, accept_data_change, say, progress, donate, test, received) -> Result:
+    workdir, config = asked.workdir, asked.config
     experiment = make_experiment(config)
-    folder.check(workdir, config)
+    folder.check(workdir, config, asked.named)
+    asked.check()
     abstract = experiment.check()
-    check_sources(experiment)
-    data = open_data(experiment, workdir)
+    check_learning_rate(experiment.task.lr_at, experiment.training.num_steps)
+    experiment = asked.with_data(experiment)
+    check_sources(experiment, asked)
+    data = open_data(experiment, asked.home)
+    made = identity.made_from(
+        config,
+        seed=experiment.seed,
+        class_names=list(data.class_names),
+        data=identity.fingerprints(experiment.data),
+    )
+    identity.agree({"data": made["data"]})
+    asked.check_data(made["data"], accept_data_change)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(folder.claim_for_all(workdir, config))
-        from_step = None if isinstance(resume, bool) else resume
-        checkpoints = _open_checkpoints(experiment, workdir, from_step, state_bytes(abstract))
+        new = asked.directory is None
+        stack.enter_context(folder.claim_for_all(workdir, config, asked.named, save=new))
+        checkpoints = open_checkpoints(
+            workdir / "checkpoints",
+            needed_bytes=state_bytes(abstract),
+            **experiment.hooks.checkpoints,
+        )
         stack.callback(checkpoints.close)
-        state, scores = start(experiment, abstract, checkpoints, say)
+        state, scores, made = start(experiment, abstract, checkpoints, asked, made, say)
         first_step = int(state.step)
-        _check_learning_rate(experiment, first_step)
         writer = open_writer(workdir, resume_step=first_step)
         stack.callback(writer.close)
         announce(experiment, state, data, workdir, writer, say)
@@ -141,9 +165,9 @@ def _train_run(config, workdir, resume, on_event, progress, donate, test, receiv
                 workdir=workdir,
                 writer=writer,
                 checkpoints=checkpoints,
-                metadata=_metadata(experiment, config),
+                metadata=made,
                 scores=scores,
-                frozen=_frozen(experiment, workdir, data),
+                frozen=_frozen(experiment, asked, data),
                 validation_batches=data.validation,
                 class_names=data.class_names,
                 signals=received,
@@ -171,44 +195,39 @@ def _train_run(config, workdir, resume, on_event, progress, donate, test, receiv
             return _finish(experiment, state, stop, watched, data.test if test else None, say)
 
 
-def _metadata(experiment: Experiment, config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Name what a checkpoint was made from."""
-    return {
-        "config": folder.to_plain(config),
-        "revision": folder.git_revision(),
-        "seed": experiment.seed,
-    }
-
-
 def _in_process_0(on_event: Listener | None) -> Listener:
     if on_event is None or jax.process_index() != 0:
         return lambda event: None
     return on_event
 
 
-def _check_learning_rate(experiment: Experiment, first_step: int) -> None:
-    last_step, lr_at = experiment.training.num_steps - 1, experiment.task.lr_at
-    if first_step <= last_step and lr_at(first_step) == lr_at(last_step) == 0:
+def check_learning_rate(lr_at: Callable, count: int) -> None:
+    """Raise ValueError when the last of `count` steps have a learning rate of 0: a waste of time.
+
+    A schedule may reach 0 at its last step; float32 rounds a long one to 0 a little before.
+    """
+    steps = np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int))
+    moving = steps[np.asarray(jax.vmap(lr_at)(jnp.asarray(steps))) != 0]
+    zeros = count - 1 - int(moving[-1]) if len(moving) else count
+    if zeros > max(1, count // 1000) or zeros == count:
         raise ValueError(
-            f"config.lr_schedule gives a learning rate of 0 from step {first_step} to the last, "
-            f"{last_step + 1}: nothing would be learned; make the schedule longer, for example "
-            f"--config.lr_schedule.decay_steps={last_step + 1}"
+            f"config.lr_schedule gives a learning rate of 0 from step {count - zeros} to the last, "
+            f"{count}: nothing would be learned; make the schedule longer, for example "
+            f"--config.lr_schedule.decay_steps={count}"
         )
 
 
-def _open_checkpoints(
-    experiment: Experiment, workdir: pathlib.Path, from_step: int | None, needed_bytes: int
-) -> Checkpoints:
-    directory = workdir / "checkpoints"
-    if from_step is not None and jax.process_index() == 0:
-        set_aside_later(directory, from_step)
-    return open_checkpoints(directory, needed_bytes=needed_bytes, **experiment.hooks.checkpoints)
-
-
-def _frozen(experiment: Experiment, workdir: pathlib.Path, data: Opened) -> PyTree:
+def _frozen(experiment: Experiment, asked: Start, data: Opened) -> PyTree:
     given = None if data.cached is None else data.cached.frozen
+    if given is None and asked.home != asked.workdir:
+        given = run_frozen(experiment, asked.home)
+    first_batch = lambda: next(data.train.iterate(0))  # noqa: E731
     frozen = start_frozen(
-        experiment, workdir, given, first_batch=lambda: next(data.train.iterate(0))
+        experiment,
+        asked.workdir,
+        given,
+        first_batch=first_batch if asked.home == asked.workdir else None,
+        going_on=asked.metadata is not None,
     )
     return frozen if data.cached is None else {**frozen, **data.cached.null}
 
@@ -241,11 +260,14 @@ def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
     return Opened(experiment.train_batches(source), validation, test, names)
 
 
-def check_sources(experiment: Experiment) -> None:
-    """Find out now whether the weights are there that the run starts from.
+def check_sources(experiment: Experiment, asked: Start) -> None:
+    """Find out now whether the weights are there that a new run starts from.
 
+    A run that goes on holds them itself.
     Raises ValueError or FileNotFoundError, naming the option and the path.
     """
+    if asked.metadata is not None and holds_frozen(experiment, asked.home):
+        return
     path = experiment.training.ckpt_path
     if path is not None and not is_released(path):
         resolve_checkpoint(path)
@@ -253,12 +275,41 @@ def check_sources(experiment: Experiment) -> None:
 
 
 def start(
-    experiment: Experiment, abstract: TrainState, checkpoints: Checkpoints, say: Listener
-) -> tuple[TrainState, Scores]:
-    """Restore the newest checkpoint, or make the initial state, from train.ckpt_path if given."""
-    if saved_steps(checkpoints.directory):
-        state, metadata = checkpoints.restore(abstract)
-        return state, scores_from(metadata)
+    experiment: Experiment,
+    abstract: TrainState,
+    checkpoints: Checkpoints,
+    asked: Start,
+    made: Mapping[str, Any],
+    say: Listener,
+) -> tuple[TrainState, Scores, dict[str, Any]]:
+    """Make the initial state or restore a checkpoint -> (state, scores, metadata of what follows).
+
+    The folder of the run keeps its config only now that the checkpoint was read and found to fit.
+    """
+    if asked.directory is None:
+        state, scores = _initial(experiment, say)
+        return state, scores, dict(made)
+    if asked.is_fork:
+        state, metadata = restore_state(asked.directory, abstract, asked.step)
+    else:
+        state, metadata = checkpoints.go_back(abstract, asked.step)
+    step, scores = int(state.step), scores_from(metadata)
+    changes = asked.changes(metadata, step)
+    made = {**made, "changes": changes, "forked_from": asked.forked_from}
+    lines = [f"{c['path']} = {c['new']!r} (was {c['old']!r})" for c in changes if c["step"] == step]
+    lines += identity.code_differences(metadata, made)
+    if lines:
+        say(RunEvent("changed", f"from step {step} on, changed: {'; '.join(lines)}"))
+    if asked.is_fork:
+        save_state(checkpoints, made, scores, step, state)
+        checkpoints.wait()
+    if jax.process_index() == 0:
+        folder.save_config(asked.workdir, asked.config, changes, asked.forked_from)
+    return state, scores, made
+
+
+def _initial(experiment: Experiment, say: Listener) -> tuple[TrainState, Scores]:
+    """Make the initial state, from train.ckpt_path if the config names one."""
     state = experiment.init_state()
     if experiment.training.ckpt_path is None:
         return state, {}

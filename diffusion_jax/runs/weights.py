@@ -49,19 +49,27 @@ def has_frozen(workdir: pathlib.Path) -> bool:
     return bool(saved_steps(workdir / FROZEN_FOLDER))
 
 
+def holds_frozen(experiment: Experiment, workdir: pathlib.Path) -> bool:
+    """Tell whether a run has all of its frozen networks in its folder, or has none."""
+    weights = _weights_of(experiment.abstract_frozen(), experiment.task.constants)
+    return has_frozen(workdir) or not jax.tree.leaves(weights)
+
+
 def start_frozen(
     experiment: Experiment,
     workdir: pathlib.Path,
     frozen: PyTree | None = None,
     *,
     first_batch: Callable[[], Mapping[str, Any]] | None = None,
+    going_on: bool = False,
 ) -> PyTree:
     """Make the frozen networks of a run and save them once, or read what an earlier start saved.
 
     frozen: the networks if they are made already. first_batch gives the host batch that
-    scale_by_std looks at.
+    scale_by_std looks at. going_on: the run has checkpoints, so it needs no file that it began
+    from.
     """
-    if has_frozen(workdir):
+    if has_frozen(workdir) or (going_on and holds_frozen(experiment, workdir)):
         return run_frozen(experiment, workdir)
     frozen = dict(make_frozen(experiment) if frozen is None else frozen)
     first_frozen = experiment.task.first_frozen

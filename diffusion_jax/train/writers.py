@@ -108,7 +108,8 @@ class _Appended:
             return False
 
     def flush(self) -> None:
-        os.fsync(self._file.fileno())
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

@@ -184,7 +184,7 @@ def test_a_port_that_is_taken_is_an_error_at_once():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for host in ("localhost", "127.0.0.1"):
             with pytest.raises(OSError, match="Address already in use"):
-                Peers(f"{host}:{taken.getsockname()[1]}", 0, 2, timeout=5)
+                Peers(f"{host}:{taken.getsockname()[1]}", 0, 2, timeout=5.0)
 
 
 def test_those_who_do_not_come_are_named():

@@ -27,9 +27,9 @@ def build(**options):
 @pytest.fixture(scope="module")
 def numbers():
     stage = build()
-    params = stage.init(jax.random.key(0))
+    params = jax.jit(stage.init)(jax.random.key(0))
     image = jax.random.uniform(jax.random.key(1), (5, *SHAPE), minval=-1.0)
-    return params, image, stage.moments(params, image)
+    return params, image, jax.jit(stage.moments)(params, image)
 
 
 def test_sizes_follow_from_the_levels():
@@ -40,19 +40,18 @@ def test_sizes_follow_from_the_levels():
 def test_few_samples_at_a_time_give_the_same_numbers(numbers):
     params, image, moments = numbers
     few = build(samples_at_a_time=2)
-    np.testing.assert_allclose(few.moments(params, image), moments, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(few.moments)(params, image), moments, atol=1e-5)
     z = moments[..., :4]
-    plain = build().decode(params, z)
+    plain = jax.jit(build().decode)(params, z)
     assert plain.shape == image.shape
-    np.testing.assert_allclose(few.decode(params, z), plain, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(few.decode)(params, z), plain, atol=1e-5)
 
 
 def test_large_latents_are_decoded_in_tiles_and_small_ones_whole(numbers):
     params, _, moments = numbers
     tiled = build(tile=16)
-    np.testing.assert_allclose(
-        tiled.decode(params, moments[..., :4]), build().decode(params, moments[..., :4]), atol=1e-6
-    )
+    found, whole = (jax.jit(s.decode)(params, moments[..., :4]) for s in (tiled, build()))
+    np.testing.assert_allclose(found, whole, atol=1e-6)
     z = jax.random.normal(jax.random.key(2), (1, 24, 40, 4))
     shapes = []
     stage = tiled._replace(module=Spy(shapes))

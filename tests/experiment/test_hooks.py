@@ -50,6 +50,12 @@ def test_what_pictures_show_is_a_matter_of_the_model():
         ({"scalars": {"writer": 2}}, None, r"config\.hooks\.scalars\.writer = 2 is not an option"),
         ({"images": {"split": "x"}}, None, r"config\.hooks\.images\.split = 'x' is not an option"),
         ({}, {"directory": "x"}, r"config\.checkpoint\.directory = 'x' is not an option"),
+        (
+            {},
+            {"every": 5, "keep_every": 0},
+            r"config\.checkpoint\.keep_every = 0 should be at least 1",
+        ),
+        ({}, {"every": 5, "mode": "least"}, r"config\.checkpoint\.mode = 'least' is unknown"),
         ({"early_stopping": {}}, None, r"config\.hooks\.early_stopping needs config\.hooks\.valid"),
         (
             {},

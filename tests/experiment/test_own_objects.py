@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.commands import shared_experiments
 
 from diffusion_jax.cli import main
 from diffusion_jax.experiment import make_experiment
@@ -284,15 +285,17 @@ def test_every_command_reads_a_run_of_own_objects(tmp_path, monkeypatch, capsys)
         "loss={'name': 'own_module:mean_error'}",
         "data.source={'name': 'own_module:Squares', 'count': 24}",
         "train.num_steps=2",
+        "schedule.num_timesteps=20",  # bits per dimension take a network call for each
         "sampler={'name': 'own_module:coarse_euler', 'num_steps': 2}",
     ]
     given = [f"--config.{override}" for override in overrides]
-    assert main(["--config=mnist:tiny", "--workdir=run", *given]) == 0
-    assert main(["evaluate", "--workdir=run"]) == 0
-    assert "24 records of test" in capsys.readouterr().out
-    assert main(["sample", "--workdir=run", "--class=3", "--n=2", "--out=images"]) == 0
+    with shared_experiments():
+        assert main(["--config=mnist:tiny", "--workdir=run", *given]) == 0
+        assert main(["evaluate", "--workdir=run"]) == 0
+        assert "24 records of test" in capsys.readouterr().out
+        assert main(["sample", "--workdir=run", "--class=3", "--n=2", "--out=images"]) == 0
     assert len(list((tmp_path / "images").glob("0*.png"))) == 2
-    assert main(["plan", "--config=run/configs/config.py", "--topology=cpu:2"]) == 0
+    assert main(["plan", "--config=run/config.json", "--topology=cpu:2"]) == 0
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

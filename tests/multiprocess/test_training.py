@@ -184,6 +184,27 @@ def test_a_signal_to_one_process_stops_both_at_one_step(folder):
     assert without_gloo(found[1][1]) == []
 
 
+def test_processes_with_different_configs_do_not_train_together(folder):
+    workdir = folder / "different"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = (f"--coordinator_address=localhost:{port}", "--num_processes=2")
+    found = finish(
+        *(
+            start(
+                folder, *training(workdir), *common, f"--process_id={rank}",
+                f"--config.optimizer.learning_rate={rate}", devices=2,
+            )
+            for rank, rate in enumerate(("1e-3", "2e-3"))
+        )
+    )  # fmt: skip
+    message = "process 1 has config.optimizer.learning_rate = 0.002 (process 0: 0.001)"
+    for code, _, errors in found:
+        assert code == 2 and message in errors, found
+    assert not workdir.exists()
+
+
 def test_a_folder_in_use_is_told_once(folder):
     workdir = folder / "taken"
     workdir.mkdir()

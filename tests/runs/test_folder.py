@@ -1,12 +1,14 @@
 """A run folder: its name, its saved config, and its refusal to be taken over."""
 
-import os
-
 import ml_collections
+import numpy as np
 import pytest
 
+from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.config_files import load_config_file
 from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.identity import made_from
+from diffusion_jax.train.checkpoints.saving import open_checkpoints
 
 
 def config(**changes):
@@ -83,8 +85,8 @@ def test_check_refuses_a_folder_with_other_files(workdir):
 
 
 def test_a_start_that_was_cut_short_can_be_repeated(workdir):
-    (workdir / "configs").mkdir(parents=True)
-    (workdir / "configs" / "config.tmp").write_text("half a")
+    workdir.mkdir()
+    (workdir / "config.json.tmp").write_text("half a")
     with run_folder.claim(workdir, config()):
         pass
     assert run_folder.has_run(workdir)
@@ -97,14 +99,56 @@ def test_missing_run_is_named(workdir):
         load_config_file(workdir / "x.py")
 
 
-def test_git_revision_is_one_word():
-    assert run_folder.git_revision() and " " not in run_folder.git_revision()
+@pytest.mark.parametrize("text", ["", '{"config": {"tr', "[]", '{"changes": []}'])
+def test_a_checkpoint_tells_the_config_when_its_file_is_damaged(workdir, caplog, text):
+    original = config()
+    original.train.twice = original.train.get_ref("num_steps") * 2
+    made = made_from(original, changes=[{"step": 1, "path": "seed", "old": 1, "new": 0}])
+    with run_folder.claim(workdir, original):
+        checkpoints = open_checkpoints(workdir / "checkpoints")
+        checkpoints.save(3, {"a": np.zeros(2)}, made)
+        checkpoints.close()
+    (workdir / "config.json").write_text(text)
+    record = run_folder.load_record(workdir)
+    assert record.config.to_dict() == original.to_dict() and record.changes[0]["path"] == "seed"
+    record.config.train.num_steps = 30
+    assert record.config.train.twice == 60
+    assert "config.json" in caplog.text and "a checkpoint tells the config" in caplog.text
+    run_folder.check(workdir, original)
+    with pytest.raises(ValueError, match="differs in seed: 0 -> 5"):
+        run_folder.check(workdir, config(seed=5))
 
 
-def test_a_git_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
-    hanging = tmp_path / "git"
-    hanging.write_text("#!/bin/sh\nexec sleep 60\n")
-    hanging.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(run_folder, "_GIT_SECONDS", 0.1)
-    assert run_folder.git_revision() == "unknown"
+def test_a_damaged_config_without_a_checkpoint_is_replaced_by_the_one_that_is_named(workdir):
+    with run_folder.claim(workdir, config()):
+        pass
+    (workdir / "config.json").write_text("")
+    message = "config.json is empty, cut or no JSON.* name the config of the run: --config=FILE"
+    with pytest.raises(ConfigError, match=message):
+        run_folder.load_saved_config(workdir)
+    with run_folder.claim(workdir, config(seed=3)):
+        pass
+    assert run_folder.load_saved_config(workdir).seed == 3
+
+
+def test_a_python_config_in_a_folder_is_never_executed(workdir):
+    (workdir / "configs").mkdir(parents=True)
+    (workdir / "configs" / "config.py").write_text("raise SystemExit('executed')")
+    message = "config.json does not exist; configs/config.py is a program, .*--config=.*config.py"
+    with pytest.raises(FileNotFoundError, match=message):
+        run_folder.load_saved_config(workdir)
+    with run_folder.claim(workdir, config()):
+        pass
+    assert run_folder.load_saved_config(workdir).seed == 0
+    assert load_config_file(workdir / "config.json").seed == 0
+
+
+def test_overrides_of_a_run_reach_what_was_not_trained_alone(workdir):
+    run_folder.save_config(workdir, config())
+    for overrides in (["--config.sampler.name=euler"], {"sampler.name": "euler"}):
+        assert run_folder.load_run_config(workdir, overrides).sampler.name == "euler"
+    with pytest.raises(ValueError, match="differs in seed: 0 -> 3: only config.sampler"):
+        run_folder.load_run_config(workdir, {"seed": 3})
+    with pytest.raises(ConfigError, match="--config.modle is not a section; did you mean 'model'"):
+        run_folder.load_run_config(workdir, {"modle.name": "x"})
+    assert "sampler" not in run_folder.load_saved_config(workdir)

@@ -52,6 +52,36 @@ def test_a_folder_without_a_run_or_without_metrics_is_one_sentence(workdir, caps
         assert message in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b'{"step": 4, "train/l',
+        b"\xff\xfe\x00",
+        b"3",
+        b'{"step": "x"}',
+        b'{"step": 4, "a": [1]}',
+        b"",
+    ],
+)
+@pytest.mark.parametrize("place", [1, 3])
+def test_lines_that_cannot_be_read_are_left_out_and_told(workdir, bad, place):
+    logged(workdir, ROWS)
+    path = workdir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:place], bad, *lines[place:]]) + b"\n")
+    report = report_run(workdir)
+    assert report[0].endswith("run: step 3 of 8")
+    assert report[1] == f"  {path} is damaged: lines left out: {place + 1}"
+    assert any(line.split()[:1] == ["val/loss_simple_ema"] for line in report)
+
+
+def test_the_end_of_a_killed_process_is_left_out(workdir):
+    logged(workdir, ROWS)
+    with (workdir / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 4, "train/l')
+    assert report_run(workdir)[0].endswith("run: step 3 of 8")
+
+
 def test_a_sparkline_spans_its_values():
     assert sparkline([float(i) for i in range(8)]) == BARS
     assert sparkline([3.0, 3.0]) == BARS[0] * 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.runs.samples import write_samples
+from diffusion_jax.runs.samples import check_empty, write_samples
 
 
 def test_images_and_their_grid_are_written(tmp_path):
@@ -16,6 +16,16 @@ def test_images_and_their_grid_are_written(tmp_path):
     assert {p.name for p in (tmp_path / "new").iterdir()} == {
         "grid.png", *(f"{index:05d}.png" for index in range(5))
     }  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_drawn(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("keep")
+    for folder in (tmp_path / "file", tmp_path / "file" / "new" / "deep"):
+        with pytest.raises(ValueError, match="/file is a file; choose an empty folder with --out"):
+            check_empty(folder)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="new cannot be written: .* is not writable"):
+        check_empty(tmp_path / "new")
 
 
 def test_a_folder_with_files_is_left_alone(tmp_path):

@@ -124,8 +124,9 @@ def _conditioning(
         use = Use(key, trainable, rate, null, (params, "cond_stage_trainable"), True)
         found = convert_embedder(own, use)
     rescaled = [one.section for one in found if one.section["name"] == "spatial_rescaler"]
-    for name in ("in_channels", "out_channels") if rescaled and own is not None else ():
-        own.child("params").take(name, None, int)
+    if rescaled and own is not None:
+        for name in ("in_channels", "out_channels"):
+            own.child("params").take(name, None, int)
     channels = _channels(params, network, stage, is_latent)
     taken = channels + sum(one.get("out_channels", one["channels"]) for one in rescaled)
     key = params.take("low_scale_key", key, str)

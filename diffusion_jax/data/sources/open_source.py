@@ -1,5 +1,6 @@
 """Open any TFDS data set by name and split, as records that can be read in any order."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,16 @@ def class_names(source: Records, *, label_key: str | None = None) -> tuple[str, 
     if key is None or info is None or not hasattr(info.features[key], "names"):
         return ()
     return tuple(info.features[key].names)
+
+
+def find_prepared(content: str | None, data_dir: str | os.PathLike[str] | None) -> str | None:
+    """Find the prepared copy of an image folder by the hash of its content; None without one."""
+    root = Path(os.path.expanduser(data_dir or constants.get_default_data_dir()))
+    for file in sorted(root.glob("image_folder/*/*/metadata.json")):
+        described = json.loads(file.read_text())
+        if content is not None and described.get("content") == content:
+            return str(file.parent)
+    return None
 
 
 def _own_builder(name: str, data_dir: str, options: dict[str, Any]) -> tfds.core.DatasetBuilder:

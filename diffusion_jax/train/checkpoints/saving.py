@@ -127,7 +127,7 @@ def open_checkpoints(
         OSError: the folder cannot be written or its disk is too small.
         ValueError: an option is out of range.
     """
-    _check_options(keep_last, keep_every, keep_best, monitor, mode, on_damage)
+    check_keeping(keep_last, keep_every, keep_best, monitor, mode, on_damage)
     directory = epath.Path(directory).absolute()
     _check_writable(directory, needed_bytes)
     score = functools.partial(_score, monitor=monitor, mode=mode)
@@ -188,7 +188,15 @@ def state_bytes(abstract_state: PyTree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_state))
 
 
-def _check_options(keep_last, keep_every, keep_best, monitor, mode, on_damage) -> None:
+def check_keeping(
+    keep_last: int,
+    keep_every: int | None,
+    keep_best: int,
+    monitor: str | None,
+    mode: str,
+    on_damage: str,
+) -> None:
+    """Raise ValueError for options of open_checkpoints that are out of range."""
     for name, value, least in (
         ("keep_last", keep_last, 1),
         ("keep_every", keep_every, 1),
