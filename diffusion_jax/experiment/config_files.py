@@ -1,6 +1,7 @@
 """A config file, one of its variants and overrides -> a ConfigDict."""
 
 import ast
+import os
 import pathlib
 import traceback
 import types
@@ -34,7 +35,12 @@ def load_config(
     Raises FileNotFoundError for a missing file, and ConfigError for a mistake in the file, an
     unknown variant and a value that does not fit.
     """
-    return override_config(load_config_file(*find_config(path)), overrides)
+    config = override_config(load_config_file(*find_config(path)), overrides)
+    try:
+        config.to_dict()  # reads every value
+    except config_dict.RequiredValueError as error:
+        raise ConfigError(f"{path}: {error}; set it with {PREFIX}section.key=value") from error
+    return config
 
 
 def override_config(
@@ -45,10 +51,6 @@ def override_config(
     with config.unlocked():
         for key, value in pairs:
             _override(config, key, value)
-    try:
-        config.to_dict()  # reads every value
-    except config_dict.RequiredValueError as error:
-        raise ConfigError(f"{path}: {error}; set it with {PREFIX}section.key=value") from error
     return config
 
 
@@ -58,11 +60,11 @@ def find_config(path: str) -> tuple[pathlib.Path, str]:
     Raises FileNotFoundError with the files that there are.
     """
     name, _, variant = str(path).partition(":")
-    file = pathlib.Path(name).expanduser()
+    file = pathlib.Path(os.path.expanduser(name))
     candidates = [file]
     if file.name == name and not file.suffix:
         candidates += [folder / f"{name}.py" for folder in SHIPPED]
-    whole = pathlib.Path(path).expanduser()  # a run's folder may have a colon in its name
+    whole = pathlib.Path(os.path.expanduser(path))  # a run's folder may have a colon in its name
     if whole.is_file():
         return whole, ""
     for candidate in candidates:

@@ -55,6 +55,7 @@ WORDS = {
     "a pipe": ("{folder}/pipe.py", "pipe.py does not exist"),
     "a dead link": ("{folder}/dead.py", "dead.py does not exist"),
     "a zero byte": ("a\0b.py", "does not exist"),
+    "a home that is not there": ("~nobody-at-all/x.py", "does not exist"),
 }
 OVERRIDES = {
     "without a value": ("--config.train", r"--config\.train should be --config\.section\.key=val"),
