@@ -10,6 +10,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 SCRIPT = pathlib.Path(__file__).with_name("kill_and_resume.py")
+ROOT = SCRIPT.parents[2]
 QUICK = ("--config.hooks.images.batch_frequency=1000", "--config.hooks.validation.every=25")
 
 
@@ -26,7 +27,8 @@ def test_killed_three_times_and_nothing_is_lost(tmp_path, config):
             f"--workdir={tmp_path}",
             *QUICK,
         ],
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
+        env=os.environ
+        | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
