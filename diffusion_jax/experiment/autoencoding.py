@@ -238,6 +238,10 @@ def _check_sections(sections: Mapping[str, Any], training: Training) -> None:
 
 
 def _check_image(module: Autoencoder, image_shape: tuple[int, int, int]) -> None:
+    if module.give_pre_end:
+        raise ConfigError(
+            "config.model.give_pre_end = True should be False: images are what a first stage learns"
+        )
     height, width, channels = image_shape
     factor = 2 ** (len(module.ch_mult) - 1)
     if height % factor or width % factor:

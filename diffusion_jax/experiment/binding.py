@@ -5,20 +5,24 @@ import functools
 import importlib
 import inspect
 import math
+import operator
 import re
+import traceback
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
 from diffusion_jax.experiment.own_objects import is_defined_in, is_users_module
+from diffusion_jax.experiment.ranges import LARGEST, LARGEST_INT, Range, first_outside, range_of
 
 # An int where a float is asked for is fine (PEP 484), as it is for every Python function.
 _NUMERIC_TOWER = BeartypeConf(is_pep484_tower=True)
+_SMALL = "finite and within 32 bits"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
@@ -73,13 +77,11 @@ def pick(table: Mapping[str, Any], name: Any, path: str) -> Any:
     Raises ConfigError with the choices when the table has no such name.
     """
     if not isinstance(name, str) or name not in table:
-        raise ConfigError(f"{path} = {name!r} is unknown; {choices(name, table)}")
+        raise ConfigError(f"{path} = {shown(name)} is unknown; {choices(name, table)}")
     return table[name]
 
 
-def row(
-    table: Mapping[str, Any], section: Mapping[str, Any], path: str, *, own: bool = False
-) -> Any:
+def row(table: Mapping[str, Any], section: Any, path: str, *, own: bool = False) -> Any:
     """Look up the row of a table that a section's `name` picks, or import a user's own object.
 
     With own, a name such as "package.module:Object" is imported instead of looked up.
@@ -125,6 +127,10 @@ def import_object(name: str, path: str) -> Callable:
             f"{path} = {name!r}: cannot import the module {module_name!r} ({error}); it should be "
             "installed, or lie in the folder where the command is started"
         ) from error
+    except (Exception, SystemExit) as error:  # a module may raise anything
+        *_, last = traceback.extract_tb(error.__traceback__)
+        what = " ".join(f"{last.filename}:{last.lineno}: {type(error).__name__}: {error}".split())
+        raise ConfigError(f"{path} = {name!r}: the module {module_name!r} fails: {what}") from error
     try:
         found = functools.reduce(getattr, names.split("."), module)
     except AttributeError as error:
@@ -155,7 +161,7 @@ def check_range(
 def check_section(section: Any, path: str) -> None:
     """Raise ConfigError unless a section of a config is a mapping of keys to values."""
     if not isinstance(section, Mapping):
-        raise ConfigError(f"{path} = {section!r} should be a section with keys of its own")
+        raise ConfigError(f"{path} = {shown(section)} should be a section with keys of its own")
 
 
 def options(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,7 +170,7 @@ def options(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bind(
-    function: Callable, section: Mapping[str, Any], path: str, *, given: Collection[str] = ()
+    function: Callable, section: Any, path: str, *, given: Collection[str] = ()
 ) -> dict[str, Any]:
     """Check a section against a function's signature and return it as keywords for that function.
 
@@ -182,7 +188,7 @@ def bind(
     return keywords | more
 
 
-def bind_shared(section: Mapping[str, Any], path: str, *targets: Target) -> list[dict[str, Any]]:
+def bind_shared(section: Any, path: str, *targets: Target) -> list[dict[str, Any]]:
     """Bind one section to several (function, given) pairs and return the keywords for each.
 
     Every function takes the keys that it knows; a key that none of them knows is an error.
@@ -193,21 +199,31 @@ def bind_shared(section: Mapping[str, Any], path: str, *targets: Target) -> list
     allowed = {name for parameters in known for name in parameters}
     for key, value in options(section).items():
         if key not in allowed:
-            raise ConfigError(f"{path}.{key} = {value!r} is not an option; {choices(key, allowed)}")
-    return [_keywords(parameters, section, path) for parameters in known]
+            wrong = f"{path}.{key} = {shown(value)}"
+            raise ConfigError(f"{wrong} is not an option; {choices(key, allowed)}")
+    return [
+        _keywords(function, parameters, section, path)
+        for (function, _), parameters in zip(targets, known, strict=True)
+    ]
 
 
 def _keywords(
-    parameters: Mapping[str, inspect.Parameter], section: Mapping[str, Any], path: str
+    function: Callable,
+    parameters: Mapping[str, inspect.Parameter],
+    section: Mapping[str, Any],
+    path: str,
 ) -> dict[str, Any]:
     keywords = {}
     for key, parameter in parameters.items():
         where, annotation = f"{path}.{key}", parameter.annotation
         if key in section:
             value = _plain(section[key])
-            if is_dtype(key, annotation) and isinstance(value, str):
-                value = pick(DTYPES, value, where)
+            if is_dtype(key, annotation):
+                keywords[key] = _dtype(value, parameter.default is None, where)
+                continue
             keywords[key] = check_type(value, annotation, where)
+            if kinds_of(annotation) & {int, float}:
+                _check_numbers(keywords[key], range_of(function, key), where)
     for key, parameter in parameters.items():  # a wrong value raises before a missing one
         if parameter.default is inspect.Parameter.empty and key not in keywords:
             wanted = type_name(parameter.annotation)
@@ -215,7 +231,7 @@ def _keywords(
     return keywords
 
 
-def bind_section(spec: Section, section: Mapping[str, Any] | None) -> Bound:
+def bind_section(spec: Section, section: Any) -> Bound:
     """Bind a section of a config, None when the config lacks it; every key goes where it is known.
 
     Raises ConfigError for an unknown name or key, a wrong type and a missing value.
@@ -248,17 +264,52 @@ def check_type(value: Any, annotation: Any, path: str) -> Any:
     """
     if annotation in (inspect.Parameter.empty, Any) or isinstance(annotation, str):
         return value
-    is_flag = isinstance(value, bool) and annotation in (int, float)
-    if is_flag or not is_bearable(value, annotation, conf=_NUMERIC_TOWER):
-        raise ConfigError(f"{path} = {value!r} should be {type_name(annotation)}")
-    if isinstance(value, int) and not is_bearable(value, annotation):
-        return float(value)
-    return value
+    plain = plain_type(annotation)
+    kinds = kinds_of(plain)
+    is_flag = _has_flag(value) and not kinds & {bool, Any}
+    if is_flag or _is_no_text(value, plain) or not is_bearable(value, plain, conf=_NUMERIC_TOWER):
+        raise ConfigError(f"{path} = {shown(value)} should be {type_name(annotation)}")
+    if not isinstance(value, int) or is_bearable(value, plain):
+        return value
+    if abs(value) > LARGEST:
+        raise ConfigError(f"{path} = {shown(value)} should be {_SMALL}")
+    return float(value)
 
 
-def known_sections(
-    config: Mapping[str, Any], allowed: Collection[str], path: str = "config"
-) -> None:
+def _is_no_text(value: Any, annotation: Any) -> bool:
+    """Tell whether a value is a text where none is wanted: "" would pass as a Sequence[int]."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    parts = typing.get_args(annotation) if is_union else (annotation,)
+    others = [part for part in parts if typing.get_origin(part) is not Sequence]
+    return isinstance(value, str) and not any(is_bearable(value, part) for part in others)
+
+
+def _check_numbers(value: Any, wanted: Range | None, path: str) -> None:
+    """Raise ConfigError for a number, perhaps one of several, that is outside of a range."""
+    wrong = None if wanted is None else first_outside(value, wanted)
+    if wanted is None or wrong is None:
+        return
+    words = wanted.in_words()
+    if not abs(wrong) <= LARGEST_INT:
+        words = ", ".join([*([words] if words else []), _SMALL])
+    each = "" if value is wrong else " each"
+    raise ConfigError(f"{path} = {shown(value)} should be {words}{each}")
+
+
+def _dtype(value: Any, optional: bool, path: str) -> Any:
+    """Look up a dtype by its name; a dtype is right too, and None where that is the default."""
+    known = isinstance(value, type) and value in DTYPES.values()
+    return value if known or (value is None and optional) else pick(DTYPES, value, path)
+
+
+def _has_flag(value: Any) -> bool:
+    """Tell whether a value is a bool, or a sequence that holds one."""
+    if isinstance(value, tuple | list):
+        return any(map(_has_flag, value))
+    return isinstance(value, bool)
+
+
+def known_sections(config: Any, allowed: Collection[str], path: str = "config") -> None:
     """Raise ConfigError for the first key of a config that no reader knows."""
     check_section(config, path)
     for key in config:
@@ -280,7 +331,36 @@ def parameters_of(function: Callable, given: Collection[str] = ()) -> dict[str, 
 
 def is_dtype(key: str, annotation: Any) -> bool:
     """Tell whether a parameter is a dtype of JAX, which a config gives by its name."""
-    return key in ("dtype", "param_dtype") and annotation is Any
+    return "dtype" in key and Any in kinds_of(annotation)
+
+
+def plain_type(annotation: Any) -> Any:
+    """Leave out of a type what no config holds: arrays, functions, complex numbers.
+
+    A bool that stands beside a complex number is one way to say "any number", and left out too.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is tuple:
+        return types.GenericAlias(tuple, tuple(a if a is ... else plain_type(a) for a in arguments))
+    if origin not in (typing.Union, types.UnionType):
+        return annotation
+    unwanted = {complex, *([bool] if complex in arguments else [])}
+    plain = [
+        plain_type(argument)
+        for argument in arguments
+        if argument not in unwanted
+        and not _module_of(argument).startswith(("jax", "numpy"))
+        and typing.get_origin(argument) is not Callable
+    ]
+    return functools.reduce(operator.or_, plain) if plain else annotation
+
+
+def kinds_of(annotation: Any) -> set[Any]:
+    """List the types inside a type: float and None of `tuple[float, ...] | None`."""
+    arguments = [a for a in typing.get_args(annotation) if a is not ...]
+    if not arguments or typing.get_origin(annotation) in (Literal, Callable):
+        return {typing.get_origin(annotation) or annotation}
+    return set().union(*map(kinds_of, arguments))
 
 
 def _signature(function: Callable) -> inspect.Signature:
@@ -303,7 +383,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def choices(wrong: str, allowed: Collection[str]) -> str:
+def shown(value: Any) -> str:
+    """Write a value in one line that is not too long."""
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def choices(wrong: Any, allowed: Collection[str]) -> str:
     """Say what a wrong name may have meant, and list the names that are allowed."""
     close = difflib.get_close_matches(str(wrong), list(allowed), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -313,14 +399,16 @@ def choices(wrong: str, allowed: Collection[str]) -> str:
 def type_name(annotation: Any) -> str:
     """Name a type as a person would write it."""
     origin = typing.get_origin(annotation)
-    if origin is typing.Literal:
+    if origin is tuple:
+        parts = ("..." if a is ... else type_name(a) for a in typing.get_args(annotation))
+        return f"tuple[{', '.join(parts)}]"
+    if origin is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(annotation))
     if origin in (typing.Union, types.UnionType):
-        arguments = typing.get_args(annotation)
-        # Arrays and functions come from Python only; a config holds the others.
-        plain = [a for a in arguments if not _module_of(a).startswith(("jax", "numpy"))]
-        plain = [a for a in plain if typing.get_origin(a) is not Callable]
-        return " or ".join(type_name(argument) for argument in plain or arguments)
+        plain = plain_type(annotation)
+        if typing.get_origin(plain) not in (typing.Union, types.UnionType):
+            return type_name(plain)
+        return " or ".join(type_name(argument) for argument in typing.get_args(plain))
     if annotation is type(None):
         return "None"
     if origin is None and isinstance(annotation, type):

@@ -9,7 +9,6 @@ from typing import Any
 
 from diffusion_jax.data.batches import make_batches
 from diffusion_jax.data.images import ImageOptions
-from diffusion_jax.data.sources.open_source import OWN_BUILDERS, open_source
 from diffusion_jax.experiment import (
     autoencoding,
     data,
@@ -28,6 +27,7 @@ from diffusion_jax.experiment.binding import (
     Target,
     choices,
     is_dtype,
+    kinds_of,
     parameters_of,
     type_name,
 )
@@ -35,6 +35,7 @@ from diffusion_jax.experiment.data import Splits
 from diffusion_jax.experiment.first_stage import FIRST_STAGE
 from diffusion_jax.experiment.latent_options import LATENT_CACHE
 from diffusion_jax.experiment.pictures import draw_pictures
+from diffusion_jax.experiment.ranges import range_of
 from diffusion_jax.experiment.regularizer import REGULARIZER, TEMPERATURE
 
 NAME = ".NAME"
@@ -47,14 +48,7 @@ def sections() -> dict[str, Section]:
     loss, of_first_stage = objective.LOSS, autoencoding.LOSS
     found = [
         Section("config.seed", "The seed of every random number, an int = 0."),
-        Section(
-            "config.data.source",
-            "Where the records come from: a source of this package, or any TFDS data set by name.",
-            ((open_source, ("split",)),),
-            OWN_BUILDERS,
-            ("data_dir",),
-            own=("split",),
-        ),
+        data.SOURCE,
         Section("config.data.splits", _first_line(Splits), ((Splits, ()),)),
         Section(
             "config.data.batches",
@@ -145,7 +139,16 @@ def _keys(targets: Collection[Target], indent: str) -> Iterator[str]:
                 kind = f"one of {', '.join(map(repr, DTYPES))}"
                 default = getattr(default, "__name__", default)
             required = default is inspect.Parameter.empty
-            yield f"{indent}{key:{WIDTH}}{kind}{', required' if required else f' = {default!r}'}"
+            words = _range(function, key, annotation)
+            yield (
+                f"{indent}{key:{WIDTH}}{kind}{', required' if required else f' = {default!r}'}"
+                f"{f' ({words})' if words else ''}"
+            )
+
+
+def _range(function: Callable, key: str, annotation: Any) -> str:
+    wanted = range_of(function, key) if kinds_of(annotation) & {int, float} else None
+    return "" if wanted is None else wanted.in_words()
 
 
 def _first_line(function: Callable) -> str:

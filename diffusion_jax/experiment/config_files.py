@@ -1,6 +1,7 @@
 """A config file, one of its variants and overrides -> a ConfigDict."""
 
 import ast
+import os
 import pathlib
 import traceback
 import types
@@ -8,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from diffusion_jax.experiment.binding import ConfigError, choices
 from diffusion_jax.experiment.config_data import from_data, read_json
@@ -33,7 +35,12 @@ def load_config(
     Raises FileNotFoundError for a missing file, and ConfigError for a mistake in the file, an
     unknown variant and a value that does not fit.
     """
-    return override_config(load_config_file(*find_config(path)), overrides)
+    config = override_config(load_config_file(*find_config(path)), overrides)
+    try:
+        config.to_dict()  # reads every value
+    except config_dict.RequiredValueError as error:
+        raise ConfigError(f"{path}: {error}; set it with {PREFIX}section.key=value") from error
+    return config
 
 
 def override_config(
@@ -53,11 +60,11 @@ def find_config(path: str) -> tuple[pathlib.Path, str]:
     Raises FileNotFoundError with the files that there are.
     """
     name, _, variant = str(path).partition(":")
-    file = pathlib.Path(name).expanduser()
+    file = pathlib.Path(os.path.expanduser(name))
     candidates = [file]
     if file.name == name and not file.suffix:
         candidates += [folder / f"{name}.py" for folder in SHIPPED]
-    whole = pathlib.Path(path).expanduser()  # a run's folder may have a colon in its name
+    whole = pathlib.Path(os.path.expanduser(path))  # a run's folder may have a colon in its name
     if whole.is_file():
         return whole, ""
     for candidate in candidates:
@@ -66,7 +73,8 @@ def find_config(path: str) -> tuple[pathlib.Path, str]:
     there = [other.name for other in file.parent.glob("*.py")]
     if len(candidates) > 1 or not there:
         there = [other.stem for folder in SHIPPED for other in folder.glob("*.py")]
-    raise FileNotFoundError(f"the config file {name} does not exist; {choices(file.name, there)}")
+    what = "is a folder" if file.is_dir() else "does not exist"
+    raise FileNotFoundError(f"the config file {name} {what}; {choices(file.name, there)}")
 
 
 def load_config_file(path: pathlib.Path, variant: str = "") -> ml_collections.ConfigDict:
@@ -84,15 +92,16 @@ def load_config_file(path: pathlib.Path, variant: str = "") -> ml_collections.Co
     module = types.ModuleType(f"config_{path.stem}")
     module.__file__ = str(path)
     try:
-        exec(compile(path.read_text(), str(path), "exec"), vars(module))
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
         known = getattr(module, "VARIANTS", (variant,))
         if variant and variant not in known:
             raise ConfigError(f"variant {variant!r} is unknown; {choices(variant, known)}")
         config = module.get_config(variant) if variant else module.get_config()
-    except Exception as error:
-        raise ConfigError(f"{_place(path, error)}: {error}") from error
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError(f"{path}: get_config() = {config!r} should be a ConfigDict")
+        if not isinstance(config, ml_collections.ConfigDict):
+            raise ConfigError(f"get_config() = {config!r:.80} should be a ConfigDict")
+    except (Exception, SystemExit) as error:
+        words = " ".join(f"{_place(path, error)}: {error}".split())
+        raise ConfigError(words if len(words) < 500 else f"{words[:500]} ...") from error
     return config
 
 
@@ -103,7 +112,7 @@ def saved_config(record: Mapping[str, Any], where: str) -> ml_collections.Config
     return from_data(record["config"], where)
 
 
-def _place(path: pathlib.Path, error: Exception) -> str:
+def _place(path: pathlib.Path, error: BaseException) -> str:
     """Name the file and the line where an error arose, and its kind if that is no ValueError."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     if isinstance(error, SyntaxError) and error.filename == str(path):
@@ -139,14 +148,19 @@ def _override(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
         del config[last]
         return
     kind = config.get_type(last) if last in config else type(None)
-    config[last] = _of_type(kind, value, f"config.{key}")
+    value = _of_type(kind, value, f"config.{key}")
+    if value is None and kind is ml_collections.ConfigDict:
+        if not sections:
+            raise ConfigError(f"config.{key} = None should be a dict of keys, or `{DELETE}`")
+        del config[last]  # which a plain value, even None, may not replace
+    config[last] = value
 
 
 def _of_type(kind: type, value: Any, path: str) -> Any:
     """Return a value as the type that the file has; a text of the command line is read first."""
     if isinstance(value, _Text):
         value = _literal(value, is_text=kind is str)
-    if kind is type(None) or (value is None and kind is not ml_collections.ConfigDict):
+    if kind is type(None) or value is None:
         return value
     if kind is float and type(value) is int:
         return float(value)

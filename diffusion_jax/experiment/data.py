@@ -12,11 +12,19 @@ from diffusion_jax.data.images import ImageOptions
 from diffusion_jax.data.latent_cache import LatentCache, cached_batches
 from diffusion_jax.data.records import FeatureNames, Records
 from diffusion_jax.data.sources.fingerprint import data_fingerprint
-from diffusion_jax.data.sources.open_source import class_names, find_prepared, open_source
+from diffusion_jax.data.sources.open_source import (
+    OWN_BUILDERS,
+    class_names,
+    find_prepared,
+    open_source,
+)
 from diffusion_jax.experiment.binding import (
     ConfigError,
+    Section,
     bind,
+    bind_section,
     bind_shared,
+    check_section,
     import_object,
     is_own,
     known_sections,
@@ -27,6 +35,14 @@ ROLES = ("train", "validation", "test")
 # What a run decides, not a data section.
 _GIVEN = "source batch_size seed repeat process_index process_count finish".split()
 _SOURCE = "config.data.source.name"
+SOURCE = Section(
+    "config.data.source",
+    "Where the records come from: a source of this package, or any TFDS data set by name.",
+    ((open_source, ("split",)),),
+    OWN_BUILDERS,
+    ("data_dir",),
+    own=("split",),
+)
 
 
 class Data(NamedTuple):
@@ -126,7 +142,7 @@ class Splits(NamedTuple):
     test: str | None = None
 
 
-def build_data(section: Mapping[str, Any]) -> Data:
+def build_data(section: Any) -> Data:
     """Bind the `data` section; ConfigError for a wrong option. Opens nothing."""
     known_sections(section, ("source", "splits", "batches"), "config.data")
     for name in ("source", "batches"):
@@ -138,15 +154,12 @@ def build_data(section: Mapping[str, Any]) -> Data:
     splits = bind(Splits, {"splits": {}, **section}["splits"], "config.data.splits")
     size, source = images.image_size, section["source"]
     height, width = (size, size) if isinstance(size, int) else size
-    if "name" not in source:
-        raise ConfigError("config.data.source.name is missing; name a TFDS data set")
+    _check_source(source)
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(make_batches).parameters.items()
         if name not in _GIVEN and parameter.default is not parameter.empty
     }
-    if is_own(source["name"]):
-        bind(import_object(source["name"], _SOURCE), source, "config.data.source", given=("split",))
     return Data(
         (height, width, images.channels),
         source["name"],
@@ -155,3 +168,19 @@ def build_data(section: Mapping[str, Any]) -> Data:
         images,
         {**images._asdict(), **defaults, **order},
     )
+
+
+def _check_source(source: Any) -> None:
+    """Raise ConfigError for a source without a name, and for an option that it does not take."""
+    check_section(source, SOURCE.path)
+    if "name" not in source:
+        raise ConfigError(f"{_SOURCE} is missing; name a TFDS data set")
+    name = source["name"]
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{_SOURCE} = {name!r} should be the name of a TFDS data set")
+    if name in SOURCE.table:
+        bind_section(SOURCE, source)
+    elif is_own(name):
+        bind(import_object(name, _SOURCE), source, SOURCE.path, given=("split",))
+    else:  # a builder of TFDS takes more than open_source knows
+        bind(open_source, source, SOURCE.path, given=("split",))

@@ -20,6 +20,7 @@ from diffusion_jax.experiment.binding import (
     Section,
     bind_section,
     check_range,
+    check_section,
     check_type,
     known_sections,
     row,
@@ -220,10 +221,13 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     for name in REQUIRED:
         if name not in sections:
             raise ConfigError(f"config.{name} is missing; every config needs {', '.join(REQUIRED)}")
+    for name, section in sections.items():
+        if name != "seed" and (section is not None or name in REQUIRED):
+            check_section(section, f"config.{name}")
     sections = {**dict.fromkeys(SECTIONS), "seed": 0, **sections}
     seed = check_type(sections["seed"], int, "config.seed")
     check_range(seed, "config.seed", low=0, high=MAX_SEED)
-    training = _training(sections["train"])
+    training = Training(**bind_section(TRAIN, sections["train"]).own[0])
     data = build_data(sections["data"])
     mesh = _mesh(sections["mesh"], training.batch_size, training.accumulate, devices)
     setting = Setting(data, mesh, seed, training)
@@ -233,14 +237,6 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     hooks = bind_hooks(sections, task, data.splits)
     draws = None if task.drawing is None else task.drawing.network
     return Experiment(sections, setting, task, hooks, bind_latent_cache(sections, data, draws))
-
-
-def _training(section: Mapping[str, Any]) -> Training:
-    (options,) = bind_section(TRAIN, section).own
-    training = Training(**options)
-    for name in ("num_steps", "batch_size", "accumulate"):
-        check_range(getattr(training, name), f"config.train.{name}", low=1)
-    return training
 
 
 def _mesh(

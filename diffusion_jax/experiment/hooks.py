@@ -8,6 +8,7 @@ from diffusion_jax.experiment.binding import (
     Section,
     Target,
     bind_section,
+    check_section,
     known_sections,
     parameters_of,
     value_of,
@@ -46,6 +47,7 @@ _TARGETS: dict[str, tuple[Target, ...]] = {
 }
 _PICTURES = ("drawing", "networks", "setting", "frozen", "class_names", "max_images")
 ALWAYS = ("progress", "scalars", "nan_stop", "hang", "signals")
+NEEDED = ("hang", "signals")  # cannot be switched off
 CHECKPOINT = Section(
     "config.checkpoint",
     "When checkpoints are saved, and which are kept.",
@@ -79,12 +81,17 @@ def bind_hooks(
 ) -> HookOptions:
     """Check the `hooks` and `checkpoint` sections; ConfigError names path, value and choices.
 
-    splits: role -> split of the data, None for none; validation needs one.
+    A hook that is None is switched off. splits: role -> split of the data, None for none;
+    validation needs one.
     """
     known = hook_sections(task.pictures)
     asked = {} if sections["hooks"] is None else sections["hooks"]
     known_sections(asked, known, "config.hooks")
+    for name in NEEDED:
+        if name in asked:
+            check_section(asked[name], known[name].path)
     asked = {name: {} for name in ALWAYS} | asked
+    asked = {name: section for name, section in asked.items() if section is not None}
     saving = sections["checkpoint"]
     checkpoint_options, manager_options = bind_section(
         CHECKPOINT, DEFAULT_CHECKPOINT if saving is None else saving

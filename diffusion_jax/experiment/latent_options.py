@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax.experiment.binding import ConfigError, Section, bind_section, check_range
+from diffusion_jax.experiment.binding import ConfigError, Section, bind_section
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.options import LatentCacheOptions
@@ -26,8 +26,6 @@ def bind_latent_cache(
         return None
     path = LATENT_CACHE.path
     options = LatentCacheOptions(**bind_section(LATENT_CACHE, sections["latent_cache"]).own[0])
-    for name in ("shard_size", "batch_size"):
-        check_range(getattr(options, name), f"{path}.{name}", low=1)
     if network is None or network.first_stage is None:
         raise ConfigError(f"{path} needs config.first_stage, whose latents it would keep")
     if data.batch_options["crop"] == "random":

@@ -168,7 +168,11 @@ class Network(NamedTuple):
         """Return the number that both sides of an image must be multiples of, in pixels."""
         first_stage = 1 if self.first_stage is None else self.first_stage.factor
         if isinstance(self.module, UNet):
-            return first_stage * self.module.patch_size * 2 ** (len(self.module.channel_mult) - 1)
+            return (
+                first_stage
+                * self.module.patch_size
+                * 2 ** max(len(self.module.channel_mult) - 1, 0)
+            )
         return first_stage * getattr(self.module, "size_multiple", 1)
 
     def shape_of(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
@@ -283,12 +287,18 @@ def _output_shapes(module: nn.Module, shape: tuple[int, ...], dtype: Any) -> tup
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _embedder(name: str, section: Mapping[str, Any]) -> Embedder:
+def _embedder(name: str, section: Any) -> Embedder:
     path = f"config.conditioning.embedders.{name}"
     embedder = bind_section(EMBEDDER._replace(path=path), section).make()
     if not isinstance(embedder, Embedder):
         raise ConfigError(f"{path}.name = {section['name']!r} should return an Embedder")
     check_range(embedder.ucg_rate, f"{path}.ucg_rate", low=0.0, high=1.0)
+    try:
+        jnp.dtype(embedder.dtype)
+    except TypeError as error:
+        raise ConfigError(
+            f"{path}.dtype = {embedder.dtype!r} should be a dtype such as float32 or int32"
+        ) from error
     return with_null_tokens(embedder, path)
 
 

@@ -1,9 +1,20 @@
 """The `optimizer` and `lr_schedule` sections -> an optax chain and the rate at every step."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax.experiment.binding import Section, bind_section, parameters_of, value_of
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffusion_jax.experiment.binding import (
+    ConfigError,
+    Section,
+    bind_section,
+    parameters_of,
+    value_of,
+)
 from diffusion_jax.experiment.options import WarmupOptions
 from diffusion_jax.train.lr_schedules import LR_SCHEDULES, with_warmup
 from diffusion_jax.train.optimizer import (
@@ -12,14 +23,20 @@ from diffusion_jax.train.optimizer import (
     make_optimizer,
     scaled_learning_rate,
 )
+from diffusion_jax.types import PyTree
 
 OPTIMIZER = Section(
     "config.optimizer",
     "The optimizer with its learning rate, clipping and the average of the parameters.",
     ((make_optimizer, ("name", "lr_multiplier")),),
     OPTIMIZERS,
-    # make_optimizer passes these to a row itself.
-    ("learning_rate", "max_learning_rate", "mask", "weight_decay_mask"),
+    # make_optimizer passes the first four to a row itself; a config cannot hold the others, which
+    # are functions, transformations and trees.
+    (
+        *("learning_rate", "max_learning_rate", "mask", "weight_decay_mask"),
+        *("base_optimizer", "clip_value_fn", "hessian_diagonal_fn", "trust_ratio_mask"),
+        *("muon_weight_dimension_numbers", "weight_dimension_numbers"),
+    ),
     default="adamw",
 )
 LR_SCHEDULE = Section(
@@ -49,7 +66,22 @@ def build_optimizer(
     rate = value_of(make_optimizer, chain, "learning_rate")
     options = bound.keywords | chain
     options["learning_rate"] = scaled_learning_rate(rate, batch_size, scale_lr=scale_lr)
-    return make_optimizer(bound.name, **options, lr_multiplier=_multiplier(lr_schedule))
+    made = make_optimizer(bound.name, **options, lr_multiplier=_multiplier(lr_schedule))
+    try:
+        jax.eval_shape(functools.partial(_update, made.tx), {"w": jnp.zeros((4, 4))})
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # optax's, of any kind
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"{path}.name = {bound.name!r} makes no step with {bound.keywords}: {reason}"
+        ) from error
+    return made
+
+
+def _update(tx: optax.GradientTransformationExtraArgs, params: PyTree) -> PyTree:
+    """Update parameters once as train.step does; for its shapes and errors alone."""
+    total = lambda params: sum(leaf.sum() for leaf in jax.tree.leaves(params))  # noqa: E731
+    state = tx.init(params)
+    return tx.update(params, state, params, value=total(params), obj_fn=total)
 
 
 def _multiplier(section: Mapping[str, Any] | None) -> Any:

@@ -45,7 +45,7 @@ MAY_CHANGE_LATER = (
 # Where files lie, which may change whenever it wants to: what they hold is compared instead.
 _LOCATIONS = re.compile(
     r"train\.ckpt_path|data\.source\.(folder|data_dir)|latent_cache\.folder"
-    r"|(first_stage|perceptual|conditioning\.embedders\.\w+)\.(weights|vocabulary)"
+    r"|(first_stage|perceptual|conditioning\.embedders\.[^.]+)\.(weights|vocabulary)"
 )
 
 

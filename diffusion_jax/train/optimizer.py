@@ -131,7 +131,11 @@ def make_optimizer(
         if gradient_clip_norm is None
         else optax.clip_by_global_norm(gradient_clip_norm)
     )
-    links = [("clip", clip), ("optimizer", factory(**rate, **mask, **options))]
+    try:
+        chosen = factory(**rate, **mask, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optimizer.name = {name!r} does not take {options}: {error}") from error
+    links = [("clip", clip), ("optimizer", chosen)]
     if ema_decay is not None:
         links.append(("ema", ema(ema_decay, use_num_updates=ema_use_num_updates)))
     return Optimizer(optax.named_chain(*links), lr_at)

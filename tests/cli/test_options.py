@@ -21,7 +21,7 @@ def test_every_section_of_a_config_is_listed(capsys):
     for path in sections():
         assert f"config.{path}: " in text
     assert (
-        "accumulate                  int = 1\n" in text
+        "accumulate                  int = 1 (at least 1)\n" in text
         and "batch_size                  int, requ" in text
     )
     assert "one of linear, cosine, sqrt_linear, sqrt, squaredcos_cap_v2 = 'linear'" in text
@@ -30,9 +30,9 @@ def test_every_section_of_a_config_is_listed(capsys):
 def test_a_section_lists_what_each_name_takes(capsys):
     text = printed(capsys, "sampler")
     assert "config.sampler: How samples are drawn" in text
-    assert "  num_steps                   int = 50\n" in text
+    assert "  num_steps                   int = 50 (at least 1)\n" in text
     assert "  ddim: Make the DDIM sampler: x_prev = " in text
-    assert "    eta                         float = 0.0\n" in text
+    assert "    eta                         float = 0.0 (between 0 and 1)\n" in text
     assert "    discretize                  one of 'uniform', 'quad', " in text
     assert "parameterization" not in text  # the schedule's, which the sampler is given
     one = printed(capsys, "config.sampler.lms")

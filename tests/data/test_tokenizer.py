@@ -163,6 +163,7 @@ def test_no_vocabulary_says_what_to_install():
         ),
         ("v.txt", b"header\na b\nc d\n", "2 of its lines 2 to 48895 are pairs"),
         ("v.txt", b"\xff\xfe", "cannot be read as a vocabulary"),
+        ("v.txt", b"header\n" + b"ab cd\n" * 48_894, "is not the vocabulary of CLIP"),
         ("v.json", b"{}", "v.json is not a tokenizer.json"),
         ("v.json", None, "no file"),
     ],

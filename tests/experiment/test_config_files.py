@@ -223,3 +223,42 @@ def test_the_shipped_configs_take_overrides():
     overrides = ["--config.train.ckpt_path=runs/a.safetensors", "--config.train.keep_dims=4"]
     config = load_config("configs/sdxl.py:tiny", overrides)
     assert config.train.ckpt_path == "runs/a.safetensors" and config.train.keep_dims == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("import sys\nsys.exit(0)", r"wrong\.py:2: SystemExit: 0$"),
+        ("raise OSError('a\\n b')", r"wrong\.py:1: OSError: a b$"),
+        ("x = '\xe9'".encode("latin-1"), r"SyntaxError: \(unicode error\)"),
+        (
+            "def get_config():\n    return {1: 2}",
+            r"get_config\(\) = \{1: 2\} should be a ConfigDict$",
+        ),
+    ],
+)
+def test_what_goes_wrong_in_a_file_is_one_line(tmp_path, body, message):
+    file = tmp_path / "wrong.py"
+    file.write_bytes(body if isinstance(body, bytes) else body.encode())
+    with pytest.raises(ConfigError, match=message):
+        load(str(file))
+
+
+def test_a_section_may_be_set_to_none():
+    assert load_config(f"{MNIST}:tiny", ["--config.hooks.images=None"]).hooks.images is None
+    config = load_config(f"{MNIST}:tiny", {"conditioning.embedders": None})
+    assert config.conditioning.embedders is None and config.conditioning.key == "adm"
+
+
+def test_a_value_that_is_required_is_given_by_an_override(tmp_path):
+    file = tmp_path / "open.py"
+    file.write_text(
+        "import ml_collections\n\n\ndef get_config():\n"
+        "    required = ml_collections.config_dict.required_placeholder(int)\n"
+        "    return ml_collections.ConfigDict({'a': required})\n"
+    )
+    with pytest.raises(
+        ConfigError, match=r"open\.py: .*; set it with --config\.section\.key=value"
+    ):
+        load_config(str(file))
+    assert load_config(str(file), ["--config.a=3"]).a == 3

@@ -123,3 +123,23 @@ def test_the_fingerprint_is_of_the_features_that_batches_carry():
     other = [{**record, "kind": 1} for record in wide()]
     assert data.fingerprint(other) == found
     assert build_data(section(label_key="kind")).fingerprint(other)["digest"] != found["digest"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"name": ""}, r"config\.data\.source\.name = '' should be the name of a TFDS data set"),
+        ({"name": None}, r"config\.data\.source\.name = None should be the name"),
+        ({"name": "image_folder"}, r"config\.data\.source\.folder is missing"),
+        ({"name": "openmoji", "size": 0}, r"config\.data\.source\.size = 0 should be at least 1"),
+        (
+            {"name": "openmoji", "siez": 9},
+            r"source\.siez = 9 is not an option; did you mean 'size'",
+        ),
+        ({"name": "cifar10", "download": 3}, r"config\.data\.source\.download = 3 should be bool"),
+    ],
+)
+def test_options_of_a_source_are_checked_before_it_is_opened(source, message):
+    with pytest.raises(ConfigError, match=message):
+        build_data({"source": source, "batches": {"image_size": 8}})
+    assert build_data({"source": {"name": "x", "version": "1"}, "batches": {"image_size": 8}})

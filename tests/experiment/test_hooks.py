@@ -74,3 +74,11 @@ def test_validation_needs_a_split(splits):
     overrides = ("--config.hooks.validation.every=1", f"--config.data.splits{splits}")
     with pytest.raises(ConfigError, match=r"set config\.data\.splits\.validation"):
         built("configs/mnist.py:tiny", *overrides)
+
+
+def test_a_hook_that_is_none_is_off():
+    found = bind({"images": None, "progress": None, "scalars": {"every": 3}})
+    assert set(found.hooks) == set(ALWAYS) - {"progress"}
+    for name in ("hang", "signals"):
+        with pytest.raises(ConfigError, match=rf"config\.hooks\.{name} = None should be a section"):
+            bind({name: None})

@@ -73,3 +73,17 @@ def test_first_stages_of_latent_diffusion_learn_at_its_rate(name):
 def test_mistakes_are_told_with_all_choices(optimizer, schedule, message):
     with pytest.raises(ConfigError, match=message):
         build_optimizer(optimizer, schedule, 8, scale_lr=False)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"name": "muon", "ns_steps": 1.5}, r"optimizer\.name = 'muon' makes no step with .*1\.5"),
+        ({"name": "muon", "ns_coeffs": "x"}, r"optimizer\.name = 'muon' .*preset string: x$"),
+        ({"name": "polyak_sgd", "variant": "x"}, r"'polyak_sgd' makes no step with .*variant='x'$"),
+        ({"name": "adopt", "clip_value_fn": 3}, "clip_value_fn = 3 is not an option"),
+    ],
+)
+def test_what_optax_would_say_late_is_told_at_once(section, message):
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(section, None, 2, False)

@@ -306,3 +306,20 @@ def test_every_command_reads_a_run_of_own_objects(tmp_path, monkeypatch, capsys)
     error = capsys.readouterr().err
     assert error.startswith("error: config.") and error.count("\n") == 1
     assert "cannot import the module 'own_module'" in error
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("x = (", r"failing\.py.* SyntaxError|SyntaxError.*failing\.py"),
+        ("\nraise RuntimeError('a\\n b')", r"failing\.py:2: RuntimeError: a b$"),
+        ("import sys\nsys.exit(0)", r"failing\.py:2: SystemExit: 0$"),
+    ],
+)
+def test_a_module_that_fails_is_one_sentence(tmp_path, monkeypatch, body, message):
+    (tmp_path / "failing.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ConfigError, match=rf"^x = 'failing:f': the module 'failing' fails: .*{message}"
+    ):
+        import_object("failing:f", "x")

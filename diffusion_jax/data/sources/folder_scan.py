@@ -18,6 +18,8 @@ SUFFIXES = (
     ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
 CAPTIONS = ("auto", "none", "txt", "metadata")
+# Endings of files with the captions of the image that they lie beside; the first is preferred.
+TEXTS = (".txt", ".caption")
 # Folder name in small letters -> split.
 SPLITS = {
     "train": "train",
@@ -84,11 +86,19 @@ def scan(root: Path, *, caption: str = "auto") -> Scan:
     """
     if caption not in CAPTIONS:
         raise ValueError(f"caption = {caption!r} is unknown; choose from {', '.join(CAPTIONS)}")
+    if root.is_file():
+        raise NotADirectoryError(f"folder = {str(root)!r} is a file and should be a folder")
     if not root.is_dir():
         raise FileNotFoundError(f"folder = {str(root)!r} is no folder")
     ignored: collections.Counter[str] = collections.Counter()
     parts = _parts(root)
     outside = _files(root, ignored, leave_out=parts.values()) if root not in parts.values() else []
+    lost = find_metadata(root) if outside and caption in ("auto", "metadata") else None
+    if lost is not None:
+        raise ValueError(
+            f"{lost} lies beside the folders of the splits ({', '.join(parts)}); put one into each "
+            "of them, or set caption = 'none'"
+        )
     for path in outside:
         image = path.suffix.lower() in SUFFIXES
         ignored["images outside of the splits" if image else _ending(path)] += 1
@@ -97,14 +107,15 @@ def scan(root: Path, *, caption: str = "auto") -> Scan:
     sources = ", ".join(sorted({source for _, source in found.values() if source}))
     result = Scan(splits, sources, ignored)
     _check_all_or_none(root, result.items())
+    _check_labels(root, result.classes())
     return result
 
 
 def _parts(root: Path) -> dict[str, Path]:
     """Map each split to its folder; without folders for splits, all is the split train."""
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not _hidden(path.name)]
+    folders = [Path(e.path) for e in _entries(root) if _is_dir(e) and not _hidden(e.name)]
     parts: dict[str, Path] = {}
-    for path in folders:
+    for path in sorted(folders):
         split = SPLITS.get(path.name.lower())
         if split in parts:
             raise ValueError(
@@ -151,7 +162,8 @@ def _without_metadata(
     paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise ValueError(f"{part} holds no images, which end in {', '.join(SUFFIXES)}")
-    texts = [path.with_suffix(".txt") for path in paths]
+    beside = [[path.with_suffix(ending) for ending in TEXTS] for path in paths]
+    texts = [next((t for t in found if t.is_file()), found[0]) for found in beside]
     missing = [text for text in texts if not text.is_file()]
     if caption == "txt" and missing:
         raise FileNotFoundError(
@@ -188,18 +200,30 @@ def _check_all_or_none(root: Path, items: list[Item]) -> None:
             )
 
 
+def _check_labels(root: Path, classes: tuple[str, ...]) -> None:
+    """Raise ValueError for a class whose name TFDS, which writes one a line, would change."""
+    for name in classes:
+        if name != name.encode(errors="replace").decode() or [name] != name.strip().splitlines():
+            raise ValueError(
+                f"the class {name!r} of {root} should be named by one line of valid Unicode, "
+                "without spaces at its ends; rename it"
+            )
+
+
 def _files(
     folder: Path, ignored: collections.Counter[str], *, leave_out: Iterable[Path] = ()
 ) -> list[Path]:
     """List the regular files of a folder and its sub-folders in order, and count the others."""
     files = []
     for entry in _walk(folder, frozenset(), frozenset(leave_out)):
+        path = Path(entry.path)
         if _hidden(entry.name):
             ignored["hidden"] += 1
-        elif not entry.is_file():
-            ignored["dead links" if entry.is_symlink() else "no regular files"] += 1
+        elif path.is_file():
+            files.append(path)
         else:
-            files.append(Path(entry.path))
+            dead = entry.is_symlink() and not path.exists()
+            ignored["dead links" if dead else "no regular files"] += 1
     return sorted(files)
 
 
@@ -211,12 +235,23 @@ def _walk(
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.is_dir():
-                yield entry
-            elif not _hidden(entry.name) and Path(entry.path) not in leave_out:
-                yield from _walk(Path(entry.path), above | {here}, leave_out)
+    for entry in _entries(folder):
+        if not _is_dir(entry):
+            yield entry
+        elif not _hidden(entry.name) and Path(entry.path) not in leave_out:
+            yield from _walk(Path(entry.path), above | {here}, leave_out)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise OSError(f"the folder {folder} cannot be listed ({error.strerror})") from error
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path)  # entry.is_dir() raises for a link that leads to itself
 
 
 def _images(folder: Path) -> bool:

@@ -20,9 +20,16 @@ class Row(NamedTuple):
 
 
 def find_metadata(folder: Path) -> Path | None:
-    """Find the metadata file of a folder; metadata.jsonl is preferred to metadata.csv."""
-    paths = [folder / name for name in METADATA]
-    return next((path for path in paths if path.is_file()), None)
+    """Find the metadata file of a folder; metadata.jsonl is preferred to metadata.csv.
+
+    Capital letters do not matter. Raises ValueError for a folder, a dead link or a pipe.
+    """
+    here = {name.lower(): folder / name for name in sorted(os.listdir(folder))}
+    paths = [here[name] for name in METADATA if name in here]
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{path} should be a file of text; rename it or take it away")
+    return paths[0] if paths else None
 
 
 def read_metadata(file: Path) -> list[Row]:
@@ -37,7 +44,7 @@ def read_metadata(file: Path) -> list[Row]:
     """
     rows: list[Row] = []
     lines: dict[Path, str] = {}
-    for where, fields in _json_lines(file) if file.suffix == ".jsonl" else _table(file):
+    for where, fields in _json_lines(file) if file.suffix.lower() == ".jsonl" else _table(file):
         row = _row(file.parent, where, fields)
         if row.path in lines:
             raise ValueError(
@@ -61,6 +68,8 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from error
+    except OSError as error:
+        raise OSError(f"{file} cannot be read ({error.strerror})") from error
 
 
 def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -69,7 +78,7 @@ def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
+            fields = json.loads(line, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON ({error})") from error
         if not isinstance(fields, dict) or not isinstance(fields.get("file_name"), str):
@@ -80,18 +89,26 @@ def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, fields
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
+    reader = csv.DictReader(
+        io.StringIO(_text(file), newline=""), strict=True, skipinitialspace=True
+    )
     try:
-        if "file_name" not in (reader.fieldnames or ()):
+        header = list(reader.fieldnames or ())
+        if "file_name" not in header or len(set(header)) < len(header):
             raise ValueError(
-                f"{file}:1 should be a header with file_name and, if known, caption and label"
+                f"{file}:1 should be a header with file_name and, if known, caption and label, "
+                f"each once and with commas between them, not {','.join(header)!r:.80}"
             )
         for fields in reader:
             where = f"{file}:{reader.line_num}"
             if None in fields or None in fields.values():
                 raise ValueError(
-                    f"{where} should have {len(reader.fieldnames or ())} fields like the header; "
+                    f"{where} should have {len(header)} fields like the header; "
                     "put quotation marks around a text that holds commas"
                 )
             label = {"label": fields["label"] or None} if "label" in fields else {}
@@ -104,16 +121,16 @@ def _row(folder: Path, where: str, fields: dict[str, Any]) -> Row:
     name = fields["file_name"]
     path = Path(os.path.normpath(folder / name))
     if os.path.isabs(name) or not path.is_relative_to(folder):
-        raise ValueError(f"{where} names {name!r}, which should lie in {folder}")
+        raise ValueError(f"{where} names {name!r:.200}, which should lie in {folder}")
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{where} names {name!r}, which is no file in {folder}")
+        raise FileNotFoundError(f"{where} names {name!r:.200}, which is no file in {folder}")
     label = fields.get("label")
-    if not isinstance(label, str | int | float | None):
-        raise ValueError(f"{where}: a label should be a text or a number, not {label!r}")
+    if isinstance(label, bool) or not isinstance(label, str | int | float | None):
+        raise ValueError(f"{where}: a label should be a text or a number, not {label!r:.80}")
     caption = fields["caption"] if "caption" in fields else fields.get("text")
     return Row(
         path,
-        None if label is None else _unicode(str(label), where),
+        None if label is None else _unicode(str(label).strip(), where),
         _captions(caption, where),
     )
 
@@ -126,7 +143,7 @@ def _captions(value: Any, where: str) -> tuple[str, ...] | None:
     wrong = [text for text in texts if not isinstance(text, str | int | float)]
     if wrong:
         raise ValueError(
-            f"{where}: a caption should be a text or a list of texts, not {wrong[0]!r}"
+            f"{where}: a caption should be a text or a list of texts, not {wrong[0]!r:.80}"
         )
     return tuple(_unicode(str(text), where) for text in texts)
 
@@ -135,5 +152,5 @@ def _unicode(text: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: {text!r} is not valid Unicode ({error})") from error
+        raise ValueError(f"{where}: {text!r:.80} is not valid Unicode ({error})") from error
     return text

@@ -145,20 +145,24 @@ def builder(
             "metadata": a file metadata.jsonl with one object {"file_name": ..., "caption" or
             "text": a text or a list of texts, "label": ...} per line; or a table metadata.csv with
             such columns.
-            "txt": beside each image a text file of its name, one caption per line; sub-folders then
-            have no meaning.
+            "txt": beside each image a text file of its name that ends in .txt or .caption, with one
+            caption per line; sub-folders then have no meaning.
             "none": nowhere, such files are ignored.
             "auto": the metadata file, which need not have captions, if there is one; else text
             files, if every image has one.
         max_corrupt: unreadable images to leave out with a warning, before it is an error.
 
     Raises:
+        OSError: a folder or a file of texts cannot be read.
         FileNotFoundError: no such folder, an image without its text file, no metadata file, or it
             names a file that is not there.
         ValueError: no images, images beside class folders, a bad line in the metadata file, or
             another value of caption.
     """
-    root = Path(folder).expanduser().resolve()
+    path = os.path.expanduser(folder)
+    if not path or "\0" in str(path):
+        raise ValueError(f"folder = {path!r} should be the path of a folder")
+    root = Path(os.path.realpath(path))
     found = scan(root, caption=caption)
     _say_once(f"{root} holds {found.in_words()}")
     digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]

@@ -71,7 +71,9 @@ def open_source(
     features: Any = builder.info.features  # a mapping in every data set of images
     decoders = {key: tfds.decode.SkipDecoding() for key in features if _is_encoded(features[key])}
     try:
-        return builder.as_data_source(split=split, decoders=decoders)
+        source = builder.as_data_source(split=split, decoders=decoders)
+        len(source)  # raises for "train[5:2]"
+        return source
     except (ValueError, KeyError) as error:
         splits = ", ".join(builder.info.splits)
         raise ValueError(
@@ -102,7 +104,7 @@ def find_prepared(content: str | None, data_dir: str | os.PathLike[str] | None) 
 def _own_builder(name: str, data_dir: str, options: dict[str, Any]) -> tfds.core.DatasetBuilder:
     try:
         return OWN_BUILDERS[name](data_dir=data_dir, **options)
-    except TypeError as error:
+    except (AssertionError, TypeError) as error:
         raise ValueError(
             f"options {sorted(options)} do not fit the data set {name!r}: {error}"
         ) from error

@@ -195,13 +195,19 @@ def _examples(
     drawings: list[Drawing], config: OpenmojiConfig, render: Callable[..., bytes]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     for drawing in drawings:
-        png = render(
-            svg_string=drawing.path.read_text(encoding="utf-8"),
-            width=config.size,
-            height=config.size,
-            background=config.background,
-            skip_system_fonts=True,  # the same pixels on every machine, and faster
-        )
+        try:
+            png = render(
+                svg_string=drawing.path.read_text(encoding="utf-8"),
+                width=config.size,
+                height=config.size,
+                background=config.background,
+                skip_system_fonts=True,  # the same pixels on every machine, and faster
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"background = {config.background!r} or size = {config.size} cannot be drawn "
+                f"({error}); a background should be a CSS colour such as white or #ffffff"
+            ) from error
         image = Image.open(io.BytesIO(png)).convert("RGB")
         name = drawing.path.stem
         yield name, {"image": image, "caption": drawing.caption, "codepoints": name}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import read_only_builder, registered
+from tensorflow_datasets.core import naming, read_only_builder, registered
 from tensorflow_datasets.core.utils import tqdm_utils
 
 # Seconds to wait for the host of a data set before saying that it cannot be reached.
@@ -129,6 +129,16 @@ def prepared_builder(
             "dataset_info.json"
         )
     try:
+        naming.parse_builder_name_kwargs(name)
+    except ValueError as error:  # its words are a page
+        raise ValueError(
+            f"{name!r} is no name of a TFDS data set; write name, name/config or name:1.2.3"
+        ) from error
+    if name.startswith("huggingface:") and not download:  # TFDS would ask the web for half a minute
+        raise FileNotFoundError(
+            f"the data set {name!r} is on the web; set download=True to fetch it"
+        )
+    try:
         return read_only_builder.builder_from_files(name, data_dir=data_dir, **builder_config)
     except registered.DatasetNotFoundError:
         builder = _builder_from_code(name, data_dir, builder_config)
@@ -156,11 +166,7 @@ def _builder_from_code(
     except registered.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         close = difflib.get_close_matches(name, known, n=3)
-        hint = (
-            f", did you mean {' or '.join(close)}?"
-            if close
-            else f" and none is prepared in {data_dir}"
-        )
+        hint = f", did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(
             f"TFDS knows no data set {name!r} and none is prepared in {data_dir}{hint}"
         ) from error
@@ -169,9 +175,11 @@ def _builder_from_code(
             f"the data set {name!r} is not prepared in {data_dir}, and its builder needs a package "
             f"that is not installed ({error}); {_elsewhere(name)}"
         ) from error
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (AssertionError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"the data set {name!r} does not take {builder_config or 'this configuration'}: {error}"
+            f"the data set {name!r} does not take {builder_config or 'this configuration'}: "
+            f"{reason[:300]}"
         ) from error
 
 

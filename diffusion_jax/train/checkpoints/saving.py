@@ -20,7 +20,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -103,8 +103,8 @@ def open_checkpoints(
     keep_every: int | None = None,
     keep_best: int = 0,
     monitor: str | None = None,
-    mode: str = "min",
-    on_damage: str = "stop",
+    mode: Literal["min", "max"] = "min",
+    on_damage: Literal["stop", "previous"] = "stop",
     needed_bytes: int = 0,
 ) -> Checkpoints:
     """Open, or make, a folder to save checkpoints in, and find out now whether it can be written.

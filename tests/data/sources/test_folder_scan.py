@@ -148,3 +148,43 @@ def test_text_files_are_captions_when_every_image_has_one(tmp_path):
 def test_names_that_are_not_unicode(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_text("")
     assert names(scan(tmp_path)) == {"train": ["caf\\xe9.png"]}
+
+
+def test_links_that_lead_to_themselves_are_no_files(tmp_path):
+    make(tmp_path, "cat/0.png", "dog/1.png")
+    (tmp_path / "dog/loop").symlink_to(tmp_path / "dog/loop")
+    (tmp_path / "cat/loop.png").symlink_to(tmp_path / "cat/loop.png")
+    found = scan(tmp_path)
+    assert (found.classes(), found.ignored) == (("cat", "dog"), {"dead links": 2})
+
+
+def test_captions_may_end_in_caption(tmp_path):
+    make(tmp_path, "0.png", "1.png")
+    make(tmp_path, "0.caption", "1.caption", text="a fox")
+    make(tmp_path, "1.txt", text="a cat")
+    found = scan(tmp_path)
+    assert [item.captions for item in found.items()] == [("a fox",), ("a cat",)]
+    assert found.ignored == {".caption": 1}
+
+
+@pytest.mark.parametrize("name", ["a\nb", "cat ", " cat", os.fsdecode(b"caf\xe9")])
+def test_a_class_that_would_be_read_back_as_another_is_an_error(tmp_path, name):
+    make(tmp_path, f"{name}/0.png", "c/1.png")
+    with pytest.raises(ValueError, match="should be named by one line of valid Unicode"):
+        scan(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    def scandir(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(OSError, match=r"the folder .* cannot be listed \(Permission denied\)"):
+        scan(tmp_path)
+
+
+def test_metadata_beside_the_splits_is_not_lost(tmp_path):
+    make(tmp_path, "train/0.png", "test/1.png", "Metadata.csv")
+    with pytest.raises(ValueError, match=r"Metadata\.csv lies beside the folders of the splits"):
+        scan(tmp_path)
+    assert scan(tmp_path, caption="none").ignored == {".csv": 1}

@@ -1,6 +1,8 @@
 """Metadata and captions as people write them, and one sentence for what cannot be read."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -115,3 +117,18 @@ def test_captions_of_one_image(tmp_path):
     path.write_bytes("füchse".encode("utf-16"))
     with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text .*; save it as UTF-8"):
         read_captions(path)
+
+
+def test_spaces_behind_commas_are_no_part_of_a_table(tmp_path):
+    (tmp_path / "a.png").touch()
+    file = tmp_path / "metadata.csv"
+    file.write_text("file_name, text, label\na.png, a fox, cat \n")
+    ((_, label, captions),) = read_metadata(file)
+    assert (label, captions) == ("cat", ("a fox",))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/nowhere")])
+def test_metadata_that_is_no_file_is_an_error(tmp_path, make):
+    make(tmp_path / "metadata.csv")
+    with pytest.raises(ValueError, match=r"metadata\.csv should be a file of text"):
+        find_metadata(tmp_path)

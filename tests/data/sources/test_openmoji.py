@@ -96,6 +96,10 @@ def test_background(drawings, tmp_path):
     [
         ({"size": 0}, "size = 0 should be"),
         ({"background": "url(x)"}, "background = 'url"),
+        (
+            {"background": "nocolour", "size": 8, "max_examples": 3},
+            "background = .nocolour. .* cannot be",
+        ),
         ({"max_examples": 2}, "max_examples = 2 should be at least 3"),
         ({"colour": "red"}, r"options \['colour'\] do not fit the data set 'openmoji'"),
     ],

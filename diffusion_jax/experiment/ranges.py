@@ -1,0 +1,143 @@
+"""The numbers that every option of a config may hold: one table for all sections."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# What a float32 and an int32 hold; every number of a config ends up in one of them.
+LARGEST = float(np.finfo(np.float32).max)
+LARGEST_INT = int(np.iinfo(np.int32).max)
+# Packages whose functions the table knows; a user's own functions take any number.
+_KNOWN = ("diffusion_jax", "optax")
+
+
+class Range(NamedTuple):
+    """The numbers from low to high, without low if `above`, without high if `below`.
+
+    others: numbers outside that are right as well, such as -1 for "all".
+    """
+
+    low: int | float = -math.inf
+    high: int | float = math.inf
+    above: bool = False
+    below: bool = False
+    others: tuple[int | float, ...] = ()
+
+    def holds(self, value: int | float) -> bool:
+        """Tell whether a number is right; NaN, infinity and what 32 bits do not hold never are."""
+        if value in self.others:
+            return True
+        largest = LARGEST_INT if isinstance(value, int) else LARGEST
+        if not abs(value) <= largest:
+            return False
+        inside = self.low <= value <= self.high
+        on_edge = (self.above and value == self.low) or (self.below and value == self.high)
+        return inside and not on_edge
+
+    def in_words(self) -> str:
+        """Say what the range allows: "at least 0 and below 1", "" for every finite number."""
+        if (self.above, self.below) == (False, False) and math.isfinite(self.low + self.high):
+            words = f"between {self.low} and {self.high}"
+        else:
+            low = f"{'above' if self.above else 'at least'} {self.low}"
+            high = f"{'below' if self.below else 'at most'} {self.high}"
+            ends = ((self.low, low), (self.high, high))
+            words = " and ".join(text for end, text in ends if math.isfinite(end))
+        return " or ".join([*([words] if words else []), *map(str, self.others)])
+
+
+ANY = Range()
+COUNT = Range(1)
+FROM_0 = Range(0)
+ABOVE_0 = Range(0, above=True)
+SHARE = Range(0, 1)
+BELOW_1 = Range(0, 1, below=True)
+INSIDE_1 = Range(0, 1, above=True, below=True)
+COUNT_OR_ALL = Range(1, others=(-1,))
+
+_NAMES = {
+    COUNT: (
+        # train, checkpoint, hooks
+        "num_steps batch_size accumulate keep_dims every keep_every keep_last num_batches "
+        "agree_every batch_frequency max_images log_every_t patience "
+        # data and caches
+        "channels bucket_divisor max_examples shard_size samples_at_a_time tile "
+        "fsdp tensor slices "
+        # networks
+        "model_channels out_channels in_channels out_ch ch ch_mult channel_mult num_res_blocks "
+        "num_heads num_groups patch_size attention_resolutions attn_resolutions context_dim "
+        "adm_in_channels num_classes n_embed resolution z_channels embed_dim num_codes ndf "
+        "n_layers outdim size shape factor width mlp_dim head_dim num_layers projection_dim "
+        "vocab_size "
+        # noise and sampling
+        "num_timesteps num_idx order num_frames num_views original_steps restart_steps "
+        # learning rate and optimizers
+        "decay_steps transition_steps reference_steps cycle_lengths max_decay_steps rank "
+        "update_proj_gap update_interval ns_steps min_dim_size_to_factor"
+    ),
+    FROM_0: (
+        "keep_best min_delta max_corrupt pad prefetch num_threads num_workers "
+        "transformer_depth num_attention_blocks n_stages cosine_s eta s_churn s_noise s_tmin "
+        "temperature interval offset_noise_level l_simple_weight original_elbo_weight disc_start "
+        "disc_factor disc_weight perceptual_weight regularization_weights beta kl_weight "
+        "weight_decay adam_weight_decay weight_decay_rate eps eps_root adam_eps_root warmup_steps "
+        "warm_up_steps transition_begin boundaries scales init_value end_value value f_min f_max "
+        "f_start lr_min lr_max lr_start decay_offset initial_accumulator_value initial_scale "
+        "lower_bound optimism print_win_rate_every_n_steps threshold weight_lr_power alpha "
+        "min_norm min_step_size seed repeats"
+    ),
+    ABOVE_0: (
+        "seconds multiplier scale_factor gamma min_snr_gamma norm_limit period rho sigma_min "
+        "sigma_max sigma_data p_std gradient_clip_norm exponent power div_factor "
+        "final_div_factor decay_rate clip_threshold clipping_threshold estim_lr0 estim_lr_coef "
+        "timestep_scaling eta_plus max_step_size scaling trust_coefficient consistent_rms"
+    ),
+    SHARE: "ucg_rate ema_decay rescale v_posterior",
+    BELOW_1: "dropout b1 b2 b3 adam_b1 adam_b2 beta3 betas decay momentum",
+    INSIDE_1: "linear_start linear_end given_betas pct_start pct_final",
+    COUNT_OR_ALL: "num_head_channels num_heads_upsample data",
+    ANY: ("scale min_scale logvar_init p_mean layer_idx default ns_coeffs key adam_learning_rate"),
+    Range(0, 1, above=True): "dynamic_percentile",
+    Range(0, 0.5): "edge_perc",
+    Range(0, 1000): "learning_rate",
+    Range(1, 1000): "max_aspect",
+    Range(1, 65536): "image_size",
+    Range(0, others=(math.inf,)): "s_tmax",
+    Range(2): "first_step",
+    Range(3): "max_length",
+}
+# Where one name means several things: "function.option".
+_SCOPED = {
+    "ddim.eta": SHARE,
+    "restart.low": ABOVE_0,
+    "restart.high": ABOVE_0,
+    "plms.eta": Range(0, 0),
+    "cosine_decay.alpha": SHARE,
+    "adadelta.rho": BELOW_1,
+    "momo.beta": BELOW_1,
+    "muon.beta": BELOW_1,
+    "signum.beta": BELOW_1,
+    "rprop.eta_minus": INSIDE_1,
+}
+RANGES = {name: own for own, names in _NAMES.items() for name in names.split()} | _SCOPED
+
+
+def range_of(function: Callable, name: str) -> Range | None:
+    """Find the range of a numeric option, None for a function of the user's own."""
+    if str(getattr(function, "__module__", "")).partition(".")[0] not in _KNOWN:
+        return None
+    scoped = f"{getattr(function, '__name__', '')}.{name}"
+    return RANGES[scoped] if scoped in RANGES else RANGES.get(name, ANY)
+
+
+def first_outside(value: Any, wanted: Range) -> int | float | None:
+    """Return the first number in a value, a sequence or a mapping that is outside of a range."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        found = (first_outside(item, wanted) for item in value)
+        return next((number for number in found if number is not None), None)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and not wanted.holds(value) else None
