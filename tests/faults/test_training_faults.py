@@ -263,7 +263,10 @@ def mounted(place, megabytes=64):
 
 
 def disk(*command):
-    return lambda: subprocess.run(command, check=True)
+    def act():
+        subprocess.run(command, check=True)
+
+    return act
 
 
 def a_disk_that_is_read_only_for_a_while(folder):
