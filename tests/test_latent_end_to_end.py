@@ -113,7 +113,7 @@ BAD = [
     (["--prompt=x", "--guidance_scale=nan"], "guidance_scale = nan should be finite"),
     (["--prompt=x", "--height=33"], "height = 33, width = 32 should be multiples of 4 pixels"),
     (["--class=3"], 'this model reads text: give --prompt="..."'),
-    (["--prompt=x", "--image={small}", "--strength=0.5"], "image has shape (8, 8, 3)"),
+    (["--prompt=x", "--image={small}", "--strength=1.5"], "strength = 1.5 should be"),
     (["--prompt=x", "--image={small}"], "image needs strength"),
     (["--prompt=x", "--strength=0.5"], "strength = 0.5 needs an image"),
     (["--prompt=x", "--mask={small}"], "inpainting needs both image and mask"),

@@ -147,13 +147,20 @@ def _override(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
             raise ConfigError(f"config.{key} is not there to be deleted; {choices(last, config)}")
         del config[last]
         return
-    kind = config.get_type(last) if last in config else type(None)
+    kind = _type_of(config, last) if last in config else type(None)
     value = _of_type(kind, value, f"config.{key}")
     if value is None and kind is ml_collections.ConfigDict:
         if not sections:
             raise ConfigError(f"config.{key} = None should be a dict of keys, or `{DELETE}`")
         del config[last]  # which a plain value, even None, may not replace
     config[last] = value
+
+
+def _type_of(config: ml_collections.ConfigDict, key: str) -> type:
+    try:
+        return config.get_type(key)
+    except config_dict.RequiredValueError:  # a required value that nobody has given yet
+        return config.get_ref(key).get_type()
 
 
 def _of_type(kind: type, value: Any, path: str) -> Any:

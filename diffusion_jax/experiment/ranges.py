@@ -9,6 +9,8 @@ import numpy as np
 # What a float32 and an int32 hold; every number of a config ends up in one of them.
 LARGEST = float(np.finfo(np.float32).max)
 LARGEST_INT = int(np.iinfo(np.int32).max)
+# Steps of a cycle that never ends; a schedule computes with it on the host.
+FOR_EVER = 10**18
 # Packages whose functions the table knows; a user's own functions take any number.
 _KNOWN = ("diffusion_jax", "optax")
 
@@ -30,7 +32,7 @@ class Range(NamedTuple):
         if value in self.others:
             return True
         largest = LARGEST_INT if isinstance(value, int) else LARGEST
-        if not abs(value) <= largest:
+        if not abs(value) <= max(largest, self.high if math.isfinite(self.high) else 0):
             return False
         inside = self.low <= value <= self.high
         on_edge = (self.above and value == self.low) or (self.below and value == self.high)
@@ -64,7 +66,6 @@ _NAMES = {
         "agree_every batch_frequency max_images log_every_t patience "
         # data and caches
         "channels bucket_divisor max_examples shard_size samples_at_a_time tile "
-        "fsdp tensor slices "
         # networks
         "model_channels out_channels in_channels out_ch ch ch_mult channel_mult num_res_blocks "
         "num_heads num_groups patch_size attention_resolutions attn_resolutions context_dim "
@@ -74,7 +75,7 @@ _NAMES = {
         # noise and sampling
         "num_timesteps num_idx order num_frames num_views original_steps restart_steps "
         # learning rate and optimizers
-        "decay_steps transition_steps reference_steps cycle_lengths max_decay_steps rank "
+        "decay_steps transition_steps reference_steps max_decay_steps rank "
         "update_proj_gap update_interval ns_steps min_dim_size_to_factor"
     ),
     FROM_0: (
@@ -97,7 +98,7 @@ _NAMES = {
     SHARE: "ucg_rate ema_decay rescale v_posterior",
     BELOW_1: "dropout b1 b2 b3 adam_b1 adam_b2 beta3 betas decay momentum",
     INSIDE_1: "linear_start linear_end given_betas pct_start pct_final",
-    COUNT_OR_ALL: "num_head_channels num_heads_upsample data",
+    COUNT_OR_ALL: "num_head_channels num_heads_upsample data fsdp tensor slices",
     ANY: ("scale min_scale logvar_init p_mean layer_idx default ns_coeffs key adam_learning_rate"),
     Range(0, 1, above=True): "dynamic_percentile",
     Range(0, 0.5): "edge_perc",
@@ -105,6 +106,7 @@ _NAMES = {
     Range(1, 1000): "max_aspect",
     Range(1, 65536): "image_size",
     Range(0, others=(math.inf,)): "s_tmax",
+    Range(1, FOR_EVER): "cycle_lengths",
     Range(2): "first_step",
     Range(3): "max_length",
 }

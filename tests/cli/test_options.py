@@ -33,7 +33,7 @@ def test_a_section_lists_what_each_name_takes(capsys):
     assert "  num_steps                   int = 50 (at least 1)\n" in text
     assert "  ddim: Make the DDIM sampler: x_prev = " in text
     assert "    eta                         float = 0.0 (between 0 and 1)\n" in text
-    assert "    discretize                  one of 'uniform', 'quad', " in text
+    assert "    discretize                  one of 'uniform', 'uniform_ldm', " in text
     assert "parameterization" not in text  # the schedule's, which the sampler is given
     one = printed(capsys, "config.sampler.lms")
     assert "  lms: " in one and "order                       int = 4" in one and "ddim: " not in one

@@ -137,7 +137,7 @@ class Spy:
         (VQ | dict(double_z=True), r"double_z = True should be False: .*'autoencoder_vq' has one"),
         (VQ | dict(num_codes=0), r"config\.first_stage\.num_codes = 0 should be at least 1"),
         (dict(num_codes=4), r"config\.first_stage\.num_codes = 4 is not an option"),
-        (dict(scale_factor=0.0), r"config\.first_stage\.scale_factor = 0\.0 should be at least"),
+        (dict(scale_factor=0.0), r"config\.first_stage\.scale_factor = 0\.0 should be above 0"),
     ],
 )
 def test_mistakes_are_told(options, message):

@@ -55,7 +55,11 @@ def test_what_pictures_show_is_a_matter_of_the_model():
             {"every": 5, "keep_every": 0},
             r"config\.checkpoint\.keep_every = 0 should be at least 1",
         ),
-        ({}, {"every": 5, "mode": "least"}, r"config\.checkpoint\.mode = 'least' is unknown"),
+        (
+            {},
+            {"every": 5, "mode": "least"},
+            r"config\.checkpoint\.mode = 'least' should be one of",
+        ),
         ({"early_stopping": {}}, None, r"config\.hooks\.early_stopping needs config\.hooks\.valid"),
         (
             {},

@@ -9,14 +9,15 @@ from diffusion_jax.devices.chips import Chip
 from diffusion_jax.plan import report
 from diffusion_jax.plan.compiling import Plan
 from diffusion_jax.plan.count import Counts
+from diffusion_jax.plan.floor import Work
 from diffusion_jax.plan.memory import Held
 from diffusion_jax.plan.search import Found
 from diffusion_jax.plan.topology import Topology
 
 GIB = 2**30
 CHIP = Chip("v0", "v0", peak_flops=100.0, hbm=16 * GIB, hbm_bandwidth=1.0, interconnect=10.0)
-TPU = Topology("v5p:2x2x1", [object()] * 4, CHIP, 16 * GIB, clock=50.0)
-CPU = Topology("cpu:2", [object()] * 2, None, None, None)
+TPU = Topology("v5p:2x2x1", [object()] * 4, "tpu", CHIP, 16 * GIB, clock=50.0)
+CPU = Topology("cpu:2", [object()] * 2, "cpu")
 
 
 def plan(topology=TPU, **fields):
@@ -40,6 +41,10 @@ def plan(topology=TPU, **fields):
         counts=whole._replace(cycles=200),
         once=Counts(100, cycles=20),
         optimal_seconds=3.0,
+        work=[
+            Work("dot.1", "matrix product", 2, 60, 10, 0.6, "models/unet/unet.py:7"),
+            Work("copy.2", "transpose, copy", 1, 0, 4, 4.0, ""),
+        ],
         seconds={"compile": 2.0},
         host_bytes=GIB,
     )
@@ -53,6 +58,7 @@ def test_seconds_by_hand():
     assert report.estimated_seconds(found) == 31.0
     assert report.cycle_seconds(found) == 200 / 50
     assert report.peak_seconds(found) == 3000 / 4 / 100
+    assert report.floor_seconds(found) == 4.6 and report.floor_seconds(plan(work=[])) is None
     assert report.link_seconds(found) == (2 * 30 + 40) / 10
     assert report.in_full(3.0, found.counts, Counts()) is None
     blind = plan(CPU)
@@ -76,6 +82,9 @@ def test_the_text_says_it_to_a_person():
     assert "6.00 GiB  of 16.00 GiB (38 %): fits" in text
     assert "31 s  the compiler's, loops in full: 0.2581 samples/s, MFU 24.2 %" in text
     assert "(+10.0 % beside the count by arithmetic)" in text  # 1000 + 100 beside 1000
+    assert "floor" in text and "at most 1.739 samples/s, MFU 163.0 %" in text
+    assert "0.6 s  2 x dot.1 (matrix product), models/unet/unet.py:7" in text
+    assert "4 s  copy.2 (transpose, copy), no line known" in text
     assert "does not fit" in report.as_text(plan(peak=17 * GIB))
     assert "time of a step" not in report.as_text(plan(CPU))
 
@@ -93,7 +102,7 @@ def test_a_table_has_a_line_for_each_policy():
         (TPU, {}, 8, 24, ["--per_device_batch=4 (in", "remat=full", "fsdp=-1", "v5p:2x2x2"], []),
         (TPU, {"remat": "full"}, 1, 24, ["fsdp=-1"], ["remat", "batch"]),
         (TPU, {"fsdp": -1}, 8, 160, ["a smaller --per_device_batch"], ["fsdp=-1", "batch="]),
-        (Topology("h100:2", [0, 0], CHIP, 16 * GIB, None), {}, 1, 24, ["as h100:4"], []),
+        (Topology("h100:2", [0, 0], "cpu", CHIP, 16 * GIB), {}, 1, 24, ["as h100:4"], []),
     ],
 )
 def test_advice_is_what_can_still_be_changed(topology, changes, batch, needed, ideas, none):

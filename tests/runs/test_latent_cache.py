@@ -194,7 +194,10 @@ STALE = [
     ("data.batches.pad=1", "data.batches.pad = 0 .this config has 1."),
     ("data.batches.random_flip=False", "data.batches.random_flip = True .this config has False."),
     ("data.splits.train=train[:50%]", "data.splits.train = 'train' .this config has 'train.:50"),
-    ("data.source.name=mnist_subset", "data.source.name = 'openmoji' .this config has 'mnist_sub"),
+    (
+        "data.source={'name': 'mnist_subset'}",
+        "data.source.name = 'openmoji' .this config has 'mni",
+    ),
     ("first_stage.resamp_with_conv=False", "first_stage.resamp_with_conv = True .this config has"),
     ("conditioning.embedders.clip.layer_idx=0", f"{CLIP}.layer_idx = 1 .this config has 0."),
     ("conditioning.embedders.clip.legacy_ucg_value=none", f"{CLIP}.null_value = '.*this config"),
