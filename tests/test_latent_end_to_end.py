@@ -113,7 +113,7 @@ BAD = [
     (["--prompt=x", "--guidance_scale=nan"], "guidance_scale = nan should be finite"),
     (["--prompt=x", "--height=33"], "height = 33, width = 32 should be multiples of 4 pixels"),
     (["--class=3"], 'this model reads text: give --prompt="..."'),
-    (["--prompt=x", "--image={small}", "--strength=1.5"], "strength = 1.5 should be"),
+    (["--prompt=x", "--image={small}", "--strength=1.5"], "strength = 1.5 should lie in (0, 1]"),
     (["--prompt=x", "--image={small}"], "image needs strength"),
     (["--prompt=x", "--strength=0.5"], "strength = 0.5 needs an image"),
     (["--prompt=x", "--mask={small}"], "inpainting needs both image and mask"),
@@ -138,18 +138,20 @@ def test_files_that_do_not_fit_are_one_sentence(folder, single, capsys):
     html = folder / "page.safetensors"
     html.write_text("<!DOCTYPE html><html>moved</html>")
     vae = folder / "model" / "vae" / "diffusion_pytorch_model.safetensors"
+    unchecked = "--config.train.ckpt_check=False"
     cases = [
         (cut, CONFIG, "is cut off"),
         (html, CONFIG, "is a web page, not weights"),
-        (single, "configs/sd21.py:tiny", "the network here is a UNet"),
+        (single, "configs/sd21.py:tiny", "contradicts the config: it says that the network"),
+        (single, "configs/sd21.py:tiny", "the network here is a UNet", unchecked),
         (folder / "missing.safetensors", CONFIG, "there are no weights at"),
     ]
     if vae.exists():
         cases.append((vae, CONFIG, "holds no unet, but a vae"))
-    for path, config, message in cases:
+    for path, config, message, *more in cases:
         out = folder / "nothing"
         flags = [f"--checkpoint={path}", f"--config={config}", "--prompt=x", f"--out={out}"]
-        assert main(["sample", *flags]) == 2
+        assert main(["sample", *flags, *more]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and message in error and error.count("\n") == 1
         assert not out.exists()
