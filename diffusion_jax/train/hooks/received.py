@@ -19,6 +19,7 @@ import faulthandler
 import os
 import pdb
 import signal
+import socket
 import threading
 from collections.abc import Iterable, Iterator
 from types import FrameType
@@ -88,15 +89,42 @@ def handle_signals() -> Iterator[Received]:
         for number in (signal.SIGUSR1, *STOPS)
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
     }
-    before[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, _debug)
-    # The stacks come at once, even from a process that is deep in C++; then comes _debug.
-    faulthandler.register(signal.SIGUSR2, file=_STDERR, all_threads=True, chain=True)
+    with _stacks_on_usr2() as shown:
+        before[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, lambda *at: _debug(at[1], shown))
+        try:
+            yield note.received
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _stacks_on_usr2() -> Iterator[threading.Event]:
+    """Write the stacks of all threads on SIGUSR2, then set the event that is yielded.
+
+    A thread does it, so the stacks come even when the main thread is deep in C++. It holds Python's
+    lock: a signal handler in C does not, and reading the stacks of threads that move can crash.
+    """
+    shown = threading.Event()
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    old = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+
+    def show() -> None:
+        while number := ours.recv(1):
+            if number[0] == signal.SIGUSR2:
+                faulthandler.dump_traceback(file=_STDERR, all_threads=True)
+                shown.set()
+
+    thread = threading.Thread(target=show, name="stacks", daemon=True)
+    thread.start()
     try:
-        yield note.received
+        yield shown
     finally:
-        faulthandler.unregister(signal.SIGUSR2)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(old)
+        theirs.close()  # the thread reads the end of the stream
+        thread.join(timeout=1.0)
+        ours.close()
 
 
 @final
@@ -129,7 +157,9 @@ def _set(received: Received, *, interruptible: bool) -> Iterator[None]:
         received.interruptible = before
 
 
-def _debug(number: int, frame: FrameType | None) -> None:
+def _debug(frame: FrameType | None, shown: threading.Event) -> None:
+    shown.wait(timeout=5.0)
+    shown.clear()
     if _has_terminal():
         pdb.Pdb(nosigint=True).set_trace(frame)  # Ctrl-C keeps its meaning
 
