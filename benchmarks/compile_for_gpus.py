@@ -28,6 +28,8 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 # What decides about kernels and not about the number of operations.
 WIDTHS = ("model_channels", "num_heads", "num_head_channels", "num_groups", "ch", "dtype")
 TOPOLOGIES = ("h100:1", "a100:1", "h100:8")
+# How JAX and its compilers refuse a program.
+REFUSALS = (jax.errors.JaxRuntimeError, NotImplementedError, TypeError, ValueError)
 KERNELS = {
     "cuDNN convolutions": r'custom_call_target="__cudnn\$conv',
     "cuDNN attention": r'custom_call_target="__cudnn\$fmha',
@@ -93,7 +95,7 @@ def compiled(name: str, topology: str, wanted: list[str] | None, full: bool):
         start = time.perf_counter()
         try:
             program = lower(built).compile()
-        except Exception as error:  # every program is tried, and the exit code says it
+        except REFUSALS as error:  # every program is tried, and the exit code says it
             yield row | {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
             continue
         memory, text = program.memory_analysis(), program.as_text()

@@ -105,7 +105,7 @@ def measure(case: Case, tiny: bool) -> dict[str, Any]:
     from diffusion_jax.devices.chips import find_chip
     from diffusion_jax.plan.floor import floor
     from diffusion_jax.plan.hlo import parse
-    from diffusion_jax.plan.parts import lower_sample, lower_train
+    from diffusion_jax.plan.parts import lower_sample, lower_train, sample_arguments
     from diffusion_jax.runs.arguments import arguments_of
     from diffusion_jax.runs.speed import model_flops
 
@@ -119,7 +119,7 @@ def measure(case: Case, tiny: bool) -> dict[str, Any]:
     compiled = lowered.compile()
     compiling = time.perf_counter() - start
     chip = find_chip(jax.devices()[0].device_kind)
-    arguments = filled(abstract(built, training, arguments_of))
+    arguments = filled(arguments_of(built) if training else sample_arguments(built))
     result = jax.block_until_ready(compiled(*arguments))
     start = time.perf_counter()
     repeats = REPEATS if training else 1
@@ -144,18 +144,6 @@ def measure(case: Case, tiny: bool) -> dict[str, Any]:
         if training:
             figures["mfu"] = model_flops(built) / seconds / chip.peak_flops
     return figures
-
-
-def abstract(built: Any, training: bool, arguments_of: Any) -> tuple[Any, ...]:
-    """Find the arguments of the step, or of the sampler, without values."""
-    import jax
-
-    if training:
-        return arguments_of(built)
-    state, batch = built.abstract_state(), built.abstract_batch()
-    inputs = {name: leaf for name, leaf in batch.items() if name != "image"}
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), built.training.batch_size))
-    return state.params, built.abstract_frozen(), inputs, keys
 
 
 def filled(tree: Any) -> Any:

@@ -80,7 +80,7 @@ class Entry(NamedTuple):
 
 
 def claim_folder(folder: Path, parts: Mapping[str, Any]) -> str:
-    """Write what a cache is made from into its folder, or compare it with what is there.
+    """Write a description of a cache into its folder, or compare it with the one that is there.
 
     parts: name that a user knows -> value, all that JSON can hold. Returns their SHA-256.
 

@@ -52,7 +52,8 @@ def parse(text: str) -> Program:
     """Parse the text of a program; ValueError when it has no entry computation."""
     computations: dict[str, dict[str, Op]] = {}
     entry, current, last = None, None, None
-    for line in text.splitlines():
+    lines = text.splitlines()
+    for line in lines:
         if current is None:
             header = _HEADER.match(line)
             if header is not None:
@@ -69,7 +70,7 @@ def parse(text: str) -> Program:
             current[last.name] = last
     if entry is None:
         raise ValueError("the text of the program has no entry computation")
-    return Program(computations, entry, _parse_frames(text))
+    return Program(computations, entry, _parse_frames(lines))
 
 
 _FILE = re.compile(r'^(\d+) "(.*)"$')
@@ -77,16 +78,16 @@ _LOCATION = re.compile(r"^(\d+) \{file_name_id=(\d+) .*?\bline=(\d+)")
 _FRAME = re.compile(r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?")
 
 
-def _parse_frames(text: str) -> dict[int, Frame]:
+def _parse_frames(lines: Iterable[str]) -> dict[int, Frame]:
     """Read the tables FileNames, FileLocations and StackFrames above the first computation."""
     tables: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in text.splitlines():
+    table: list[str] = []
+    for line in lines:
         if line.endswith("{"):
             break
         if re.fullmatch(r"FileNames|FunctionNames|FileLocations|StackFrames", line):
-            lines = tables.setdefault(line, [])
-        lines.append(line)
+            table = tables.setdefault(line, [])
+        table.append(line)
     read = lambda name, pattern: [
         m.groups() for x in tables.get(name, ()) if (m := pattern.match(x))
     ]

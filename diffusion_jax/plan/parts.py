@@ -28,15 +28,19 @@ def lower_eval(built: Experiment) -> Any:
 
 def lower_sample(built: Experiment) -> Any:
     """Lower the drawing of one batch, guided where the model can be, from noise to images."""
-    state, batch, frozen = built.abstract_state(), built.abstract_batch(), built.abstract_frozen()
-    inputs = {name: leaf for name, leaf in batch.items() if name != "image"}
-    size = built.training.batch_size
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
 
     def draw(params: Any, frozen: Any, inputs: Any, keys: Any) -> Any:
         return built.sample_fn(params, frozen, inputs, keys, num_steps=3).x
 
-    return jax.jit(draw).lower(state.params, frozen, inputs, keys)
+    return jax.jit(draw).lower(*sample_arguments(built))
+
+
+def sample_arguments(built: Experiment) -> tuple[Any, ...]:
+    """Make the arguments of a sample_fn for one batch, (params, frozen, inputs, keys), abstract."""
+    size = built.training.batch_size
+    inputs = {name: leaf for name, leaf in built.abstract_batch().items() if name != "image"}
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
+    return built.abstract_state().params, built.abstract_frozen(), inputs, keys
 
 
 def parts_of(built: Experiment) -> dict[str, Callable[[Experiment], Any]]:

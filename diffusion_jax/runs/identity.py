@@ -28,13 +28,14 @@ _GIT_SECONDS = 10.0
 
 def made_from(config: ml_collections.ConfigDict, **more: Any) -> dict[str, Any]:
     """Describe what a run is made from, in values that JSON can hold; more: beside these keys."""
-    return {
-        "config": to_data(config),
-        "revision": git_revision(),
-        "code": code_digest(),
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        **more,
-    }
+    return {"config": to_data(config), **code_facts(), **more}
+
+
+@functools.cache
+def code_facts() -> Mapping[str, Any]:
+    """Describe the code and the packages of this process."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"revision": git_revision(), "code": code_digest(), "packages": versions}
 
 
 def fingerprints(data: Data) -> dict[str, Any]:
@@ -87,10 +88,10 @@ def changed_data(metadata: Mapping[str, Any], found: Mapping[str, Any]) -> list[
 
 
 def code_differences(metadata: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """List what differs between the code and packages of a checkpoint and those of now."""
-    names = ("revision", "code", "packages")
+    """List in which code and packages a checkpoint differs from a run that goes on with it."""
     left, right = (
-        leaves({name: part[name] for name in names if name in part}) for part in (metadata, own)
+        leaves({name: part[name] for name in code_facts() if name in part})
+        for part in (metadata, own)
     )
     return [f"{key} {left[key]} -> {right[key]}" for key in left if left[key] != right.get(key)]
 
@@ -146,7 +147,6 @@ def config_facts(config: ml_collections.ConfigDict) -> dict[str, Any]:
     }
 
 
-@functools.cache
 def code_digest() -> str:
     """Hash the source files of this package."""
     digest = hashlib.sha256()

@@ -78,7 +78,7 @@ def as_mask(mask: Any, count: int | None = None, size: tuple[int, int] | None = 
     mask: a PIL image or an array [h, w], [h, w, c], [b, h, w] or [b, h, w, c]: bool, numbers from 0
     to 1, or integers from 0 to 255 or 65535. Colours are averaged; where pixels have an opacity
     (c = 2 or 4), they count by it, and it is the mask where colours show no shape. Without count
-    and size, those of the mask are kept. Another size is resized, and the log says so.
+    and size the mask keeps its own. A mask of another size is resized, and the log says so.
     Raises ValueError for other shapes and values.
     """
     if isinstance(mask, Image.Image):

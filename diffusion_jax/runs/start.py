@@ -110,9 +110,8 @@ def plan_start(
     directory = home / "checkpoints"
     steps = saved_steps(directory)
     step = steps[-1] if step is None and steps else step
-    facts = identity.made_from(config)
-    shared = {name: facts[name] for name in ("revision", "code", "packages")}
-    identity.agree(identity.config_facts(config) | shared | {"the step to go on from": step})
+    facts = {**identity.config_facts(config), **identity.code_facts()}
+    identity.agree(facts | {"the step to go on from": step})
     if step is None:
         return Start(workdir, home, config, named, None, 0, False, None, record)
     read = directory if step in steps else directory / SET_ASIDE

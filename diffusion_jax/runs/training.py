@@ -112,7 +112,7 @@ def train_run(
       1e-4} or ["optimizer.learning_rate=1e-4"]; the run records step, old and new value.
     fork: a run or a checkpoint that a new run in workdir begins from with all its state: optimizer,
       step, averages and place in the data.
-    accept_data_change: go on although the data are others than those of the checkpoint.
+    accept_data_change: go on although the data have changed since the checkpoint.
     on_event: is called with a RunEvent whenever there is something to say; nothing is printed.
     progress: where the progress line is written, such as sys.stderr; None writes none.
     donate: False keeps the previous state alive in each step (for debugging).

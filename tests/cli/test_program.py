@@ -24,11 +24,9 @@ def test_the_program_is_named_as_it_was_called(monkeypatch, called, name):
 
 
 def raised_by(act):
-    try:
+    with pytest.raises(ValueError) as caught:
         act()
-    except BaseException as error:
-        return error
-    raise AssertionError("nothing was raised")
+    return caught.value
 
 
 def test_an_exit_code_tells_a_sentence_from_a_traceback():

@@ -111,8 +111,8 @@ def sentence_of(error: Exception) -> str:
     return said
 
 
-def judge(case: BadInput, folder: Path) -> None:
-    """Raise `Unanswered` unless the case is answered as it should be."""
+def judge(case: BadInput, folder: Path) -> str:
+    """Return the sentence that answers a case; raise `Unanswered` unless it is as it should be."""
     clock, cpu = time.monotonic(), time.process_time()
     try:
         case.act(folder)
@@ -125,6 +125,7 @@ def judge(case: BadInput, folder: Path) -> None:
         raise Unanswered(f"answered after {clock:.1f} s, {cpu:.1f} s of them at work: {said}")
     if not re.search(case.says, said):
         raise Unanswered(f"{said!r} does not match {case.says!r}")
+    return said
 
 
 def bad_inputs(cases: Iterable[BadInput]) -> Callable[..., None]:

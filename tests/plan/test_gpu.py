@@ -12,16 +12,8 @@ from diffusion_jax.plan.count import count
 from diffusion_jax.plan.floor import by_kind, floor
 from diffusion_jax.plan.hlo import parse
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_cache")]
 pytest.importorskip("jax_cuda13_plugin")
-
-
-@pytest.fixture(autouse=True)
-def without_cache():
-    """What was compiled for absent devices cannot be read back."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
 
 
 def compiled_for(name, function, *shapes):

@@ -13,16 +13,8 @@ from diffusion_jax.plan.count import count
 from diffusion_jax.plan.hlo import parse
 from diffusion_jax.plan.report import in_full
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_cache")]
 pytest.importorskip("libtpu")
-
-
-@pytest.fixture(autouse=True)
-def without_cache():
-    """What was compiled for absent devices cannot be read back."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
 
 
 def compiled_for(name, function, *shapes):

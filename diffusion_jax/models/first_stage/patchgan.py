@@ -168,7 +168,7 @@ def fit_actnorm(
 ) -> PyTree:
     """Fit the ActNorms to a batch if all of them are the identity, which `unfitted` makes them.
 
-    Returns all parameters; those of a discriminator that has seen a batch are unchanged.
+    Returns all parameters; a discriminator that has seen a batch keeps the ones that it has.
     """
     norms = {name: own for name, own in params.items() if "loc" in own}
     seen = [jnp.any(own["loc"] != 0.0) | jnp.any(own["scale"] != 1.0) for own in norms.values()]

@@ -69,7 +69,7 @@ def test_the_training_of_a_first_stage_converts_whole(tmp_path):
 def test_latent_diffusions_first_stages_convert(tmp_path, yamls):
     kl, shipped = yamls.load(yamls.kl_f8(), tmp_path), load_config("configs/vae_kl_f8.py", [])
     assert (kl.train.batch_size, kl.checkpoint.monitor) == (12 * 2, "val/loss/rec")
-    assert "accumulate" not in kl.train  # the adversary's weight is that of a whole batch
+    assert "accumulate" not in kl.train  # the adversary's weight is computed on a whole batch
     yamls.build(kl)
     with shipped.unlocked():
         del shipped.loss["perceptual_weight"], shipped.discriminator["ndf"]  # our defaults

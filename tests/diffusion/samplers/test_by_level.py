@@ -163,6 +163,12 @@ def test_heun_corrects_the_steps_whose_mean_slope_is_the_better_guess(levels, co
     np.testing.assert_allclose(got[0, 0], want, rtol=1e-3)
 
 
+def bent_samples(sampler, noise):
+    """Two samples of `bent` from -9 to 9, with the noise of every step given in float64."""
+    x, given = jnp.linspace(-9, 9, 6).reshape(2, 3), jnp.asarray(noise, jnp.float32)
+    return driver.sample(sampler, bent, x, keys_of(2), step_noise=given).x
+
+
 def test_restart_goes_up_by_noise_and_down_again():
     """By a formula in float64: Heun's steps on the listed levels, with the noise of the caller."""
     sigmas = grid(6, low=0.02, high=10.0)
@@ -183,14 +189,7 @@ def test_restart_goes_up_by_noise_and_down_again():
             slope = 0.5 * (slope + (guess - np.tanh(guess) / (1 + after)) / after)
         x, row = x + (after - now) * slope, row + 1
     assert row == sampler.num_steps == 6 + 2 * 3
-    got = driver.sample(
-        sampler,
-        bent,
-        jnp.linspace(-9, 9, 6).reshape(2, 3),
-        keys_of(2),
-        step_noise=jnp.asarray(noise, jnp.float32),
-    )
-    np.testing.assert_allclose(got.x, x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(bent_samples(sampler, noise), x, rtol=1e-4, atol=1e-5)
 
 
 def test_restart_forgets_an_error_made_above():
@@ -222,14 +221,7 @@ def test_dpmpp_sde_by_its_formula():
         joined = np.sqrt(share) * noise[2 * i] + np.sqrt(1 - share) * noise[2 * i + 1]
         x = move(x, image(ahead, middle), down / now) + 1.1 * up * joined
     want = image(x, sigmas[3])
-    got = driver.sample(
-        sampler,
-        bent,
-        jnp.linspace(-9, 9, 6).reshape(2, 3),
-        keys_of(2),
-        step_noise=jnp.asarray(noise, jnp.float32),
-    )
-    np.testing.assert_allclose(got.x, want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(bent_samples(sampler, noise), want, rtol=1e-4, atol=1e-5)
 
 
 def test_dpmpp_sde_begins_anew_in_the_middle_of_a_step():
