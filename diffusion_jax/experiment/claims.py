@@ -19,7 +19,9 @@ from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.sampling import TIMESTEP_SAMPLERS
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipText
+from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.models.unet.video_unet import VideoUNet, image_options
 
 # The weighting that belongs to a scaling -> what the network predicts.
 _PREDICTIONS = {"eps": "eps", "v": "v", "unit": "x0", "edm": "edm"}
@@ -203,6 +205,8 @@ def _of_towers(claims: Claims, network: Network) -> list[Contradiction]:
 
 
 def _of_module(claims: Claims, module: Any) -> list[Contradiction]:
+    if isinstance(module, VideoUNet | MultiviewUNet):
+        module = image_options(module)
     if not isinstance(module, UNet):
         return []
     found = []

@@ -37,18 +37,45 @@ def convolve(
 ) -> Array:
     """Convolve x [b ... c] with a kernel [... c o], in the place of lax.conv_general_dilated.
 
-    Made for nn.Conv without groups or dilation. No forward-mode derivative (jvp) of a convolution
-    over two axes.
+    Made for nn.Conv without groups or dilation. x [b t h w c] is convolved in two dimensions, see
+    convolve_video. No forward-mode derivative (jvp) of a convolution over two axes.
     """
     plain = all(stride == 1 for stride in strides)
     if plain and all(size == 1 for size in kernel.shape[:-2]):
         flat = x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[-2:])
         return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+    if plain and x.ndim == 5:
+        return convolve_video(x, kernel, padding)
     if x.ndim != 4:
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
     (top, bottom), (left, right) = padding
     vertical, horizontal = strides
     return _convolve(x, kernel, (vertical, horizontal), ((top, bottom), (left, right)))
+
+
+def convolve_video(x: Array, kernel: Array, padding: Sequence[tuple[int, int]]) -> Array:
+    """Convolve x [b t h w c] with a kernel [kt kh kw c o] without a three-dimensional convolution.
+
+    Those are up to 90 times slower on XLA's GPU backend. A kernel over time alone convolves
+    [b t (h w) c]; any other one convolves each frame, beside its neighbours as further channels.
+    """
+    batch, frames, height, width, channels = x.shape
+    times, rows, columns, _, features = kernel.shape
+    around, *within = padding
+    if rows == columns == 1 and not any(map(any, within)):
+        flat = x.reshape(batch, frames, height * width, channels)
+        flat = convolve(
+            flat, kernel.reshape(times, 1, channels, features), (1, 1), (around, (0, 0))
+        )
+        return flat.reshape(batch, -1, height, width, features)
+    low, high = around
+    count = frames + low + high - times + 1
+    padded = jnp.pad(x, ((0, 0), (low, high), (0, 0), (0, 0), (0, 0)))
+    stacked = jnp.concatenate([padded[:, i : i + count] for i in range(times)], axis=-1)
+    stacked = stacked.reshape(batch * count, height, width, times * channels)
+    kernel = jnp.moveaxis(kernel, 0, 2).reshape(rows, columns, times * channels, features)
+    h = convolve(stacked, kernel, (1, 1), within)
+    return h.reshape(batch, count, *h.shape[1:])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
