@@ -20,6 +20,8 @@ from diffusion_jax.diffusion.schedule import (
     rescale_zero_terminal_snr,
 )
 
+# The level of t = 1 in `flow`: t in float32 is then the number below 1.
+FLOW_NOISE = 2.0**24
 # num_steps -> sigmas, with its options bound
 Discretization: TypeAlias = Callable[[int], np.ndarray]
 
@@ -134,7 +136,7 @@ def flow(num_steps: int, *, shift: float = 1.0, t_last: float | None = None) -> 
         raise ValueError(f"t_last = {t_last!r} should lie between 0 and 1")
     t = np.linspace(1.0, 1.0 / num_steps if t_last is None else t_last, num_steps)
     sigmas = shift * t[1:] / (1.0 - t[1:])
-    return np.concatenate([[2.0**24], sigmas, [0.0]])
+    return np.concatenate([[FLOW_NOISE], sigmas, [0.0]])
 
 
 def shift_of_tokens(
