@@ -65,7 +65,7 @@ _NAMES = {
         "num_steps batch_size accumulate keep_dims every keep_every keep_last num_batches "
         "agree_every batch_frequency max_images log_every_t patience "
         # data and caches
-        "channels bucket_divisor max_examples shard_size samples_at_a_time tile "
+        "channels bucket_divisor max_examples shard_size samples_at_a_time tile frame_stride "
         # networks
         "model_channels out_channels in_channels out_ch ch ch_mult channel_mult num_res_blocks "
         "num_heads num_groups patch_size attention_resolutions attn_resolutions context_dim "

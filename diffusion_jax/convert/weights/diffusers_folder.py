@@ -272,6 +272,16 @@ def edm_scheduler_config(
     }
 
 
+def flow_scheduler_config(shift: float) -> Config:
+    """Describe flow matching as the config of diffusers' FlowMatchEulerDiscreteScheduler."""
+    return {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "_diffusers_version": VERSION,
+        "num_train_timesteps": 1000,
+        "shift": shift,
+    }
+
+
 def save_diffusers(
     folder: str | os.PathLike,
     components: Mapping[str, Any],
