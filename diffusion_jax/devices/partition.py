@@ -48,8 +48,10 @@ class Split(NamedTuple):
 TRANSFORMER_SPLITS = (
     Split(r"/to_[qkv]/kernel$", -1, by_head=True),
     Split(r"/to_out_0/kernel$", -2, by_head=True),
-    Split(r"/ff(_in)?/net_0/proj/(kernel|bias)$", -1),
-    Split(r"/ff(_in)?/net_2/kernel$", -2),
+    Split(r"/ff/net_0/proj/(kernel|bias)$", -1),
+    Split(r"/ff/net_2/kernel$", -2),
+    Split(r"/ff_in/net_0/proj/(kernel|bias)$", -1),
+    Split(r"/ff_in/net_2/kernel$", -2),
     Split(r"/self_attn/[qkv]_proj/(kernel|bias)$", -1, by_head=True),
     Split(r"/self_attn/out_proj/kernel$", -2, by_head=True),
     Split(r"/mlp/fc1/(kernel|bias)$", -1),

@@ -329,7 +329,7 @@ def save_diffusers(
 def _model_index(slots: Mapping[str, Any], configs: Mapping[str, Config]) -> Config:
     """Write the model_index.json of the pipeline that has this network and these text encoders."""
     texts = tuple(name for name in ("text", "text_2") if name in slots)
-    is_video = configs["network"]["_class_name"] == "UNetSpatioTemporalConditionModel"
+    is_video = "num_frames" in configs["network"]
     pipeline = _STABLE_VIDEO_DIFFUSION if is_video else _PIPELINES[texts]
     index: Config = {"_diffusers_version": VERSION, **pipeline}
     for name, (slot, _) in slots.items():

@@ -42,15 +42,15 @@ def test_names_shapes_and_counts_are_the_released_ones(name):
         file_tensors(tree, "unet_diffusers")
 
 
-@pytest.mark.parametrize("name", ["sv4d", "sv4d2"])
+@pytest.mark.parametrize("name", [pytest.param("sv4d", marks=pytest.mark.slow), "sv4d2"])
 def test_every_input_reaches_every_frame(name):
     module = MultiviewUNet(**TINY[name])
     params = video_fixtures.drawn_of(multiview_shapes(module))
 
-    @jax.jit
-    def run(inputs):
-        return module.apply({"params": params}, **inputs)
-
+    run = jax.jit(
+        lambda inputs: module.apply({"params": params}, **inputs),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
     plain = run(INPUTS)
     assert plain.shape == (1, 6, 8, 8, 4)
     moved = {
