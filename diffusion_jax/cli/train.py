@@ -64,7 +64,7 @@ def _say(text: str) -> None:
 
 def _run_folder_and_config(
     arguments: argparse.Namespace,
-) -> tuple[pathlib.Path, ml_collections.ConfigDict, int | None]:
+) -> tuple[pathlib.Path, ml_collections.ConfigDict, int | str | None]:
     """Find what to train in which folder, and from which checkpoint."""
     if arguments.resume and (arguments.config or arguments.workdir or arguments.name):
         raise ValueError(

@@ -69,8 +69,8 @@ class Entry(NamedTuple):
     """What training uses in the place of one record.
 
     record: without its image; if that is unreadable, the record that takes its place online.
-    bucket: the bucket that it was sorted into. moments: [f, h, w, 2c], where f = 2 adds the
-    mirrored image. outputs: name in a batch -> [captions, ...].
+    bucket: the bucket that it was sorted into. moments: [f, h, w, 2c], or [f, t, h, w, 2c] of a
+    clip, where f = 2 adds the mirrored image. outputs: name in a batch -> [captions, ...].
     """
 
     record: Record
@@ -150,6 +150,11 @@ def read_index(shards: Shards, shard: int) -> dict[str, Any]:
     """
     path = shards.path(shard)
     file = path.with_suffix(".json")
+    for part in (path, file):
+        if not part.is_file():
+            raise ValueError(
+                f"{part} of the latent cache is missing: the next start makes it again"
+            )
     index = _read_json(file)
     check = index.pop("check", None)
     if check != _digest(index):
@@ -174,10 +179,8 @@ def verify_shards(shards: Shards, numbers: Iterable[int] | None = None) -> None:
     numbers = list(range(shards.num_shards) if numbers is None else numbers)
 
     def verify(shard: int) -> None:
-        path = shards.path(shard)
-        if not path.exists():
-            raise ValueError(f"the shard {path} of the latent cache is missing")
-        if _sha256(path) != read_index(shards, shard)["sha256"]:
+        path, index = shards.path(shard), read_index(shards, shard)
+        if _sha256(path) != index["sha256"]:
             raise ValueError(
                 f"the shard {path} of the latent cache is damaged: its bytes are not those that "
                 f"were written: {AGAIN}"
@@ -264,6 +267,8 @@ def _pack_entry(entry: Entry, number: int, dtype: str) -> bytes:
     record = entry.record
     stored = (record.index, record.original_size, record.resized_size, record.label)
     header = {"record": (*stored, record.captions), "bucket": entry.bucket, "place": number}
+    if record.clip is not None:
+        header["clip"] = record.clip
     return _pack(header, arrays)
 
 

@@ -84,17 +84,25 @@ def decode(image: bytes | np.ndarray | Image.Image, channels: int) -> np.ndarray
     _check_channels(channels)
     if isinstance(image, np.ndarray):
         image = _from_array(image)
+    picture = open_picture(image)
     try:
-        if isinstance(image, bytes):
-            image = Image.open(io.BytesIO(image))
-        image.load()
-        orientation = _orientation(image)
+        orientation = _orientation(picture)
         if orientation in _TURNS:
-            image = image.transpose(_TURNS[orientation])
-        pixels = np.asarray(_to_mode(image, MODES[channels]))
+            picture = picture.transpose(_TURNS[orientation])
+        pixels = np.asarray(_to_mode(picture, MODES[channels]))
     except Exception as error:  # PIL raises whatever its decoders meet in a damaged file
         raise CorruptImageError(f"not a readable image ({_why(error)})") from error
     return pixels.reshape(pixels.shape[0], pixels.shape[1], channels)
+
+
+def open_picture(image: bytes | Image.Image) -> Image.Image:
+    """Read all pixels of a picture, as it is stored; CorruptImageError if that is not possible."""
+    try:
+        picture = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
+        picture.load()
+    except Exception as error:  # as in decode
+        raise CorruptImageError(f"not a readable image ({_why(error)})") from error
+    return picture
 
 
 def size_of(image: bytes | np.ndarray) -> tuple[int, int]:

@@ -13,6 +13,11 @@ from jaxtyping import Array
 from diffusion_jax.convert.weights.importing import open_network
 from diffusion_jax.devices.mesh import on_mesh
 from diffusion_jax.experiment.binding import ConfigError, Section, bind_section
+from diffusion_jax.experiment.claims import (
+    Contradiction,
+    autoencoder_contradictions,
+    check_claims,
+)
 from diffusion_jax.experiment.first_stage_weights import (
     check_lpips,
     export_first_stage,
@@ -107,6 +112,7 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
         return init_autoencoder_state(params, tx, disc_tx, **mutable)
 
     train_step = make_autoencoder_step(networks, loss, tx, disc_tx, seed=seed, **step_options)
+    compare = functools.partial(autoencoder_contradictions, module)
     return Task(
         init=on_mesh(mesh, init),
         train_step=on_mesh(mesh, train_step),
@@ -121,7 +127,7 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
         with_inputs=dict,
         averaged=averaged_params,
         averaged_part=lambda params: {name: params[name] for name in TRAINED},
-        check_sources=functools.partial(_check_sources, net, lpips_file, training),
+        check_sources=functools.partial(_check_sources, net, lpips_file, training, compare),
         load_frozen=functools.partial(_load_frozen, net, lpips_file),
         load_released=load_first_stage,
         export_file=export_first_stage,
@@ -129,6 +135,7 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
         pictures=functools.partial(reconstruct_pictures, networks, setting),
         headline=("loss/rec",),
         reconstructing=Reconstructing(module, networks, net),
+        contradictions=compare,
     )
 
 
@@ -151,10 +158,16 @@ def _init_parts(
     return params, {"regularizer": averages, "discriminator": statistics}
 
 
-def _check_sources(net: str, lpips_file: str | None, training: Training) -> None:
+def _check_sources(
+    net: str,
+    lpips_file: str | None,
+    training: Training,
+    compare: Callable[[str], list[Contradiction]],
+) -> None:
     source = released_source(training)
     if source is not None:
         open_network(source, "vae", variant=training.ckpt_variant)
+        check_claims(compare(source) if training.ckpt_check else [], source)
     check_lpips(net, lpips_file, source)
 
 

@@ -15,14 +15,18 @@ from diffusion_jax.convert.weights.claims import (
     same_levels,
 )
 from diffusion_jax.experiment.binding import parameters_of
+from diffusion_jax.experiment.first_stage import FirstStage
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.sampling import TIMESTEP_SAMPLERS
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipText
+from diffusion_jax.models.first_stage.autoencoder import Autoencoder
+from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.models.unet.video_unet import VideoUNet, image_options
 
 # The weighting that belongs to a scaling -> what the network predicts.
-_PREDICTIONS = {"eps": "eps", "v": "v", "unit": "x0", "edm": "edm"}
+_PREDICTIONS = {"eps": "eps", "v": "v", "unit": "x0", "edm": "edm", "flow": "flow"}
 _DATA = "sigma_data"
 _CONTINUOUS = ("edm", "v_edm")
 
@@ -50,7 +54,7 @@ def contradictions(
         *_of_prediction(claims, noise),
         *_of_levels(claims, noise),
         *_of_module(claims, network.module),
-        *_of_scale(claims, network),
+        *_of_first_stage(claims, network.first_stage),
         *_of_towers(claims, network),
     ]
     name = sampler["name"]
@@ -62,6 +66,20 @@ def contradictions(
     if claims.unreadable:
         found.append(Contradiction(", ".join(claims.unreadable), "none of it", {}))
     return found
+
+
+def autoencoder_contradictions(module: Autoencoder, path: str | os.PathLike) -> list[Contradiction]:
+    """Compare what a released file or folder says of its autoencoder with the one of a config."""
+    return _of_autoencoder(read_claims(path), module, "model")
+
+
+def check_first_stage_claims(stage: FirstStage, path: str | os.PathLike) -> None:
+    """Raise ValueError when the released file of a first stage contradicts its section."""
+    claims = read_claims(path)
+    found = _of_first_stage(claims, stage)
+    if claims.unreadable:
+        found.append(Contradiction(", ".join(claims.unreadable), "none of it", {}))
+    check_claims(found, path)
 
 
 def check_claims(found: list[Contradiction], path: str | os.PathLike) -> None:
@@ -112,6 +130,9 @@ def _of_prediction(claims: Claims, noise: Noise) -> list[Contradiction]:
     overrides = {} if noise.on_timesteps else {"denoiser": "delete"}
     if said in ("eps", "v", "x0"):
         overrides["schedule.parameterization"] = said
+    elif said == "flow":
+        overrides = {"denoiser.name": "continuous", "denoiser.scaling.name": "flow"}
+        overrides["discretization.name"] = "flow"
     else:
         overrides = {}
     return [Contradiction(f"that the network predicts {said}", here, overrides)]
@@ -174,15 +195,23 @@ def _of_levels(claims: Claims, noise: Noise) -> list[Contradiction]:
     return []
 
 
-def _of_scale(claims: Claims, network: Network) -> list[Contradiction]:
-    stage, said = network.first_stage, claims.scale_factor
-    if stage is None or said is None or stage.options.scale_by_std:
+def _of_first_stage(claims: Claims, stage: FirstStage | None) -> list[Contradiction]:
+    if stage is None:
         return []
-    here = stage.options.scale_factor
-    if math.isclose(said, here, rel_tol=2e-3):
-        return []
+    found = _of_autoencoder(claims, stage.module, "first_stage")
+    said, here = claims.scale_factor, stage.options.scale_factor
+    if said is None or stage.options.scale_by_std or math.isclose(said, here, rel_tol=2e-3):
+        return found
     overrides = {"first_stage.scale_factor": float(f"{said:.6g}")}
-    return [Contradiction(f"scale_factor = {said:.6g}", f"{here:.6g}", overrides)]
+    return [*found, Contradiction(f"scale_factor = {said:.6g}", f"{here:.6g}", overrides)]
+
+
+def _of_autoencoder(claims: Claims, module: Any, section: str) -> list[Contradiction]:
+    groups = claims.vae_groups
+    if groups is None or not isinstance(module, Autoencoder) or module.num_groups == groups:
+        return []
+    said = f"norm_num_groups = {groups} of the autoencoder"
+    return [Contradiction(said, str(module.num_groups), {f"{section}.num_groups": groups})]
 
 
 def _of_towers(claims: Claims, network: Network) -> list[Contradiction]:
@@ -203,6 +232,8 @@ def _of_towers(claims: Claims, network: Network) -> list[Contradiction]:
 
 
 def _of_module(claims: Claims, module: Any) -> list[Contradiction]:
+    if isinstance(module, VideoUNet | MultiviewUNet):
+        module = image_options(module)
     if not isinstance(module, UNet):
         return []
     found = []

@@ -57,23 +57,24 @@ def override_config(
 def find_config(path: str) -> tuple[pathlib.Path, str]:
     """Find the file that a path or a bare name means -> (file, variant or "").
 
+    A bare name, without an ending and a folder, is a shipped config and never a file beside you.
     Raises FileNotFoundError with the files that there are.
     """
     name, _, variant = str(path).partition(":")
     file = pathlib.Path(os.path.expanduser(name))
-    candidates = [file]
-    if file.name == name and not file.suffix:
-        candidates += [folder / f"{name}.py" for folder in SHIPPED]
+    is_bare = file.name == name and not file.suffix
     whole = pathlib.Path(os.path.expanduser(path))  # a run's folder may have a colon in its name
-    if whole.is_file():
+    if whole.is_file() and (whole.suffix or not is_bare):
         return whole, ""
-    for candidate in candidates:
+    for candidate in [folder / f"{name}.py" for folder in SHIPPED] if is_bare else [file]:
         if candidate.is_file():
             return candidate, variant
     there = [other.name for other in file.parent.glob("*.py")]
-    if len(candidates) > 1 or not there:
+    if is_bare or not there:
         there = [other.stem for folder in SHIPPED for other in folder.glob("*.py")]
     what = "is a folder" if file.is_dir() else "does not exist"
+    if is_bare and file.is_file():
+        what = f"is no shipped config, and a file is named by its path: ./{name}"
     raise FileNotFoundError(f"the config file {name} {what}; {choices(file.name, there)}")
 
 

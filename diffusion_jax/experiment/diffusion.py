@@ -93,7 +93,7 @@ def _check_sources(
     if source is not None:
         open_network(source, "unet", variant=training.ckpt_variant)
         check_claims(compare(source) if training.ckpt_check else [], source)
-    check_frozen(network, source)
+    check_frozen(network, source, Reading(training.ckpt_check, training.ckpt_variant))
 
 
 def _check_buckets(data: Data, network: Network) -> None:

@@ -12,7 +12,13 @@ from diffusion_jax.data.batches import Batches
 from diffusion_jax.data.latent_cache import LatentCache
 from diffusion_jax.data.records import Records
 from diffusion_jax.devices.arrays import shard_batch
-from diffusion_jax.devices.mesh import batch_shards, make_mesh, process_rows, replicated
+from diffusion_jax.devices.mesh import (
+    BATCH_AXES,
+    batch_shards,
+    make_mesh,
+    process_rows,
+    replicated,
+)
 from diffusion_jax.experiment import autoencoding, network
 from diffusion_jax.experiment.autoencoding import make_autoencoding
 from diffusion_jax.experiment.binding import (
@@ -256,8 +262,10 @@ def _mesh(
         )
     processes = jax.process_count()
     if processes > 1 and len(process_rows(mesh, batch_size)) * processes != batch_size:
+        inside = {axis: size for axis, size in mesh.shape.items() if axis not in BATCH_AXES}
+        asked = ", ".join(f"config.mesh.{axis} = {size}" for axis, size in inside.items())
         raise ConfigError(
-            f"config.mesh.tensor = {mesh.shape['tensor']} spans processes, which would have to "
+            f"{asked} spans processes, which would have to "
             f"read the same samples; it should divide the {jax.local_device_count()} devices of one"
         )
     return mesh

@@ -36,13 +36,15 @@ from diffusion_jax.models.conditioning.routing import (
     apply_network,
     network_inputs,
 )
+from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.models.unet.video_unet import VideoUNet, image_options
 from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
 
 MODEL = Section(
     "config.model",
     "The network that is trained.",
-    table={"unet": UNet},
+    table={"unet": UNet, "video_unet": VideoUNet, "multiview_unet": MultiviewUNet},
     own=(),
 )
 CONDITIONING = Section(
@@ -167,12 +169,11 @@ class Network(NamedTuple):
     def size_multiple(self) -> int:
         """Return the number that both sides of an image must be multiples of, in pixels."""
         first_stage = 1 if self.first_stage is None else self.first_stage.factor
-        if isinstance(self.module, UNet):
-            return (
-                first_stage
-                * self.module.patch_size
-                * 2 ** max(len(self.module.channel_mult) - 1, 0)
-            )
+        module = self.module
+        if isinstance(module, VideoUNet | MultiviewUNet):
+            module = image_options(module)
+        if isinstance(module, UNet):
+            return first_stage * module.patch_size * 2 ** max(len(module.channel_mult) - 1, 0)
         return first_stage * getattr(self.module, "size_multiple", 1)
 
     def shape_of(self, size: tuple[int, int] | None) -> tuple[int, int, int]:

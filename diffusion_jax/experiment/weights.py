@@ -22,13 +22,16 @@ from diffusion_jax.convert.weights.reading import (
 )
 from diffusion_jax.devices.mesh import on_mesh, replicated
 from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.claims import check_first_stage_claims
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.regularizer import CODEBOOK
 from diffusion_jax.experiment.task import Training
 from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipImage, OpenClipText
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
+from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.models.unet.video_unet import VideoUNet
 from diffusion_jax.randomness import Stream, sample_keys, stream_key
 from diffusion_jax.train.checkpoints.checksums import path_name
 from diffusion_jax.train.checkpoints.reading import load_mutable, load_params, resolve_checkpoint
@@ -38,6 +41,8 @@ RANDOM = "random"
 # What convert calls the network of a module.
 KINDS: dict[type[nn.Module], str] = {
     UNet: "unet",
+    VideoUNet: "unet",
+    MultiviewUNet: "unet",
     Autoencoder: "vae",
     ClipText: "clip text",
     OpenClipText: "clip text",
@@ -94,11 +99,12 @@ def load_released(
     return {**params, "network": found, "conditioner": conditioner}, mutable, not_loaded
 
 
-def check_frozen(network: Network, source: str | None) -> None:
+def check_frozen(network: Network, source: str | None, reading: Reading = CHECKED) -> None:
     """Find out, before any long work, whether every frozen network has weights.
 
     source: a released checkpoint that training starts from, or None.
-    Raises ConfigError when nothing says where they are, FileNotFoundError when a file is missing.
+    Raises ConfigError when nothing says where they are, FileNotFoundError when a file is missing,
+    ValueError when the one of the first stage contradicts the config.
     """
     for path, weights in _frozen_networks(network):
         if weights is None and source is None:
@@ -108,6 +114,14 @@ def check_frozen(network: Network, source: str | None) -> None:
             )
         if weights not in (None, RANDOM) and not pathlib.Path(weights).expanduser().exists():
             raise FileNotFoundError(f"{path}.weights = {weights!r} does not exist")
+    _check_first_stage(network, reading)
+
+
+def _check_first_stage(network: Network, reading: Reading) -> None:
+    stage = network.first_stage
+    own = None if stage is None else _own_file(stage.options.weights)
+    if stage is not None and own is not None and reading.check and is_released(own):
+        check_first_stage_claims(stage, own)
 
 
 def load_frozen(
@@ -224,6 +238,7 @@ def _first_stage(
     folder = pathlib.Path(path).expanduser()
     if folder.is_dir() and not is_released(folder):
         return _run_weights(folder, abstract)
+    _check_first_stage(network, reading)
     weights = open_network(path, "vae", variant=reading.variant if own is None else None)
     return import_network(abstract, weights, "vae", nonfinite=not reading.check)
 

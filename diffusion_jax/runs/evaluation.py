@@ -13,7 +13,7 @@ import numpy as np
 
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.devices.arrays import put
-from diffusion_jax.devices.mesh import on_mesh, replicated
+from diffusion_jax.devices.mesh import batch_sharding, batch_shards, on_mesh, replicated
 from diffusion_jax.diffusion.vlb import bits_per_dim
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.scoring import Levels
@@ -146,9 +146,10 @@ def mean_bits(
     for batch in batches.iterate(0):
         real = np.flatnonzero(batch["weight"])[: count - len(bits)]
         keys = sample_keys(key, jnp.arange(len(bits), len(bits) + len(real)))
-        chosen = {name: np.asarray(batch[name])[real] for name in names}
-        arguments = put((chosen, keys), replicated(mesh))
-        bits += np.asarray(bound(params, frozen, *arguments)).tolist()
+        rows = np.pad(np.arange(len(real)), (0, -len(real) % batch_shards(mesh)), mode="edge")
+        chosen = {name: np.asarray(batch[name])[real[rows]] for name in names}
+        arguments = put((chosen, keys[rows]), batch_sharding(mesh))
+        bits += np.asarray(bound(params, frozen, *arguments))[: len(real)].tolist()
         if len(bits) >= count:
             break
     return float(np.mean(bits))

@@ -4,13 +4,20 @@ import logging
 import operator
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 from jax.core import Tracer
 from PIL import Image
 
-from diffusion_jax.data.transforms import RESIZE_FILTERS, CorruptImageError, decode, fit
+from diffusion_jax.data.transforms import (
+    RESIZE_FILTERS,
+    CorruptImageError,
+    decode,
+    fit,
+    open_picture,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -27,10 +34,7 @@ def read_image(path: str | os.PathLike, channels: int, *, flag: str = "") -> np.
     the path in messages.
     Raises FileNotFoundError for what is no file, ValueError for a file that is no whole picture.
     """
-    try:
-        return decode(_bytes_of(pathlib.Path(path), flag), channels)
-    except CorruptImageError as error:
-        raise ValueError(f"{flag}{path} is {error}") from error
+    return _read(path, flag, lambda picture: decode(picture, channels))
 
 
 def read_mask(path: str | os.PathLike, *, flag: str = "") -> np.ndarray:
@@ -39,8 +43,7 @@ def read_mask(path: str | os.PathLike, *, flag: str = "") -> np.ndarray:
     The shape may be in the colours or in the transparency, where what is opaque is kept.
     Raises as `read_image` does.
     """
-    read_image(path, 1, flag=flag)  # raises for what cannot be opened
-    return as_mask(_with_opacity(Image.open(path)))[0]
+    return as_mask(_read(path, flag, lambda picture: _with_opacity(open_picture(picture))))[0]
 
 
 def as_image(name: str, image: Any, count: int, shape: tuple[int, int, int]) -> np.ndarray:
@@ -131,6 +134,13 @@ def number(name: str, value: Number) -> float:
     return float(array)
 
 
+def _read(path: str | os.PathLike, flag: str, act: Callable[[bytes], np.ndarray]) -> np.ndarray:
+    try:
+        return act(_bytes_of(pathlib.Path(path), flag))
+    except CorruptImageError as error:
+        raise ValueError(f"{flag}{path} is {error}") from error
+
+
 def _bytes_of(path: pathlib.Path, flag: str) -> bytes:
     if not path.is_file():  # nor is a device or a pipe, which would never end
         why = "is not a file" if path.exists() else "does not exist"
@@ -140,7 +150,7 @@ def _bytes_of(path: pathlib.Path, flag: str) -> bytes:
 
 def _with_opacity(picture: Image.Image) -> np.ndarray:
     """Decode to uint8 [h, w, 1], or [h, w, 2] with the opacity of a picture that has one."""
-    if not picture.has_transparency_data:
+    if picture.mode.startswith("I") or not picture.has_transparency_data:
         return decode(picture, 1)
     rgba = picture.convert("RGBA")
     parts = [rgba.convert("RGB"), rgba.getchannel("A")]

@@ -13,9 +13,9 @@ from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.runs import folder, identity
 from diffusion_jax.runs.comparison import with_whole_paths
 from diffusion_jax.train.checkpoints.reading import (
-    SET_ASIDE,
     DamagedCheckpoint,
     load_metadata,
+    name_of,
     resolve_checkpoint,
     saved_steps,
 )
@@ -25,9 +25,9 @@ class Start(NamedTuple):
     """What is asked of a run, and the checkpoint that it goes on from.
 
     home: the run whose frozen networks are read, workdir but for a fork. named: paths of the config
-    that are changed on purpose. directory, step: the checkpoint that is read; None, 0 for a new
-    run. metadata: what was saved beside it, None when it is damaged. record: what the folder of the
-    run says.
+    that are changed on purpose. directory, step: the checkpoint that is read, step "set_aside/20"
+    for one that was set aside; None, 0 for a new run. metadata: what was saved beside it, None when
+    it is damaged. record: what the folder of the run says.
     """
 
     workdir: pathlib.Path
@@ -35,7 +35,7 @@ class Start(NamedTuple):
     config: ml_collections.ConfigDict
     named: tuple[str, ...]
     directory: pathlib.Path | None
-    step: int
+    step: int | str
     is_fork: bool
     metadata: Mapping[str, Any] | None
     record: folder.Record | None
@@ -82,7 +82,7 @@ class Start(NamedTuple):
 def plan_start(
     config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
-    resume: bool | int,
+    resume: bool | int | str,
     change: Sequence[str] | Mapping[str, Any],
     fork: str | os.PathLike | None,
 ) -> Start:
@@ -110,13 +110,13 @@ def plan_start(
     directory = home / "checkpoints"
     steps = saved_steps(directory)
     step = steps[-1] if step is None and steps else step
+    step = name_of(directory, step) if isinstance(step, int) else step
     facts = {**identity.config_facts(config), **identity.code_facts()}
     identity.agree(facts | {"the step to go on from": step})
     if step is None:
         return Start(workdir, home, config, named, None, 0, False, None, record)
-    read = directory if step in steps else directory / SET_ASIDE
-    metadata = _peek(read, step)
-    return Start(workdir, home, config, named, read, step, fork is not None, metadata, record)
+    metadata = _peek(directory, step)
+    return Start(workdir, home, config, named, directory, step, fork is not None, metadata, record)
 
 
 def _began_from(record: folder.Record | None, fork: str | os.PathLike) -> bool:
@@ -126,7 +126,7 @@ def _began_from(record: folder.Record | None, fork: str | os.PathLike) -> bool:
     return given == known or given in known.parents
 
 
-def _peek(directory: pathlib.Path, step: int | None) -> Mapping[str, Any] | None:
+def _peek(directory: pathlib.Path, step: int | str | None) -> Mapping[str, Any] | None:
     """Read the metadata of a checkpoint; None when it is damaged, which restoring it will tell."""
     try:
         return load_metadata(directory, step=step)

@@ -95,7 +95,7 @@ def train_run(
     config: ml_collections.ConfigDict,
     workdir: str | os.PathLike,
     *,
-    resume: bool | int = True,
+    resume: bool | int | str = True,
     change: Sequence[str] | Mapping[str, Any] = (),
     fork: str | os.PathLike | None = None,
     accept_data_change: bool = False,
@@ -107,7 +107,8 @@ def train_run(
     """Train a config in a folder, or go on with the run that is in it, then test.
 
     resume: True goes on from the newest checkpoint in the folder, a number from the checkpoint of
-      that step (later ones are set aside, not deleted), False refuses a folder that holds a run.
+      that step (later ones are set aside, not deleted), "set_aside/8.2" from one that was set
+      aside, False refuses a folder that holds a run.
     change: what a run that goes on computes otherwise from here on, {"optimizer.learning_rate":
       1e-4} or ["optimizer.learning_rate=1e-4"]; the run records step, old and new value.
     fork: a run or a checkpoint that a new run in workdir begins from with all its state: optimizer,

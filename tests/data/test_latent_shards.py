@@ -43,11 +43,13 @@ def test_shards_are_missing_until_both_their_files_are_there(shards):
     for shard in (0, 2):
         write(shards, shard)
     assert missing_shards(shards) == [1]
-    with pytest.raises(ValueError, match="00001-of-00003.* is missing"):
+    with pytest.raises(ValueError, match="00001-of-00003.arrayrecord of .* is missing"):
         verify_shards(shards)
     verify_shards(shards, [0, 2])
     shards.path(0).with_suffix(".json").unlink()
     assert missing_shards(shards) == [0, 1]
+    with pytest.raises(ValueError, match="00000-of-00003.json of the latent cache is missing"):
+        verify_shards(shards, [0])
 
 
 def test_an_index_says_what_lies_in_the_shard(shards):

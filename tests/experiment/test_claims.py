@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.experiments import built
 
+from diffusion_jax.convert.weights.claims import PREDICTIONS, read_claims
 from diffusion_jax.convert.weights.exporting import save_weights
 from diffusion_jax.diffusion.schedule import make_schedule
 from diffusion_jax.experiment.claims import check_claims, overrides_of
@@ -92,6 +93,7 @@ def test_what_no_config_can_say_is_refused_without_advice(tmp_path):
          ["--config.model.num_head_channels=-1", "--config.model.num_heads=4"]),
         ("unet/config", {"norm_num_groups": 16}, ["--config.model.num_groups=16"]),
         ("vae/config", {"scaling_factor": 0.13025}, ["--config.first_stage.scale_factor=0.13025"]),
+        ("vae/config", {"norm_num_groups": 8}, ["--config.first_stage.num_groups=8"]),
         ("text_encoder/config", {"num_attention_heads": 4},
          ["--config.conditioning.embedders.text.num_heads=4"]),
         ("unet/config", {}, []),
@@ -113,3 +115,38 @@ def test_a_folder_is_compared_with_the_config(tmp_path, name, changed, advice):
         (tmp_path / path).parent.mkdir()
         (tmp_path / f"{path}.json").write_text(json.dumps(config))
     assert agreeing("configs/sd15.py:tiny", tmp_path) == advice
+
+
+@pytest.mark.parametrize("named", ["vae", "vae/diffusion_pytorch_model.safetensors"])
+def test_the_weights_of_a_first_stage_are_compared_too(tmp_path, named):
+    """Named by their folder or their file, before long work and when they are loaded."""
+    vae = tmp_path / "vae"
+    vae.mkdir()
+    write(vae / "diffusion_pytorch_model.safetensors", {})
+    words = {"_class_name": "AutoencoderKL", "scaling_factor": 0.13025, "norm_num_groups": 8}
+    (vae / "config.json").write_text(json.dumps(words))
+    weights = f"--config.first_stage.weights={tmp_path / named}"
+    advice = [
+        "--config.first_stage.num_groups=8",
+        "--config.first_stage.scale_factor=0.13025",
+    ]
+    experiment = built("configs/sd15.py:tiny", weights)
+    abstract = experiment.abstract_frozen
+    for act in (
+        experiment.task.check_sources,
+        lambda: experiment.task.load_frozen(abstract(), abstract, None),
+    ):
+        with pytest.raises(ValueError, match=f"{named} contra.*; add {' '.join(advice)}, or set"):
+            act()
+    for agrees in (advice, ["--config.train.ckpt_check=False"]):
+        built("configs/sd15.py:tiny", weights, *agrees).task.check_sources()
+    task = built("configs/vae_kl_f8.py:tiny").task
+    assert overrides_of(task.contradictions(tmp_path / named)) == ["--config.model.num_groups=8"]
+
+
+def test_a_file_is_read_again_when_it_changed(tmp_path):
+    for word in ("v", "epsilon", "sample"):
+        (tmp_path / "x.safetensors").unlink(missing_ok=True)
+        path = write(tmp_path / "x.safetensors", {}, {"modelspec.prediction_type": word})
+        assert read_claims(path) is read_claims(path)
+        assert read_claims(path).prediction == PREDICTIONS[word]

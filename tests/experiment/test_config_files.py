@@ -185,8 +185,12 @@ def test_a_bare_name_is_a_shipped_config(tmp_path, monkeypatch):
     (installed / "mnist.py").write_text(textwrap.dedent(FILE))
     monkeypatch.setattr(config_files, "SHIPPED", (installed, checkout))
     assert load_config("mnist").model.name == "net"
-    (tmp_path / "mnist").write_text(FILE.replace("net", "here"))
-    assert load_config("mnist").model.name == "here"
+    for name in ("mnist", "mine"):
+        (tmp_path / name).write_text(FILE.replace("net", "here"))
+    assert load_config("mnist").model.name == "net"
+    assert load_config("./mnist").model.name == "here"
+    with pytest.raises(FileNotFoundError, match="mine is no shipped config.* path: ./mine; choose"):
+        load_config("mine")
 
 
 def test_a_colon_may_be_part_of_a_path(tmp_path):

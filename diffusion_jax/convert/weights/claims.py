@@ -4,6 +4,7 @@ Weights of one shape are used in different ways. Files say which by tensors that
 in their header and by buffers; folders of diffusers say it in their configs.
 """
 
+import functools
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.convert.weights.reading import (
+    STEMS,
     Weights,
     diffusers_components,
     open_weights,
@@ -27,6 +29,8 @@ PREDICTIONS = {
     "v_pred": "v",
     "sample": "x0",
     "edm": "edm",
+    "flow": "flow",
+    "flow_prediction": "flow",
 }
 METADATA_KEY = "modelspec.prediction_type"
 # Tensors that mark a file; these two are empty, and the levels are single numbers.
@@ -35,6 +39,10 @@ EDM_LEVELS = ("edm_vpred.sigma_min", "edm_vpred.sigma_max")
 EDM_MARK = "edm_mean"
 _HEADS = "attention_head_dim"
 _TEXTS = ("text_encoder", "text_encoder_2")
+_CONFIGS = (
+    "scheduler/scheduler_config.json",
+    *(f"{x}/config.json" for x in ("unet", "vae", *_TEXTS)),
+)
 # abar of the last timestep below which that is noise alone.
 NOISE_ALONE = 1e-6
 MAX_TIMESTEPS = 100_000
@@ -57,10 +65,12 @@ SCHEDULES = {
 class Claims(NamedTuple):
     """What is said, None where nothing is said.
 
-    prediction: "eps", "v", "x0", "edm" (EDM's own) or "v_edm" (v on EDM's levels). zero_snr:
+    prediction: "eps", "v", "x0", "edm" (EDM's own), "v_edm" (v on EDM's levels) or
+    "flow" (the velocity of flow matching). zero_snr:
     whether the last timestep is noise alone. alphas_cumprod: float64 [T]. schedule: options of
     config.schedule. sigma_min, sigma_max, sigma_data: of EDM. scale_factor: of the latents. heads:
-    of the attention at each level, or one number; num_groups: of the norms. spacing: "trailing"
+    of the attention at each level, or one number; num_groups: of the norms, vae_groups: of those in
+    the autoencoder. spacing: "trailing"
     and so on, the timesteps that sampling visits. towers: (activation, heads) of the text encoders.
     unreadable: what is said and has no place here.
     """
@@ -75,20 +85,35 @@ class Claims(NamedTuple):
     scale_factor: float | None = None
     heads: tuple[int, ...] | int | None = None
     num_groups: int | None = None
+    vae_groups: int | None = None
     spacing: str | None = None
     towers: tuple[tuple[str | None, int | None], ...] = ()
     unreadable: tuple[str, ...] = ()
 
 
 def read_claims(path: str | os.PathLike) -> Claims:
-    """Read what a file, or a folder of diffusers, says of its own model.
+    """Read what a file, or a folder of diffusers or a part of one, says of its own model.
 
+    A file that has not changed since is not read again.
     Raises ValueError for a damaged config of a folder, and what open_weights raises.
     """
     path = Path(path).expanduser()
+    own = [path / name for name in ("model_index.json", "config.json", *_CONFIGS)]
+    read = own if path.is_dir() else [path, path.parent / "config.json"]
+    stamps = [file.stat() for file in read if file.is_file()]
+    return _read(path, tuple((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stamps))
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, stamps: tuple[Any, ...]) -> Claims:
+    """Read the claims of files that have these stamps."""
     if path.is_dir():
-        return _of_folder(path) if diffusers_components(path) else Claims()
-    return claims_of(open_weights(path))
+        found = _of_folder(path) if diffusers_components(path) else _of_vae(path / "config.json")
+        return Claims(**found)
+    claims = claims_of(open_weights(path))
+    # The autoencoder of a folder may be named by its file.
+    beside = _of_vae(path.parent / "config.json") if path.name.startswith(STEMS) else {}
+    return claims._replace(**beside)
 
 
 def claims_of(weights: Weights) -> Claims:
@@ -148,7 +173,7 @@ def _number(weights: Weights, name: str) -> float:
     return float(array.reshape(()))
 
 
-def _of_folder(folder: Path) -> Claims:
+def _of_folder(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     path = folder / "scheduler" / "scheduler_config.json"
     if path.is_file():
@@ -167,13 +192,22 @@ def _of_folder(folder: Path) -> Claims:
         (_value(text, "hidden_act", None, str), _value(text, "num_attention_heads", None, int))
         for text in texts
     )
-    path = folder / "vae" / "config.json"
+    vae = _of_vae(folder / "vae" / "config.json")
+    unreadable = [*found.pop("unreadable", ()), *vae.pop("unreadable", ())]
+    return found | vae | {"unreadable": tuple(unreadable)}
+
+
+def _of_vae(path: Path) -> dict[str, Any]:
+    """Read the config of an autoencoder with a Gaussian posterior; {} for any other file."""
     vae = read_json(path)
-    if vae.get("_class_name") == "AutoencoderKL":
-        found["scale_factor"] = _value(path, "scaling_factor", 0.18215, (int, float))
-        shifts = [key for key in ("shift_factor", "latents_mean") if vae.get(key) is not None]
-        found["unreadable"] = tuple(f"{key} in vae/config.json" for key in shifts)
-    return Claims(**found)
+    if not str(vae.get("_class_name")).startswith("AutoencoderKL"):
+        return {}
+    shifts = [key for key in ("shift_factor", "latents_mean") if vae.get(key) is not None]
+    return {
+        "scale_factor": _value(path, "scaling_factor", 0.18215, (int, float)),
+        "vae_groups": _value(path, "norm_num_groups", None, int),
+        "unreadable": tuple(f"{key} in vae/config.json" for key in shifts),
+    }
 
 
 def _value(path: Path, key: str, default: Any, kind: Any) -> Any:
@@ -196,6 +230,8 @@ def _of_scheduler(path: Path) -> dict[str, Any]:
         found["prediction"] = kinds.get(found["prediction"], found["prediction"])
         levels = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
         return found | {name: _value(path, name, value, number) for name, value in levels.items()}
+    if _value(path, "_class_name", "", str).startswith("FlowMatch"):
+        return {"prediction": "flow"}
     found["zero_snr"] = _value(path, "rescale_betas_zero_snr", False, bool)
     found["spacing"] = _value(path, "timestep_spacing", None, str)
     count = _value(path, "num_train_timesteps", 1000, int)

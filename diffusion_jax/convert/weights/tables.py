@@ -53,6 +53,14 @@ UNET_DIFFUSERS: Renames = (
     (r"^out\.2\.", "conv_out."),
     *RES_BLOCK,
 )
+# The blocks over time, and the residual blocks beside them. Applied before UNET_DIFFUSERS.
+UNET_VIDEO: Renames = (
+    (r"\.(?=(in_layers|emb_layers|out_layers|skip_connection)\.)", ".spatial_res_block."),
+    (r"\.time_stack\.spatial_res_block\.", ".temporal_res_block."),
+    (r"\.time_stack\.(\d+)\.", r".temporal_transformer_blocks.\1."),
+    (r"\.time_pos_embed\.0\.", ".time_pos_embed.linear_1."),
+    (r"\.time_pos_embed\.2\.", ".time_pos_embed.linear_2."),
+)
 # The vector enters here in unCLIP, and as add_embedding in SDXL.
 UNET_ALIASES: Renames = ((r"^add_embedding\.", "class_embedding."),)
 

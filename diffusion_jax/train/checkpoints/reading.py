@@ -6,6 +6,7 @@ Nothing falls back in silence to another checkpoint, and nothing is written.
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from diffusion_jax.train.checkpoints.checksums import VERSIONS, checksums, named
 from diffusion_jax.types import PyTree
 
 SET_ASIDE = "set_aside"  # folder of checkpoints that are later than the one a run went back to
+_ASIDE = re.compile(r"\d+(\.\d+)?")  # a number behind the step where that name was taken
 _SHOWN = 4  # names in one message
 
 
@@ -32,7 +34,7 @@ class DamagedCheckpoint(ValueError):
 
 
 def restore_state(
-    directory: str | os.PathLike, abstract_state: PyTree, step: int | None = None
+    directory: str | os.PathLike, abstract_state: PyTree, step: int | str | None = None
 ) -> tuple[PyTree, dict[str, Any]]:
     """Read a checkpoint into shapes, dtypes and shardings -> (state, metadata).
 
@@ -42,7 +44,7 @@ def restore_state(
         directory: the folder of a run's checkpoints.
         abstract_state: jax.ShapeDtypeStruct leaves with shardings; the checkpoint must hold exactly
             these arrays.
-        step: None for the newest.
+        step: None for the newest; "set_aside/20.2" is one that was set aside.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -54,7 +56,7 @@ def restore_state(
     try:
         return _read_state(directory, abstract_state, step)
     except DamagedCheckpoint as error:
-        whole = _newest_whole(directory, abstract_state, before=step)
+        whole = _newest_whole(directory, abstract_state, before=number_of(step))
         found = (
             "there is no whole one before it"
             if whole is None
@@ -67,7 +69,7 @@ def load_params(
     directory: str | os.PathLike,
     abstract_params: PyTree = None,
     *,
-    step: int | None = None,
+    step: int | str | None = None,
     ema: bool = True,
 ) -> PyTree:
     """Read only the averaged (EMA) or the raw parameters of a checkpoint, and check them.
@@ -86,14 +88,14 @@ def load_params(
     return _load_under(prefix, directory, step, tree, record, abstract_params)
 
 
-def load_mutable(directory: str | os.PathLike, *, step: int | None = None) -> PyTree:
+def load_mutable(directory: str | os.PathLike, *, step: int | str | None = None) -> PyTree:
     """Read and check only the mutable collections, such as running statistics, as NumPy arrays."""
     directory = epath.Path(directory).absolute()
     step = _choose(directory, step)
     return _load_under("mutable/", directory, step, *_read_description(directory, step))
 
 
-def load_metadata(directory: str | os.PathLike, *, step: int | None = None) -> dict[str, Any]:
+def load_metadata(directory: str | os.PathLike, *, step: int | str | None = None) -> dict[str, Any]:
     """Read only what was saved beside the state: config, revision, place in the data, seed."""
     directory = epath.Path(directory).absolute()
     return _read_description(directory, _choose(directory, step))[1]["metadata"]
@@ -107,32 +109,49 @@ def saved_steps(directory: str | os.PathLike) -> list[int]:
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and p.is_dir())
 
 
-def resolve_checkpoint(path: str | os.PathLike) -> tuple[epath.Path, int]:
+def name_of(directory: str | os.PathLike, step: int) -> int | str:
+    """Return a step, or "set_aside/STEP" when its checkpoint lies only there."""
+    aside = f"{SET_ASIDE}/{step}"
+    directory = epath.Path(directory)
+    is_aside = not (directory / str(step)).is_dir() and (directory / aside).is_dir()
+    return aside if is_aside else step
+
+
+def number_of(name: int | str) -> int:
+    """Return the step of a checkpoint's name: 20 of "set_aside/20.2"."""
+    return int(str(name).rpartition("/")[2].partition(".")[0])
+
+
+def resolve_checkpoint(path: str | os.PathLike) -> tuple[epath.Path, int | str]:
     """Find what --resume means -> (workdir, step).
 
     path: a run's folder or its checkpoints/ (the newest one), one checkpoint, a file in it, or a
-    checkpoint in set_aside/ (Checkpoints.go_back finds it there).
-    Raises FileNotFoundError when there is none, ValueError for one in set_aside/ whose place is
-    taken.
+    checkpoint in set_aside/. Where the step alone does not name that one, because another has its
+    place or it has a number of its own, the step is its name, such as "set_aside/20.2".
+    Raises FileNotFoundError when there is none.
     """
     path = epath.Path(path).absolute()
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint at {path}: it does not exist")
     for place in (path, *path.parents):
-        if not place.name.isdigit():
-            continue
-        if place.parent.name == "checkpoints":
+        if place.name.isdigit() and place.parent.name == "checkpoints":
             return place.parent.parent, int(place.name)
-        if place.parent.name == SET_ASIDE and place.parent.parent.name == "checkpoints":
-            taken = place.parent.parent / place.name
-            if taken.exists():
-                raise ValueError(f"{place} cannot be resumed from while {taken} is in its place")
-            return taken.parent.parent, int(place.name)
+        aside = place.parent
+        if not (_ASIDE.fullmatch(place.name) and aside.name == SET_ASIDE):
+            continue
+        if aside.parent.name == "checkpoints":
+            alone = place.name.isdigit() and not (aside.parent / place.name).exists()
+            name = int(place.name) if alone else f"{SET_ASIDE}/{place.name}"
+            return aside.parent.parent, name
     directory = path if path.name == "checkpoints" else path / "checkpoints"
     return directory.parent, _choose(directory, None)
 
 
-def _choose(directory: epath.Path, step: int | None) -> int:
+def _choose(directory: epath.Path, step: int | str | None) -> int | str:
+    if isinstance(step, str):
+        if not (directory / step).is_dir():
+            raise FileNotFoundError(f"there is no checkpoint {directory / step}")
+        return step
     steps = saved_steps(directory)
     if not steps:
         raise FileNotFoundError(f"there is no checkpoint in {directory}")
@@ -145,13 +164,15 @@ def _choose(directory: epath.Path, step: int | None) -> int:
     return step
 
 
-def _read_state(directory: epath.Path, abstract_state: PyTree, step: int) -> tuple[PyTree, dict]:
+def _read_state(
+    directory: epath.Path, abstract_state: PyTree, step: int | str
+) -> tuple[PyTree, dict]:
     tree, record = _read_description(directory, step)
     _check_same(named_leaves(tree), named_leaves(abstract_state), directory / str(step))
     return _read_arrays(directory, step, abstract_state, record), record["metadata"]
 
 
-def _read_description(directory: epath.Path, step: int) -> tuple[PyTree, dict[str, Any]]:
+def _read_description(directory: epath.Path, step: int | str) -> tuple[PyTree, dict[str, Any]]:
     """Read what a checkpoint says it holds -> (tree of array metadata, record)."""
     folder = directory / str(step)
     try:
@@ -178,7 +199,7 @@ def _version(record: Mapping[str, Any]) -> Any:
 def _load_under(
     prefix: str,
     directory: epath.Path,
-    step: int,
+    step: int | str,
     tree: PyTree,
     record: dict[str, Any],
     abstract: PyTree = None,
@@ -201,7 +222,7 @@ def _load_under(
 
 
 def _read_arrays(
-    directory: epath.Path, step: int, item: PyTree, record: Mapping[str, Any]
+    directory: epath.Path, step: int | str, item: PyTree, record: Mapping[str, Any]
 ) -> PyTree:
     """Read the arrays of `item` that are not placeholders, and compare their checksums."""
     folder = directory / str(step)

@@ -41,6 +41,8 @@ from diffusion_jax.train.checkpoints.reading import (
     load_metadata,
     load_mutable,
     load_params,
+    name_of,
+    number_of,
     resolve_checkpoint,
     restore_state,
     saved_steps,
@@ -77,8 +79,9 @@ class Checkpoints(NamedTuple):
         it lacks. When the save before this one failed in the background, a warning says so. Raises
         SaveFailed, an OSError, when this save cannot start.
     restore(abstract_state, step=None): restore_state, and what on_damage says.
-    go_back(abstract_state, step): restore an earlier step, or one that was set aside, and only
-        after it was read move the later ones to set_aside.
+    go_back(abstract_state, step): restore an earlier step, or one that was set aside (its step, or
+        a name such as "set_aside/20.2"), and only after it was read move the later ones to
+        set_aside, and one that has its place.
     all_steps() and latest_step() count a save that is still under way.
     is_best(metrics): whether a checkpoint with these metrics would be among the best to keep;
         ValueError when the monitor is not one of them.
@@ -311,16 +314,17 @@ def _restore(folder: Folder, on_damage, abstract_state, step=None):
 
 def _go_back(folder: Folder, on_damage, abstract_state, step):
     directory = folder.directory
-    aside = directory / SET_ASIDE / str(step)
-    from_aside = step not in saved_steps(directory) and aside.is_dir()
-    if from_aside:
-        found = restore_state(directory / SET_ASIDE, abstract_state, step)
+    name = step if isinstance(step, str) else name_of(directory, step)
+    if isinstance(name, str):
+        found = restore_state(directory, abstract_state, name)
     else:
-        found = _restore(folder, on_damage, abstract_state, step)
+        found = _restore(folder, on_damage, abstract_state, name)
     if jax.process_index() == 0:
-        set_aside_later(directory, step)
-        if from_aside:
-            aside.rename(directory / str(step))
+        if isinstance(name, str):
+            set_aside_later(directory, number_of(name) - 1)
+            (directory / name).rename(directory / str(number_of(name)))
+        else:
+            set_aside_later(directory, name)
     wait_for_all(f"checkpoints set aside in {directory}")
     folder.manager.reload()
     return found

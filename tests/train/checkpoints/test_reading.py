@@ -10,6 +10,8 @@ from diffusion_jax.train.checkpoints.reading import (
     anywhere,
     few,
     load_params,
+    name_of,
+    number_of,
     resolve_checkpoint,
     restore_state,
     saved_steps,
@@ -53,9 +55,18 @@ def test_what_is_not_there_is_named_with_what_is(run, tmp_path):
         resolve_checkpoint(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="of step 5 in .*; there are 4, 12, 100"):
         load_params(run / "checkpoints", step=5)
-    (run / "checkpoints" / "200").mkdir()
-    with pytest.raises(ValueError, match="set_aside/200 cannot be resumed from while .*/200 is in"):
-        resolve_checkpoint(run / "checkpoints" / "set_aside" / "200")
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint .*set_aside/7"):
+        load_params(run / "checkpoints", step="set_aside/7")
+
+
+def test_one_that_was_set_aside_has_a_name_where_its_step_means_another(run):
+    for name in ("200", "set_aside/12.2"):
+        (run / "checkpoints" / name).mkdir()
+    for name, step in (("set_aside/200", 200), ("set_aside/12.2", 12)):
+        found, step_name = resolve_checkpoint(run / "checkpoints" / name)
+        assert (str(found), step_name, number_of(step_name)) == (str(run), name, step)
+    assert name_of(run / "checkpoints", 200) == 200
+    assert name_of(run / "checkpoints", 300) == 300
 
 
 def test_a_checkpoint_without_its_description_is_damaged(run):

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import logging
@@ -168,10 +169,27 @@ def test_what_was_set_aside_can_be_gone_back_to(tmp_path):
     assert checkpoints.all_steps() == [10, 15, 20]
     assert sorted(p.name for p in (directory / "set_aside").iterdir()) == ["30", "40"]
     checkpoints.close()
-    write(directory, 30)
-    taken = f"set_aside/30 cannot be resumed from while {directory}/30 is in its place"
-    with pytest.raises(ValueError, match=taken):
-        resolve_checkpoint(directory / "set_aside" / "30")
+
+
+def test_what_was_set_aside_takes_the_place_of_another(tmp_path):
+    directory = tmp_path / "checkpoints"
+    for seed in (1, 2, 3):  # 20, 20.2 in set_aside, and a third in its place
+        with contextlib.closing(open_checkpoints(directory)) as checkpoints:
+            checkpoints.save(20, make_state(seed, step=20), METADATA)
+        if seed < 3:
+            set_aside_later(directory, 10)
+    for name, seed, left in (
+        ("set_aside/20.2", 2, ["20", "20.3"]),
+        ("set_aside/20", 1, ["20.2", "20.3"]),
+    ):
+        _, step = resolve_checkpoint(directory / name)
+        assert step == name
+        with contextlib.closing(open_checkpoints(directory)) as checkpoints:
+            state, _ = checkpoints.go_back(abstract(make_state()), step)
+        assert_same(state, make_state(seed, step=20))
+        assert saved_steps(directory) == [20]
+        assert_same(restore_state(directory, abstract(make_state()))[0], state)
+        assert sorted(path.name for path in (directory / "set_aside").iterdir()) == left
 
 
 def keep(tmp_path, values, **options):
