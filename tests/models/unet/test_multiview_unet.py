@@ -7,6 +7,7 @@ from support import unet_fixtures, video_fixtures
 from support.released_unets import MULTIVIEW, multiview_shapes
 
 from diffusion_jax.convert.weights.names import file_tensors
+from diffusion_jax.models.layers.transformer import stack_blocks
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 
 COUNTS = {"sv4d": 1_996_625_322, "sv4d2": 2_010_961_338}
@@ -66,6 +67,17 @@ def test_names_are_released_ones_and_every_input_reaches_every_frame(name):
     for input_name, array in moved.items():
         change = jnp.abs(run(INPUTS | {input_name: array}) - plain).max((0, 2, 3, 4))
         assert change.min() > 1e-4, (input_name, change)
+
+
+def test_scanned_blocks_keep_their_names():
+    plain, scanned = (
+        multiview_shapes(MultiviewUNet(**TINY["sv4d2"] | {"transformer_depth": 2, "scan": scan}))
+        for scan in (False, True)
+    )
+    assert jax.eval_shape(stack_blocks, plain) == scanned
+    names = [{t.name: t.shape for t in file_tensors(t, "unet_ldm")} for t in (plain, scanned)]
+    assert names[0] == names[1]
+    assert "middle_block.1.motion_blocks.1.attn1.to_q.weight" in names[1]
 
 
 BAD = {
