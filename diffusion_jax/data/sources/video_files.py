@@ -1,6 +1,6 @@
 """Read the frames of a video file: upright, with square pixels, at a constant frame rate.
 
-PyAV (`pip install diffusion-jax[video]`) decodes; it brings FFmpeg, and with it every container.
+PyAV, the package `av`, decodes; it brings FFmpeg, and with it every container.
 """
 
 import contextlib
