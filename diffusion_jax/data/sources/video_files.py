@@ -1,6 +1,6 @@
 """Read the frames of a video file: upright, with square pixels, at a constant frame rate.
 
-PyAV (`pip install diffusion-jax[video]`) decodes; it brings FFmpeg, and with it every container.
+PyAV, the package `av`, decodes; it brings FFmpeg, and with it every container.
 """
 
 import contextlib
@@ -116,11 +116,20 @@ def resampled(
 
 
 def _timed(container: Any, stream: Any, rate: Fraction) -> Iterator[tuple[Fraction, Any]]:
-    """Decode frames with their times; a frame without one follows its predecessor by a period."""
-    seconds = -1 / rate
+    """Decode frames with their times; a frame without one follows its predecessor by a period.
+
+    Damaged frames before the first good one are left out: recordings of broadcasts begin with them.
+    """
+    seconds = None
     for frame in container.decode(stream):
-        known = frame.pts is not None and frame.time_base
-        seconds = frame.pts * _fraction(frame.time_base) if known else seconds + 1 / rate
+        if frame.is_corrupt and seconds is not None:
+            raise CorruptVideoError(f"the frame after {float(seconds):.4g} seconds is damaged")
+        if frame.is_corrupt:
+            continue
+        if frame.pts is not None and frame.time_base:
+            seconds = frame.pts * _fraction(frame.time_base)
+        else:
+            seconds = Fraction(0) if seconds is None else seconds + 1 / rate
         yield seconds, frame
 
 

@@ -123,6 +123,18 @@ def test_bad_videos_are_left_out_and_named(tmp_path, caplog):
         open_folder(tmp_path, fps=10.0)
 
 
+def test_what_comes_before_the_damage_is_kept(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (32, 48, 3), dtype=np.uint8) for _ in range(20)]
+    path = write_video(tmp_path / "videos/torn.mkv", noise, 10)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    path.write_bytes(whole[:middle] + rng.bytes(2000) + whole[middle + 2000 :])
+    source = open_folder(tmp_path)
+    assert [start for _, start in sorted(records(source))] == [0.0, 0.4]
+    assert "torn.mkv: not a readable video (Invalid data found" in caplog.text
+
+
 def test_mixed_sizes_go_into_buckets(tmp_path):
     for name, size in (("a", (16, 24)), ("b", (24, 16)), ("c", (32, 48)), ("d", (48, 32))):
         write_video(tmp_path / f"videos/{name}.mkv", grey_frames(range(4), size))
