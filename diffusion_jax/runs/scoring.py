@@ -132,10 +132,12 @@ def _parts(extractor: Extractor, metrics: Sequence[str]) -> dict[str, Part]:
             lambda result: float(np.mean(result)),
         )
     if "lpips_diversity" in metrics:
+        if extractor.of_videos:
+            raise ValueError("metrics = 'lpips_diversity' compares images, and these are videos")
         params, distance = load_lpips(), jax.jit(lpips)
 
         def pairs(found: Any, drawn: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            rgb = np.asarray(to_levels(drawn)) / 127.5 - 1.0
+            rgb = np.asarray(to_levels(jnp.asarray(drawn))) / 127.5 - 1.0
             both = np.where(ids[1::2] >= 0, ids[::2], -1)
             return np.asarray(distance(params, rgb[::2], rgb[1::2])), both
 
