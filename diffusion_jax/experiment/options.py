@@ -76,9 +76,9 @@ class FirstStageOptions(NamedTuple):
 
     weights: a file or the run of a first stage, "random" for a dry run, None to take them from the
     checkpoint that is loaded. scale_by_std: the factor is 1 / std of the first batch of a run.
-    samples_at_a_time: images that are encoded or decoded at once, None for all. tile: side, in
-    latent pixels, of the overlapping tiles that larger latents are decoded in, None for one piece;
-    GroupNorm then sees tiles, which changes colours slightly.
+    samples_at_a_time: images that are encoded or decoded at once, None for all; a decoder of videos
+    counts clips. tile: side, in latent pixels, of the overlapping tiles that larger latents are
+    decoded in, None for one piece; GroupNorm then sees tiles, which changes colours slightly.
     """
 
     weights: str | None = None
@@ -86,6 +86,17 @@ class FirstStageOptions(NamedTuple):
     scale_by_std: bool = False
     samples_at_a_time: int | None = None
     tile: int | None = None
+
+
+class ClipOptions(NamedTuple):
+    """How many frames of a clip the decoder of an autoencoder_video sees at once.
+
+    frames_at_a_time: None for all. overlap: how many frames neighbouring chunks share, in which
+    they are blended.
+    """
+
+    frames_at_a_time: int | None = None
+    overlap: int = 3
 
 
 class Codes(NamedTuple):
