@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from diffusion_jax.data.images import ImageOptions
 from diffusion_jax.devices.arrays import shard_batch
 from diffusion_jax.devices.mesh import batch_shards
 from diffusion_jax.experiment.experiment import Experiment
@@ -56,10 +57,8 @@ _log = logging.getLogger(__name__)
 FOLDER = "statistics"
 # Images of a device that are looked at together.
 _ROWS = 32
-# Options of batches that change the images of a split.
-_IMAGES = (
-    "image_size channels crop resize pad buckets bucket_divisor max_aspect image_key"
-).split()
+# Options of batches that change no image of a split.
+_SILENT = ("cache", "max_corrupt", "label_key", "caption_key")
 # (params, images=None) -> {name: value}, see build_score.
 Score = Callable[..., dict[str, float]]
 
@@ -263,7 +262,8 @@ def _reference(
 def _data_key(experiment: Experiment, role: str) -> str:
     """Describe the images of a split, so that other images have another key."""
     data = experiment.data
-    chosen = {name: data.batch_options[name] for name in _IMAGES}
+    names = [name for name in ImageOptions._fields if name not in _SILENT]
+    chosen = {name: data.batch_options[name] for name in names}
     told = {"data": data.fingerprint(data.source(role)), "split": data.splits[role], **chosen}
     return json.dumps(told, sort_keys=True, default=str)
 
