@@ -16,10 +16,12 @@ import numpy as np
 import video_speed
 
 from diffusion_jax.data.motion import motion_bucket, motion_speed
-from diffusion_jax.metrics import neighbours
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.frames import frame_rate
 from diffusion_jax.train.pictures import to_pixels
+
+# Numbers of a block of distances: 64 MiB of float64.
+_BLOCK = 2**23
 
 
 class NextFrames(NamedTuple):
@@ -35,7 +37,7 @@ class NextFrames(NamedTuple):
     shuffled: float
 
 
-class Distances(NamedTuple):
+class Neighbours(NamedTuple):
     """Mean distances to the nearest training clip: of samples, and of clips of another split.
 
     A model that repeats its training clips is much nearer than unseen clips are.
@@ -65,16 +67,23 @@ def mean_bucket(clips: np.ndarray, fps: float) -> float:
     return float(np.mean([motion_bucket(motion_speed(clip, fps)) for clip in clips]))
 
 
-def training_distances(samples: np.ndarray, unseen: np.ndarray, training: np.ndarray) -> Distances:
+def neighbours(samples: np.ndarray, unseen: np.ndarray, training: np.ndarray) -> Neighbours:
     """Find how near samples, and clips that training never saw, are to training clips."""
-    return Distances(*(float(nearest(clips, training)[0].mean()) for clips in (samples, unseen)))
+    return Neighbours(*(float(nearest(clips, training)[0].mean()) for clips in (samples, unseen)))
 
 
 def nearest(clips: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the nearest training clip of each clip -> (distances [n], their places [n])."""
-    queries, rows = (x.reshape(len(x), -1).astype(np.float64) for x in (clips, training))
-    found = neighbours.nearest(queries, rows)
-    return np.sqrt(found.squares / rows.shape[1]), found.places
+    rows, queries = (x.reshape(len(x), -1).astype(np.float64) for x in (training, clips))
+    norms = (rows**2).sum(1)
+    distances, places = np.empty(len(queries)), np.empty(len(queries), np.int64)
+    step = max(1, _BLOCK // len(rows))
+    for first in range(0, len(queries), step):
+        part = queries[first : first + step]
+        squares = (part**2).sum(1)[:, None] + norms - 2 * part @ rows.T
+        places[first : first + step] = squares.argmin(1)
+        distances[first : first + step] = squares.min(1)
+    return np.sqrt(np.maximum(distances, 0) / rows.shape[1]), places
 
 
 def rms(a: np.ndarray, b: np.ndarray) -> float:
@@ -102,7 +111,7 @@ def main(argv: list[str] | None = None) -> Any:
         "next frames": next_frames(samples, truth),
         "errors of each frame": [round(error, 1) for error in frame_errors(samples, truth)],
         "motion bucket": (mean_bucket(samples, fps), mean_bucket(truth, fps)),
-        "nearest training clips": training_distances(samples, truth, training),
+        "nearest training clips": neighbours(samples, truth, training),
     }
     print(f"{len(samples)} clips of {arguments.workdir}")
     for name, value in found.items():

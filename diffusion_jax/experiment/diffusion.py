@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from diffusion_jax.convert.weights.importing import open_network
 from diffusion_jax.devices.mesh import on_mesh
 from diffusion_jax.experiment.binding import ConfigError
@@ -28,11 +30,13 @@ from diffusion_jax.experiment.weights import (
     scale_by_std,
 )
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
+from diffusion_jax.models.unet.options import half_kernels
 from diffusion_jax.models.unet.video_unet import VideoUNet
 from diffusion_jax.train.ema import ema_params
 from diffusion_jax.train.optimizer import only_trainable
 from diffusion_jax.train.state import init_state
 from diffusion_jax.train.step import LossFn, make_eval_step, make_train_step
+from diffusion_jax.types import PyTree
 
 # Sections that the training of a first stage reads and this does not.
 FIRST_STAGE_ONLY = ("discriminator", "disc_optimizer", "perceptual", "regularizer")
@@ -86,7 +90,13 @@ def denoising(
     if training.trainable is not None:
         _check_pattern(training.trainable)
         loss_fn = only_trainable(training.trainable, loss_fn)
-    train_step = make_train_step(loss_fn, tx, seed=seed, accumulate=training.accumulate)
+    train_step = make_train_step(
+        loss_fn,
+        tx,
+        seed=seed,
+        accumulate=training.accumulate,
+        rounded=_rounded(network, training),
+    )
     return Task(
         init=on_mesh(mesh, lambda key: init_state(network.init(key) | objective.learned, tx)),
         train_step=on_mesh(mesh, train_step),
@@ -123,6 +133,19 @@ def _check_pattern(pattern: str) -> None:
         raise ConfigError(
             f"config.train.trainable = {pattern!r} should be a regular expression: {error}"
         ) from error
+
+
+def _rounded(network: Network, training: Training) -> Callable[[PyTree], PyTree]:
+    """Find what the loss reads in place of the parameters, see Training.gradient_dtype."""
+    if training.gradient_dtype == "float32":
+        return lambda params: params
+    dtype = jnp.dtype(getattr(network.module, "dtype", jnp.float32))
+    if dtype != jnp.bfloat16:
+        raise ConfigError(
+            f"config.train.gradient_dtype = {training.gradient_dtype!r} should be 'float32' with "
+            f"config.model.dtype = {dtype.name!r}"
+        )
+    return lambda params: {**params, "network": half_kernels(params["network"])}
 
 
 def _check_sources(
