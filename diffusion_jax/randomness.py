@@ -23,6 +23,8 @@ class Stream(enum.IntEnum):
     LOGGED_DIFFUSION = 2**32 - 4
     LATENT_SCALE = 2**32 - 5
     LIKELIHOOD = 2**32 - 6
+    SCORED_SAMPLES = 2**32 - 7
+    LEVELS = 2**32 - 8
 
 
 class SamplerStream(enum.IntEnum):

@@ -86,11 +86,24 @@ _PLAN = (
 )
 _DESCRIBE = (flag("file", ".safetensors, .ckpt, diffusers folder", nargs="?", default=""),)
 _OPTIONS = (flag("section", "for example sampler or sampler.ddim", nargs="?", default=""),)
-_EVALUATE = (RUN, STEP, flag("--split", "train, validation or test", default="test"))
+_EVALUATE = (
+    RUN,
+    STEP,
+    flag("--split", "train, validation or test (default: test; train for --metrics)"),
+    flag("--metrics", "of samples, instead of losses: mind,kernel,precision,... (docs/metrics.md)"),
+    flag("--features", "network that --metrics look through"),
+    flag("--weights", "file of --features, if no package ships them"),
+    flag("--num_samples", "samples that --metrics draw", type=int),
+    flag("--num_steps", "sampling steps (default: the config's)", type=int),
+    flag("--reference", ".npz file of EDM, ADM or this package instead of the data"),
+    flag("--samples", "new .npz file for the samples"),
+)
 COMMANDS = {
     "train": Command("train a model (the default command)", (*_TRAIN, *PROCESSES)),
     "sample": Command("draw images from a run or from released weights", _SAMPLE),
-    "evaluate": Command("compute the losses of a run on a split of its data", _EVALUATE),
+    "evaluate": Command(
+        "compute the losses of a run on a split, or metrics of its samples", _EVALUATE
+    ),
     "convert": Command("weights between runs, .safetensors and diffusers; YAML configs", _CONVERT),
     "describe": Command("say what a released file is and which config describes it", _DESCRIBE),
     "report": Command("summarise a run: progress, losses, speed, checkpoints", (RUN,)),

@@ -87,13 +87,14 @@ class Data(NamedTuple):
         return data_fingerprint(source, **names)
 
     def without_folder(self, content: str | None) -> "Data":
-        """Read a folder of images that has moved from what was prepared of it.
+        """Read a folder of images or videos that has moved from what was prepared of it.
 
         content: the digest of its fingerprint, None when it is not known. When the folder is there,
         or nothing of this content is prepared, the data stay as they are.
         """
         folder = self.source_options["folder"] if "folder" in self.source_options else None
-        if self.name != "image_folder" or folder is None or Path(folder).expanduser().exists():
+        of_user = self.name in ("image_folder", "video_folder")
+        if not of_user or folder is None or Path(folder).expanduser().exists():
             return self
         options = self.source_options
         found = find_prepared(content, options["data_dir"] if "data_dir" in options else None)

@@ -66,6 +66,7 @@ _NAMES = {
         "agree_every batch_frequency max_images log_every_t patience "
         # data and caches
         "channels bucket_divisor max_examples shard_size samples_at_a_time tile frame_stride "
+        "hop short_side num_examples frames_at_a_time overlap frames copies level_dim "
         # networks
         "model_channels out_channels in_channels out_ch ch ch_mult channel_mult num_res_blocks "
         "num_heads num_groups patch_size attention_resolutions attn_resolutions context_dim "
@@ -91,7 +92,7 @@ _NAMES = {
         "min_norm min_step_size seed repeats"
     ),
     ABOVE_0: (
-        "seconds multiplier scale_factor gamma min_snr_gamma norm_limit period rho sigma_min "
+        "fps seconds multiplier scale_factor gamma min_snr_gamma norm_limit period rho sigma_min "
         "sigma_max sigma_data p_std gradient_clip_norm exponent power div_factor "
         "final_div_factor decay_rate clip_threshold clipping_threshold estim_lr0 estim_lr_coef "
         "timestep_scaling eta_plus max_step_size scaling trust_coefficient consistent_rms "
@@ -120,6 +121,8 @@ _NAMES = {
 _SCOPED = {
     "ddim.eta": SHARE,
     "restart.low": ABOVE_0,
+    # A share with merge_strategy = "fixed", and otherwise its logit.
+    "VideoAutoencoder.alpha": ANY,
     "restart.high": ABOVE_0,
     "plms.eta": Range(0, 0),
     "cosine_decay.alpha": SHARE,

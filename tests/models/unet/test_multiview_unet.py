@@ -7,6 +7,7 @@ from support import unet_fixtures, video_fixtures
 from support.released_unets import MULTIVIEW, multiview_shapes
 
 from diffusion_jax.convert.weights.names import file_tensors
+from diffusion_jax.models.layers.transformer import stack_blocks
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 
 COUNTS = {"sv4d": 1_996_625_322, "sv4d2": 2_010_961_338}
@@ -15,7 +16,7 @@ TINY = {
     | {
         "model_channels": 32,
         "channel_mult": (1,),
-        "num_res_blocks": 1,
+        "num_res_blocks": 0,
         "attention_resolutions": (1,),
         "num_head_channels": 16,
         "context_dim": 24,
@@ -32,20 +33,24 @@ INPUTS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("sv4d", marks=pytest.mark.slow), "sv4d2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COUNTS)
 def test_names_shapes_and_counts_are_the_released_ones(name):
     tree = multiview_shapes(MultiviewUNet(**MULTIVIEW[name]))
     ours = {tensor.name: tensor.shape for tensor in file_tensors(tree, "unet_ldm")}
     assert ours == unet_fixtures.read_names()[name]
     assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == COUNTS[name]
-    with pytest.raises(ValueError, match="networks of several views .* have no place in diffusers"):
-        file_tensors(tree, "unet_diffusers")
 
 
 @pytest.mark.parametrize("name", [pytest.param("sv4d", marks=pytest.mark.slow), "sv4d2"])
-def test_every_input_reaches_every_frame(name):
+def test_names_are_released_ones_and_every_input_reaches_every_frame(name):
     module = MultiviewUNet(**TINY[name])
-    params = video_fixtures.drawn_of(multiview_shapes(module))
+    shapes = multiview_shapes(module)
+    middle = {t.name for t in file_tensors(shapes, "unet_ldm") if t.name.startswith("middle")}
+    assert middle == {n for n in unet_fixtures.read_names()[name] if n.startswith("middle")}
+    with pytest.raises(ValueError, match="networks of several views .* have no place in diffusers"):
+        file_tensors(shapes, "unet_diffusers")
+    params = video_fixtures.drawn_of(shapes)
 
     run = jax.jit(
         lambda inputs: module.apply({"params": params}, **inputs),
@@ -62,6 +67,17 @@ def test_every_input_reaches_every_frame(name):
     for input_name, array in moved.items():
         change = jnp.abs(run(INPUTS | {input_name: array}) - plain).max((0, 2, 3, 4))
         assert change.min() > 1e-4, (input_name, change)
+
+
+def test_scanned_blocks_keep_their_names():
+    plain, scanned = (
+        multiview_shapes(MultiviewUNet(**TINY["sv4d2"] | {"transformer_depth": 2, "scan": scan}))
+        for scan in (False, True)
+    )
+    assert jax.eval_shape(stack_blocks, plain) == scanned
+    names = [{t.name: t.shape for t in file_tensors(t, "unet_ldm")} for t in (plain, scanned)]
+    assert names[0] == names[1]
+    assert "middle_block.1.motion_blocks.1.attn1.to_q.weight" in names[1]
 
 
 BAD = {

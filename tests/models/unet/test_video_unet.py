@@ -18,7 +18,8 @@ from diffusion_jax.models.unet.video_unet import VideoUNet
 
 COUNTS = {"svd": 1_524_623_082, "sv3d_u": 1_523_967_722, "sv3d_p": 1_525_278_442}
 FIELDS = video_fixtures.FIELDS
-ONE_LEVEL = FIELDS | {"channel_mult": (1,), "transformer_depth": 1}
+# Three residual blocks and two transformers.
+ONE_LEVEL = FIELDS | {"channel_mult": (1,), "transformer_depth": 1, "num_res_blocks": 0}
 
 
 def compiled(function):
@@ -99,8 +100,8 @@ def test_remat_and_scan_reach_every_block():
     names = {t.name: t.shape for t in file_tensors(video_shapes(changed), "unet_ldm")}
     assert names == {t.name: t.shape for t in file_tensors(shapes, "unet_ldm")}
     program = jax.make_jaxpr(changed.apply)({"params": video_shapes(changed)}, *arguments())
-    # 5 residual blocks, and 4 transformers with a spatial and a temporal block.
-    assert str(program).count("checkpoint[") + str(program).count("remat2[") == 13
+    # 3 residual blocks, and 2 transformers with a spatial and a temporal block.
+    assert str(program).count("checkpoint[") + str(program).count("remat2[") == 7
 
 
 def test_conditions_for_a_clip_are_those_of_every_frame(params):
@@ -139,8 +140,24 @@ def test_options_of_the_blocks_over_time():
     without = tree(disable_temporal_crossattention=True, merge_strategy="fixed")
     assert "attn1" in without["time_stack_0"] and "attn2" not in without["time_stack_0"]
     assert "time_mixer" not in without
+    alone = tree(use_spatial_context=False)["time_stack_0"]["attn2"]
+    assert alone["to_k"]["kernel"].shape == (32, 32)  # it attends to the frames once more
     deep = tree(transformer_depth_middle=3)
     assert {"time_stack_2", "time_mixer"} <= deep.keys() and "attn2" in deep["time_stack_0"]
+
+
+def test_a_time_context_takes_the_place_of_the_first_context(params):
+    def program(fields, given):
+        module = VideoUNet(**ONE_LEVEL | fields)
+
+        def run(params, x, t, context, y):
+            extra = {"time_context": context} if given else {}
+            return module.apply({"params": params}, x, t, context, y, **extra)
+
+        return str(jax.make_jaxpr(run)(params, *arguments()))
+
+    given = program({"use_spatial_context": False, "time_context_dim": 24}, True)
+    assert given == program({}, False)
 
 
 def test_frames_split_over_devices_change_no_numbers():
