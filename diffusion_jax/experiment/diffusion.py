@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from diffusion_jax.convert.weights.importing import open_network
 from diffusion_jax.devices.mesh import on_mesh
 from diffusion_jax.experiment.binding import ConfigError
@@ -26,9 +28,11 @@ from diffusion_jax.experiment.weights import (
     released_source,
     scale_by_std,
 )
+from diffusion_jax.models.unet.options import half_kernels
 from diffusion_jax.train.ema import ema_params
 from diffusion_jax.train.state import init_state
 from diffusion_jax.train.step import make_eval_step, make_train_step
+from diffusion_jax.types import PyTree
 
 # Sections that the training of a first stage reads and this does not.
 FIRST_STAGE_ONLY = ("discriminator", "disc_optimizer", "perceptual", "regularizer")
@@ -56,7 +60,13 @@ def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
     compare = functools.partial(contradictions, network, noise, sections["sampler"])
     sampling = build_sample_fn(network, noise, sections["sampler"], sections["guidance"], mesh)
     drawing = Drawing(network, noise, *sampling)
-    train_step = make_train_step(objective.loss_fn, tx, seed=seed, accumulate=training.accumulate)
+    train_step = make_train_step(
+        objective.loss_fn,
+        tx,
+        seed=seed,
+        accumulate=training.accumulate,
+        rounded=_rounded(network, training),
+    )
     return Task(
         init=on_mesh(mesh, lambda key: init_state(network.init(key) | objective.learned, tx)),
         train_step=on_mesh(mesh, train_step),
@@ -84,6 +94,19 @@ def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
         first_frozen=functools.partial(scale_by_std, network, mesh, seed) if scaled else None,
         contradictions=compare,
     )
+
+
+def _rounded(network: Network, training: Training) -> Callable[[PyTree], PyTree]:
+    """Find what the loss reads in place of the parameters, see Training.gradient_dtype."""
+    if training.gradient_dtype == "float32":
+        return lambda params: params
+    dtype = jnp.dtype(getattr(network.module, "dtype", jnp.float32))
+    if dtype != jnp.bfloat16:
+        raise ConfigError(
+            f"config.train.gradient_dtype = {training.gradient_dtype!r} should be 'float32' with "
+            f"config.model.dtype = {dtype.name!r}"
+        )
+    return lambda params: {**params, "network": half_kernels(params["network"])}
 
 
 def _check_sources(

@@ -182,11 +182,9 @@ def build_first_stage(section: Mapping[str, Any], image_shape: tuple[int, int, i
             check_range(getattr(options, name), f"{path}.{name}", low=low)
     if codes is not None:
         check_range(codes.num_codes, f"{path}.num_codes", low=1)
-    if clips is not None:
-        check_range(clips.overlap, f"{path}.overlap", low=1)
-        if clips.frames_at_a_time is not None:
-            low = clips.overlap + 1
-            check_range(clips.frames_at_a_time, f"{path}.frames_at_a_time", low=low)
+    if clips is not None and clips.frames_at_a_time is not None:
+        low = clips.overlap + 1
+        check_range(clips.frames_at_a_time, f"{path}.frames_at_a_time", low=low)
     if options.scale_by_std and options.scale_factor != 1.0:
         raise ConfigError(
             f"{path}.scale_factor = {options.scale_factor} should be left out: scale_by_std "

@@ -320,7 +320,7 @@ def _derived(
     if "crossattn" in given:
         width = given["crossattn"].shape[-1]
         derived["context_dim"] = (width, "the width of what the embedders give as context")
-    if "vector" in given and len(given["vector"].shape) == 2:
+    if "vector" in given and len(given["vector"].shape) > 1:
         derived["num_classes"] = ("sequential", "as the embedders give vectors of features")
         width = given["vector"].shape[-1]
         derived["adm_in_channels"] = (width, "the width of the vectors that the embedders give")

@@ -66,7 +66,7 @@ _NAMES = {
         "agree_every batch_frequency max_images log_every_t patience "
         # data and caches
         "channels bucket_divisor max_examples shard_size samples_at_a_time tile frame_stride "
-        "hop short_side "
+        "hop short_side num_examples frames_at_a_time overlap frames copies level_dim "
         # networks
         "model_channels out_channels in_channels out_ch ch ch_mult channel_mult num_res_blocks "
         "num_heads num_groups patch_size attention_resolutions attn_resolutions context_dim "
@@ -121,6 +121,8 @@ _NAMES = {
 _SCOPED = {
     "ddim.eta": SHARE,
     "restart.low": ABOVE_0,
+    # A share with merge_strategy = "fixed", and otherwise its logit.
+    "VideoAutoencoder.alpha": ANY,
     "restart.high": ABOVE_0,
     "plms.eta": Range(0, 0),
     "cosine_decay.alpha": SHARE,

@@ -6,7 +6,7 @@ exports or shows a model asks which of them made it.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jax.sharding import Mesh
 from jaxtyping import Array
@@ -27,6 +27,8 @@ from diffusion_jax.types import PyTree
 class Training(NamedTuple):
     """The `train` section. batch_size is global; accumulate splits it into micro-batches.
 
+    gradient_dtype: "bfloat16", for a network in bfloat16, rounds its kernels once a step and keeps
+    their gradients in bfloat16, which halves the memory of gradients.
     scale_lr multiplies the learning rate by the batch size. ckpt_path starts from the weights of
     another run (a folder or one of its checkpoints) or of a released file (.safetensors, .ckpt, a
     folder of diffusers), raw or, with ckpt_ema, averaged, minus ignore_keys (regular expressions
@@ -40,6 +42,7 @@ class Training(NamedTuple):
     num_steps: int
     batch_size: int
     accumulate: int = 1
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
     scale_lr: bool = False
     ckpt_path: str | None = None
     ckpt_ema: bool = False

@@ -160,11 +160,32 @@ def test_options_reach_the_factory():
     assert moments.nu["dense"]["kernel"].dtype == jnp.float32
 
 
+def test_a_second_moment_in_bfloat16_follows_the_one_in_float32():
+    options = {"learning_rate": 1e-3, "ema_decay": None}
+    chains = [make_optimizer(**options, nu_dtype=dtype).tx for dtype in ("bfloat16", None)]
+    p = {"w": jnp.zeros((64, 64))}
+    states, moved = [tx.init(p) for tx in chains], [p, p]
+    for i in range(40):
+        gradients = {"w": jnp.full((64, 64), 1.0 + 0.5 * np.sin(i))}
+        for j, tx in enumerate(chains):
+            updates, states[j] = jax.jit(tx.update)(gradients, states[j], moved[j])
+            moved[j] = optax.apply_updates(moved[j], updates)
+    small, exact = (state["optimizer"][0].nu["w"] for state in states)
+    assert (small.dtype, exact.dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(small.astype(jnp.float32).mean(), exact.mean(), rtol=2e-3)
+    np.testing.assert_allclose(*(p["w"] for p in moved), rtol=0.03)
+    with pytest.raises(
+        ValueError, match=r"optimizer\.nu_dtype = 'float16' is unknown; choose from"
+    ):
+        make_optimizer(nu_dtype=jnp.float16)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "bytes_a_parameter"),
     [
         ("adamw", {}, 8),
         ("adamw", {"mu_dtype": "bfloat16"}, 6),
+        ("adamw", {"mu_dtype": "bfloat16", "nu_dtype": "bfloat16"}, 4),
         ("lion", {"mu_dtype": "bfloat16"}, 2),
         ("adafactor", {}, 0),
         ("adafactor", {"momentum": 0.9, "dtype_momentum": "bfloat16"}, 2),

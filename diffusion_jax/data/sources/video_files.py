@@ -1,6 +1,6 @@
 """Read the frames of a video file: upright, with square pixels, at a constant frame rate.
 
-PyAV (`pip install diffusion-jax[video]`) decodes; it brings FFmpeg, and with it every container.
+PyAV, the package `av`, decodes; it brings FFmpeg, and with it every container.
 """
 
 import contextlib
@@ -16,6 +16,8 @@ from diffusion_jax.data.sources.packages import require_packages
 
 # A video whose frame rate is below this share of the one that is asked for would repeat frames.
 _LEAST_SHARE = 0.9
+# Playlists may not make FFmpeg open other files or addresses.
+_ALONE = {"protocol_whitelist": "pipe"}
 # Seconds between two frames after which the time stamps are taken for damaged.
 _LONGEST_PAUSE = 60
 # Counter-clockwise turns in degrees -> what Pillow calls them.
@@ -61,8 +63,7 @@ def open_video(
     require_packages("video_folder", {"av": "av"})
     import av
 
-    with _in_words(), contextlib.ExitStack() as stack:
-        container = stack.enter_context(av.open(str(path)))
+    with path.open("rb") as file, _in_words(), av.open(file, options=_ALONE) as container:
         if not container.streams.video:
             raise CorruptVideoError("it has no video stream")
         stream = container.streams.video[0]
@@ -116,11 +117,20 @@ def resampled(
 
 
 def _timed(container: Any, stream: Any, rate: Fraction) -> Iterator[tuple[Fraction, Any]]:
-    """Decode frames with their times; a frame without one follows its predecessor by a period."""
-    seconds = -1 / rate
+    """Decode frames with their times; a frame without one follows its predecessor by a period.
+
+    Damaged frames before the first good one are left out: recordings of broadcasts begin with them.
+    """
+    seconds = None
     for frame in container.decode(stream):
-        known = frame.pts is not None and frame.time_base
-        seconds = frame.pts * _fraction(frame.time_base) if known else seconds + 1 / rate
+        if frame.is_corrupt and seconds is not None:
+            raise CorruptVideoError(f"the frame after {float(seconds):.4g} seconds is damaged")
+        if frame.is_corrupt:
+            continue
+        if frame.pts is not None and frame.time_base:
+            seconds = frame.pts * _fraction(frame.time_base)
+        else:
+            seconds = Fraction(0) if seconds is None else seconds + 1 / rate
         yield seconds, frame
 
 
@@ -148,13 +158,11 @@ def _reading(frames: Iterator[Image.Image]) -> Iterator[Image.Image]:
 
 @contextlib.contextmanager
 def _in_words() -> Iterator[None]:
-    """Turn what FFmpeg raises into CorruptVideoError, except when a file cannot be opened."""
+    """Turn what FFmpeg raises into CorruptVideoError."""
     import av
 
     try:
         yield
-    except av.FFmpegError as error:
-        if isinstance(error, OSError) and not isinstance(error, EOFError):
-            raise
+    except (av.FFmpegError, OSError) as error:
         why = error.strerror if error.strerror else type(error).__name__
         raise CorruptVideoError(f"not a readable video ({why})") from error

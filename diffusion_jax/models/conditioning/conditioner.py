@@ -15,7 +15,7 @@ from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
 
 # Rank of an embedder's output -> where it enters the network (generative-models,
 # GeneralConditioner).
-ENTRY_OF_RANK = {1: "vector", 2: "vector", 3: "crossattn", 4: "concat"}
+ENTRY_OF_RANK = {1: "vector", 2: "vector", 3: "crossattn", 4: "concat", 5: "concat"}
 FEATURE_AXIS = -1
 # Tokens and a pooled vector are the most that an encoder gives.
 _MAX_OUTPUTS = 2
@@ -53,6 +53,8 @@ class Embedder(NamedTuple):
     denoised. Labels have num_classes; `text` says how tokens are made from strings. default: what a
     user who gives no such condition gets; "size" is
     the (height, width) of the image that is drawn. Only trainable parameters are trained.
+    frames: how many images of `channels` the input has for a sample, [b frames h w c]; None for one
+    image [b h w c]. entry: where the first output enters, whatever its rank.
     """
 
     module: nn.Module
@@ -69,6 +71,8 @@ class Embedder(NamedTuple):
     ucg_group: str | None = None
     weights: str | None = None
     scale: float = 1.0
+    frames: int | None = None
+    entry: str | None = None
 
     @property
     def embeds_labels_in_network(self) -> bool:
@@ -79,7 +83,8 @@ class Embedder(NamedTuple):
         """Zeros of the shape and dtype of the input of `size` samples."""
         if self.channels is not None:
             sides = [round(side * self.scale) for side in image_shape[:2]]
-            return jnp.zeros((size, *sides, self.channels))
+            frames = () if self.frames is None else (self.frames,)
+            return jnp.zeros((size, *frames, *sides, self.channels))
         return jnp.zeros((size, *self.shape), self.dtype)
 
 
@@ -150,9 +155,10 @@ def embed(
             ]
         else:
             outputs = _computed_or_null(embedder, own, _input(batch, name, embedder), chance)
-        for output in outputs:
+        for number, output in enumerate(outputs):
             output = _zeroed(output, name in force_zero)
-            entries.setdefault(ENTRY_OF_RANK[output.ndim], []).append(output)
+            named = embedder.entry if number == 0 else None
+            entries.setdefault(named or ENTRY_OF_RANK[output.ndim], []).append(output)
     return {entry: _join(entry, outputs) for entry, outputs in entries.items()}
 
 
@@ -259,6 +265,8 @@ def _join(entry: str, outputs: list[Array]) -> Array:
             "which cannot be joined to features; use class_embedding with add_sequence_dim=False "
             "instead of class_label"
         )
+    if entry == "vector":
+        outputs = _for_each_frame(outputs)
     shapes = [output.shape[:FEATURE_AXIS] for output in outputs]
     if len(set(shapes)) != 1:
         raise ValueError(
@@ -267,3 +275,14 @@ def _join(entry: str, outputs: list[Array]) -> Array:
             "be equal"
         )
     return jnp.concatenate(outputs, axis=FEATURE_AXIS)
+
+
+def _for_each_frame(outputs: list[Array]) -> list[Array]:
+    """Give each frame of a clip the vectors [b d] of the clip, where others are [b t d]."""
+    frames = {output.shape[1] for output in outputs if output.ndim == 3}
+    if len(frames) != 1:
+        return outputs
+    return [
+        jnp.repeat(output[:, None], *frames, axis=1) if output.ndim == 2 else output
+        for output in outputs
+    ]
