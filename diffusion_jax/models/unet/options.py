@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.types import PyTree
+
 CLASS_EMBEDDINGS = ("continuous", "timestep", "sequential")
+# Layers that compute in the dtype of the input, float32, whatever the network's dtype is.
+HEADS = ("out_2", "id_predictor_1")
 
 
 def per_level(options: Any, name: str) -> tuple[Any, ...]:
@@ -22,6 +27,17 @@ def per_level(options: Any, name: str) -> tuple[Any, ...]:
             f"channel_mult = {tuple(options.channel_mult)}"
         )
     return values
+
+
+def half_kernels(params: PyTree) -> PyTree:
+    """Round to bfloat16 the kernels that a UNet with this dtype rounds itself."""
+
+    def rounded(path: Any, leaf: Array) -> Array:
+        names = [key.key for key in path]
+        half = names[-1] == "kernel" and not set(names) & set(HEADS)
+        return leaf.astype(jnp.bfloat16) if half else leaf
+
+    return jax.tree_util.tree_map_with_path(rounded, params)
 
 
 def check_options(options: Any) -> None:
