@@ -95,8 +95,10 @@ def as_frames(
     fit: a row of the table of ConditioningOptions.frame_fit.
     """
     is_array = isinstance(pictures, np.ndarray)
-    is_one = isinstance(pictures, Image.Image) or (is_array and np.ndim(pictures) < 4)
-    each: list[Any] = [pictures] if is_one else list(pictures)
+    if isinstance(pictures, Image.Image) or (is_array and np.ndim(pictures) < 4):
+        each: list[Any] = [pictures]
+    else:
+        each = list(pictures)
     frames = [fit(picture, size, channels) for picture in each]
     if not frames:
         raise ValueError("the list of pictures is empty")
