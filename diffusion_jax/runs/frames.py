@@ -95,11 +95,9 @@ def as_frames(
     fit: a row of the table of ConditioningOptions.frame_fit.
     """
     is_array = isinstance(pictures, np.ndarray)
-    if isinstance(pictures, Image.Image) or (is_array and np.ndim(pictures) < 4):
-        each: list[Any] = [pictures]
-    else:
-        each = list(pictures)
-    frames = [fit(picture, size, channels) for picture in each]
+    is_one = isinstance(pictures, Image.Image) or (is_array and np.ndim(pictures) < 4)
+    several: Any = [pictures] if is_one else pictures
+    frames = [fit(picture, size, channels) for picture in several]
     if not frames:
         raise ValueError("the list of pictures is empty")
     return np.stack(frames).astype(np.float32) / 127.5 - 1.0
