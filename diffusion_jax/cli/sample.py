@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from diffusion_jax.pipeline import NonFiniteWarning, Pipeline
-from diffusion_jax.runs.conditions import Conditions, required_inputs
+from diffusion_jax.runs.conditions import Conditions, check_count, required_inputs
 from diffusion_jax.runs.inputs import read_image, read_mask
 from diffusion_jax.runs.samples import check_empty, default_folder, write_samples
 
@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = pathlib.Path(arguments.out) if arguments.out else default_folder(arguments.workdir)
     check_empty(folder)
     pipe = _pipeline(arguments)
-    count = DEFAULT_COUNT if arguments.n is None else arguments.n
+    count = check_count(DEFAULT_COUNT if arguments.n is None else arguments.n)
     conditions, n = _conditions(pipe, arguments, count)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", NonFiniteWarning)

@@ -1,6 +1,7 @@
 """The `data` section -> sources and batches by role: train, validation, test."""
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,7 +94,11 @@ class Data(NamedTuple):
         or nothing of this content is prepared, the data stay as they are.
         """
         folder = self.source_options["folder"] if "folder" in self.source_options else None
-        if self.name != "image_folder" or folder is None or Path(folder).expanduser().exists():
+        if (
+            self.name != "image_folder"
+            or folder is None
+            or Path(os.path.expanduser(folder)).exists()
+        ):
             return self
         options = self.source_options
         found = find_prepared(content, options["data_dir"] if "data_dir" in options else None)

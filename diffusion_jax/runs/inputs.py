@@ -159,7 +159,10 @@ def _with_opacity(picture: Image.Image) -> np.ndarray:
 
 def _host(name: str, array: Any) -> np.ndarray:
     _check_not_traced(name, array)
-    return np.asarray(array)
+    try:
+        return np.asarray(array)
+    except ValueError as error:
+        raise ValueError(f"{name} should be an array, and its rows differ in length") from error
 
 
 def _check_not_traced(name: str, value: Any) -> None:
