@@ -23,13 +23,16 @@ class Stream(enum.IntEnum):
     LOGGED_DIFFUSION = 2**32 - 4
     LATENT_SCALE = 2**32 - 5
     LIKELIHOOD = 2**32 - 6
+    SCORED_SAMPLES = 2**32 - 7
+    LEVELS = 2**32 - 8
 
 
 class SamplerStream(enum.IntEnum):
-    """What draws from the key of a sample besides the steps of its sampler."""
+    """What draws from the key of a sample besides its loss, or the steps of its sampler."""
 
     INITIAL_NOISE = 2**32 - 1
     BEFORE_STEP = 2**32 - 2
+    CONDITIONING_FRAME = 2**32 - 3
 
 
 def seed_key(seed: int) -> Key[Array, ""]:

@@ -16,7 +16,15 @@ def scripts(monkeypatch):
     """Let the scripts import each other, as they do when they are started."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("paired", "train_step", "sample", "sampling", "compile_time", "autoencoder"):
+    for name in (
+        "paired",
+        "train_step",
+        "sample",
+        "sampling",
+        "compile_time",
+        "autoencoder",
+        "video",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -164,3 +172,30 @@ def test_on_gpu_stops_when_its_time_is_over(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.with_suffix(".json").read_text())
     assert len(rows) == 11 and all(row["skipped"] == "no time was left" for row in rows)
+
+
+def test_clips_are_compared_with_what_really_follows(scripts):
+    import numpy as np
+    import video
+
+    # A line that moves by a pixel a frame, and samples that know it but for noise.
+    truth = np.zeros((3, 6, 4, 12, 1), np.uint8)
+    for n, t in np.ndindex(3, 6):
+        truth[n, t, :, n + t] = 200
+    noise = np.random.default_rng(0).integers(0, 20, truth.shape)
+    noise[:, 0] = 0
+    samples = (truth + noise).astype(np.uint8)
+    found = video.next_frames(samples, truth)
+    assert found.samples == pytest.approx(np.sqrt((noise[:, 1:] ** 2).mean()))
+    assert found.copied == pytest.approx(np.sqrt(2 * 200**2 / 12))
+    assert found.samples < found.shuffled < 1.05 * found.copied
+    errors = video.frame_errors(samples, truth)
+    assert len(errors) == 6 and errors[0] == 0 and min(errors[1:]) > 5
+    assert video.mean_bucket(truth, 8.0) > 200 and video.mean_bucket(truth[:, :1], 8.0) == 0
+
+    distances, places = video.nearest(samples[[2, 0]], truth)
+    assert list(places) == [2, 0]
+    assert distances == pytest.approx([video.rms(samples[i], truth[i]) for i in (2, 0)])
+    near = video.neighbours(truth[:2], samples, truth)
+    assert near.samples == pytest.approx(0, abs=1e-3)
+    assert near.unseen == pytest.approx(video.rms(samples, truth), rel=0.1)

@@ -55,11 +55,17 @@ _SAMPLE = (
     flag("--steps", "sampling steps (default: the config's)", type=int),
     flag("--guidance_scale", "1 is off (default: the config's)", type=float),
     *(flag(f"--{x}", "pixels (default: the config's)", type=int) for x in ("height", "width")),
-    flag("--image", "file to begin with (--strength) or to complete (--mask)"),
+    flag("--image", "to begin with (--strength), to complete (--mask), or a video's first frame"),
     flag("--strength", "share of the steps that redraws --image", type=float),
     flag("--mask", "file, white where --image is kept"),
     flag("--seed", "image i depends on (seed, i) only", type=int, default=0),
-    flag("--batch_size", "images per device call", type=int, default=64),
+    flag("--batch_size", "per device call (default: 64 images or 1 video)", type=int),
+    flag("--num_frames", "of a video (default: the config's)", type=int),
+    flag("--fps", "of a video: SVD's fps_id, frames per second less 1", type=float),
+    flag("--motion_bucket_id", "how much moves in a video, 0 to 255", type=float),
+    flag("--elevation", "degrees of the camera above an object, 10 if unset", type=float),
+    flag("--azimuths", "degrees around it in each frame: 20,40,..., the last is the picture's"),
+    flag("--cond_aug", "noise on the picture that a video begins with", type=float),
     flag("--raw", "raw weights instead of a run's EMA", **SWITCH),
     flag("--out", "folder for the images (default: WORKDIR/samples/...)"),
 )
@@ -86,11 +92,24 @@ _PLAN = (
 )
 _DESCRIBE = (flag("file", ".safetensors, .ckpt, diffusers folder", nargs="?", default=""),)
 _OPTIONS = (flag("section", "for example sampler or sampler.ddim", nargs="?", default=""),)
-_EVALUATE = (RUN, STEP, flag("--split", "train, validation or test", default="test"))
+_EVALUATE = (
+    RUN,
+    STEP,
+    flag("--split", "train, validation or test (default: test; train for --metrics)"),
+    flag("--metrics", "of samples, instead of losses: mind,kernel,precision,... (docs/metrics.md)"),
+    flag("--features", "network that --metrics look through"),
+    flag("--weights", "file of --features, if no package ships them"),
+    flag("--num_samples", "samples that --metrics draw", type=int),
+    flag("--num_steps", "sampling steps (default: the config's)", type=int),
+    flag("--reference", ".npz file of EDM, ADM or this package instead of the data"),
+    flag("--samples", "new .npz file for the samples"),
+)
 COMMANDS = {
     "train": Command("train a model (the default command)", (*_TRAIN, *PROCESSES)),
     "sample": Command("draw images from a run or from released weights", _SAMPLE),
-    "evaluate": Command("compute the losses of a run on a split of its data", _EVALUATE),
+    "evaluate": Command(
+        "compute the losses of a run on a split, or metrics of its samples", _EVALUATE
+    ),
     "convert": Command("weights between runs, .safetensors and diffusers; YAML configs", _CONVERT),
     "describe": Command("say what a released file is and which config describes it", _DESCRIBE),
     "report": Command("summarise a run: progress, losses, speed, checkpoints", (RUN,)),

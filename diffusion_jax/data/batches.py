@@ -9,19 +9,21 @@ import numpy as np
 from absl import flags
 
 from diffusion_jax.data import transforms
+from diffusion_jax.data.clips import clip_columns
 from diffusion_jax.data.images import ImageOptions, Images, open_images
 from diffusion_jax.data.order import (
     AUGMENT,
     CAPTION,
+    CLIP,
     Order,
     evaluation_order,
     training_order,
     uniform,
 )
-from diffusion_jax.data.records import Record, Records
+from diffusion_jax.data.records import MIDDLE, Record, Records
 
 NUM_THREADS, PREFETCH = 2, 4
-MIDDLE = np.array([[0.5, 0.5]])
+CENTER = np.array([[MIDDLE, MIDDLE]])
 
 HostBatch = dict[str, np.ndarray]
 # What is done to each batch of arrays before the consumer gets it.
@@ -33,7 +35,12 @@ class Batches(NamedTuple):
 
     iterate: start_step -> this process's rows of global batch start_step, start_step + 1, ..., each
     batch a dict of numpy arrays:
-        "image": float32 [b, h, w, c] in [-1, 1].
+        "image": float32 [b, h, w, c] in [-1, 1]; with num_frames = t clips, [b, t, h, w, c].
+        "fps_id": float32 [b, 1], of clips: their frames per second less 1, as SVD counts them; 0
+            for a still.
+        "motion_bucket_id": float32 [b, 1], of clips: 0 to 255, see data.motion.
+        "image_only_indicator": float32 [b, t], of clips: 1 where the frames of a row are one image
+            that is repeated, 0 for video.
         "original_size": int32 [b, 2], (height, width) of the stored image, upright.
         "crop_top_left": int32 [b, 2], (top, left) of the window in the resized image; for a
             mirrored image, in the mirrored one.
@@ -41,8 +48,9 @@ class Batches(NamedTuple):
         "index": int64 [b], record numbers.
         "label": int32 [b] and "caption": str [b], when the data have them.
         "weight": float32 [b], from eval_batches.
-    num_examples: records of the source. steps_per_epoch: batches in one pass over them. shapes:
-    every (h, w) that occurs: one, or with buckets one per bucket.
+    A source of clips that says no "fps" gives neither fps_id nor motion_bucket_id. num_examples:
+    records of the source. steps_per_epoch: batches in one pass over them. shapes: every (h, w) that
+    occurs: one, or with buckets one per bucket.
 
     The sizes are the micro-conditioning of SDXL (Podell et al. 2023, section 2.2).
     """
@@ -58,7 +66,7 @@ class Rows(NamedTuple):
 
     ids: record numbers, int64 [b]. size: (h, w) of the images. real: bool [b], False for padding.
     mirror: bool [b]. places: float [b | 1, 2] in [0, 1), where windows are cut. picks: float [b] in
-    [0, 1), which of its captions a record shows.
+    [0, 1), which of its captions a record shows. starts: float [b] in [0, 1), which of its clips.
     """
 
     ids: np.ndarray
@@ -67,6 +75,7 @@ class Rows(NamedTuple):
     mirror: np.ndarray
     places: np.ndarray
     picks: np.ndarray
+    starts: np.ndarray
 
 
 def make_batches(
@@ -158,7 +167,7 @@ def eval_batches(
     local = _local_rows(len(source), batch_size, process_index, process_count)
     images = open_images(source, options)
     order = evaluation_order(images.members, batch_size=batch_size)
-    make = functools.partial(_evaluation_batch, images, options.channels, order, local)
+    make = functools.partial(_evaluation_batch, images, options, order, local)
     steps = steps_of(order, repeat=False).map(make)
     iterate = prefetched(steps, num_threads, 0, prefetch, finish)
     return Batches(iterate, len(source), order.steps_per_epoch, images.shapes)
@@ -186,6 +195,7 @@ def draw_rows(
         mirror=(augment[:, 0] < 0.5) & random_flip,
         places=augment[:, 1:],
         picks=uniform(seed, CAPTION, step, (batch_size,))[local],
+        starts=uniform(seed, CLIP, step, (batch_size,))[local],
     )
 
 
@@ -194,32 +204,43 @@ def _training_batch(
 ) -> HostBatch:
     rows = draw(step)
     if options.crop != "random":
-        rows = rows._replace(places=MIDDLE)
-    records = [images.read_or_next(int(number), rows.size) for number in rows.ids]
+        rows = rows._replace(places=CENTER)
+    chosen = zip(rows.ids.tolist(), rows.starts.tolist(), strict=True)
+    records = [images.read_or_next(number, rows.size, start) for number, start in chosen]
     columns, corners = columns_of(records, rows)
     shown: list[Any] = [record.image for record in records]  # all readable here
     if options.crop == "random":
         shown = [
-            transforms.cut(image, record.resized_size, rows.size, corner, options.resize)
+            _cut(image, record, rows.size, corner, options.resize)
             for image, record, corner in zip(shown, records, corners.tolist(), strict=True)
         ]
     pixels = np.stack(shown)
-    pixels[rows.mirror] = pixels[rows.mirror, :, ::-1]
+    pixels[rows.mirror] = pixels[rows.mirror][..., ::-1, :]
     return {"image": transforms.to_float(pixels), **columns}
 
 
+def _cut(
+    image: np.ndarray, record: Record, size: tuple[int, int], corner: list[int], resize: str
+) -> np.ndarray:
+    """Cut the same window out of an image [h w c], or out of every frame of a clip [t h w c]."""
+    if image.ndim == 4:
+        return np.stack([_cut(frame, record, size, corner, resize) for frame in image])
+    return transforms.cut(image, record.resized_size, size, corner, resize)
+
+
 def _evaluation_batch(
-    images: Images, channels: int, order: Order, local: np.ndarray, step: int
+    images: Images, options: ImageOptions, order: Order, local: np.ndarray, step: int
 ) -> HostBatch:
     bucket, ids = order.at(step)
     real = ids[local] >= 0
     none = np.zeros(len(local))
     # Padding is another copy of a record of this batch, whose first row always is one.
     filled = np.where(real, ids[local], ids[0])
-    rows = Rows(filled, images.shapes[bucket], real, none.astype(bool), MIDDLE, none)
+    rows = Rows(filled, images.shapes[bucket], real, none.astype(bool), CENTER, none, none + MIDDLE)
     records = [images.read(int(number), rows.size) for number in rows.ids]
     readable = np.array([record.image is not None for record in records])
-    black = np.zeros((*rows.size, channels), np.uint8)
+    frames = () if options.num_frames is None else (options.num_frames,)
+    black = np.zeros((*frames, *rows.size, options.channels), np.uint8)
     pixels = np.stack([black if record.image is None else record.image for record in records])
     columns, _ = columns_of(records, rows)
     weight = (real & readable).astype(np.float32)
@@ -282,6 +303,9 @@ def columns_of(records: list[Record], rows: Rows) -> tuple[HostBatch, np.ndarray
         "target_size": np.tile(np.array(rows.size, np.int32), (len(records), 1)),
         "index": np.where(rows.real, index, -1),
     }
+    clips = [record.clip for record in records if record.clip is not None]
+    if clips:
+        columns |= clip_columns(clips)
     if records[0].label is not None:
         columns["label"] = np.array([record.label for record in records], np.int32)
     if records[0].captions is not None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.data import transforms
+from diffusion_jax.data.clips import frames_of
 from diffusion_jax.data.progress import log_progress
 from diffusion_jax.data.records import Records
 
@@ -101,15 +102,15 @@ def fill_buckets(
 def image_sizes(source: Records, image_key: str) -> np.ndarray:
     """Read (height, width) of every image from its header, turned upright: int32 [n, 2].
 
-    Nothing is decoded. An image whose header is damaged gets (0, 0). The log says how far it is and
-    how long it took.
+    Nothing is decoded; of a video the first frame counts. An image whose header is damaged gets
+    (0, 0). The log says how far it is and how long it took.
     """
     sizes = np.zeros((len(source), 2), np.int32)
     start = time.monotonic()
 
     def read(chunk: range) -> range:
         for index in chunk:
-            sizes[index] = _size_or_zero(source[index][image_key])
+            sizes[index] = _size_or_zero(frames_of(source[index][image_key]))
         return chunk
 
     chunks = [
@@ -149,8 +150,8 @@ def sort_into_buckets(
     return shapes, members
 
 
-def _size_or_zero(image: Any) -> tuple[int, int]:
+def _size_or_zero(frames: list[Any]) -> tuple[int, int]:
     try:
-        return transforms.size_of(image)
+        return transforms.size_of(frames[0])
     except transforms.CorruptImageError:
         return 0, 0

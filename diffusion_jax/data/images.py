@@ -7,13 +7,26 @@ import numpy as np
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
-from diffusion_jax.data.records import Record, Records, find_features, make_reader
+from diffusion_jax.data.clips import ClipRule, check_rule, frames_of
+from diffusion_jax.data.records import (
+    Record,
+    Records,
+    find_features,
+    is_video,
+    make_reader,
+)
+
+# Records whose length is compared with that of a clip.
+_LOOKED_AT = 8
 
 
 class ImageOptions(NamedTuple):
     """How stored records become images.
 
     image_size: (height, width) in pixels, or one number for squares.
+    num_frames: how many frames a clip of video has; None for images. An image is then a clip that
+        repeats it.
+    frame_stride: a clip takes each frame_stride-th frame of a record.
     channels, crop, resize, pad: see transforms.make_fit.
     buckets: images of similar proportions go together, in shapes of about the area of image_size
         whose sides divide by bucket_divisor and differ by at most the factor max_aspect: see
@@ -36,20 +49,28 @@ class ImageOptions(NamedTuple):
     image_key: str | None = None
     label_key: str | None = None
     caption_key: str | None = None
+    num_frames: int | None = None
+    frame_stride: int = 1
+
+    @property
+    def clips(self) -> ClipRule | None:
+        """How records become clips; None for images. Raises ValueError for a number below 1."""
+        return None if self.num_frames is None else check_rule(self.num_frames, self.frame_stride)
 
 
 class Images(NamedTuple):
     """The images of a source.
 
-    read: (record number, (height, width)) -> Record, from any thread. shapes: every (height, width)
-    that occurs. members: the record numbers of each shape, int64 [n_i].
+    read: (record number, (height, width), place=0.5) -> Record, from any thread; place in [0, 1)
+    tells which clip of a video is shown. shapes: every (height, width) that occurs. members: the
+    record numbers of each shape, int64 [n_i].
     """
 
-    read: Callable[[int, tuple[int, int]], Record]
+    read: Callable[..., Record]
     shapes: tuple[tuple[int, int], ...]
     members: tuple[np.ndarray, ...]
 
-    def read_or_next(self, number: int, size: tuple[int, int]) -> Record:
+    def read_or_next(self, number: int, size: tuple[int, int], *place: float) -> Record:
         """Read a record, or if its image is unreadable the first readable one that follows.
 
         Which one that is depends on nothing but the source, so a resumed run sees the same.
@@ -57,7 +78,7 @@ class Images(NamedTuple):
         """
         count = sum(map(len, self.members))
         for offset in range(count):
-            record = self.read((number + offset) % count, size)
+            record = self.read((number + offset) % count, size, *place)
             if record.image is not None:
                 return record
         raise ValueError(f"none of the {count} records has a readable image")
@@ -81,9 +102,39 @@ def open_images(source: Records, options: ImageOptions, *, at_least: int = 1) ->
         label_key=options.label_key,
         caption_key=options.caption_key,
     )
-    read = make_reader(source, fit, features, cache=options.cache, max_corrupt=options.max_corrupt)
+    if options.num_frames is None and _holds_video(source, features.image):
+        raise ValueError(
+            f"num_frames = None should be the length of a clip: {features.image!r} of this data "
+            "set is video"
+        )
+    if options.clips is not None:
+        _check_lengths(source, features.image, options.clips)
+    read = make_reader(
+        source,
+        fit,
+        features,
+        cache=options.cache,
+        max_corrupt=options.max_corrupt,
+        clips=options.clips,
+    )
     rule = None
     if options.buckets:
         rule = BucketRule(options.bucket_divisor, options.max_aspect, options.pad)
     shapes, members = sort_into_buckets(source, features.image, size, rule, at_least=at_least)
     return Images(read, shapes, members)
+
+
+def _holds_video(source: Records, name: str) -> bool:
+    info = getattr(source, "dataset_info", None)
+    return info is not None and is_video(info.features[name])
+
+
+def _check_lengths(source: Records, name: str, rule: ClipRule) -> None:
+    """Raise ValueError when the first records are all too short for a clip, stills left aside."""
+    numbers = range(min(len(source), _LOOKED_AT))
+    longest = max(len(frames_of(source[number][name])) for number in numbers)
+    if 1 < longest < rule.span:
+        raise ValueError(
+            f"num_frames = {rule.num_frames} with frame_stride = {rule.stride} takes {rule.span} "
+            f"frames, but the first records of this data set have at most {longest}"
+        )

@@ -9,7 +9,7 @@ import grain
 import numpy as np
 
 from diffusion_jax.data.batches import (
-    MIDDLE,
+    CENTER,
     NUM_THREADS,
     PREFETCH,
     Batches,
@@ -23,6 +23,7 @@ from diffusion_jax.data.batches import (
     steps_of,
     training_rows,
 )
+from diffusion_jax.data.clips import Clip
 from diffusion_jax.data.latent_shards import (
     AGAIN,
     NULL_FILE,
@@ -97,7 +98,8 @@ def read_entry(cache: LatentCache, number: int) -> Entry:
         ) from error
     index, original, resized, label, captions = header["record"]
     captions = None if captions is None else tuple(captions)
-    record = Record(None, tuple(original), tuple(resized), label, captions, index)
+    clip = Clip(*header["clip"]) if "clip" in header else None
+    record = Record(None, tuple(original), tuple(resized), label, captions, index, clip)
     return Entry(record, header["bucket"], arrays.pop("moments"), arrays)
 
 
@@ -118,10 +120,11 @@ def cached_batches(
 ) -> Batches:
     """Make the batches of batches.make_batches with latents instead of pixels.
 
-    The same records come in the same order. "moments", float32 [b, h, w, 2c], stands for "image";
-    with random_flip "mirrored", bool [b], tells which rows are of mirrored images; the outputs of
-    text encoders, [b, ...] as they are stored, belong to the row's caption. All other columns and
-    all arguments are as in make_batches.
+    The same records come in the same order, of a video always the same clip. "moments", float32
+    [b, h, w, 2c], or of clips [b, t, h, w, 2c], stands for "image"; with random_flip "mirrored",
+    bool [b], tells which rows are of mirrored images; the outputs of text encoders, [b, ...] as
+    they are stored, belong to the row's caption. All other columns and all arguments are as in
+    make_batches.
 
     Raises:
         ValueError: as make_batches; while iterating: a damaged shard.
@@ -139,7 +142,7 @@ def cached_batches(
 def _cached_batch(
     cache: LatentCache, draw: Callable[[int], Rows], random_flip: bool, step: int
 ) -> HostBatch:
-    rows = draw(step)._replace(places=MIDDLE)
+    rows = draw(step)._replace(places=CENTER)
     entries = [read_entry(cache, int(number)) for number in rows.ids]
     columns, _ = columns_of([entry.record for entry in entries], rows)
     views = zip(entries, rows.mirror.astype(int), strict=True)

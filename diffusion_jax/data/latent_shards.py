@@ -71,8 +71,8 @@ class Entry(NamedTuple):
     """What training uses in the place of one record.
 
     record: without its image; if that is unreadable, the record that takes its place online.
-    bucket: the bucket that it was sorted into. moments: [f, h, w, 2c], where f = 2 adds the
-    mirrored image. outputs: name in a batch -> [captions, ...].
+    bucket: the bucket that it was sorted into. moments: [f, h, w, 2c], or [f, t, h, w, 2c] of a
+    clip, where f = 2 adds the mirrored image. outputs: name in a batch -> [captions, ...].
     """
 
     record: Record
@@ -272,6 +272,8 @@ def _pack_entry(entry: Entry, number: int, dtype: str) -> bytes:
     record = entry.record
     stored = (record.index, record.original_size, record.resized_size, record.label)
     header = {"record": (*stored, record.captions), "bucket": entry.bucket, "place": number}
+    if record.clip is not None:
+        header["clip"] = record.clip
     return _pack(header, arrays)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Purposes of random numbers: each gets its own stream of the counter-based generator.
-_RECORDS, AUGMENT, CAPTION, _BATCHES = 0, 1, 2, 3
+_RECORDS, AUGMENT, CAPTION, _BATCHES, CLIP = 0, 1, 2, 3, 4
 
 
 class Order(NamedTuple):

@@ -1,5 +1,6 @@
 """One record of a source: its image, label and captions, decoded and checked."""
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -7,10 +8,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from tensorflow_datasets.core import features as tfds_features
 
+from diffusion_jax.data.clips import Clip, ClipRule, fit_clip, frame_rate, frames_of, unreadable
 from diffusion_jax.data.transforms import CorruptImageError, Fitted
 
+# Which part of a record is shown when nothing is drawn.
+MIDDLE = 0.5
 _USUAL_NAMES = {
-    "image": ("image",),
+    "image": ("image", "video"),
     "label": ("label",),
     "caption": ("caption", "text", "captions"),
 }
@@ -39,9 +43,9 @@ class Records(Protocol):
 class Record(NamedTuple):
     """A decoded record.
 
-    image: uint8 [h, w, c], None when it is unreadable. original_size, resized_size: (height, width)
-    as in transforms.Fitted; for an unreadable image the size that was asked for. label, captions:
-    None when the source has none.
+    image: uint8 [h, w, c], or [t, h, w, c] for a clip; None when it is unreadable. original_size,
+    resized_size: (height, width) as in transforms.Fitted; for an unreadable image the size that was
+    asked for. label, captions: None when the source has none. clip: None for an image.
     """
 
     image: np.ndarray | None
@@ -50,6 +54,7 @@ class Record(NamedTuple):
     label: int | None
     captions: tuple[str, ...] | None
     index: int
+    clip: Clip | None = None
 
 
 class FeatureNames(NamedTuple):
@@ -69,9 +74,10 @@ def find_features(
 ) -> FeatureNames:
     """Find the names of the image, label and caption features of a source.
 
-    A name that is given must exist. Otherwise it is the usual name ("image"; "label"; "caption",
-    "text" or "captions"), or the only image or class label at the top level; labels and captions
-    are optional. A caption feature holds one text or a sequence of texts.
+    A name that is given must exist. Otherwise it is the usual name ("image" or "video"; "label";
+    "caption", "text" or "captions"), or the only image or class label at the top level; labels and
+    captions are optional. A video is a sequence of encoded images; a caption feature holds one text
+    or a sequence of texts.
 
     Raises:
         ValueError: no such feature, or several images to choose from; names the argument and the
@@ -104,10 +110,18 @@ def _choose(features: Mapping[str, Any], kind: str, given: str | None) -> str | 
 def _is_kind(kind: str, name: str, feature: Any) -> bool:
     """Tell by its type whether a feature of TFDS is of a kind, or by its name a value of a dict."""
     if isinstance(feature, tfds_features.FeatureConnector):
+        if kind == "image" and is_video(feature):
+            return True
         if kind == "caption" and isinstance(feature, tfds_features.Sequence):
             feature = feature.feature
         return isinstance(feature, _FEATURES[kind])
     return name in _USUAL_NAMES[kind]
+
+
+def is_video(feature: Any) -> bool:
+    """Tell whether a feature of TFDS is a sequence of encoded images."""
+    inner = feature.feature if isinstance(feature, tfds_features.Sequence) else None
+    return type(inner) is tfds_features.Tensor and inner.np_dtype == np.object_
 
 
 def make_reader(
@@ -117,33 +131,54 @@ def make_reader(
     *,
     cache: bool,
     max_corrupt: int,
-) -> Callable[[int, tuple[int, int]], Record]:
-    """Make the function (record number, (height, width)) -> Record; threads may share it.
+    clips: ClipRule | None = None,
+) -> Callable[..., Record]:
+    """Make the function (record number, (height, width), place) -> Record; threads may share it.
 
-    With cache=True a record is decoded once and kept. An unreadable image gives image=None and a
-    warning, and an error once there are more than max_corrupt of them.
+    clips: how the frames of a record become its image; None for images. place: which of the clips
+    of a record is shown, in [0, 1); by default the middle one. With cache=True a record is decoded
+    once and kept, of a video all frames. An unreadable image gives image=None and a warning, and an
+    error once there are more than max_corrupt of them.
 
     Raises:
         ValueError: while reading, one unreadable image too many; names the record.
     """
-    kept: dict[tuple[int, tuple[int, int]], Record] = {}
+    kept: dict[tuple[int, tuple[int, int]], Callable[[float], Record]] = {}
     corrupt: set[int] = set()
 
-    def read(index: int, size: tuple[int, int]) -> Record:
-        if (index, size) in kept:
-            return kept[index, size]
+    def load(index: int, size: tuple[int, int]) -> Callable[[float], Record]:
         fields = source[index]
-        try:
-            image, original_size, resized_size = fit(fields[keys.image], size)
-        except CorruptImageError as error:
-            image, original_size, resized_size = None, size, size
-            _count_corrupt(corrupt, index, _name(fields, index), error, max_corrupt)
         label = None if keys.label is None else int(fields[keys.label])
         texts = None if keys.caption is None else captions_of(fields[keys.caption])
-        record = Record(image, original_size, resized_size, label, texts, index)
+
+        def show(place: float) -> Record:
+            clip = None
+            try:
+                if clips is None:
+                    image, original_size, resized_size = fit(fields[keys.image], size)
+                else:
+                    fitted, clip = fit_clip(fit_frame, len(frames), fps, clips, place)
+                    image, original_size, resized_size = fitted
+            except CorruptImageError as error:
+                image, original_size, resized_size = None, size, size
+                clip = None if clips is None else unreadable(clips, fps)
+                _count_corrupt(corrupt, index, _name(fields, index), error, max_corrupt)
+            return Record(image, original_size, resized_size, label, texts, index, clip)
+
+        if clips is None:
+            record = show(MIDDLE)
+            return lambda place: record
+        frames = frames_of(fields[keys.image])
+        fps = frame_rate(fields[keys.image], fields["fps"] if "fps" in fields else None)
+        fit_frame = lambda number: fit(frames[number], size)
+        fit_frame = functools.cache(fit_frame) if cache else fit_frame
+        return show
+
+    def read(index: int, size: tuple[int, int], place: float = MIDDLE) -> Record:
+        show = kept[index, size] if (index, size) in kept else load(index, size)
         if cache:
-            kept[index, size] = record
-        return record
+            kept[index, size] = show
+        return show(place)
 
     return read
 

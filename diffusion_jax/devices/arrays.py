@@ -15,7 +15,7 @@ from diffusion_jax.types import PyTree
 
 
 def shard_batch(mesh: Mesh, host_batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Make global arrays of this process's rows of a batch, split over all axes but "tensor".
+    """Make global arrays of this process's rows of a batch, split over BATCH_AXES.
 
     host_batch has the rows that `process_rows` names, in that order. Arrays that are not numbers
     (captions) stay on the host.

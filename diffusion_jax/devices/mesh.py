@@ -18,6 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("slices", "data", "fsdp", "tensor")
 BATCH_AXES = ("slices", "data", "fsdp")
+# Splits the frames of a video; a mesh has it, before "tensor", only where it splits something.
+CONTEXT_AXIS = "context"
 
 
 def make_mesh(
@@ -25,16 +27,20 @@ def make_mesh(
     slices: int = 1,
     data: int = -1,
     fsdp: int = 1,
+    context: int = 1,
     tensor: int = 1,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """Make a mesh with the axes "slices", "data", "fsdp", "tensor"; one size may be -1: the rest.
+
+    With context other than 1 the axis "context" lies before "tensor".
 
     Args:
         slices: number of slices. Only sums of gradients cross from one to another. TPU devices name
             their slice; other devices are divided equally in the order of the processes.
         data: number of copies of the model inside a slice.
         fsdp: number of devices that split parameters and optimizer state.
+        context: number of devices that share the frames of each video.
         tensor: number of devices that split single layers.
         devices: the devices to use, all devices of all processes by default.
 
@@ -43,7 +49,9 @@ def make_mesh(
             another number of slices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = {"slices": slices, "data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = {"slices": slices, "data": data, "fsdp": fsdp, CONTEXT_AXIS: context, "tensor": tensor}
+    if context == 1:
+        del sizes[CONTEXT_AXIS]
     for axis, size in sizes.items():
         if size != -1 and size < 1:
             raise ValueError(f"mesh axis {axis} = {size} should be at least 1 device, or -1")
@@ -58,9 +66,9 @@ def make_mesh(
         raise ValueError(
             f"mesh axes {asked} should multiply to {len(devices)}, the number of devices"
         )
-    shape = tuple(sizes[axis] for axis in MESH_AXES)
+    shape = tuple(sizes.values())
     axis_types = (AxisType.Auto,) * len(shape)
-    return Mesh(_arrange(devices, shape), MESH_AXES, axis_types=axis_types)
+    return Mesh(_arrange(devices, shape), tuple(sizes), axis_types=axis_types)
 
 
 def _arrange(devices: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
@@ -68,10 +76,11 @@ def _arrange(devices: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
     slices, inside = shape[0], shape[1:]
     named = {device.slice_index for device in devices if hasattr(device, "slice_index")}
     if slices == 1 and len(named) <= 1:
-        return jax.make_mesh(shape, MESH_AXES, devices=devices).devices
+        names = tuple(map(str, range(len(shape))))  # only the devices are taken
+        return jax.make_mesh(shape, names, devices=devices).devices
     if slices == len(named):
         return mesh_utils.create_hybrid_device_mesh(
-            (1, *inside), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+            (1, *inside), (slices, *(1 for _ in inside)), devices, allow_split_physical_axes=True
         )
     if devices[0].platform == "tpu":
         raise ValueError(
@@ -102,7 +111,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Make the sharding of a batch: all mesh axes but "tensor" split the leading axis."""
+    """Make the sharding of a batch: BATCH_AXES split the leading axis."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -114,7 +123,7 @@ def batch_shards(mesh: Mesh) -> int:
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """List the rows of a global batch that the devices of this process hold, ascending, int [rows].
 
-    Processes hold different rows, except where "tensor" spans processes, which then share rows.
+    Processes hold different rows, except where another axis spans processes, which then share rows.
     Raises ValueError when the batch does not divide by the devices that split it.
     """
     shards = batch_shards(mesh)

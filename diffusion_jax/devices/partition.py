@@ -17,7 +17,9 @@ from diffusion_jax.types import PyTree
 # Leaves with fewer elements stay whole: gathering them costs more than their memory is worth.
 MIN_SIZE = 2**16
 # Leaves of a stack of blocks that a scan goes through have the depth as first dimension.
-STACK = "/transformer_blocks/"
+STACK = re.compile(
+    r"/(transformer_blocks/|(time_stack|time_mix_blocks|motion_blocks)/(norm|attn|ff))"
+)
 
 # One entry per array dimension: a mesh axis, several of them, or None for "not split".
 Spec: TypeAlias = Sequence[str | Sequence[str] | None]
@@ -48,6 +50,8 @@ TRANSFORMER_SPLITS = (
     Split(r"/to_out_0/kernel$", -2, by_head=True),
     Split(r"/ff/net_0/proj/(kernel|bias)$", -1),
     Split(r"/ff/net_2/kernel$", -2),
+    Split(r"/ff_in/net_0/proj/(kernel|bias)$", -1),
+    Split(r"/ff_in/net_2/kernel$", -2),
     Split(r"/self_attn/[qkv]_proj/(kernel|bias)$", -1, by_head=True),
     Split(r"/self_attn/out_proj/kernel$", -2, by_head=True),
     Split(r"/mlp/fc1/(kernel|bias)$", -1),
@@ -143,7 +147,7 @@ def _fsdp_spec(
     ]
     if parts == 1 or math.prod(shape) < min_size:
         return spec if taken else ()
-    free = [i for i in range(1 if STACK in path else 0, len(shape)) if i not in taken]
+    free = [i for i in range(1 if STACK.search(path) else 0, len(shape)) if i not in taken]
     dividing = [i for i in free if shape[i] % parts == 0]
     shared = [i for i, other in taken.items() if shape[i] % (parts * mesh.shape[other]) == 0]
     if dividing:

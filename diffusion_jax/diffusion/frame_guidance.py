@@ -1,7 +1,6 @@
-"""Guidance of video: a scale for each frame, x [(b t) h w c] with the frames of a clip together.
+"""Guidance of video: a scale for each frame of x [b t h w c].
 
-Each guider takes what guidance.cfg takes, `scale` being the largest of its scales, and num_frames.
-Conditionings have the leading axis (b t), as x.
+Each guider takes what guidance.cfg takes; `scale` is the largest of its scales.
 """
 
 from collections.abc import Callable
@@ -23,22 +22,19 @@ def per_frame(
     apply: Apply,
     conditioning: Conditioning,
     unconditional: Conditioning,
-    scales: FrameScales,
+    scales_of: Callable[[int], FrameScales],
 ) -> Predict:
-    """Guide frame i of every clip with scales[i]: out = u + scales[i] (c - u).
+    """Guide frame i of every clip with its own scale: out = u + scales[i] (c - u).
 
-    scales [t] may be traced; x and the conditionings have the leading axis (b t).
-    Raises ValueError as guidance.cfg does, and when the batch is no multiple of t.
+    scales_of: number of frames t -> scales [t], which may be traced.
+    Raises ValueError as guidance.cfg does, and when x is not a video [b t h w c].
     """
-    num_frames = scales.shape[0]
 
     def predict(x: Array, t: Array) -> Array:
-        if x.shape[0] % num_frames:
-            raise ValueError(
-                f"x has {x.shape[0]} rows; guidance with {num_frames} frames needs a multiple of it"
-            )
-        each = jnp.tile(scales, x.shape[0] // num_frames)
-        return cfg(apply, conditioning, unconditional, each)(x, t)
+        if x.ndim != 5:
+            raise ValueError(f"x has the shape {x.shape}; it should be a video, [b t h w c]")
+        scales = jnp.broadcast_to(scales_of(x.shape[1]), x.shape[:2])
+        return cfg(apply, conditioning, unconditional, scales)(x, t)
 
     return predict
 
@@ -49,15 +45,15 @@ def linear(
     unconditional: Conditioning,
     scale: Scale,
     *,
-    num_frames: int,
     min_scale: float = 1.0,
 ) -> Predict:
     """Guide with scales that grow evenly from min_scale (first frame) to scale (last), as SVD does.
 
     Raises ValueError as per_frame and linear_scales do. Source: sgm, LinearPredictionGuider.
     """
-    scales = linear_scales(num_frames, min_scale, scale)
-    return per_frame(apply, conditioning, unconditional, scales)
+    return per_frame(
+        apply, conditioning, unconditional, lambda frames: linear_scales(frames, min_scale, scale)
+    )
 
 
 def triangle(
@@ -66,7 +62,6 @@ def triangle(
     unconditional: Conditioning,
     scale: Scale,
     *,
-    num_frames: int,
     min_scale: float = 1.0,
     period: float | tuple[float, ...] = 1.0,
     period_fusing: Literal["mean", "multiply", "max"] = "max",
@@ -76,8 +71,11 @@ def triangle(
     period, period_fusing: see triangle_scales.
     Raises ValueError as per_frame and triangle_scales do. Source: sgm, TrianglePredictionGuider.
     """
-    scales = triangle_scales(num_frames, min_scale, scale, period, period_fusing)
-    return per_frame(apply, conditioning, unconditional, scales)
+
+    def scales_of(frames: int) -> FrameScales:
+        return triangle_scales(frames, min_scale, scale, period, period_fusing)
+
+    return per_frame(apply, conditioning, unconditional, scales_of)
 
 
 def trapezoid(
@@ -86,7 +84,6 @@ def trapezoid(
     unconditional: Conditioning,
     scale: Scale,
     *,
-    num_frames: int,
     min_scale: float = 1.0,
     edge_perc: float = 0.1,
     plateau: Literal["one", "scale"] = "one",
@@ -96,8 +93,11 @@ def trapezoid(
     edge_perc, plateau: see trapezoid_scales.
     Raises ValueError as per_frame and trapezoid_scales do. Source: sgm, TrapezoidPredictionGuider.
     """
-    scales = trapezoid_scales(num_frames, min_scale, scale, edge_perc, plateau)
-    return per_frame(apply, conditioning, unconditional, scales)
+
+    def scales_of(frames: int) -> FrameScales:
+        return trapezoid_scales(frames, min_scale, scale, edge_perc, plateau)
+
+    return per_frame(apply, conditioning, unconditional, scales_of)
 
 
 def spatiotemporal(
@@ -106,17 +106,19 @@ def spatiotemporal(
     unconditional: Conditioning,
     scale: Scale,
     *,
-    num_frames: int,
     num_views: int = 1,
     min_scale: float = 1.0,
 ) -> Predict:
-    """Guide num_frames / num_views times of num_views views each: linear in time, triangle in view.
+    """Guide t / num_views times of num_views views each: linear in time, triangle in view.
 
     Raises ValueError as per_frame and spatiotemporal_scales do.
     Source: sgm, SpatiotemporalPredictionGuider (SV4D).
     """
-    scales = spatiotemporal_scales(num_frames, min_scale, scale, num_views)
-    return per_frame(apply, conditioning, unconditional, scales)
+
+    def scales_of(frames: int) -> FrameScales:
+        return spatiotemporal_scales(frames, min_scale, scale, num_views)
+
+    return per_frame(apply, conditioning, unconditional, scales_of)
 
 
 def linear_scales(num_frames: int, min_scale: Scale, max_scale: Scale) -> FrameScales:

@@ -24,7 +24,7 @@ def cfg(
     apply: Apply,
     conditioning: Conditioning,
     unconditional: Conditioning,
-    scale: float | Float[Array, ""] | Float[Array, "b"],
+    scale: float | Float[Array, ""] | Float[Array, "b"] | Float[Array, "b t"],
     *,
     interval: tuple[float, float] | None = None,
     scale_schedule: ScaleSchedule = "constant",
@@ -36,8 +36,8 @@ def cfg(
 
     conditioning, unconditional: arrays with the leading axis b, under the same names. The doubled
       batch is [unconditional, conditional].
-    scale: a number, or one for each sample; it may be traced. 1 is the conditional prediction
-      (cheaper by `identity`), 0 the unconditional one.
+    scale: a number, or one for each sample, or for each frame of each video; it may be traced. 1 is
+      the conditional prediction (cheaper by `identity`), 0 the unconditional one.
     interval: (low, high) levels, as predict gets them (t, or sigma), in which the scale acts, both
       ends included; outside the scale is 1 (Kynkaanniemi et al. 2024), at the same cost.
     scale_schedule: how the scale grows from 1 at the interval's high end to `scale` at its low end:
@@ -65,7 +65,7 @@ def cfg(
         out_u, out_c = jnp.split(out.astype(jnp.promote_types(out.dtype, jnp.float32)), 2)
         factor = _factor(jnp.asarray(scale, out_u.dtype), t, interval, scale_schedule)
         if factor.ndim:
-            factor = factor.reshape(-1, *(1,) * (out_u.ndim - 1))
+            factor = factor.reshape(factor.shape + (1,) * (out_u.ndim - factor.ndim))
         guided = out_u + factor * (out_c - out_u)
         if rescale > 0.0:
             guided = rescale_std(guided, out_c, rescale)

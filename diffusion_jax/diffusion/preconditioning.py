@@ -87,6 +87,22 @@ def v_edm() -> Scaling:
     return lambda sigma: scaling(sigma)._replace(c_noise=_quarter_log(sigma))
 
 
+def flow() -> Scaling:
+    """F predicts the velocity eps - x_0 of flow matching, x_t = (1 - t) x_0 + t eps.
+
+    With t = sigma / (1 + sigma): c_skip = c_in = 1 - t, c_out = -t, c_noise = 1000 t. So c_in x is
+    x_t, and D = x_t - t F. Source: Lipman et al. 2023; Esser et al. 2024 (Stable Diffusion 3),
+    section 2, for t that runs to 1000 in the network.
+    """
+
+    def scaling(sigma: Array) -> Preconditioning:
+        c_in = 1.0 / (1.0 + sigma)
+        t = sigma * c_in
+        return Preconditioning(c_in, -t, c_in, 1000.0 * t)
+
+    return scaling
+
+
 # name -> factory; the options of a config are the factory's keywords
 SCALINGS: dict[str, Callable[..., Scaling]] = {
     "eps": eps,
@@ -94,6 +110,7 @@ SCALINGS: dict[str, Callable[..., Scaling]] = {
     "x0": x0,
     "edm": edm,
     "v_edm": v_edm,
+    "flow": flow,
 }
 
 

@@ -74,6 +74,43 @@ def uniform(
     raise ValueError(f"space = {space!r} is unknown; choose from log, linear")
 
 
+def logit_normal(*, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> SigmaOf:
+    """Draw the time t of flow matching from a logit-normal, then shift it towards the noise.
+
+    t = sigma / (1 + sigma), so logit(t) = ln(sigma) ~ N(mean + ln(shift), std^2): it is `lognormal`
+    with another name for each number. shift: the factor on sigma, t -> shift t / (1 + (shift - 1)
+    t); 3 is for 1024 x 1024 pixels.
+
+    Raises ValueError for a std or shift that is not positive.
+    Source: Esser et al. 2024 (Stable Diffusion 3), sections 3.1 and 5.3.2.
+    """
+    if not std > 0.0:
+        raise ValueError(f"std = {std!r} should be positive")
+    return lognormal(p_mean=mean + _log_of_shift(shift), p_std=std)
+
+
+def uniform_time(*, shift: float = 1.0) -> SigmaOf:
+    """Draw the time t of flow matching evenly from [0.0001, 1), then shift it towards the noise.
+
+    sigma = shift t / (1 - t). Nearer to t = 0 the weight 1 / t^2 would multiply rounding errors.
+    Raises ValueError for a shift that is not positive.
+    Source: Lipman et al. 2023, equation 23; Esser et al. 2024, section 5.3.2, for the shift.
+    """
+    factor = np.exp(_log_of_shift(shift))
+
+    def sigma_of(u: Array) -> Array:
+        t = jnp.clip(1e-4 + (1.0 - 1e-4) * u, 1e-4, _BELOW_ONE)
+        return factor * t / (1.0 - t)
+
+    return sigma_of
+
+
+def _log_of_shift(shift: float) -> float:
+    if not 0.0 < shift < np.inf:
+        raise ValueError(f"shift = {shift!r} should be positive and finite")
+    return float(np.log(shift))
+
+
 def zero() -> SigmaOf:
     """Give every sample sigma = 1e-5, almost no noise (sgm, ZeroSampler)."""
     return lambda u: jnp.full_like(u, 1e-5)
@@ -84,6 +121,8 @@ SIGMA_SAMPLINGS: dict[str, Callable[..., SigmaOf]] = {
     "discrete": discrete,
     "lognormal": lognormal,
     "uniform": uniform,
+    "logit_normal": logit_normal,
+    "uniform_time": uniform_time,
     "zero": zero,
 }
 

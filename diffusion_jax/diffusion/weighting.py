@@ -67,6 +67,15 @@ def soft_min_snr(*, gamma: float = 4.0) -> Weighting:
     return lambda sigma: 1.0 / (sigma**2 + 1.0 / gamma)
 
 
+def flow() -> Weighting:
+    """Weigh by ((1 + sigma) / sigma)^2 = 1 / t^2, the plain error of the velocity eps - x_0.
+
+    t = sigma / (1 + sigma) is the time of flow matching. On eps it is (1 + sigma)^2. Source: Esser
+    et al. 2024, equation 12 with the weight 1 at every t, which then only sigma_sampling changes.
+    """
+    return lambda sigma: ((1.0 + sigma) / sigma) ** 2
+
+
 # name -> factory; the options of a config are the factory's keywords
 WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "unit": unit,
@@ -75,6 +84,7 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "edm": edm,
     "min_snr": min_snr,
     "soft_min_snr": soft_min_snr,
+    "flow": flow,
 }
 
 

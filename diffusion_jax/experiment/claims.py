@@ -21,10 +21,12 @@ from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.sampling import TIMESTEP_SAMPLERS
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipText
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
+from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.models.unet.video_unet import VideoUNet, image_options
 
 # The weighting that belongs to a scaling -> what the network predicts.
-_PREDICTIONS = {"eps": "eps", "v": "v", "unit": "x0", "edm": "edm"}
+_PREDICTIONS = {"eps": "eps", "v": "v", "unit": "x0", "edm": "edm", "flow": "flow"}
 _DATA = "sigma_data"
 _CONTINUOUS = ("edm", "v_edm")
 
@@ -128,6 +130,9 @@ def _of_prediction(claims: Claims, noise: Noise) -> list[Contradiction]:
     overrides = {} if noise.on_timesteps else {"denoiser": "delete"}
     if said in ("eps", "v", "x0"):
         overrides["schedule.parameterization"] = said
+    elif said == "flow":
+        overrides = {"denoiser.name": "continuous", "denoiser.scaling.name": "flow"}
+        overrides["discretization.name"] = "flow"
     else:
         overrides = {}
     return [Contradiction(f"that the network predicts {said}", here, overrides)]
@@ -227,6 +232,8 @@ def _of_towers(claims: Claims, network: Network) -> list[Contradiction]:
 
 
 def _of_module(claims: Claims, module: Any) -> list[Contradiction]:
+    if isinstance(module, VideoUNet | MultiviewUNet):
+        module = image_options(module)
     if not isinstance(module, UNet):
         return []
     found = []

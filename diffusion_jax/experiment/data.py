@@ -31,6 +31,7 @@ from diffusion_jax.experiment.binding import (
     known_sections,
     options,
 )
+from diffusion_jax.experiment.frames import with_frames
 
 ROLES = ("train", "validation", "test")
 # What a run decides, not a data section.
@@ -49,6 +50,7 @@ SOURCE = Section(
 class Data(NamedTuple):
     """A data set with its splits, and how its records become batches.
 
+    image_shape: (h, w, c) of an image, or of a frame.
     splits: role -> TFDS split, None when the data set has none for the role. image_options: how
     records become images. batch_options: every option of `data.batches`, defaults included.
     prepared: the folder of the prepared data set that is read instead of the source, or None.
@@ -61,6 +63,16 @@ class Data(NamedTuple):
     image_options: ImageOptions
     batch_options: Mapping[str, Any]
     prepared: str | None = None
+
+    @property
+    def num_frames(self) -> int | None:
+        """How many frames a clip has; None where the batches hold images."""
+        return self.image_options.num_frames
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one sample: (h, w, c) of an image, or (t, h, w, c) of a clip."""
+        return with_frames(self.num_frames, self.image_shape)
 
     def source(self, role: str) -> Records:
         """Open the records of a role: train, validation or test.
@@ -88,17 +100,14 @@ class Data(NamedTuple):
         return data_fingerprint(source, **names)
 
     def without_folder(self, content: str | None) -> "Data":
-        """Read a folder of images that has moved from what was prepared of it.
+        """Read a folder of images or videos that has moved from what was prepared of it.
 
         content: the digest of its fingerprint, None when it is not known. When the folder is there,
         or nothing of this content is prepared, the data stay as they are.
         """
         folder = self.source_options["folder"] if "folder" in self.source_options else None
-        if (
-            self.name != "image_folder"
-            or folder is None
-            or Path(os.path.expanduser(folder)).exists()
-        ):
+        of_user = self.name in ("image_folder", "video_folder")
+        if not of_user or folder is None or Path(os.path.expanduser(folder)).exists():
             return self
         options = self.source_options
         found = find_prepared(content, options["data_dir"] if "data_dir" in options else None)

@@ -1,5 +1,6 @@
 """All that a config says, assembled: what trains, what samples, on which data; nothing runs yet."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,14 @@ from diffusion_jax.data.batches import Batches
 from diffusion_jax.data.latent_cache import LatentCache
 from diffusion_jax.data.records import Records
 from diffusion_jax.devices.arrays import shard_batch
-from diffusion_jax.devices.mesh import batch_shards, make_mesh, process_rows, replicated
+from diffusion_jax.devices.mesh import (
+    BATCH_AXES,
+    batch_sharding,
+    batch_shards,
+    make_mesh,
+    process_rows,
+    replicated,
+)
 from diffusion_jax.experiment import autoencoding, network
 from diffusion_jax.experiment.autoencoding import make_autoencoding
 from diffusion_jax.experiment.binding import (
@@ -33,7 +41,9 @@ from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.options import LatentCacheOptions
 from diffusion_jax.experiment.sampling import SampleFn
 from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
+from diffusion_jax.experiment.video import make_video
 from diffusion_jax.models.conditioning.conditioner import cached_outputs
+from diffusion_jax.models.conditioning.routing import IMAGE_ONLY
 from diffusion_jax.randomness import Stream, stream_key
 from diffusion_jax.train.state import TrainState, abstract_state, init_sharded
 from diffusion_jax.types import PyTree
@@ -157,7 +167,7 @@ class Experiment(NamedTuple):
         embedders = self.task.embedders
         cached = [key for name in embedders for key in cached_outputs(batch, name)]
         inputs = [e.input_key for n, e in embedders.items() if not cached_outputs(batch, n)]
-        wanted = dict.fromkeys(["image", "moments", *inputs, *cached, "weight"])
+        wanted = dict.fromkeys(["image", "moments", *inputs, *cached, IMAGE_ONLY, "weight"])
         return shard_batch(self.mesh, {key: batch[key] for key in wanted if key in batch})
 
     def abstract_state(self) -> TrainState:
@@ -177,16 +187,16 @@ class Experiment(NamedTuple):
 
         These are the constants and the weights of frozen networks; nothing is computed.
         """
-        rules = self.task.frozen_rules
-        return abstract_state(self._init_frozen, self.mesh, rules, self._init_key())
+        rules, constants = self.task.frozen_rules, self.task.constants
+        return abstract_state(lambda: constants, self.mesh, rules) | abstract_state(
+            self.task.init_frozen, self.mesh, rules, self._init_key()
+        )
 
     def random_frozen(self) -> PyTree:
         """Make the constants, and random weights for frozen networks: for dry runs."""
         rules = self.task.frozen_rules
-        return init_sharded(self._init_frozen, self.mesh, rules, self._init_key())
-
-    def _init_frozen(self, key: Array) -> PyTree:
-        return self.task.constants | self.task.init_frozen(key)
+        weights = init_sharded(self.task.init_frozen, self.mesh, rules, self._init_key())
+        return self.frozen_constants() | weights
 
     def _init_key(self) -> Array:
         return stream_key(self.seed, Stream.INITIALISATION)
@@ -194,10 +204,12 @@ class Experiment(NamedTuple):
     def check(self) -> TrainState:
         """Trace training and evaluation without computing; return the abstract state.
 
-        Raises ValueError for what only shows when shapes meet, before anything is written.
+        Raises ValueError for what only shows when shapes meet, before anything is written. Training
+        finds these traces again, because they are of arrays in the same places.
         """
         state, frozen = self.abstract_state(), self.abstract_frozen()
-        batch = self.abstract_batch()
+        placed = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(self.mesh))
+        batch = jax.tree.map(lambda leaf: placed(leaf.shape, leaf.dtype), self.abstract_batch())
         jax.eval_shape(self.task.train_step, state, batch, frozen)
         jax.eval_shape(self.task.eval_step, state.params, state.mutable, frozen, batch, 0)
         return state
@@ -206,7 +218,7 @@ class Experiment(NamedTuple):
         """Shapes and dtypes of what a training step reads of a batch."""
         size = self.training.batch_size
         inputs = jax.eval_shape(lambda: self.task.example_inputs(size))
-        image = jax.ShapeDtypeStruct((size, *self.data.image_shape), jnp.float32)
+        image = jax.ShapeDtypeStruct((size, *self.data.sample_shape), jnp.float32)
         return inputs | {"image": image}
 
     def round_up(self, size: int) -> int:
@@ -233,10 +245,21 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     setting = Setting(data, mesh, seed, training)
     model = row(MODEL.table, sections["model"], MODEL.path, own=True)
     is_first_stage = model in autoencoding.MODEL.table.values()
-    task = (make_autoencoding if is_first_stage else make_diffusion)(sections, setting)
+    task = _maker(data, is_first_stage)(sections, setting)
     hooks = bind_hooks(sections, task, data.splits)
     draws = None if task.drawing is None else task.drawing.network
     return Experiment(sections, setting, task, hooks, bind_latent_cache(sections, data, draws))
+
+
+def _maker(data: Data, is_first_stage: bool) -> Callable[[Mapping[str, Any], Setting], Task]:
+    if data.num_frames is None:
+        return make_autoencoding if is_first_stage else make_diffusion
+    if is_first_stage:
+        raise ConfigError(
+            f"config.data.batches.num_frames = {data.num_frames} makes clips of video; the "
+            "training of a first stage reads images, so leave it out"
+        )
+    return make_video
 
 
 def _mesh(
@@ -256,8 +279,10 @@ def _mesh(
         )
     processes = jax.process_count()
     if processes > 1 and len(process_rows(mesh, batch_size)) * processes != batch_size:
+        inside = {axis: size for axis, size in mesh.shape.items() if axis not in BATCH_AXES}
+        asked = ", ".join(f"config.mesh.{axis} = {size}" for axis, size in inside.items())
         raise ConfigError(
-            f"config.mesh.tensor = {mesh.shape['tensor']} spans processes, which would have to "
+            f"{asked} spans processes, which would have to "
             f"read the same samples; it should divide the {jax.local_device_count()} devices of one"
         )
     return mesh

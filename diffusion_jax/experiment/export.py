@@ -14,6 +14,7 @@ from diffusion_jax.convert.weights.claims import (
 )
 from diffusion_jax.convert.weights.diffusers_folder import (
     edm_scheduler_config,
+    flow_scheduler_config,
     penultimate_text,
     save_diffusers,
     scheduler_config,
@@ -22,6 +23,7 @@ from diffusion_jax.convert.weights.diffusers_folder import (
     vae_config,
 )
 from diffusion_jax.convert.weights.places import export_checkpoint
+from diffusion_jax.diffusion.samplers.sigmas import FLOW_NOISE
 from diffusion_jax.diffusion.schedule import make_schedule
 from diffusion_jax.experiment.binding import ConfigError, value_of
 from diffusion_jax.experiment.claims import alphas_cumprod_of, is_zero_snr, prediction_of
@@ -170,6 +172,9 @@ def _scheduler(noise: Noise) -> dict[str, Any]:
             sigma_max=float(grid[0]),
             sigma_data=natural["sigma_data"],
         )
+    if prediction == "flow":
+        grid = noise.grid(2)
+        return flow_scheduler_config(float(grid[1]) if grid[0] == FLOW_NOISE else 1.0)
     if prediction is None or noise.sigmas is None or not noise.quantize_c_noise:
         raise ConfigError(
             "config.denoiser has no counterpart among the schedulers of diffusers; export this "

@@ -13,12 +13,15 @@ from diffusion_jax.experiment.binding import (
     parameters_of,
     value_of,
 )
+from diffusion_jax.experiment.scoring import Levels, ScoringOptions, check_scoring
 from diffusion_jax.experiment.task import Task
 from diffusion_jax.train.checkpoints.saving import check_keeping, open_checkpoints
 from diffusion_jax.train.hooks.checkpoint import checkpoint
 from diffusion_jax.train.hooks.early_stopping import early_stopping
 from diffusion_jax.train.hooks.hang import watch_hangs
 from diffusion_jax.train.hooks.images import images
+from diffusion_jax.train.hooks.levels import levels
+from diffusion_jax.train.hooks.metrics import PREFIX, metrics
 from diffusion_jax.train.hooks.nan_stop import nan_stop
 from diffusion_jax.train.hooks.profiler import profiler
 from diffusion_jax.train.hooks.progress import progress
@@ -42,6 +45,8 @@ _TARGETS: dict[str, tuple[Target, ...]] = {
     "signals": ((signal_hook, ("received", "save")),),
     "images": ((images, ("log_images", "writer", "split", "batch")),),  # see hook_sections
     "validation": ((validation, ("evaluate", "writer", "scores")), (Passes, ())),
+    "levels": ((levels, ("evaluate", "lines", "writer")), (Levels, ())),
+    "metrics": ((metrics, ("score", "writer", "scores", "clock")), (ScoringOptions, ())),
     "early_stopping": ((early_stopping, ("scores",)),),
     "profiler": ((profiler, ("directory",)),),
 }
@@ -99,7 +104,19 @@ def bind_hooks(
     _check_monitors(asked, manager_options, splits)
     _check_keeping(manager_options)
     hooks = {name: bind_section(known[name], section).own for name, section in asked.items()}
+    for name in ("metrics", "levels"):
+        if name in hooks and task.drawing is None:
+            raise ConfigError(f"config.hooks.{name} needs a model that draws samples")
+    if "metrics" in hooks:
+        _check_metrics(hooks["metrics"][1])
     return HookOptions(hooks, checkpoint_options, manager_options)
+
+
+def _check_metrics(options: Mapping[str, Any]) -> None:
+    try:
+        check_scoring(ScoringOptions(**options))
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"config.hooks.metrics.{error}") from error
 
 
 def _check_keeping(manager: Mapping[str, Any]) -> None:
@@ -114,14 +131,18 @@ def _check_monitors(
     asked: Mapping[str, Any], manager: Mapping[str, Any], splits: Mapping[str, str | None]
 ) -> None:
     """Nothing may wait in silence for a validation that never comes."""
-    if "validation" in asked and splits["validation"] is None:
-        raise ConfigError(
-            "config.hooks.validation needs a split: set config.data.splits.validation"
-        )
-    watchers = {
-        "config.hooks.early_stopping": "early_stopping" in asked,
-        "config.checkpoint.keep_best": value_of(open_checkpoints, manager, "keep_best") > 0,
-    }
-    for path, watches in watchers.items():
-        if watches and "validation" not in asked:
-            raise ConfigError(f"{path} needs config.hooks.validation, whose scores it compares")
+    for name in ("validation", "levels"):
+        if name in asked and splits["validation"] is None:
+            raise ConfigError(
+                f"config.hooks.{name} needs a split: set config.data.splits.validation"
+            )
+    watchers: dict[str, Mapping[str, Any]] = {}
+    if "early_stopping" in asked:
+        watchers["config.hooks.early_stopping"] = asked["early_stopping"]
+    if value_of(open_checkpoints, manager, "keep_best") > 0:
+        watchers["config.checkpoint.keep_best"] = manager
+    for path, section in watchers.items():
+        monitor = section["monitor"] if "monitor" in section else ""
+        source = "metrics" if str(monitor).startswith(PREFIX) else "validation"
+        if source not in asked:
+            raise ConfigError(f"{path} needs config.hooks.{source}, whose scores it compares")

@@ -21,7 +21,9 @@ from diffusion_jax.devices.partition import (
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.models.conditioning.conditioner import Embedder
+from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.models.unet.video_unet import VideoUNet, image_options
 
 SHARDED = r"^(params|opt_state)/"
 SHARDED_FROZEN = r"^(conditioner|first_stage)/"
@@ -87,6 +89,8 @@ def _text_heads(embedder: Embedder) -> int | None:
 
 
 def _unet_layout(module: nn.Module) -> Layout:
+    if isinstance(module, VideoUNet | MultiviewUNet):
+        module = image_options(module)
     if not isinstance(module, UNet):
         return parallel((), min_size=MIN_SIZE)
     heads = functools.partial(_unet_heads, module)

@@ -43,13 +43,20 @@ TABLE = Section(
 )
 GRID = Section(
     "config.discretization",
-    "The noise levels of sampling; by default the schedule's, or EDM's without a table.",
+    "The noise levels of sampling; by default the schedule's, or EDM's or flow's without a table.",
     table=DISCRETIZATIONS | {"schedule": from_schedule},
     given=("schedule", "num_steps"),
     own=("num_steps",),
 )
 # Scaling -> the weighting with which the loss on x_0 is the plain error of what is predicted.
-NATURAL_WEIGHTINGS = {"eps": "eps", "v": "v", "v_edm": "v", "x0": "unit", "edm": "edm"}
+NATURAL_WEIGHTINGS = {
+    "eps": "eps",
+    "v": "v",
+    "v_edm": "v",
+    "x0": "unit",
+    "edm": "edm",
+    "flow": "flow",
+}
 
 
 class Noise(NamedTuple):
@@ -60,6 +67,7 @@ class Noise(NamedTuple):
     `levels`; both None when it is continuous. grid: number of steps -> noise levels of sampling,
     float64 descending to 0. natural_weighting: the section of a weighting with which the loss on
     x_0 is the plain error of what the network predicts; None for a scaling of the user's own.
+    natural_sampling: the row of sigma_sampling that training draws noise levels from by default.
     schedule_options: what the config says about the schedule, with its name.
     """
 
@@ -72,6 +80,7 @@ class Noise(NamedTuple):
     on_timesteps: bool
     grid: Callable[[int], np.ndarray]
     natural_weighting: Mapping[str, Any] | None
+    natural_sampling: str
     schedule_options: Mapping[str, Any]
 
     def constants(self) -> dict[str, Any]:
@@ -116,8 +125,9 @@ def build_noise(
         None if levels is None else sigma_table(levels, num_idx),
         options.quantize_c_noise,
         on_schedule and options.quantize_c_noise,
-        _grid(grid_section, discrete, schedule),
+        _grid(grid_section, _natural_grid(discrete, scaling.name), schedule),
         natural,
+        _natural_sampling(discrete, scaling.name),
         {"name": beta.name, **beta.keywords},
     )
 
@@ -137,11 +147,22 @@ def _levels(
     return functools.partial(bound.factory, **bound.keywords), TableOptions(**bound.own[0]).num_idx
 
 
+def _natural_grid(discrete: bool, scaling: str) -> str:
+    if discrete:
+        return "schedule"
+    return "flow" if scaling == "flow" else "edm"
+
+
+def _natural_sampling(discrete: bool, scaling: str) -> str:
+    if discrete:
+        return "discrete"
+    return "logit_normal" if scaling == "flow" else "lognormal"
+
+
 def _grid(
-    section: Mapping[str, Any] | None, discrete: bool, schedule: Schedule
+    section: Mapping[str, Any] | None, default: str, schedule: Schedule
 ) -> Callable[[int], np.ndarray]:
-    default = {"name": "schedule" if discrete else "edm"}
-    bound = bind_section(GRID, default if section is None else section)
+    bound = bind_section(GRID, {"name": default} if section is None else section)
     if bound.factory is from_schedule:
         return functools.partial(from_schedule, schedule)
     return functools.partial(bound.factory, **bound.keywords)

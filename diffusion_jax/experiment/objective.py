@@ -136,7 +136,7 @@ def _own_loss(function: Callable) -> Callable:
 
 
 def _sigma_sampling(section: Mapping[str, Any] | None, noise: Noise) -> SigmaOf:
-    default = {"name": "lognormal" if noise.levels is None else "discrete"}
+    default = {"name": noise.natural_sampling}
     bound = bind_section(SIGMA_SAMPLING, default if section is None else section)
     if bound.factory is not discrete:
         return bound.make()

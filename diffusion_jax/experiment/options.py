@@ -15,11 +15,17 @@ class ConditioningOptions(NamedTuple):
 
     key: a row of routing.CONDITIONING_KEYS. embedders: name -> section of an embedder.
     force_uc_zero: names of embedders whose outputs are zero in the unconditional half of guidance.
+    frame_noise: mean and standard deviation of ln(sigma) of the noise that training adds to the
+    conditioning frame of a video. frame_fit: how a picture of any size becomes that frame in
+    sampling: "cover" cuts the middle out; "object" puts what is opaque on white, and the picture
+    takes the place of the last frame drawn, as in SV3D.
     """
 
     key: str = "none"
     embedders: dict[str, Any] = {}
     force_uc_zero: tuple[str, ...] = ()
+    frame_noise: tuple[float, float] = (-3.0, 0.5)
+    frame_fit: Literal["cover", "object"] = "cover"
 
 
 class DenoiserOptions(NamedTuple):
@@ -76,9 +82,9 @@ class FirstStageOptions(NamedTuple):
 
     weights: a file or the run of a first stage, "random" for a dry run, None to take them from the
     checkpoint that is loaded. scale_by_std: the factor is 1 / std of the first batch of a run.
-    samples_at_a_time: images that are encoded or decoded at once, None for all. tile: side, in
-    latent pixels, of the overlapping tiles that larger latents are decoded in, None for one piece;
-    GroupNorm then sees tiles, which changes colours slightly.
+    samples_at_a_time: images that are encoded or decoded at once, None for all; a decoder of videos
+    counts clips. tile: side, in latent pixels, of the overlapping tiles that larger latents are
+    decoded in, None for one piece; GroupNorm then sees tiles, which changes colours slightly.
     """
 
     weights: str | None = None
@@ -86,6 +92,17 @@ class FirstStageOptions(NamedTuple):
     scale_by_std: bool = False
     samples_at_a_time: int | None = None
     tile: int | None = None
+
+
+class ClipOptions(NamedTuple):
+    """How many frames of a clip the decoder of an autoencoder_video sees at once.
+
+    frames_at_a_time: None for all. overlap: how many frames neighbouring chunks share, in which
+    they are blended.
+    """
+
+    frames_at_a_time: int | None = None
+    overlap: int = 3
 
 
 class Codes(NamedTuple):

@@ -65,13 +65,15 @@ _NAMES = {
         "num_steps batch_size accumulate keep_dims every keep_every keep_last num_batches "
         "agree_every batch_frequency max_images log_every_t patience "
         # data and caches
-        "channels bucket_divisor max_examples shard_size samples_at_a_time tile "
+        "channels bucket_divisor max_examples shard_size samples_at_a_time tile frame_stride "
+        "hop short_side num_examples frames_at_a_time overlap frames copies level_dim "
         # networks
         "model_channels out_channels in_channels out_ch ch ch_mult channel_mult num_res_blocks "
         "num_heads num_groups patch_size attention_resolutions attn_resolutions context_dim "
         "adm_in_channels num_classes n_embed resolution z_channels embed_dim num_codes ndf "
         "n_layers outdim size shape factor width mlp_dim head_dim num_layers projection_dim "
-        "vocab_size "
+        "vocab_size video_kernel_size time_kernel_size time_context_dim motion_context_dim "
+        "transformer_depth_middle "
         # noise and sampling
         "num_timesteps num_idx order num_frames num_views original_steps restart_steps "
         # learning rate and optimizers
@@ -90,16 +92,22 @@ _NAMES = {
         "min_norm min_step_size seed repeats"
     ),
     ABOVE_0: (
-        "seconds multiplier scale_factor gamma min_snr_gamma norm_limit period rho sigma_min "
+        "fps seconds multiplier scale_factor gamma min_snr_gamma norm_limit period rho sigma_min "
         "sigma_max sigma_data p_std gradient_clip_norm exponent power div_factor "
         "final_div_factor decay_rate clip_threshold clipping_threshold estim_lr0 estim_lr_coef "
-        "timestep_scaling eta_plus max_step_size scaling trust_coefficient consistent_rms"
+        "timestep_scaling eta_plus max_step_size scaling trust_coefficient consistent_rms "
+        "max_ddpm_temb_period"
     ),
-    SHARE: "ucg_rate ema_decay rescale v_posterior",
+    SHARE: "ucg_rate ucg_from ema_decay rescale v_posterior",
     BELOW_1: "dropout b1 b2 b3 adam_b1 adam_b2 beta3 betas decay momentum",
     INSIDE_1: "linear_start linear_end given_betas pct_start pct_final",
-    COUNT_OR_ALL: "num_head_channels num_heads_upsample data fsdp tensor slices",
-    ANY: ("scale min_scale logvar_init p_mean layer_idx default ns_coeffs key adam_learning_rate"),
+    COUNT_OR_ALL: "num_head_channels num_heads_upsample data fsdp context tensor slices",
+    ANY: (
+        "scale min_scale logvar_init p_mean layer_idx default ns_coeffs key adam_learning_rate "
+        "frame_noise "
+        # merge_factor is a share with merge_strategy = "fixed", and otherwise its logit.
+        "merge_factor time_block_merge_factor motion_block_merge_factor"
+    ),
     Range(0, 1, above=True): "dynamic_percentile",
     Range(0, 0.5): "edge_perc",
     Range(0, 1000): "learning_rate",
@@ -114,6 +122,8 @@ _NAMES = {
 _SCOPED = {
     "ddim.eta": SHARE,
     "restart.low": ABOVE_0,
+    # A share with merge_strategy = "fixed", and otherwise its logit.
+    "VideoAutoencoder.alpha": ANY,
     "restart.high": ABOVE_0,
     "plms.eta": Range(0, 0),
     "cosine_decay.alpha": SHARE,

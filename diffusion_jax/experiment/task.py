@@ -6,7 +6,7 @@ exports or shows a model asks which of them made it.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jax.sharding import Mesh
 from jaxtyping import Array
@@ -27,6 +27,8 @@ from diffusion_jax.types import PyTree
 class Training(NamedTuple):
     """The `train` section. batch_size is global; accumulate splits it into micro-batches.
 
+    gradient_dtype: "bfloat16", for a network in bfloat16, rounds its kernels once a step and keeps
+    their gradients in bfloat16, which halves the memory of gradients.
     scale_lr multiplies the learning rate by the batch size. ckpt_path starts from the weights of
     another run (a folder or one of its checkpoints) or of a released file (.safetensors, .ckpt, a
     folder of diffusers), raw or, with ckpt_ema, averaged, minus ignore_keys (regular expressions
@@ -34,12 +36,14 @@ class Training(NamedTuple):
     network alone. keep_dims: take that many input channels of the first convolution from a released
     file and start the others at 0. ckpt_check refuses a released file that says of itself what the
     config contradicts, or that holds NaN or infinite numbers. ckpt_variant: "fp16" and so on, the
-    files of a folder.
+    files of a folder. trainable: a regular expression; only parameters in whose path it is found
+    are trained, such as "time_" for the layers of a video network that mix frames. None is all.
     """
 
     num_steps: int
     batch_size: int
     accumulate: int = 1
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
     scale_lr: bool = False
     ckpt_path: str | None = None
     ckpt_ema: bool = False
@@ -48,6 +52,7 @@ class Training(NamedTuple):
     keep_dims: int | None = None
     ckpt_check: bool = True
     ckpt_variant: str | None = None
+    trainable: str | None = None
 
 
 class Setting(NamedTuple):

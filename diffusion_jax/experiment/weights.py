@@ -29,7 +29,9 @@ from diffusion_jax.experiment.task import Training
 from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipImage, OpenClipText
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
+from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.models.unet.video_unet import VideoUNet
 from diffusion_jax.randomness import Stream, sample_keys, stream_key
 from diffusion_jax.train.checkpoints.checksums import path_name
 from diffusion_jax.train.checkpoints.reading import load_mutable, load_params, resolve_checkpoint
@@ -39,6 +41,8 @@ RANDOM = "random"
 # What convert calls the network of a module.
 KINDS: dict[type[nn.Module], str] = {
     UNet: "unet",
+    VideoUNet: "unet",
+    MultiviewUNet: "unet",
     Autoencoder: "vae",
     ClipText: "clip text",
     OpenClipText: "clip text",

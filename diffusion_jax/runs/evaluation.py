@@ -16,7 +16,9 @@ from diffusion_jax.devices.arrays import put
 from diffusion_jax.devices.mesh import batch_sharding, batch_shards, on_mesh, replicated
 from diffusion_jax.diffusion.vlb import bits_per_dim
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.scoring import Levels
 from diffusion_jax.randomness import Stream, sample_keys, stream_key
+from diffusion_jax.runs.levels import build_evaluate_levels
 from diffusion_jax.runs.start import open_run
 from diffusion_jax.runs.weights import run_frozen
 from diffusion_jax.train.checkpoints.saving import restore_state
@@ -29,7 +31,8 @@ from diffusion_jax.types import PyTree
 class Evaluation(NamedTuple):
     """What a run's checkpoint came to on a split: its step, the number of records, the losses.
 
-    bits: the bound on bits per dimension of the first bits_images images, or None.
+    bits: the bound on bits per dimension of the first bits_images images, or None. levels: losses
+    by noise level, see levels.build_evaluate_levels; None where the model does not denoise.
     """
 
     step: int
@@ -37,6 +40,7 @@ class Evaluation(NamedTuple):
     losses: dict[str, float]
     bits: float | None
     bits_images: int
+    levels: dict[str, float] | None = None
 
 
 def evaluate_run(
@@ -60,11 +64,14 @@ def evaluate_run(
     frozen = run_frozen(experiment, workdir)
     state, _ = restore_state(workdir / "checkpoints", experiment.abstract_state(), step)
     losses = build_evaluate(experiment, frozen, batches, prefix=split)(state)
+    levels = None
+    if experiment.task.drawing is not None:
+        levels = build_evaluate_levels(experiment, frozen, batches, Levels())(state)
     bits = None
     if bits_images > 0 and has_likelihood(experiment):
         params = experiment.task.averaged(state) if has_ema(state.opt_state) else state.params
         bits = mean_bits(experiment, params, frozen, batches, bits_images)
-    return Evaluation(int(state.step), batches.num_examples, losses, bits, bits_images)
+    return Evaluation(int(state.step), batches.num_examples, losses, bits, bits_images, levels)
 
 
 def build_evaluate(
@@ -123,7 +130,7 @@ def mean_bits(
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     @functools.partial(on_mesh, mesh)
     def bound(params: PyTree, frozen: PyTree, batch: dict[str, jax.Array], keys: jax.Array) -> Any:
-        conditioning = network.embed(params, frozen, batch)
+        conditioning = network.embed(params, frozen, network.with_conditioning_frame(batch, keys))
         found = bits_per_dim(
             frozen["schedule"],
             lambda x, t: network.apply(params, x, t, conditioning),
@@ -140,7 +147,8 @@ def mean_bits(
         real = np.flatnonzero(batch["weight"])[: count - len(bits)]
         keys = sample_keys(key, jnp.arange(len(bits), len(bits) + len(real)))
         rows = np.pad(np.arange(len(real)), (0, -len(real) % batch_shards(mesh)), mode="edge")
-        chosen = {name: np.asarray(batch[name])[real[rows]] for name in names}
+        given = [name for name in names if name in batch]
+        chosen = {name: np.asarray(batch[name])[real[rows]] for name in given}
         arguments = put((chosen, keys[rows]), batch_sharding(mesh))
         bits += np.asarray(bound(params, frozen, *arguments))[: len(real)].tolist()
         if len(bits) >= count:

@@ -9,12 +9,18 @@ from typing import Any, NamedTuple
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.experiment.binding import value_of
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.scoring import Levels, ScoringOptions
 from diffusion_jax.runs.evaluation import build_evaluate
+from diffusion_jax.runs.levels import build_evaluate_levels, level_lines
+from diffusion_jax.runs.scoring import FOLDER, build_score
 from diffusion_jax.runs.speed import build_speed
 from diffusion_jax.train.checkpoints.saving import Checkpoints
+from diffusion_jax.train.ema import has_ema
 from diffusion_jax.train.hooks.checkpoint import checkpoint
 from diffusion_jax.train.hooks.early_stopping import early_stopping
 from diffusion_jax.train.hooks.images import images
+from diffusion_jax.train.hooks.levels import levels
+from diffusion_jax.train.hooks.metrics import metrics
 from diffusion_jax.train.hooks.nan_stop import nan_stop
 from diffusion_jax.train.hooks.profiler import profiler
 from diffusion_jax.train.hooks.progress import progress
@@ -22,6 +28,7 @@ from diffusion_jax.train.hooks.scalars import Speed, scalars
 from diffusion_jax.train.hooks.signals import signal_hook
 from diffusion_jax.train.hooks.validation import Scores, validation
 from diffusion_jax.train.loop import Hook
+from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.writers import Writer
 from diffusion_jax.types import PyTree
 
@@ -59,6 +66,8 @@ def build_hooks(experiment: Experiment, watched: Watched) -> list[Hook]:
         "profiler": lambda o: profiler(watched.workdir / "profile", **o),
         "images": lambda o, pictures: _images(experiment, watched, o, pictures),
         "validation": lambda o, passes: _validation(experiment, watched, o, passes),
+        "levels": lambda o, chosen: _levels(experiment, watched, o, chosen),
+        "metrics": lambda o, scoring: _metrics(experiment, watched, o, scoring),
         "early_stopping": lambda o: early_stopping(scores, **o),
     }
     hooks = [
@@ -117,3 +126,27 @@ def _validation(
         experiment, watched.frozen, watched.validation_batches, prefix="val", **passes
     )
     return validation(evaluate, watched.writer, watched.scores, **options)
+
+
+def _metrics(
+    experiment: Experiment, watched: Watched, options: dict[str, Any], scoring: dict[str, Any]
+) -> Hook:
+    score = build_score(
+        experiment, watched.frozen, ScoringOptions(**scoring), watched.workdir / FOLDER
+    )
+
+    def of_averages(state: TrainState) -> dict[str, float]:
+        has = has_ema(state.opt_state)
+        return score(experiment.task.averaged(state) if has else state.params)
+
+    return metrics(of_averages, watched.writer, watched.scores, **options)
+
+
+def _levels(
+    experiment: Experiment, watched: Watched, options: dict[str, Any], chosen: dict[str, Any]
+) -> Hook:
+    assert watched.validation_batches is not None  # bind_hooks asks for the split
+    evaluate = build_evaluate_levels(
+        experiment, watched.frozen, watched.validation_batches, Levels(**chosen)
+    )
+    return levels(evaluate, level_lines, watched.writer, **options)

@@ -37,6 +37,11 @@ def read_image(path: str | os.PathLike, channels: int, *, flag: str = "") -> np.
     return _read(path, flag, lambda picture: decode(picture, channels))
 
 
+def read_picture(path: str | os.PathLike, *, flag: str = "") -> Image.Image:
+    """Open a picture with the opacity that it may have; raises as `read_image` does."""
+    return _read(path, flag, open_picture)
+
+
 def read_mask(path: str | os.PathLike, *, flag: str = "") -> np.ndarray:
     """Read a mask, white where the image is kept: float32 [h, w, 1] in [0, 1], upright.
 
@@ -114,6 +119,22 @@ def as_floats(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
     return values
 
 
+def as_noises(
+    count: int, total: int, shape: tuple[int, ...], latents: Any, noise: Any, steps: Any
+) -> dict[str, np.ndarray]:
+    """Check what is given of latents, noise and step_noise, for samples of a shape."""
+    wanted = {
+        "latents": (latents, (count, *shape)),
+        "noise": (noise, (count, *shape)),
+        "step_noise": (steps, (count, total, *shape)),
+    }
+    return {
+        name: as_floats(name, values, shape)
+        for name, (values, shape) in wanted.items()
+        if values is not None
+    }
+
+
 def whole_number(name: str, value: Whole) -> int:
     """Return a Python, NumPy or JAX integer as an int; ValueError for anything else."""
     _check_not_traced(name, value)
@@ -134,7 +155,7 @@ def number(name: str, value: Number) -> float:
     return float(array)
 
 
-def _read(path: str | os.PathLike, flag: str, act: Callable[[bytes], np.ndarray]) -> np.ndarray:
+def _read(path: str | os.PathLike, flag: str, act: Callable[[bytes], Any]) -> Any:
     try:
         return act(_bytes_of(pathlib.Path(path), flag))
     except CorruptImageError as error:

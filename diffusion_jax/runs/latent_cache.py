@@ -130,7 +130,7 @@ def image_reader(
         read = [images.read_or_next(int(i), (height, width)).image for i in rows["index"]]
         pixels = np.stack(cast("list[np.ndarray]", read))
         if "mirrored" in rows:
-            pixels[rows["mirrored"]] = pixels[rows["mirrored"], :, ::-1]
+            pixels[rows["mirrored"]] = pixels[rows["mirrored"]][..., ::-1, :]
         embedders = experiment.network.embedders
         kept = [key for name in embedders for key in cached_outputs(rows, name)]
         rows = {k: v for k, v in rows.items() if k not in ("moments", "mirrored", *kept)}
@@ -142,8 +142,9 @@ def image_reader(
 class _Encoder(NamedTuple):
     """Frozen networks on the devices of this process. size: rows that go through at a time.
 
-    moments: float32 images [n h w c] -> [n ...]. texts: n captions -> name in a batch -> [n ...].
-    null: name in a batch -> what stands for a dropped text.
+    moments: float32 images [n h w c] -> [n h' w' 2c'], clips [n t h w c] -> [n t h' w' 2c'].
+    texts: n captions -> name in a batch -> [n ...]. null: name in a batch -> what stands for a
+    dropped text.
     """
 
     size: int
@@ -201,9 +202,14 @@ def _build_encoder(experiment: Experiment, frozen: PyTree) -> _Encoder:
             for key, output in cached_outputs(found, name).items()
         }
 
+    def moments(image: np.ndarray) -> np.ndarray:
+        frames = image.reshape(-1, *image.shape[-3:])
+        found = in_batches(functools.partial(encode, weights["first_stage"]), frames)
+        return found.reshape(*image.shape[:-3], *found.shape[1:])
+
     return _Encoder(
         size,
-        lambda image: in_batches(functools.partial(encode, weights["first_stage"]), image),
+        moments,
         texts,
         null_outputs() if embedders else {},
     )
@@ -237,7 +243,8 @@ def _write_shards(
     buckets = np.zeros(len(source), np.int64)
     for bucket, numbers in enumerate(images.members):
         buckets[numbers] = bucket
-    chunks = list(_chunks(shards, wanted, buckets, encoder.size))
+    at_once = max(1, encoder.size // (options["num_frames"] or 1))
+    chunks = list(_chunks(shards, wanted, buckets, at_once))
 
     def load(number: int) -> tuple[_Chunk, list[Record]]:
         chunk = chunks[number]
@@ -277,7 +284,7 @@ def _encode(
 ) -> list[Entry]:
     images: Any = [record.image for record in records]  # all readable: see read_or_next
     image = transforms.to_float(np.stack(images))
-    views = [image, np.ascontiguousarray(image[:, :, ::-1])] if flips else [image]
+    views = [image, np.ascontiguousarray(image[..., ::-1, :])] if flips else [image]
     moments = np.stack([encoder.moments(view) for view in views], axis=1)
     outputs: list[dict[str, np.ndarray]] = [{} for _ in records]
     if encoder.null:

@@ -16,11 +16,12 @@ from diffusion_jax.train.checkpoints.checksums import checksums
 from diffusion_jax.types import PyTree
 
 FORMAT = 2
-# Options of batches that change what is kept; the second group counts only with buckets.
+# Options of batches that change what is kept; the others count only with buckets, and for clips.
 _KEPT_OPTIONS = (
     "image_size channels crop resize pad random_flip buckets image_key label_key caption_key"
 ).split()
 _BUCKET_OPTIONS = ("bucket_divisor", "max_aspect")
+_CLIP_OPTIONS = ("num_frames", "frame_stride")
 # Fields of modules that change no number.
 _SILENT_FIELDS = ("parent", "name", "remat")
 
@@ -54,6 +55,8 @@ def describe_cache(experiment: Experiment, frozen: PyTree, source: Records) -> d
     if data.batch_options["buckets"]:
         names += _BUCKET_OPTIONS
         parts["config.train.batch_size"] = experiment.training.batch_size
+    if data.batch_options["num_frames"] is not None:
+        names += _CLIP_OPTIONS
     for name in names:
         parts[f"config.data.batches.{name}"] = data.batch_options[name]
     parts |= _fields(network.first_stage.module, "config.first_stage")

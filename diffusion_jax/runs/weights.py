@@ -13,6 +13,7 @@ from diffusion_jax.experiment.task import Trained
 from diffusion_jax.experiment.weights import released_source
 from diffusion_jax.train.checkpoints.reading import load_mutable, load_params, saved_steps
 from diffusion_jax.train.checkpoints.saving import open_checkpoints, restore_state
+from diffusion_jax.train.ema import averages_of
 from diffusion_jax.types import PyTree
 
 FROZEN_FOLDER = "frozen"
@@ -107,7 +108,10 @@ def load_trained_params(
     if not ema or averaged.keys() != abstract.params.keys():
         params = load_params(folder, abstract.params, step=step, ema=False)
     if ema:
-        params = {**params, **load_params(folder, averaged, step=step, ema=True)}
+        # The averages may be kept in another dtype than the parameters.
+        kept = next(iter(averages_of(abstract.opt_state)), averaged)
+        found = load_params(folder, kept, step=step, ema=True)
+        params |= jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), found, averaged)
     return params
 
 

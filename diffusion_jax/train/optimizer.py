@@ -1,11 +1,13 @@
 """The optimizer of a run: clipping, any optax optimizer by name, and the EMA, in one chain."""
 
 import difflib
+import functools
 import inspect
 import math
+import re
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import optax
 import optax.contrib
 
 from diffusion_jax.train.ema import ema
+from diffusion_jax.train.rounding import check_dtype, round_at_random
 from diffusion_jax.types import PyTree
 
 
@@ -34,11 +37,40 @@ def adamw(
     weight_decay: float = 1e-2,
     mask: Any = None,
     nesterov: bool = False,
+    nu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Make AdamW (arXiv:1711.05101) with the defaults of torch: all parameters decay, by 1e-2."""
-    return optax.adamw(
-        learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nesterov=nesterov
+    """Make AdamW (arXiv:1711.05101) with the defaults of torch: all parameters decay, by 1e-2.
+
+    nu_dtype: of the second moment, which "bfloat16" rounds at random: the change of one step is
+      below half of its last bit.
+    """
+    if nu_dtype is None:
+        return optax.adamw(
+            learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nesterov=nesterov
+        )
+    adam = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
+    return optax.chain(
+        _with_nu_in(nu_dtype, adam),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _with_nu_in(dtype: Any, adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keep the second moment of optax's Adam in a dtype, and let Adam compute in float32."""
+    check_dtype("nu_dtype", dtype)
+
+    def init(params: PyTree) -> Any:
+        state: Any = adam.init(params)
+        return state._replace(nu=optax.tree.cast(state.nu, dtype))
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        in_float32 = state._replace(nu=optax.tree.cast(state.nu, jnp.float32))
+        updates, new = adam.update(updates, in_float32, params)
+        new: Any = new
+        return updates, new._replace(nu=round_at_random(new.nu, dtype, new.count))
+
+    return optax.GradientTransformation(init, update)
 
 
 # Functions of optax that have a learning rate but cannot stand alone in a chain, and why.
@@ -88,6 +120,8 @@ def make_optimizer(
     weight_decay_mask: str = "all",
     ema_decay: float | None = 0.9999,
     ema_use_num_updates: bool = True,
+    trainable: str | None = None,
+    ema_dtype: Literal["float32", "bfloat16"] = "float32",
     **options: Any,
 ) -> Optimizer:
     """Make the chain clip -> optimizer -> EMA, and the learning rate as a function of the step.
@@ -104,6 +138,9 @@ def make_optimizer(
             norm scales and other vectors.
         ema_decay: see `train.ema.ema`; None keeps no average.
         ema_use_num_updates: see `train.ema.ema`.
+        trainable: see `trainable_mask`; the other parameters have no moments. Their gradients
+            should be 0, as `only_trainable` makes them.
+        ema_dtype: see `train.ema.ema`.
         **options: keywords of the optax factory.
 
     Raises:
@@ -135,9 +172,12 @@ def make_optimizer(
         chosen = factory(**rate, **mask, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer.name = {name!r} does not take {options}: {error}") from error
+    if trainable is not None:
+        chosen = optax.masked(chosen, functools.partial(trainable_mask, trainable))
     links = [("clip", clip), ("optimizer", chosen)]
     if ema_decay is not None:
-        links.append(("ema", ema(ema_decay, use_num_updates=ema_use_num_updates)))
+        average = ema(ema_decay, use_num_updates=ema_use_num_updates, dtype=ema_dtype)
+        links.append(("ema", average))
     return Optimizer(optax.named_chain(*links), lr_at)
 
 
@@ -160,6 +200,36 @@ def kernels_mask(params: PyTree) -> PyTree:
         return leaf.ndim >= 2 and last not in ("bias", "scale")
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def trainable_mask(pattern: str, params: PyTree) -> PyTree:
+    """Mark with True the parameters in whose path, such as "network/out_2/bias", pattern is found.
+
+    Raises ValueError when it is found in none.
+    """
+    mask = jax.tree_util.tree_map_with_path(
+        lambda path, _: bool(
+            re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/"))
+        ),
+        params,
+    )
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError(f"train.trainable = {pattern!r} should be found in a parameter's path")
+    return mask
+
+
+def only_trainable(pattern: str, loss_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a LossFn have no gradient but by the parameters that trainable_mask marks."""
+
+    def loss(params: PyTree, *args: Any, **keywords: Any) -> Any:
+        stopped = jax.tree.map(
+            lambda trains, leaf: leaf if trains else jax.lax.stop_gradient(leaf),
+            trainable_mask(pattern, params),
+            params,
+        )
+        return loss_fn(stopped, *args, **keywords)
+
+    return loss
 
 
 def _lookup(name: str) -> Callable[..., Any]:

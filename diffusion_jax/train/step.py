@@ -25,7 +25,12 @@ LossFn: TypeAlias = Callable[..., tuple[Any, tuple[Mapping[str, Any], PyTree]]]
 
 
 def make_train_step(
-    loss_fn: LossFn, tx: optax.GradientTransformation, *, seed: int, accumulate: int = 1
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int,
+    accumulate: int = 1,
+    rounded: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> Callable[[TrainState, Batch, PyTree], tuple[TrainState, Metrics]]:
     """Make the function of one optimizer update: (state, batch, frozen) -> (state, metrics).
 
@@ -35,6 +40,9 @@ def make_train_step(
     tolerance when the loss is a (weighted) mean over samples. Micro-batch j holds the samples j,
     j + A, ..., so that every device already has its share of each. Gradients are summed in float32;
     `mutable` passes through the micro-batches in order.
+
+    rounded: params -> the parameters that the loss reads, some perhaps in fewer bits. Gradients are
+      taken by these, in their dtypes, and the optimizer gets them in the dtypes of the state.
 
     Returns: a pure function, not jitted (`jit_train_step` does it). The metrics are float32
         scalars: the loss, the metrics of `loss_fn`, and grad_norm, the global norm before any
@@ -51,8 +59,9 @@ def make_train_step(
         batch = with_positions(batch)
         key = step_key(seed, state.step)
         gradients, loss, metrics, mutable = _gradients(
-            loss_fn, state, frozen, batch, key, accumulate=accumulate
+            loss_fn, state, rounded(state.params), frozen, batch, key, accumulate=accumulate
         )
+        gradients = strengthen(gradients, state.params)
         metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(gradients)}
 
         def objective(params: PyTree) -> Any:
@@ -143,6 +152,7 @@ def mean_metrics(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 def _gradients(
     loss_fn: LossFn,
     state: TrainState,
+    params: PyTree,
     frozen: PyTree,
     batch: Batch,
     key: Key[Array, ""],
@@ -153,7 +163,7 @@ def _gradients(
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulate == 1:
         (loss, (metrics, mutable)), gradients = gradient_fn(
-            state.params,
+            params,
             state.mutable,
             frozen,
             batch,
@@ -167,7 +177,7 @@ def _gradients(
         share, batch = micro
         keys = sample_keys(key, batch["position"])
         (loss, (metrics, new)), gradients = gradient_fn(
-            state.params, mutable, frozen, batch, keys, train=True
+            params, mutable, frozen, batch, keys, train=True
         )
         total = jax.tree.map(lambda sum_, g: sum_ + share * g.astype(jnp.float32), total, gradients)
         return (total, strengthen(new, mutable)), _float32({"loss": loss, **metrics})
@@ -179,7 +189,7 @@ def _gradients(
         micro_step, (zeros, state.mutable), (shares, micro_batches)
     )
     metrics = {name: jnp.sum(shares * values) for name, values in metrics.items()}
-    return strengthen(gradients, state.params), metrics["loss"], metrics, mutable
+    return gradients, metrics["loss"], metrics, mutable
 
 
 def _split(tree: PyTree, parts: int) -> PyTree:

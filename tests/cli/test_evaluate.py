@@ -3,6 +3,7 @@
 import pytest
 
 from diffusion_jax.cli import evaluate, main
+from diffusion_jax.experiment.scoring import ScoringOptions
 from diffusion_jax.runs.evaluation import Evaluation
 
 
@@ -27,3 +28,32 @@ def test_every_loss_is_a_line_and_bits_say_over_how_many_images(monkeypatch, cap
     ]  # fmt: skip
     assert last in lines[-1] and len(lines) == (3 if bits is None else 4)
     assert bits is None or f"validation/bits_per_dim {bits:.4f}," in " ".join(lines[-1].split())
+
+
+def test_losses_by_noise_level_are_a_table(monkeypatch, capsys):
+    levels = {"levels/00_sigma": 0.01, "levels/00": 0.9, "levels/00_ci": 0.1}
+    found = Evaluation(8, 250, {"test/loss": 0.5}, None, 16, levels)
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda *given, **options: found)
+    assert main(["evaluate", "--workdir=runs/x"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == "sigma 0.01 loss 0.9 ± 0.1".split()
+
+
+def test_metrics_go_to_the_library_and_are_a_line_each(monkeypatch, capsys):
+    asked = []
+
+    def score_run(workdir, options, *, step, overrides, samples):
+        asked.append((workdir, options, step, overrides, samples))
+        return {"mind_net": 0.25, "copied_net": 0.5}
+
+    monkeypatch.setattr(evaluate, "score_run", score_run)
+    flags = "--metrics=mind,recall --num_samples=64 --samples=s.npz --step=3 --split=test".split()
+    assert main(["evaluate", "--workdir=runs/x", *flags]) == 0
+    options = ScoringOptions(metrics=("mind", "recall"), num_samples=64, split="test")
+    assert asked == [("runs/x", options, 3, [], "s.npz")]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:3] == [["mind_net", "0.25"], ["copied_net", "0.5"]]
+
+
+def test_flags_of_metrics_alone_are_refused(capsys):
+    assert main(["evaluate", "--workdir=runs/x", "--num_samples=64"]) == 2
+    assert "--num_samples should come with --metrics" in capsys.readouterr().err

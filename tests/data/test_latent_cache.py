@@ -11,6 +11,7 @@ import pytest
 
 from diffusion_jax.data.batches import make_batches
 from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
+from diffusion_jax.data.images import ImageOptions, open_images
 from diffusion_jax.data.latent_cache import cached_batches, open_cache, read_entry
 from diffusion_jax.data.latent_shards import (
     Entry,
@@ -77,6 +78,41 @@ def make_cache(folder, dtype="float32", parts=(("size", 16),), wanted=None):
         write_shard(shards, shard, entries, shapes, dtype)
     write_null(shards, NULL)
     return shards
+
+
+def test_clips_are_those_of_make_batches(tmp_path):
+    rng = np.random.default_rng(0)
+    source = [
+        {"video": rng.integers(0, 256, (3 if n else 1, 8, 8, 3), dtype=np.uint8), "fps": 6.0}
+        for n in range(COUNT)
+    ]
+    options = {"num_frames": 2, "frame_stride": 2}
+    images = open_images(source, ImageOptions(8, **options))
+    shards = Shards(tmp_path, claim_folder(tmp_path, {}), COUNT, SHARD)
+    for shard in range(shards.num_shards):
+        records = [images.read(number, (8, 8)) for number in shards.records(shard)]
+        entries = [
+            Entry(
+                record._replace(image=None), 0,
+                np.stack([[moments_of(frame / 127.5 - 1) for frame in view]
+                          for view in (record.image, record.image[..., ::-1, :])]), {},
+            )
+            for record in records
+        ]  # fmt: skip
+        write_shard(shards, shard, entries, images.shapes, "float32")
+    write_null(shards, {})
+    place: Any = dict(batch_size=4, seed=5, random_flip=True, num_threads=0)
+    online = make_batches(source, image_size=8, **options, **place)
+    cached = cached_batches(open_cache(shards), **place)
+    stills = 0
+    for _, theirs, ours in zip(range(9), online.iterate(0), cached.iterate(0), strict=False):
+        assert set(theirs) - {"image"} == set(ours) - {"moments", "mirrored"}
+        for name in theirs.keys() & ours.keys():
+            np.testing.assert_array_equal(theirs[name], ours[name])
+        wanted = [[moments_of(frame) for frame in clip] for clip in theirs["image"]]
+        np.testing.assert_allclose(ours["moments"], wanted, atol=1e-6)
+        stills += ours["image_only_indicator"][:, 0].sum()
+    assert stills in (3, 4) and ours["moments"].shape == (4, 2, 2, 2, 2)
 
 
 @pytest.mark.parametrize(("index", "count"), [(0, 1), (1, 3)])

@@ -22,6 +22,15 @@ def test_mesh_sizes_and_axis_types():
     assert make_mesh(data=2, devices=jax.devices()[:2]).devices.size == 2
 
 
+def test_context_shares_rows():
+    mesh = make_mesh(context=2, tensor=2)
+    assert dict(mesh.shape) == {"slices": 1, "data": 2, "fsdp": 1, "context": 2, "tensor": 2}
+    assert batch_shards(mesh) == 2
+    assert make_mesh(slices=2, context=2).devices.shape == (2, 2, 1, 2, 1)
+    with pytest.raises(ValueError, match="fsdp=1 context=3 tensor=1 should multiply to 8"):
+        make_mesh(context=3)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [

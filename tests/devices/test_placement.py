@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffusion_jax.devices.mesh import batch_sharding, make_mesh, on_mesh
+from diffusion_jax.devices.mesh import batch_sharding, make_mesh, on_mesh, replicated
 from diffusion_jax.devices.partition import fsdp, tree_shardings
 from diffusion_jax.devices.placement import by_sample
 from diffusion_jax.models.layers import basic as layers
@@ -54,3 +54,14 @@ def test_the_batch_alone_is_split():
     x = jax.device_put(jnp.ones((4, 6)), NamedSharding(mesh, PartitionSpec()))
     placed = jax.jit(on_mesh(mesh, by_sample))(x)
     assert placed.sharding.is_equivalent_to(batch_sharding(mesh), 2)
+
+
+def test_context_splits_frames_and_spares_what_has_none():
+    """Eight frames lie on eight devices; four vectors on the four that split the batch."""
+    mesh = make_mesh(data=2, fsdp=2, context=2)
+    place = jax.jit(on_mesh(mesh, by_sample))
+    whole = jax.device_put([jnp.ones((8, 4)), jnp.ones((4, 4))], replicated(mesh))
+    frames, vectors = map(place, whole)
+    assert frames.sharding.shard_shape((8, 4)) == (1, 4)
+    assert vectors.sharding.shard_shape((4, 4)) == (1, 4)
+    assert len({str(s.index) for s in vectors.addressable_shards}) == 4

@@ -31,6 +31,7 @@ FORMULAS = {
         1 / np.sqrt(s**2 + 1),
         np.log(s) / 4,
     ),
+    "flow": lambda s: (1 / (1 + s), -s / (1 + s), 1 / (1 + s), 1000 * s / (1 + s)),
 }
 
 
@@ -228,6 +229,7 @@ def test_what_a_network_of_any_scaling_predicts_there_and_back(name):
             "v_edm": velocity,
             # The target of Karras et al., equation 8, written with x_0 and eps.
             "edm": (s * x_start - 0.25 * noise) / (0.5 * np.sqrt(s**2 + 0.25)),
+            "flow": noise - x_start,
         }[name]
         np.testing.assert_allclose(output, expected, rtol=1e-6, atol=1e-6)
 
@@ -248,3 +250,23 @@ def test_conversions_agree_with_those_of_a_schedule():
         expected = getattr(ddpm, f"predict_start_from_{name}")(schedule, x_t, t, value)
         back = preconditioning.start_from_output(scaling, value, x, sigma)
         np.testing.assert_allclose(back, expected, **close)
+
+
+def test_flow_scaling_is_the_straight_line_between_data_and_noise():
+    """x_t = (1 - t) x_0 + t eps has the velocity eps - x_0, and the denoiser then finds x_0."""
+    x_0, eps = draws((5, 3))
+    t = jnp.linspace(0.1, 0.9, 5)
+    seen = []
+
+    def velocity(x, c_noise, conditioning):
+        seen.append((x, c_noise))
+        return eps[..., None] - x_0[..., None]
+
+    sigma = t / (1 - t)
+    x = (x_0 + sigma[:, None] * eps)[..., None]
+    denoised = denoiser(velocity, preconditioning.flow())(x, sigma, {})
+    ((x_t, c_noise),) = seen
+    line = (1 - t[:, None]) * x_0 + t[:, None] * eps
+    np.testing.assert_allclose(x_t[..., 0], line, atol=1e-6)
+    np.testing.assert_allclose(c_noise, 1000 * t, rtol=1e-6)
+    np.testing.assert_allclose(denoised[..., 0], x_0, atol=1e-6)

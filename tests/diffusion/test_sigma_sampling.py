@@ -88,3 +88,29 @@ def test_errors_name_what_is_wrong():
         sigma_sampling.uniform(sigma_min=3.0, sigma_max=2.0)
     with pytest.raises(ValueError, match=r"num_steps = 1001 .*\[1, 1000\]"):
         sigma_sampling.discrete(num_idx=1001)
+
+
+def test_flow_times_are_logit_normal_or_even_and_shifted():
+    """Quantiles of t = sigma / (1 + sigma); a shift moves t to shift t / (1 + (shift - 1) t)."""
+    u = np.array([0.05, 0.3, 0.5, 0.9])
+
+    def times(sigma_of):
+        sigma = np.asarray(sigma_of(jnp.asarray(u, jnp.float32)), np.float64)
+        return sigma / (1 + sigma)
+
+    def shifted(t):
+        return 3 * t / (1 + 2 * t)
+
+    normal = np.array([NormalDist(0.5, 0.8).inv_cdf(value) for value in u])
+    t = 1 / (1 + np.exp(-normal))
+    given = {"mean": 0.5, "std": 0.8}
+    np.testing.assert_allclose(times(sigma_sampling.logit_normal(**given)), t, rtol=1e-5)
+    got = times(sigma_sampling.logit_normal(**given, shift=3.0))
+    np.testing.assert_allclose(got, shifted(t), rtol=1e-5)
+    np.testing.assert_allclose(times(sigma_sampling.uniform_time()), u, atol=1.01e-4)
+    np.testing.assert_allclose(times(sigma_sampling.uniform_time(shift=3.0)), shifted(u), atol=3e-4)
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="shift = .* should be positive and finite"):
+            sigma_sampling.uniform_time(shift=wrong)
+        with pytest.raises(ValueError, match="shift = .* should be positive and finite"):
+            sigma_sampling.logit_normal(shift=wrong)

@@ -21,6 +21,7 @@ SIGMAS = np.array([1e-5, 0.002, 0.3, 0.5, 1.0, 7.0, 80.0, 4096.0])
         ("edm", (SIGMAS**2 + 0.25) / (0.5 * SIGMAS) ** 2),
         ("min_snr", np.minimum(SIGMAS**-2, 5.0)),
         ("soft_min_snr", 4 * SIGMAS**-2 / (SIGMAS**-2 + 4)),
+        ("flow", (SIGMAS / (1 + SIGMAS)) ** -2),
     ],
 )
 def test_formulas(name, expected):
@@ -29,7 +30,9 @@ def test_formulas(name, expected):
     np.testing.assert_allclose(weight, expected, rtol=2e-6)
 
 
-@pytest.mark.parametrize(("name", "options"), [("eps", {}), ("v", {}), ("edm", {"sigma_data": 2})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("eps", {}), ("v", {}), ("edm", {"sigma_data": 2}), ("flow", {})]
+)
 def test_a_scalings_own_weighting_is_the_plain_error_of_its_output(name, options):
     """|x_0 error| = c_out |F error|, so the weight is 1 / c_out^2."""
     options = {key: float(value) for key, value in options.items()}

@@ -81,6 +81,10 @@ def test_mistakes_are_told(section, value, message):
     ("override", "message"),
     [
         ("--config.train.accumulate=2", r"config\.train\.accumulate = 2 should be 1"),
+        (
+            "--config.train.gradient_dtype=bfloat16",
+            r"gradient_dtype = .bfloat16. should be .float32.",
+        ),
         ("--config.data.batches.image_size=31", r"image_size = \(31, 31\) should be a multiple"),
         ("--config.model.in_channels=1", r"config\.model\.in_channels = 1 .* should be 3"),
         ("--config.loss.disc_loss=hing", r"config\.loss\.disc_loss = 'hing' should be one of"),

@@ -32,6 +32,21 @@ def test_a_section_that_is_left_out_is_the_default():
     assert task.drawing.num_steps == 50 and task.embedders == {}
 
 
+def test_gradients_in_bfloat16_are_for_networks_in_bfloat16():
+    experiment = built(MNIST)
+    training = experiment.training._replace(gradient_dtype="bfloat16")
+    setting = experiment.setting._replace(training=training)
+    message = r"train\.gradient_dtype = 'bfloat16' should be 'float32' with config\.model\.dtype"
+    with pytest.raises(ConfigError, match=message):
+        make_diffusion(experiment.sections, setting)
+    model = {**experiment.sections["model"], "dtype": "bfloat16"}
+    task = make_diffusion({**experiment.sections, "model": model}, setting)
+    state = jax.eval_shape(task.init, jax.random.key(0))
+    batch, frozen = experiment.abstract_batch(), experiment.abstract_frozen()
+    new, _ = jax.eval_shape(task.train_step, state, batch, frozen)
+    assert {leaf.dtype for leaf in jax.tree.leaves(new.params)} == {np.dtype("float32")}
+
+
 def test_buckets_need_sides_that_the_network_can_halve():
     experiment = built(LDM)
     options = {**experiment.data.batch_options, "buckets": True, "bucket_divisor": 6}

@@ -108,6 +108,11 @@ EDM = [
     "--config.sigma_sampling.name=lognormal",
 ]  # fmt: skip
 
+FLOW = [
+    "--config.denoiser.name=continuous", "--config.denoiser.scaling.name=flow",
+    "--config.discretization.name=flow", "--config.sigma_sampling.name=logit_normal",
+]  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("overrides", "names", "word"),
@@ -116,6 +121,7 @@ EDM = [
         ([V], {"v_pred"}, "v"),
         ([V, ZERO], {"v_pred", "ztsnr"}, "v"),
         (EDM, {"edm_vpred.sigma_min", "edm_vpred.sigma_max"}, "v"),
+        (FLOW, set(), "flow"),
     ],
 )
 def test_what_is_written_says_what_the_model_is(tmp_path, overrides, names, word):
@@ -132,7 +138,8 @@ def test_what_is_written_says_what_the_model_is(tmp_path, overrides, names, word
     for task, target in ((experiment.task, path), (scaled.task, tmp_path / "x")):
         assert task.contradictions(target) == []
     advice = overrides_of(plain.task.contradictions(path))
-    assert set(overrides) <= {*advice, EDM[3]} and bool(advice) == bool(overrides)
+    trained = {EDM[-1], FLOW[-1], *EDM[3:4]}
+    assert set(overrides) <= {*advice, *trained} and bool(advice) == bool(overrides)
 
 
 def test_any_table_of_noise_levels_is_written_for_diffusers(tmp_path):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.trees import drawn
 
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.first_stage import build_first_stage
@@ -114,6 +115,58 @@ def test_decoding_quantises_unless_told_not_to(quantised):
     np.testing.assert_allclose(few.decode(params, moments), decode(nearest), atol=1e-5)
 
 
+VIDEO = dict(name="autoencoder_video", z_channels=4)
+
+
+def test_videos_are_encoded_by_frame_and_decoded_as_clips():
+    stage = build(**VIDEO)
+    params = drawn(jax.eval_shape(stage.init, jax.random.key(0)))
+    video = jax.random.uniform(jax.random.key(1), (2, 5, *SHAPE), minval=-1.0)
+    keys = jax.random.split(jax.random.key(2), 2)
+
+    @jax.jit
+    def run(params, video):
+        moments = stage.moments(params, video)
+        z = moments[..., :4]
+        decode = lambda z: stage.module.apply({"params": params}, z, method="decode")
+        few = build(**VIDEO, samples_at_a_time=1, tile=16)
+        halves = build(**VIDEO, frames_at_a_time=4)
+        return {
+            "moments": (moments, jnp.stack([stage.moments(params, clip) for clip in video])),
+            "clips": (stage.decode(params, z), decode(z)),
+            "few": (few.decode(params, z), decode(z)),
+            "image": (
+                stage.decode(params, z[:, 0]),
+                stage.module.apply(
+                    {"params": params},
+                    z[:, :1],
+                    method="decode",
+                    image_only_indicator=jnp.ones((2, 1)),
+                )[:, 0],
+            ),
+            "chunks": (halves.decode(params, z), decode(z)),
+            "draws": (
+                stage.encode(params, video, keys)[1:],
+                stage.encode(params, video[1:], keys[1:]),
+            ),
+        }
+
+    found = run(params, video)
+    error = lambda name: float(jnp.abs(found[name][0] - found[name][1]).max())
+    assert found["moments"][0].shape == (2, 5, 8, 8, 8)
+    assert {name for name in found if error(name) > 1e-4} == {"chunks"}
+    assert found["chunks"][0].shape == video.shape
+
+
+def test_a_decoder_of_images_decodes_videos_by_frame(numbers):
+    params, _, moments = numbers
+    z = moments[:4, ..., :4]
+    clips = jax.jit(build().decode)(params, z.reshape(2, 2, *z.shape[1:]))
+    np.testing.assert_allclose(
+        clips.reshape(4, *SHAPE), jax.jit(build().decode)(params, z), atol=1e-6
+    )
+
+
 class Spy:
     """Decodes to zeros and remembers the shapes of what it saw."""
 
@@ -136,6 +189,8 @@ class Spy:
         (dict(double_z=False), r"double_z = False should be True: .*'autoencoder_kl' has mean"),
         (VQ | dict(double_z=True), r"double_z = True should be False: .*'autoencoder_vq' has one"),
         (VQ | dict(num_codes=0), r"config\.first_stage\.num_codes = 0 should be at least 1"),
+        (VIDEO | dict(overlap=0), r"config\.first_stage\.overlap = 0 should be at least 1"),
+        (VIDEO | dict(frames_at_a_time=3), r"frames_at_a_time = 3 should be at least 4"),
         (dict(num_codes=4), r"config\.first_stage\.num_codes = 4 is not an option"),
         (dict(scale_factor=0.0), r"config\.first_stage\.scale_factor = 0\.0 should be above 0"),
     ],

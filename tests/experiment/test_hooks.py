@@ -60,6 +60,21 @@ def test_what_pictures_show_is_a_matter_of_the_model():
             {"every": 5, "mode": "least"},
             r"config\.checkpoint\.mode = 'least' should be one of",
         ),
+        (
+            {"early_stopping": {"monitor": "metrics/mind_x", "patience": 1}, "validation": {}},
+            None,
+            r"config\.hooks\.early_stopping needs config\.hooks\.metrics, whose scores",
+        ),
+        (
+            {"metrics": {"every": 5, "metrics": ("fid",)}},
+            None,
+            r"config\.hooks\.metrics\.metrics = 'fid' should have features = 'inception'",
+        ),
+        (
+            {"metrics": {"every": 5, "features": "inception"}},
+            None,
+            r"config\.hooks\.metrics\.weights = None should be a file",
+        ),
         ({"early_stopping": {}}, None, r"config\.hooks\.early_stopping needs config\.hooks\.valid"),
         (
             {},
@@ -78,6 +93,12 @@ def test_validation_needs_a_split(splits):
     overrides = ("--config.hooks.validation.every=1", f"--config.data.splits{splits}")
     with pytest.raises(ConfigError, match=r"set config\.data\.splits\.validation"):
         built("configs/mnist.py:tiny", *overrides)
+
+
+def test_metrics_and_levels_need_a_model_that_draws():
+    for name in ("metrics", "levels"):
+        with pytest.raises(ConfigError, match=rf"config\.hooks\.{name} needs a model that draws"):
+            bind({name: {"every": 5}}, config="emoji_vae")
 
 
 def test_a_hook_that_is_none_is_off():

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion import samplers
+from diffusion_jax.diffusion import preconditioning, samplers
 from diffusion_jax.diffusion import samplers as ss
-from diffusion_jax.diffusion.samplers import driver
+from diffusion_jax.diffusion.samplers import driver, sigmas
 from diffusion_jax.diffusion.schedule import make_schedule
 
 pytestmark = pytest.mark.parity
@@ -256,3 +256,25 @@ def test_ddim_inversion(num_steps):
     for t in theirs.timesteps:
         out = theirs.step(discrete(out, float(t), torch), int(t), out).prev_sample
     compare(sampler, predict, x, out.numpy())
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matching(shift):
+    """Euler on the levels of `flow` against FlowMatchEulerDiscreteScheduler, given even times."""
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    theirs.set_timesteps(sigmas=np.linspace(1.0, 1 / 12, 12))
+    x = torch.tensor(INITIAL)
+    for t in theirs.timesteps:
+        x = theirs.step(network(x, t / 500, torch), t, x).prev_sample
+
+    grid = sigmas.flow(12, shift=shift)
+    times = theirs.sigmas.double().numpy()
+    np.testing.assert_allclose(grid / (1 + grid), times, atol=2e-7)
+
+    def velocity(x, c_noise, conditioning):
+        return network(x, c_noise[:, None, None, None] / 500, jnp)
+
+    denoise = preconditioning.denoiser(velocity, preconditioning.flow())
+    sampler = ss.euler(grid)
+    x_T = driver.start_from_noise(sampler, jnp.asarray(INITIAL))
+    compare(sampler, lambda x, sigma: denoise(x, sigma, {}), x_T, x.numpy())

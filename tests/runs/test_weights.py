@@ -68,9 +68,12 @@ def test_without_weights_nothing_is_frozen():
         make_frozen(built(LDM, "--config.first_stage.weights=None"))
 
 
-@pytest.mark.parametrize("path", [MNIST, VAE])
-def test_what_was_trained_is_read_raw_or_with_averages(workdir, path):
-    experiment = built(path)
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [(MNIST, ()), (MNIST, ("--config.optimizer.ema_dtype=bfloat16",)), (VAE, ())],
+)
+def test_what_was_trained_is_read_raw_or_with_averages(workdir, path, options):
+    experiment = built(path, *options)
     state = saved(workdir, experiment)
     start_frozen(experiment, workdir, trained(path).frozen)
     raw = load_trained(experiment, workdir, ema=False)

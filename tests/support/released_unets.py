@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.models.unet.video_unet import VideoUNet
 
 SD = {
     "out_channels": 4,
@@ -95,6 +97,60 @@ RELEASED = {
         1,
     ),
 }
+
+SVD = {name: value for name, value in SD2.items() if name != "use_spatial_transformer"} | {
+    "num_classes": "sequential",
+    "adm_in_channels": 768,
+    "extra_ff_mix_layer": True,
+    "use_spatial_context": True,
+    "merge_strategy": "learned_with_images",
+    "video_kernel_size": (3, 1, 1),
+}
+# Fields of the networks of Stable Video Diffusion and SV3D, for 8 channels.
+VIDEO = {
+    "svd": SVD,
+    "sv3d_u": SVD | {"adm_in_channels": 256},
+    "sv3d_p": SVD | {"adm_in_channels": 1280},
+}
+SV4D = {k: v for k, v in SVD.items() if k not in ("use_spatial_context", "video_kernel_size")}
+SV4D = {k: v for k, v in SV4D.items() if k != "merge_strategy"} | {
+    "adm_in_channels": 1280,
+    "motion_context_dim": 4,
+    "time_block_merge_strategy": "learned_with_images",
+    "time_block_merge_factor": 0.0,
+    "time_kernel_size": (3, 1, 1),
+}
+# The same of SV4D and SV4D 2; the 8 views of SV4D 2 come without use_3d_attention.
+MULTIVIEW = {
+    "sv4d": SV4D,
+    "sv4d2": SV4D
+    | {"use_camera_emb": True, "use_3d_attention": True, "separate_motion_merge_factor": True},
+}
+
+
+def multiview_shapes(module: MultiviewUNet, channels: int = 8) -> Any:
+    """Shapes of the parameters of a network of several views, without computing any."""
+    ones = jnp.ones
+    context = ones((1, 2, 1, module.context_dim))
+    y = None if module.num_classes is None else ones((1, 6, module.adm_in_channels))
+    views = ones((1, 3, 8, 8, module.motion_context_dim))
+    return jax.eval_shape(
+        lambda key: module.init(
+            key, ones((1, 6, 8, 8, channels)), ones(1), context, y, cond_view=views
+        ),
+        jax.random.key(0),
+    )["params"]
+
+
+def video_shapes(module: VideoUNet, channels: int = 8, frames: int = 2) -> Any:
+    """Shapes of the parameters of a network of videos, without computing any."""
+    ones = jnp.ones
+    context = None if module.context_dim is None else ones((1, 1, module.context_dim))
+    y = None if module.num_classes is None else ones((1, module.adm_in_channels))
+    return jax.eval_shape(
+        lambda key: module.init(key, ones((1, frames, 8, 8, channels)), ones(1), context, y),
+        jax.random.key(0),
+    )["params"]
 
 
 def abstract_params(module: UNet, channels: int) -> Any:

@@ -206,7 +206,7 @@ def inputs(case: Case) -> dict[str, Any]:
 def released_name(path: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     """Give the released name and shape of our parameter: input_blocks_1_0 is input_blocks.1.0."""
     *modules, leaf = [entry.key for entry in path]
-    name = re.sub(r"_(\d+)", r".\1", ".".join(modules)) + f".{LEAVES[leaf]}"
+    name = re.sub(r"_(\d+)", r".\1", ".".join(modules)) + f".{LEAVES.get(leaf, leaf)}"
     return name, (shape[-1], shape[-2], *shape[:-2]) if leaf == "kernel" else shape
 
 
@@ -379,6 +379,11 @@ RELEASED = (
     "ldm_txt2img-1p4B-eval",
     "imagenet_f8",
     "toy_mnist_cond",
+    "svd",
+    "sv3d_u",
+    "sv3d_p",
+    "sv4d",
+    "sv4d2",
 )
 
 

@@ -17,6 +17,7 @@ from diffusion_jax.train.optimizer import (
     OPTIMIZERS,
     kernels_mask,
     make_optimizer,
+    only_trainable,
     scaled_learning_rate,
 )
 from diffusion_jax.train.state import init_sharded, init_state
@@ -160,11 +161,32 @@ def test_options_reach_the_factory():
     assert moments.nu["dense"]["kernel"].dtype == jnp.float32
 
 
+def test_a_second_moment_in_bfloat16_follows_the_one_in_float32():
+    options = {"learning_rate": 1e-3, "ema_decay": None}
+    chains = [make_optimizer(**options, nu_dtype=dtype).tx for dtype in ("bfloat16", None)]
+    p = {"w": jnp.zeros((64, 64))}
+    states, moved = [tx.init(p) for tx in chains], [p, p]
+    for i in range(40):
+        gradients = {"w": jnp.full((64, 64), 1.0 + 0.5 * np.sin(i))}
+        for j, tx in enumerate(chains):
+            updates, states[j] = jax.jit(tx.update)(gradients, states[j], moved[j])
+            moved[j] = optax.apply_updates(moved[j], updates)
+    small, exact = (state["optimizer"][0].nu["w"] for state in states)
+    assert (small.dtype, exact.dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(small.astype(jnp.float32).mean(), exact.mean(), rtol=2e-3)
+    np.testing.assert_allclose(*(p["w"] for p in moved), rtol=0.03)
+    with pytest.raises(
+        ValueError, match=r"optimizer\.nu_dtype = 'float16' is unknown; choose from"
+    ):
+        make_optimizer(nu_dtype=jnp.float16)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "bytes_a_parameter"),
     [
         ("adamw", {}, 8),
         ("adamw", {"mu_dtype": "bfloat16"}, 6),
+        ("adamw", {"mu_dtype": "bfloat16", "nu_dtype": "bfloat16"}, 4),
         ("lion", {"mu_dtype": "bfloat16"}, 2),
         ("adafactor", {}, 0),
         ("adafactor", {"momentum": 0.9, "dtype_momentum": "bfloat16"}, 2),
@@ -256,3 +278,23 @@ def test_refused_names_say_why(name):
     assert name not in OPTIMIZERS
     with pytest.raises(ValueError, match="cannot be used: it"):
         make_optimizer(name)
+
+
+def test_parameters_that_are_not_trainable_keep_their_bits_and_have_no_moments():
+    tx = make_optimizer(learning_rate=0.1, weight_decay=0.5, trainable="dense/").tx
+    step = jax.jit(make_train_step(only_trainable("dense/", loss_fn), tx, seed=0))
+    batch = {"x": jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)}
+    state, metrics = step(init_state(params(), tx), batch, {})
+    np.testing.assert_array_equal(state.params["norm"]["scale"], params()["norm"]["scale"])
+    assert np.all(state.params["dense"]["kernel"] != params()["dense"]["kernel"])
+    assert not [
+        leaf for leaf in jax.tree.leaves(state.opt_state["optimizer"]) if leaf.shape == (4,)
+    ]
+    gradient = jax.grad(lambda p: loss_fn(p, {}, {}, batch, None, train=True)[0])(params())
+    trained = optax.tree.norm(gradient["dense"])
+    np.testing.assert_allclose(metrics["grad_norm"], trained, rtol=1e-6)
+
+
+def test_a_pattern_that_finds_nothing_is_refused():
+    with pytest.raises(ValueError, match="train.trainable = 'time_' should be found in a param"):
+        make_optimizer(trainable="time_").tx.init(params())

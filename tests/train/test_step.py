@@ -107,6 +107,24 @@ def test_one_trajectory_under_set_mesh(reference):
     np.testing.assert_allclose(losses, reference[0], rtol=2e-5)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_loss_reads_rounded_parameters_and_the_state_stays_exact(accumulate):
+    def loss(params, mutable, frozen, batch, keys, *, train):
+        dtypes.add(params["w"].dtype)
+        return jnp.mean(batch["x"] @ params["w"].astype(jnp.float32)), ({}, mutable)
+
+    dtypes, w = set(), jnp.full((3, 1), 1.0 + 2**-10)
+    state = init_state({"w": w}, optax.sgd(0.5))
+    half = lambda params: {"w": params["w"].astype(jnp.bfloat16)}
+    step = make_train_step(loss, optax.sgd(0.5), seed=0, accumulate=accumulate, rounded=half)
+    x = jnp.arange(12.0).reshape(4, 3)
+    new, metrics = jax.jit(step)(state, {"x": x}, {})
+    assert dtypes == {jnp.dtype(jnp.bfloat16)}
+    assert float(metrics["loss"]) == x.sum() / 4  # of the rounded 1
+    assert new.params["w"].dtype == jnp.float32
+    np.testing.assert_array_equal(new.params["w"], w - 0.5 * x.mean(0)[:, None])
+
+
 @pytest.mark.parametrize(("accumulate", "weighted"), [(2, True), (4, False)])
 def test_accumulated_gradient_equals_the_full_one(accumulate, weighted):
     tx = optax.sgd(1.0)

@@ -30,6 +30,8 @@ PREDICTIONS = {
     "v_pred": "v",
     "sample": "x0",
     "edm": "edm",
+    "flow": "flow",
+    "flow_prediction": "flow",
 }
 METADATA_KEY = "modelspec.prediction_type"
 # Tensors that mark a file; these two are empty, and the levels are single numbers.
@@ -64,7 +66,8 @@ SCHEDULES = {
 class Claims(NamedTuple):
     """What is said, None where nothing is said.
 
-    prediction: "eps", "v", "x0", "edm" (EDM's own) or "v_edm" (v on EDM's levels). zero_snr:
+    prediction: "eps", "v", "x0", "edm" (EDM's own), "v_edm" (v on EDM's levels) or
+    "flow" (the velocity of flow matching). zero_snr:
     whether the last timestep is noise alone. alphas_cumprod: float64 [T]. schedule: options of
     config.schedule. sigma_min, sigma_max, sigma_data: of EDM. scale_factor: of the latents. heads:
     of the attention at each level, or one number; num_groups: of the norms, vae_groups: of those in
@@ -231,6 +234,8 @@ def _of_scheduler(path: Path) -> dict[str, Any]:
         found["prediction"] = kinds.get(found["prediction"], found["prediction"])
         levels = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
         return found | {name: _value(path, name, value, number) for name, value in levels.items()}
+    if _value(path, "_class_name", "", str).startswith("FlowMatch"):
+        return {"prediction": "flow"}
     found["zero_snr"] = _value(path, "rescale_betas_zero_snr", False, bool)
     found["spacing"] = _value(path, "timestep_spacing", None, str)
     count = _value(path, "num_train_timesteps", 1000, int)

@@ -110,10 +110,10 @@ def _check_unet(unet: Any) -> None:
         "num_head_channels": per_head != -1 and any(width % per_head for width in widths),
         "disable_middle_transformer": unet.disable_middle_transformer,
     }
-    _refuse(unet, bad, "UNet2DConditionModel")
+    refuse(unet, bad, "UNet2DConditionModel")
 
 
-def _refuse(module: Any, bad: Mapping[str, bool], theirs: str) -> None:
+def refuse(module: Any, bad: Mapping[str, bool], theirs: str) -> None:
     """Raise ValueError for the first bad field of a module, which diffusers has no place for."""
     for field in (field for field, is_bad in bad.items() if is_bad):
         raise ValueError(
@@ -137,7 +137,7 @@ def vae_config(vae: Any, *, scale_factor: float, num_codes: int | None = None) -
         "tanh_out": vae.tanh_out,
         "give_pre_end": vae.give_pre_end,
     }
-    _refuse(vae, bad, name)
+    refuse(vae, bad, name)
     levels = range(len(vae.ch_mult))
     attends = [vae.resolution // 2**level in vae.attn_resolutions for level in levels]
     down = ["AttnDownEncoderBlock2D" if attend else "DownEncoderBlock2D" for attend in attends]
@@ -272,6 +272,16 @@ def edm_scheduler_config(
     }
 
 
+def flow_scheduler_config(shift: float) -> Config:
+    """Describe flow matching as the config of diffusers' FlowMatchEulerDiscreteScheduler."""
+    return {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "_diffusers_version": VERSION,
+        "num_train_timesteps": 1000,
+        "shift": shift,
+    }
+
+
 def save_diffusers(
     folder: str | os.PathLike,
     components: Mapping[str, Any],
@@ -284,7 +294,8 @@ def save_diffusers(
 
     components: see places.export_checkpoint, with the slots of places.DIFFUSERS. configs: by
     component ("network", "first_stage", "text", ...), and "scheduler" if there is one. With a
-    network comes a model_index.json of a Stable Diffusion pipeline. nonfinite: see export_params.
+    network comes a model_index.json of a Stable Diffusion or Stable Video Diffusion pipeline.
+    nonfinite: see export_params.
     Raises FileExistsError when the folder exists, ValueError when a component has no config.
     """
     folder = Path(folder)
@@ -316,9 +327,11 @@ def save_diffusers(
 
 
 def _model_index(slots: Mapping[str, Any], configs: Mapping[str, Config]) -> Config:
-    """Write the model_index.json of the pipeline that has these text encoders."""
+    """Write the model_index.json of the pipeline that has this network and these text encoders."""
     texts = tuple(name for name in ("text", "text_2") if name in slots)
-    index: Config = {"_diffusers_version": VERSION, **_PIPELINES[texts]}
+    is_video = "num_frames" in configs["network"]
+    pipeline = _STABLE_VIDEO_DIFFUSION if is_video else _PIPELINES[texts]
+    index: Config = {"_diffusers_version": VERSION, **pipeline}
     for name, (slot, _) in slots.items():
         if "architectures" in configs[name]:
             index[slot.place] = ["transformers", configs[name]["architectures"][0]]
@@ -334,6 +347,10 @@ _STABLE_DIFFUSION: Config = {
     "safety_checker": [None, None],
     "feature_extractor": [None, None],
     "requires_safety_checker": False,
+}
+_STABLE_VIDEO_DIFFUSION: Config = {
+    "_class_name": "StableVideoDiffusionPipeline",
+    "feature_extractor": [None, None],
 }
 # Text encoders -> pipeline: Stable Diffusion 1 and 2, SDXL base, SDXL refiner.
 _PIPELINES: dict[tuple[str, ...], Config] = {

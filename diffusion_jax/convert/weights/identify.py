@@ -97,7 +97,17 @@ FAMILIES = (
 )
 REFINER = Family("xl_refiner", "an SDXL refiner UNet", 1280, 4)
 VIDEO = Family("video", "a video UNet", None, None)
+# Released networks of videos, by the width of their vector and by the blocks over several views.
+VIDEO_FAMILIES = {
+    (768, "one view"): Family("svd", "a Stable Video Diffusion UNet", 1024, 8),
+    (256, "one view"): Family("sv3d_u", "an SV3D UNet without camera poses", 1024, 8),
+    (1280, "one view"): Family("sv3d_p", "an SV3D UNet for camera poses", 1024, 8),
+    (1280, "views"): Family("sv4d", "an SV4D UNet", 1024, 8),
+    (1280, "views and motion"): Family("sv4d2", "an SV4D 2 UNet", 1024, 8),
+}
 _VECTOR = re.compile(r"(label_emb|add_embedding)\.")
+_WIDTH = re.compile(r"(label_emb\.0\.0|add_embedding\.linear_1)\.weight$")
+_TIME = re.compile(r"\.(time_stack|time_mix_blocks|temporal_\w+)\.")
 _TEXT = re.compile(r"attn2\.to_k\.weight$")
 _CONTROL = re.compile(r"((?:.*?\.)??)(?:input_hint_block|controlnet_cond_embedding)\.")
 _INPUT = re.compile(r"(^|\.)(input_blocks\.0\.0|conv_in)\.weight$")
@@ -208,8 +218,8 @@ def unet_family(shapes: Shapes) -> Family:
     contexts = {shape[1] for name, shape in shapes.items() if _TEXT.search(name)}
     context = max(contexts) if contexts else None
     in_channels = inputs[0] if inputs else None
-    if any(".time_stack." in name or ".temporal_" in name for name in shapes):
-        return VIDEO._replace(context=context, in_channels=in_channels)
+    if any(_TIME.search(name) for name in shapes):
+        return _video_family(shapes, context, in_channels)
     vector = any(_VECTOR.search(name) for name in shapes)
     if vector and (context, in_channels) == (REFINER.context, REFINER.in_channels):
         return REFINER
@@ -218,3 +228,15 @@ def unet_family(shapes: Shapes) -> Family:
             return family
     text = f"text of width {context}" if context else "no text"
     return Family("other", f"a UNet for {in_channels} channels and {text}", context, in_channels)
+
+
+def _video_family(shapes: Shapes, context: int | None, in_channels: int | None) -> Family:
+    width = next((shape[1] for name, shape in shapes.items() if _WIDTH.search(name)), None)
+    views = "one view"
+    if any(".time_mix_blocks." in name for name in shapes):
+        motion = any(".time_mixer_motion." in name for name in shapes)
+        views = "views and motion" if motion else "views"
+    found = VIDEO_FAMILIES.get((width, views)) if width is not None else None
+    if found is None or (found.context, found.in_channels) != (context, in_channels):
+        return VIDEO._replace(context=context, in_channels=in_channels)
+    return found

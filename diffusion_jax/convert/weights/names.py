@@ -15,7 +15,11 @@ from diffusion_jax.convert.weights.tables import Renames
 from diffusion_jax.types import PyTree
 
 # Without a number after it, such a module is scanned: its leaves hold blocks on their first axis.
-STACKS = re.compile(r"(^|/)(transformer_blocks|layers)(?=/)")
+# Residual blocks over time have two of these names, too.
+STACKS = re.compile(
+    r"(^|/)(transformer_blocks(?=/)|layers(?=/)"
+    r"|(?:time_stack|time_mix_blocks|motion_blocks)(?=/(?:norm|attn|ff)))"
+)
 # OpenCLIP joins these three leaves, in this order, in one tensor (in_proj_weight).
 _FUSED = re.compile(r"/self_attn/([qkv])_proj/")
 
@@ -67,10 +71,18 @@ class NameMap(NamedTuple):
 def unet_blocks(names: Iterable[str]) -> Renames:
     """Rename input_blocks.N and output_blocks.N to diffusers' levels and blocks.
 
-    A level of the way down ends with a convolution `op`, one of the way up with `conv`.
-    Raises ValueError for a network that diffusers' UNet2DConditionModel has no place for.
+    A level of the way down ends with a convolution `op`, one of the way up with `conv`. Networks of
+    videos get the names of their blocks over time, too.
+    Raises ValueError for a network that diffusers' UNet2DConditionModel, or for videos
+    UNetSpatioTemporalConditionModel, has no place for.
     """
     names = list(names)
+    views = [name for name in names if ".time_mix_blocks." in name]
+    if views:
+        raise ValueError(
+            f"networks of several views ({views[0]}) have no place in diffusers; use the names of "
+            "generative-models"
+        )
     if any(".qkv." in name for name in names):
         raise ValueError(
             "attention blocks without text (qkv) have no place in diffusers' UNet2DConditionModel; "
@@ -82,7 +94,7 @@ def unet_blocks(names: Iterable[str]) -> Renames:
         raise ValueError(f"this is no UNet: its parameters are {', '.join(names[:3])} ...")
     if numbers["input_blocks"] != set(range(len(numbers["output_blocks"]))):
         raise ValueError("a UNet that halves its sides without convolutions has no diffusers name")
-    renames = []
+    renames = list(tables.UNET_VIDEO) if any(".time_stack." in name for name in names) else []
     for side, theirs in (("input_blocks", "down_blocks"), ("output_blocks", "up_blocks")):
         level = block = 0
         for n in sorted(numbers[side] - ({0} if side == "input_blocks" else set())):
@@ -135,16 +147,19 @@ def _transformers(kind: str, projection: str) -> NameMap:
     )
 
 
+# With merge_strategy = "fixed" a file has the factor, which is an option here and no parameter.
+_FIXED = (r".*\.time_mixer\.mix_factor$",)
 _UNET_DIFFUSERS = NameMap(
     "unet",
     tables.DOTTED,
     tables.UNET_DIFFUSERS,
     unet_blocks,
     aliases=tables.UNET_ALIASES,
+    ignorable=_FIXED,
     first="conv_in.weight",
 )
 NAME_MAPS: dict[str, NameMap] = {
-    "unet_ldm": NameMap("unet", tables.DOTTED, first="input_blocks.0.0.weight"),
+    "unet_ldm": NameMap("unet", tables.DOTTED, ignorable=_FIXED, first="input_blocks.0.0.weight"),
     "unet_diffusers": _UNET_DIFFUSERS,
     # For unCLIP, whose vector enters as class_embedding.
     "unet_diffusers_class": _UNET_DIFFUSERS._replace(

@@ -24,6 +24,9 @@ VAE_DOTTED: Renames = (
     ("@", "_"),
     # The codebook of a VQ model.
     (r"^quantize\.weight$", "quantize.embedding.weight"),
+    # How the decoder of a video sees other frames.
+    (r"\.time_mixer\.mix_factor$", ".mix_factor"),
+    (r"(^|\.)time_mix_conv\.", r"\1conv_out.time_mix_conv."),
 )
 # generative-models calls everything between encoder and decoder so.
 CODES_ALIASES: Renames = ((r"^quantize\.", "regularization."),)
@@ -53,6 +56,14 @@ UNET_DIFFUSERS: Renames = (
     (r"^out\.2\.", "conv_out."),
     *RES_BLOCK,
 )
+# The blocks over time, and the residual blocks beside them. Applied before UNET_DIFFUSERS.
+UNET_VIDEO: Renames = (
+    (r"\.(?=(in_layers|emb_layers|out_layers|skip_connection)\.)", ".spatial_res_block."),
+    (r"\.time_stack\.spatial_res_block\.", ".temporal_res_block."),
+    (r"\.time_stack\.(\d+)\.", r".temporal_transformer_blocks.\1."),
+    (r"\.time_pos_embed\.0\.", ".time_pos_embed.linear_1."),
+    (r"\.time_pos_embed\.2\.", ".time_pos_embed.linear_2."),
+)
 # The vector enters here in unCLIP, and as add_embedding in SDXL.
 UNET_ALIASES: Renames = ((r"^add_embedding\.", "class_embedding."),)
 
@@ -69,6 +80,18 @@ VAE_DIFFUSERS: Renames = (
     (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
     (r"(\.attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
     (r"(\.attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+)
+# The decoder of a video, whose residual blocks have one over time beside them. Applied before
+# VAE_DIFFUSERS.
+VAE_VIDEO: Renames = (
+    (
+        r"^(decoder\..*block[._]\d+)\.(?=(norm|conv)[12]\.|nin_shortcut\.)",
+        r"\1.spatial_res_block.",
+    ),
+    (r"\.time_stack\.", ".temporal_res_block."),
+    *RES_BLOCK,
+    (r"\.mix_factor$", ".time_mixer.mix_factor"),
+    (r"\.conv_out\.time_mix_conv\.", ".time_conv_out."),
 )
 # Names of diffusers before version 0.12, which sd-vae-ft-mse still has.
 VAE_ALIASES: Renames = (

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.data import transforms
+from diffusion_jax.data.clips import frames_of
 from diffusion_jax.data.records import FeatureNames, Records, captions_of, find_features
 from diffusion_jax.data.sources.open_source import class_names
 
@@ -87,7 +88,8 @@ def _digest(source: Records, features: FeatureNames) -> str:
         label = None if features.label is None else int(record[features.label])
         texts = None if features.caption is None else captions_of(record[features.caption])
         digest.update(json.dumps([number, label, texts]).encode())
-        digest.update(_image_bytes(record[features.image]))
+        for frame in frames_of(record[features.image]):
+            digest.update(_image_bytes(frame))
     return digest.hexdigest()[:16]
 
 

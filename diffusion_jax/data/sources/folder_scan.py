@@ -1,8 +1,9 @@
-"""What a folder of images is taken for: its splits, and the class and captions of each image."""
+"""What a folder of images or videos is taken for: splits, and the class and captions of each."""
 
 import collections
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,10 @@ from diffusion_jax.data.sources.folder_texts import (
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".bmp", ".gif", ".tif",
     ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".m2v", ".ts", ".mts",
+    ".m2ts", ".vob", ".wmv", ".asf", ".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".mxf", ".y4m", ".dv",
 )  # fmt: skip
 CAPTIONS = ("auto", "none", "txt", "metadata")
 # Endings of files with the captions of the image that they lie beside; the first is preferred.
@@ -34,13 +39,47 @@ SPLITS = {
 _SYSTEM_FOLDERS = ("__macosx", "@eadir", "$recycle.bin", "lost+found")
 
 
+class Kind(NamedTuple):
+    """What a folder is searched for.
+
+    one, many: its names in messages. suffixes: how its files end. frames: whether a folder counts
+    as one of them that holds two images or more, and neither folders nor such files.
+    """
+
+    one: str
+    many: str
+    suffixes: tuple[str, ...]
+    frames: bool = False
+
+    def fits(self, path: Path) -> bool:
+        """Tell whether a path is of this kind."""
+        return path.suffix.lower() in self.suffixes or (self.frames and self.is_clip(path))
+
+    def is_clip(self, path: Path) -> bool:
+        """Tell whether a path is a folder whose images are the frames of one clip."""
+        if not path.is_dir():
+            return False
+        entries = _entries(path)
+        videos = any(Path(entry.name).suffix.lower() in self.suffixes for entry in entries)
+        return not videos and not any(map(_is_dir, entries)) and len(_frames(path)) > 1
+
+
+IMAGES = Kind("image", "images", SUFFIXES)
+
+
 class Item(NamedTuple):
-    """One image file: its path, its name within the folder, and what is known about it."""
+    """One image or video: its path, its name within the folder, and what is known about it."""
 
     path: Path
     name: str
     label: str | None
     captions: tuple[str, ...] | None
+
+    def files(self) -> list[Path]:
+        """List the files that it consists of: of a folder the images, in the order of numbers."""
+        if not self.path.is_dir():
+            return [self.path]
+        return sorted(_frames(self.path), key=lambda path: _natural(path.name))
 
 
 class Scan(NamedTuple):
@@ -48,11 +87,13 @@ class Scan(NamedTuple):
 
     splits: split -> its images. captions: the kind of file that they come from, "" for none.
     ignored: an ending, or in words what else the files are -> how many such files were left out.
+    kind: what was searched for.
     """
 
     splits: Mapping[str, list[Item]]
     captions: str
     ignored: Mapping[str, int]
+    kind: Kind = IMAGES
 
     def items(self) -> list[Item]:
         """List the images of all splits."""
@@ -71,13 +112,16 @@ class Scan(NamedTuple):
         shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
         ignored = ", ".join(f"{count} {what}" for what, count in sorted(self.ignored.items()))
         return (
-            f"images: {counts}; classes: {f'{len(classes)} ({shown})' if classes else 'none'}; "
+            f"{self.kind.many}: {counts}; "
+            f"classes: {f'{len(classes)} ({shown})' if classes else 'none'}; "
             f"captions: {self.captions or 'none'}; ignored files: {ignored or 'none'}"
         )
 
 
-def scan(root: Path, *, caption: str = "auto") -> Scan:
-    """Find the images of a folder by split, without opening them. caption: see image_folder.
+def scan(root: Path, *, caption: str = "auto", kind: Kind = IMAGES) -> Scan:
+    """Find the images or videos of a folder by split, without opening them.
+
+    caption: see image_folder.
 
     Links to files and folders are followed.
 
@@ -91,8 +135,10 @@ def scan(root: Path, *, caption: str = "auto") -> Scan:
     if not root.is_dir():
         raise FileNotFoundError(f"folder = {str(root)!r} is no folder")
     ignored: collections.Counter[str] = collections.Counter()
-    parts = _parts(root)
-    outside = _files(root, ignored, leave_out=parts.values()) if root not in parts.values() else []
+    parts = _parts(root, kind)
+    outside = (
+        _files(root, kind, ignored, leave_out=parts.values()) if root not in parts.values() else []
+    )
     lost = find_metadata(root) if outside and caption in ("auto", "metadata") else None
     if lost is not None:
         raise ValueError(
@@ -100,18 +146,18 @@ def scan(root: Path, *, caption: str = "auto") -> Scan:
             "of them, or set caption = 'none'"
         )
     for path in outside:
-        image = path.suffix.lower() in SUFFIXES
-        ignored["images outside of the splits" if image else _ending(path)] += 1
-    found = {split: _scan_part(root, part, caption, ignored) for split, part in parts.items()}
+        stray = f"{kind.many} outside of the splits" if kind.fits(path) else _ending(path)
+        ignored[stray] += 1
+    found = {split: _scan_part(root, part, caption, kind, ignored) for split, part in parts.items()}
     splits = {split: items for split, (items, _) in found.items()}
     sources = ", ".join(sorted({source for _, source in found.values() if source}))
-    result = Scan(splits, sources, ignored)
-    _check_all_or_none(root, result.items())
+    result = Scan(splits, sources, ignored, kind)
+    _check_all_or_none(root, result)
     _check_labels(root, result.classes())
     return result
 
 
-def _parts(root: Path) -> dict[str, Path]:
+def _parts(root: Path, kind: Kind) -> dict[str, Path]:
     """Map each split to its folder; without folders for splits, all is the split train."""
     folders = [Path(e.path) for e in _entries(root) if _is_dir(e) and not _hidden(e.name)]
     parts: dict[str, Path] = {}
@@ -125,23 +171,24 @@ def _parts(root: Path) -> dict[str, Path]:
             parts[split] = path
     others = [path for path in folders if path not in parts.values()]
     # Beside classes, "train" is a class too.
-    classes = len(parts) == 1 and any(_images(path) for path in others)
+    classes = len(parts) == 1 and any(_holds(path, kind) for path in others)
     return {"train": root} if "train" not in parts or classes else parts
 
 
 def _scan_part(
-    root: Path, part: Path, caption: str, ignored: collections.Counter[str]
+    root: Path, part: Path, caption: str, kind: Kind, ignored: collections.Counter[str]
 ) -> tuple[list[Item], str]:
     """Find the images of one split, and where their captions come from."""
-    files = _files(part, ignored)
+    files = _files(part, kind, ignored)
     metadata = find_metadata(part)
     if caption == "metadata" and metadata is None:
         raise FileNotFoundError(
             f"caption = 'metadata' needs the file {part / METADATA[0]}, with one line "
-            '{"file_name": "a.png", "caption": "a red fox"} per image'
+            f'{{"file_name": "a.png", "caption": "a red fox"}} per {kind.one}'
         )
     if metadata is not None and caption in ("auto", "metadata"):
-        items = [Item(row.path, _name(root, row.path), *row[1:]) for row in read_metadata(metadata)]
+        rows = read_metadata(metadata, also=kind.is_clip if kind.frames else None)
+        items = [Item(row.path, _name(root, row.path), *row[1:]) for row in rows]
         if caption == "metadata" and items[0].captions is None:
             raise ValueError(
                 f'{metadata} gives {items[0].name} no "caption" and no "text"; add one to every '
@@ -150,31 +197,34 @@ def _scan_part(
         used = {metadata, *(item.path for item in items)}
         source = "" if items[0].captions is None else metadata.name
     else:
-        items, used, source = _without_metadata(root, part, caption, files)
+        items, used, source = _without_metadata(root, part, caption, kind, files)
     ignored.update(_ending(path) for path in files if path not in used)
     return items, source
 
 
 def _without_metadata(
-    root: Path, part: Path, caption: str, files: list[Path]
+    root: Path, part: Path, caption: str, kind: Kind, files: list[Path]
 ) -> tuple[list[Item], set[Path], str]:
     """Find the images of one split, the files that were used, and where captions come from."""
-    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
+    paths = [path for path in files if kind.fits(path)]
     if not paths:
-        raise ValueError(f"{part} holds no images, which end in {', '.join(SUFFIXES)}")
-    beside = [[path.with_suffix(ending) for ending in TEXTS] for path in paths]
+        folders = "; nor a folder of images, which would be a clip" if kind.frames else ""
+        raise ValueError(
+            f"{part} holds no {kind.many}, which end in {', '.join(kind.suffixes)}{folders}"
+        )
+    beside = [[_beside(path, ending) for ending in TEXTS] for path in paths]
     texts = [next((t for t in found if t.is_file()), found[0]) for found in beside]
     missing = [text for text in texts if not text.is_file()]
     if caption == "txt" and missing:
         raise FileNotFoundError(
-            f"caption = 'txt' needs a text file beside each image (it may be empty), but "
+            f"caption = 'txt' needs a text file beside each {kind.one} (it may be empty), but "
             f"{len(missing)} of {len(texts)} are not there, such as {missing[0]}"
         )
     loose = [path for path in paths if path.parent == part]
     if loose and len(loose) < len(paths) and caption != "txt":
         raise ValueError(
-            f"{part} holds images, such as {loose[0].name}, beside folders of images; "
-            "put every image into the folder of its class, or none"
+            f"{part} holds {kind.many}, such as {loose[0].name}, beside folders of {kind.many}; "
+            f"put every {kind.one} into the folder of its class, or none"
         )
     has_texts = caption == "txt" or (caption == "auto" and not missing)
     has_classes = caption != "txt" and not loose
@@ -190,12 +240,13 @@ def _without_metadata(
     return items, {*paths, *(texts if has_texts else ())}, "text files" if has_texts else ""
 
 
-def _check_all_or_none(root: Path, items: list[Item]) -> None:
+def _check_all_or_none(root: Path, found: Scan) -> None:
+    items = found.items()
     for field, name in (("label", "label"), ("captions", "caption")):
         missing = [item for item in items if getattr(item, field) is None]
         if missing and len(missing) < len(items):
             raise ValueError(
-                f"{missing[0].path} has no {name}, but other images of {root} have one; "
+                f"{missing[0].path} has no {name}, but other {found.kind.many} of {root} have one; "
                 f"give each a {name} or none"
             )
 
@@ -211,15 +262,23 @@ def _check_labels(root: Path, classes: tuple[str, ...]) -> None:
 
 
 def _files(
-    folder: Path, ignored: collections.Counter[str], *, leave_out: Iterable[Path] = ()
+    folder: Path,
+    kind: Kind,
+    ignored: collections.Counter[str],
+    *,
+    leave_out: Iterable[Path] = (),
 ) -> list[Path]:
-    """List the regular files of a folder and its sub-folders in order, and count the others."""
+    """List the regular files of a folder and its sub-folders in order, and count the others.
+
+    A folder of frames stands for its files.
+    """
     files = []
-    for entry in _walk(folder, frozenset(), frozenset(leave_out)):
+    whole = kind.is_clip if kind.frames else lambda path: False
+    for entry in _walk(folder, frozenset(), frozenset(leave_out), whole):
         path = Path(entry.path)
         if _hidden(entry.name):
             ignored["hidden"] += 1
-        elif path.is_file():
+        elif path.is_file() or path.is_dir():
             files.append(path)
         else:
             dead = entry.is_symlink() and not path.exists()
@@ -228,18 +287,44 @@ def _files(
 
 
 def _walk(
-    folder: Path, above: frozenset[tuple[int, int]], leave_out: frozenset[Path]
+    folder: Path,
+    above: frozenset[tuple[int, int]],
+    leave_out: frozenset[Path],
+    whole: Callable[[Path], bool],
 ) -> Iterator[os.DirEntry[str]]:
-    """Yield all but folders, through links, but not round in circles or into hidden folders."""
+    """Yield all but folders, through links, but not round in circles or into hidden folders.
+
+    whole: tells which folders are yielded themselves.
+    """
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
     for entry in _entries(folder):
+        path = Path(entry.path)
         if not _is_dir(entry):
             yield entry
-        elif not _hidden(entry.name) and Path(entry.path) not in leave_out:
-            yield from _walk(Path(entry.path), above | {here}, leave_out)
+        elif not _hidden(entry.name) and path not in leave_out:
+            if whole(path):
+                yield entry
+            else:
+                yield from _walk(path, above | {here}, leave_out, whole)
+
+
+def _frames(folder: Path) -> list[Path]:
+    paths = [Path(entry.path) for entry in _entries(folder) if not _hidden(entry.name)]
+    return [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Make a key that sorts frame 9 before frame 10."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part), part) if part.isdecimal() else (-1, part) for part in parts]
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """Name the text file of an image, a video or a folder of frames."""
+    return path.with_name(path.name + ending) if path.is_dir() else path.with_suffix(ending)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -254,9 +339,9 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry.path)  # entry.is_dir() raises for a link that leads to itself
 
 
-def _images(folder: Path) -> bool:
-    found = _files(folder, collections.Counter())
-    return any(path.suffix.lower() in SUFFIXES for path in found)
+def _holds(folder: Path, kind: Kind) -> bool:
+    found = _files(folder, kind, collections.Counter())
+    return (kind.frames and kind.is_clip(folder)) or any(map(kind.fits, found))
 
 
 def _hidden(name: str) -> bool:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 class Row(NamedTuple):
-    """What a metadata file says about one image, whose path lies in the folder of the file."""
+    """What a metadata file says about an image or video, which lies in the folder of the file."""
 
     path: Path
     label: str | None
@@ -32,10 +32,11 @@ def find_metadata(folder: Path) -> Path | None:
     return paths[0] if paths else None
 
 
-def read_metadata(file: Path) -> list[Row]:
+def read_metadata(file: Path, *, also: Callable[[Path], bool] | None = None) -> list[Row]:
     """Read a metadata file: a JSON object a line, or a table with a header.
 
     Fields: "file_name"; if known "caption" or "text", a text or in JSON a list of texts; "label".
+    also: tells which paths may be named besides files.
 
     Raises:
         ValueError: a line that is not of this form, names a file outside the folder or one that
@@ -45,7 +46,7 @@ def read_metadata(file: Path) -> list[Row]:
     rows: list[Row] = []
     lines: dict[Path, str] = {}
     for where, fields in _json_lines(file) if file.suffix.lower() == ".jsonl" else _table(file):
-        row = _row(file.parent, where, fields)
+        row = _row(file.parent, where, fields, also)
         if row.path in lines:
             raise ValueError(
                 f"{where} names {fields['file_name']!r} again after line {lines[row.path]}; give "
@@ -117,12 +118,14 @@ def _table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"{file}:{reader.reader.line_num} is not CSV ({error})") from error
 
 
-def _row(folder: Path, where: str, fields: dict[str, Any]) -> Row:
+def _row(
+    folder: Path, where: str, fields: dict[str, Any], also: Callable[[Path], bool] | None
+) -> Row:
     name = fields["file_name"]
     path = Path(os.path.normpath(folder / name))
     if os.path.isabs(name) or not path.is_relative_to(folder):
         raise ValueError(f"{where} names {name!r:.200}, which should lie in {folder}")
-    if not os.path.isfile(path):
+    if not os.path.isfile(path) and (also is None or not also(path)):
         raise FileNotFoundError(f"{where} names {name!r:.200}, which is no file in {folder}")
     label = fields.get("label")
     if isinstance(label, bool) or not isinstance(label, str | int | float | None):

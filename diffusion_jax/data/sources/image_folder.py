@@ -1,12 +1,8 @@
 """TFDS builder: a user's folder of images, with classes from folders or captions from files."""
 
 import dataclasses
-import functools
 import hashlib
-import json
-import logging
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +11,18 @@ import tensorflow_datasets as tfds
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.progress import log_progress
-from diffusion_jax.data.sources.file_hashes import hash_files
-from diffusion_jax.data.sources.folder_scan import Item, Scan, scan
-
-_log = logging.getLogger(__name__)
+from diffusion_jax.data.sources.folder_content import (
+    find_root,
+    fingerprint,
+    memory_of,
+    name_of,
+    say_once,
+    skip,
+    text_features,
+    text_options,
+    texts_of,
+)
+from diffusion_jax.data.sources.folder_scan import Item, scan
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -57,12 +61,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         features: dict[str, Any] = {
             "image": tfds.features.Image(shape=(None, None, None)),
             "file_name": tfds.features.Text(),
+            **text_features(config),
         }
-        if config.classes:
-            features["label"] = tfds.features.ClassLabel(names=list(config.classes))
-        if config.has_captions:
-            text = tfds.features.Text()
-            features["caption"] = tfds.features.Sequence(text) if config.several_captions else text
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"Images of the folder {config.folder}.",
@@ -74,7 +74,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         del dl_manager
         config = self._options
         found = scan(self._folder, caption=config.caption)
-        hashes, content = _fingerprint(found, Path(config.memory))
+        hashes, content = fingerprint(found, Path(config.memory))
         if content != config.content:
             raise ValueError(f"{self._folder} changed while it was read; start again")
         return {split: self._examples(items, hashes) for split, items in found.splits.items()}
@@ -94,30 +94,14 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
                     raise ValueError(f"{item.path} changed while it was read; start again")
                 transforms.decode(encoded, 3)
             except (OSError, transforms.CorruptImageError) as error:
-                self._skip(item, error)
+                skip(self.info, item, error, self._options.max_corrupt, "images")
                 continue
-            example = {"image": encoded, "file_name": item.name}
-            if item.label is not None:
-                example["label"] = item.label
-            if item.captions is not None:
-                several = self._options.several_captions
-                example["caption"] = list(item.captions) if several else item.captions[0]
+            texts = texts_of(item, several=self._options.several_captions)
+            example = {"image": encoded, "file_name": item.name, **texts}
             readable += 1
             yield item.name, example
         if not readable:
             raise ValueError(f"{self._folder}: none of its {len(items)} images can be read")
-
-    def _skip(self, item: Item, error: Exception) -> None:
-        assert self.info.metadata is not None  # _info gives it
-        skipped = self.info.metadata["skipped"]
-        skipped.append(item.name)
-        _log.warning("skipped %s: %s", item.path, error)
-        limit = self._options.max_corrupt
-        if len(skipped) > limit:
-            raise ValueError(
-                f"{item.path}: {error}; that makes {len(skipped)} unreadable images "
-                f"({', '.join(skipped[-5:])}), max_corrupt = {limit} allows no more"
-            ) from error
 
     def _generate_examples(self) -> None:
         raise TypeError("the splits are made in _split_generators")  # abstract in the base class
@@ -140,7 +124,7 @@ def builder(
 
     Args:
         data_dir: where TFDS data sets are prepared.
-        folder: the user's folder.
+        folder: the user's folder; "package:name/rest" is one inside an installed package.
         caption: where captions come from.
             "metadata": a file metadata.jsonl with one object {"file_name": ..., "caption" or
             "text": a text or a list of texts, "label": ...} per line; or a table metadata.csv with
@@ -159,47 +143,18 @@ def builder(
         ValueError: no images, images beside class folders, a bad line in the metadata file, or
             another value of caption.
     """
-    path = os.path.expanduser(folder)
-    if not path or "\0" in str(path):
-        raise ValueError(f"folder = {path!r} should be the path of a folder")
-    root = Path(os.path.realpath(path))
+    root = find_root(folder)
     found = scan(root, caption=caption)
-    _say_once(f"{root} holds {found.in_words()}")
-    digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
-    memory = Path(data_dir) / "image_folder" / ".hashes" / f"{digest}.json"
-    _, content = _fingerprint(found, memory)
-    captions = [item.captions for item in found.items() if item.captions is not None]
-    stem = re.sub(r"[^A-Za-z0-9]+", "_", root.name)[:40]
-    variant = hashlib.sha256(f"{max_corrupt} {content}".encode()).hexdigest()[:12]
+    say_once(f"{root} holds {found.in_words()}")
+    memory = memory_of(root, Path(data_dir) / "image_folder")
+    _, content = fingerprint(found, memory)
     config = ImageFolderConfig(
-        name=f"{stem}-{variant}",
+        name=name_of(root, f"{max_corrupt} {content}"),
         folder=str(root),
         content=content,
         memory=str(memory),
-        classes=found.classes(),
-        has_captions=bool(captions),
-        several_captions=any(len(texts) != 1 for texts in captions),
+        **text_options(found),
         caption=caption,
         max_corrupt=max_corrupt,
     )
     return ImageFolder(data_dir=data_dir, config=config)
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-    """Log a line unless it was logged before: each split of a folder is opened on its own."""
-    _log.info(line)
-
-
-def _fingerprint(found: Scan, memory: Path) -> tuple[dict[Path, str], str]:
-    """Hash names, classes, captions and bytes of all images, but not where they lie or how old.
-
-    Returns the hash of each file, and of everything. The folder of a split is part of the names.
-    """
-    paths = [item.path for item in found.items()]
-    hashes = dict(zip(paths, hash_files(paths, memory), strict=True))
-    digest = hashlib.sha256()
-    for item in found.items():
-        facts = [item.name, item.label, item.captions, hashes[item.path]]
-        digest.update(json.dumps(facts).encode())
-    return hashes, digest.hexdigest()[:16]

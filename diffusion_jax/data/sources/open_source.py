@@ -11,14 +11,23 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, file_adapters
 
 from diffusion_jax.data.records import Records, find_features
-from diffusion_jax.data.sources import image_folder, mnist_subset, openmoji, preparation
+from diffusion_jax.data.sources import (
+    image_folder,
+    mnist_subset,
+    moving_digits,
+    openmoji,
+    preparation,
+    video_folder,
+)
 
 # Builders of this package: name -> factory(data_dir, **options). They prepare themselves without a
 # network.
 OWN_BUILDERS: dict[str, Callable[..., tfds.core.DatasetBuilder]] = {
     "mnist_subset": mnist_subset.MnistSubset,
     "openmoji": openmoji.builder,
+    "moving_digits": moving_digits.builder,
     "image_folder": image_folder.builder,
+    "video_folder": video_folder.builder,
 }
 
 
@@ -37,8 +46,9 @@ def open_source(
 
     Args:
         name: "cifar10", "imagenette/160px-v2", "cifar10:3.0.2", ... as for tfds.builder; the name
-            of a builder of this package (mnist_subset, openmoji, image_folder), which is prepared
-            on first use; or the path of a prepared version (".../cifar10/3.0.2").
+            of a builder of this package (mnist_subset, openmoji, moving_digits, image_folder,
+            video_folder), which is prepared on first use; or the path of a prepared version
+            (".../cifar10/3.0.2").
         split: "train", "train[:90%]", "train+test", ...
         data_dir: where data sets are prepared; default: the environment variable TFDS_DATA_DIR,
             else ~/tensorflow_datasets.
@@ -92,9 +102,9 @@ def class_names(source: Records, *, label_key: str | None = None) -> tuple[str, 
 
 
 def find_prepared(content: str | None, data_dir: str | os.PathLike[str] | None) -> str | None:
-    """Find the prepared copy of an image folder by the hash of its content; None without one."""
+    """Find the prepared copy of a user's folder by the hash of its content; None without one."""
     root = Path(os.path.expanduser(data_dir or constants.get_default_data_dir()))
-    for file in sorted(root.glob("image_folder/*/*/metadata.json")):
+    for file in sorted(root.glob("*_folder/*/*/metadata.json")):
         try:
             found = json.loads(file.read_text())["content"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -5,6 +5,7 @@ levels from the largest down, then 0. sigma is the standard deviation of the noi
 own scale (variance-exploding): sqrt((1 - abar) / abar) of a Schedule.
 """
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -19,6 +20,8 @@ from diffusion_jax.diffusion.schedule import (
     rescale_zero_terminal_snr,
 )
 
+# The level of t = 1 in `flow`: t in float32 is then the number below 1.
+FLOW_NOISE = 2.0**24
 # num_steps -> sigmas, with its options bound
 Discretization: TypeAlias = Callable[[int], np.ndarray]
 
@@ -111,6 +114,43 @@ def exponential(
     return np.append(np.geomspace(sigma_max, sigma_min, num_steps), 0.0)
 
 
+def flow(num_steps: int, *, shift: float = 1.0, t_last: float | None = None) -> np.ndarray:
+    """Space the time t = sigma / (1 + sigma) of flow matching evenly from 1, then shift it.
+
+    A step of `euler` between two levels is Euler's step in t. t = 1, where sigma would be infinite,
+    is sigma = 2^24: the next number below 1 in float32.
+
+    shift: the factor on sigma, t -> shift t / (1 + (shift - 1) t); `shift_of_tokens` gives it for
+      an image size. t_last: the last time before 0, not yet shifted; 1 / num_steps by default, so
+      that the step to 0 is as long as the others.
+
+    Raises ValueError for num_steps below 1, a shift that is not positive and a t_last outside
+    (0, 1).
+    Source: Esser et al. 2024 (Stable Diffusion 3), section 5.3.2.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps = {num_steps!r} should be at least 1")
+    if not 0.0 < shift < np.inf:
+        raise ValueError(f"shift = {shift!r} should be positive and finite")
+    if t_last is not None and not 0.0 < t_last < 1.0:
+        raise ValueError(f"t_last = {t_last!r} should lie between 0 and 1")
+    t = np.linspace(1.0, 1.0 / num_steps if t_last is None else t_last, num_steps)
+    sigmas = shift * t[1:] / (1.0 - t[1:])
+    return np.concatenate([[FLOW_NOISE], sigmas, [0.0]])
+
+
+def shift_of_tokens(
+    tokens: int, *, low: tuple[int, float] = (256, 0.5), high: tuple[int, float] = (4096, 1.15)
+) -> float:
+    """Compute the shift of `flow` for an image of so many tokens: exp(mu), mu linear in tokens.
+
+    tokens: latent pixels over the square of the patch size. low, high: (tokens, mu) of two points
+    on the line; the defaults are the released values of FLUX.1.
+    """
+    (few, mu_few), (many, mu_many) = low, high
+    return math.exp(mu_few + (mu_many - mu_few) * (tokens - few) / (many - few))
+
+
 # name -> (num_steps, *, options) -> sigmas
 DISCRETIZATIONS: dict[str, Callable[..., np.ndarray]] = {
     "legacy_ddpm": legacy_ddpm,
@@ -118,6 +158,7 @@ DISCRETIZATIONS: dict[str, Callable[..., np.ndarray]] = {
     "edm": edm,
     "karras": karras,
     "exponential": exponential,
+    "flow": flow,
 }
 
 

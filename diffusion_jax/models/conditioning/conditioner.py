@@ -15,7 +15,7 @@ from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
 
 # Rank of an embedder's output -> where it enters the network (generative-models,
 # GeneralConditioner).
-ENTRY_OF_RANK = {1: "vector", 2: "vector", 3: "crossattn", 4: "concat"}
+ENTRY_OF_RANK = {1: "vector", 2: "vector", 3: "crossattn", 4: "concat", 5: "concat"}
 FEATURE_AXIS = -1
 # Tokens and a pooled vector are the most that an encoder gives.
 _MAX_OUTPUTS = 2
@@ -46,13 +46,17 @@ class Embedder(NamedTuple):
     With probability ucg_rate a training sample loses it: its input becomes null_value, or, when
     null_value is None, each of its outputs becomes zero on a draw of its own (classifier-free
     guidance, Ho & Salimans 2022, algorithm 1; generative-models, GeneralConditioner). Embedders of
-    one ucg_group lose theirs together, in one draw.
+    one ucg_group share the draw: one loses its input where the draw is at least ucg_from and below
+    ucg_from + ucg_rate. So with equal ucg_from they lose theirs together, and with others some
+    samples lose one, some both, some none (Brooks et al. 2023, "InstructPix2Pix", section 3.2).
 
     A null_value that is a string is to be replaced by its tokens before use. The input of a sample
     has `shape` and `dtype`, or is an image of `channels`, `scale` times as high and wide as what is
     denoised. Labels have num_classes; `text` says how tokens are made from strings. default: what a
     user who gives no such condition gets; "size" is
     the (height, width) of the image that is drawn. Only trainable parameters are trained.
+    frames: how many images of `channels` the input has for a sample, [b frames h w c]; None for one
+    image [b h w c]. entry: where the first output enters, whatever its rank.
     """
 
     module: nn.Module
@@ -67,8 +71,11 @@ class Embedder(NamedTuple):
     default: tuple[float, ...] | Literal["size"] | None = None
     trainable: bool = True
     ucg_group: str | None = None
+    ucg_from: float = 0.0
     weights: str | None = None
     scale: float = 1.0
+    frames: int | None = None
+    entry: str | None = None
 
     @property
     def embeds_labels_in_network(self) -> bool:
@@ -79,7 +86,8 @@ class Embedder(NamedTuple):
         """Zeros of the shape and dtype of the input of `size` samples."""
         if self.channels is not None:
             sides = [round(side * self.scale) for side in image_shape[:2]]
-            return jnp.zeros((size, *sides, self.channels))
+            frames = () if self.frames is None else (self.frames,)
+            return jnp.zeros((size, *frames, *sides, self.channels))
         return jnp.zeros((size, *self.shape), self.dtype)
 
 
@@ -150,9 +158,10 @@ def embed(
             ]
         else:
             outputs = _computed_or_null(embedder, own, _input(batch, name, embedder), chance)
-        for output in outputs:
+        for number, output in enumerate(outputs):
             output = _zeroed(output, name in force_zero)
-            entries.setdefault(ENTRY_OF_RANK[output.ndim], []).append(output)
+            named = embedder.entry if number == 0 else None
+            entries.setdefault(named or ENTRY_OF_RANK[output.ndim], []).append(output)
     return {entry: _join(entry, outputs) for entry, outputs in entries.items()}
 
 
@@ -206,13 +215,18 @@ def _computed_or_null(
 ) -> list[Array]:
     if chances is None:
         return outputs_of(embedder, params, value)
-    dropped = chances < embedder.ucg_rate
+    dropped = _lost(embedder, chances)
     if embedder.null_value is not None:
         return outputs_of(embedder, params, _replaced(embedder, value, dropped[0]))
     return [
         output * (~drop).reshape((-1,) + (1,) * (output.ndim - 1)).astype(output.dtype)
         for output, drop in zip(outputs_of(embedder, params, value), dropped, strict=False)
     ]
+
+
+def _lost(embedder: Embedder, chances: Array) -> Array:
+    below = chances < embedder.ucg_from + embedder.ucg_rate
+    return below if embedder.ucg_from == 0.0 else (chances >= embedder.ucg_from) & below
 
 
 def _cached_or_null(
@@ -227,7 +241,7 @@ def _cached_or_null(
         output = jnp.asarray(output, null.dtype)
         if chances is not None:
             # One null input gives all outputs; without one, each is lost on its own.
-            dropped = chances[number if embedder.null_value is None else 0] < embedder.ucg_rate
+            dropped = _lost(embedder, chances[number if embedder.null_value is None else 0])
             output = jnp.where(dropped.reshape((-1,) + (1,) * null.ndim), null[None], output)
         outputs.append(output)
     return outputs
@@ -259,6 +273,8 @@ def _join(entry: str, outputs: list[Array]) -> Array:
             "which cannot be joined to features; use class_embedding with add_sequence_dim=False "
             "instead of class_label"
         )
+    if entry == "vector":
+        outputs = _for_each_frame(outputs)
     shapes = [output.shape[:FEATURE_AXIS] for output in outputs]
     if len(set(shapes)) != 1:
         raise ValueError(
@@ -267,3 +283,14 @@ def _join(entry: str, outputs: list[Array]) -> Array:
             "be equal"
         )
     return jnp.concatenate(outputs, axis=FEATURE_AXIS)
+
+
+def _for_each_frame(outputs: list[Array]) -> list[Array]:
+    """Give each frame of a clip the vectors [b d] of the clip, where others are [b t d]."""
+    frames = {output.shape[1] for output in outputs if output.ndim == 3}
+    if len(frames) != 1:
+        return outputs
+    return [
+        jnp.repeat(output[:, None], *frames, axis=1) if output.ndim == 2 else output
+        for output in outputs
+    ]

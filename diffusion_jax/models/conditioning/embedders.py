@@ -6,20 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Float, Int, Num
 
 from diffusion_jax.models.conditioning.clip import ClipTextTower, text_tower, vision_tower
 from diffusion_jax.models.conditioning.conditioner import Embedder, Identity, Text
-from diffusion_jax.models.conditioning.spatial_rescaler import SpatialRescaler
+from diffusion_jax.models.conditioning.spatial_rescaler import LowResolution, SpatialRescaler
 from diffusion_jax.models.conditioning.text_embedders import (
     ClipText,
     OpenClipImage,
     OpenClipText,
     TransformerText,
 )
+from diffusion_jax.models.conditioning.video_embedders import EncodedFrames
+from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.layers.basic import timestep_embedding
 
 
@@ -58,23 +58,13 @@ class ConcatTimestepEmbedder(nn.Module):
     outdim: int = 256
 
     @nn.compact
-    def __call__(self, numbers: Num[Array, "b d"]) -> Float[Array, "b e"]:
-        """Embed each of d numbers like a timestep: [b d] -> [b d * outdim], float32."""
-        embedded = timestep_embedding(rearrange(numbers, "b d -> (b d)"), self.outdim)
-        return rearrange(embedded, "(b d) e -> b (d e)", d=numbers.shape[1])
+    def __call__(self, numbers: Num[Array, "b *t d"]) -> Float[Array, "b *t e"]:
+        """Embed each of d numbers like a timestep: [b d] -> [b d * outdim], float32.
 
-
-class LowResolution(nn.Module):
-    """A blurred copy of an image, as if it had been enlarged from 1 / factor of its sides."""
-
-    factor: int
-
-    @nn.compact
-    def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Average blocks of factor x factor pixels and interpolate back: [b h w c] -> the same."""
-        blocks = (self.factor, self.factor)
-        small = nn.avg_pool(image, blocks, strides=blocks)
-        return jax.image.resize(small, image.shape, "cubic")
+        Numbers of frames [b t d] give [b t d * outdim].
+        """
+        embedded = timestep_embedding(numbers.reshape(-1), self.outdim)
+        return embedded.reshape(*numbers.shape[:-1], numbers.shape[-1] * self.outdim)
 
 
 def spread(**records: Any) -> Callable[[Callable[..., Embedder]], Callable[..., Embedder]]:
@@ -135,9 +125,17 @@ def class_embedding(
     return Embedder(module, input_key, ucg_rate, null, num_classes, **trained)
 
 
-def concat_image(*, input_key: str, channels: int, ucg_rate: float = 0.0) -> Embedder:
+def concat_image(
+    *,
+    input_key: str,
+    channels: int,
+    ucg_rate: float = 0.0,
+    ucg_group: str | None = None,
+    ucg_from: float = 0.0,
+) -> Embedder:
     """Join batch[input_key] [b h w channels] to the network's input; dropped samples see zeros."""
-    return Embedder(Identity(), input_key, ucg_rate, channels=channels)
+    dropping = {"ucg_group": ucg_group, "ucg_from": ucg_from}
+    return Embedder(Identity(), input_key, ucg_rate, channels=channels, **dropping)
 
 
 def low_resolution(
@@ -166,11 +164,13 @@ def numbers(
     input_key: str,
     size: int = 2,
     outdim: int = 256,
+    frames: int | None = None,
     default: Sequence[int | float] | Literal["size"] | None = None,
     ucg_rate: float = 0.0,
 ) -> Embedder:
     """Embed `size` numbers of each sample as a `vector` [b size * outdim]: SDXL's sizes and crops.
 
+    frames: the input has numbers for each frame of a clip, [b frames size], as SV3D has angles.
     default: what sampling uses when nothing is given; "size" is the (height, width) drawn.
     Source: Podell et al. 2023, section 2.2.
     """
@@ -181,8 +181,9 @@ def numbers(
                 f"default = {default} of {input_key!r} has {len(default)} numbers; it should have "
                 f"size = {size}"
             )
-    entry = {"shape": (size,), "dtype": "float32", "default": default}
-    return Embedder(ConcatTimestepEmbedder(outdim), input_key, ucg_rate, **entry)
+    shape = (size,) if frames is None else (frames, size)
+    own = {"shape": shape, "dtype": "float32", "default": default, "entry": "vector"}
+    return Embedder(ConcatTimestepEmbedder(outdim), input_key, ucg_rate, **own)
 
 
 def spatial_rescaler(
@@ -238,6 +239,21 @@ class TowerSizes(NamedTuple):
     num_layers: int | None = None
     num_heads: int | None = None
     mlp_dim: int | None = None
+
+
+class EncoderSizes(NamedTuple):
+    """What may be changed of the encoder of kl-f8, see Autoencoder; None leaves it as it is."""
+
+    ch: int | None = None
+    ch_mult: Sequence[int] | None = None
+    num_res_blocks: int | None = None
+    attn_resolutions: Sequence[int] | None = None
+    resolution: int | None = None
+    in_channels: int | None = None
+    z_channels: int | None = None
+    attn_type: str | None = None
+    num_groups: int | None = None
+    use_quant_conv: bool | None = None
 
 
 @spread(options=TextOptions(legacy_ucg_value="", trainable=True))
@@ -307,22 +323,72 @@ def open_clip_image(
     antialias: bool = True,
     unsqueeze_dim: bool = False,
     output_tokens: bool = False,
+    frames: int | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     ucg_rate: float = 0.0,
+    ucg_group: str | None = None,
+    ucg_from: float = 0.0,
     trainable: bool = False,
     weights: str | None = None,
     sizes: TowerSizes,
 ) -> Embedder:
     """Condition on an image through an OpenCLIP vision tower: a `vector` [b p].
 
-    unsqueeze_dim makes it context [b 1 p]. tower: a row of clip.VISION_SIZES.
-    Source: generative-models, FrozenOpenCLIPImageEmbedder.
+    unsqueeze_dim makes it context [b 1 p]. frames: the input has so many images [b frames h w 3],
+    which become the context [b frames p]. tower: a row of clip.VISION_SIZES.
+    Source: generative-models, FrozenOpenCLIPImageEmbedder, FrozenOpenCLIPImagePredictionEmbedder.
     """
     changed = _changed(sizes, projection_dim=projection_dim)
     network = vision_tower(tower, dtype=dtype, param_dtype=param_dtype, **changed)
     module = OpenClipImage(network, antialias, unsqueeze_dim, output_tokens)
-    return Embedder(module, input_key, ucg_rate, channels=3, trainable=trainable, weights=weights)
+    own = {"channels": 3, "frames": frames, "trainable": trainable, "weights": weights}
+    dropping = {"ucg_group": ucg_group, "ucg_from": ucg_from}
+    return Embedder(module, input_key, ucg_rate, **own, **dropping)
+
+
+@spread(sizes=EncoderSizes())
+def encoded_frames(
+    *,
+    input_key: str = "cond_frames",
+    frames: int | None = None,
+    copies: int = 1,
+    level_dim: int | None = None,
+    entry: Literal["concat", "cond_view", "cond_motion"] = "concat",
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    ucg_rate: float = 0.0,
+    ucg_group: str | None = None,
+    ucg_from: float = 0.0,
+    trainable: bool = False,
+    weights: str | None = None,
+    sizes: EncoderSizes,
+) -> Embedder:
+    """Join the latent of a frame, encoded by an encoder of its own, to the network's input.
+
+    frames: the input has so many images [b frames h w 3] instead of one. copies, level_dim: see
+    EncodedFrames. entry: where the latents enter.
+    Source: generative-models, VideoPredictionEmbedderWithEncoder.
+    """
+    if copies > 1 and frames is None:
+        raise ValueError(f"copies = {copies} should be 1 where frames = None")
+    changed = _changed(sizes)
+    width = {"embed_dim": changed["z_channels"]} if "z_channels" in changed else {}
+    network = Autoencoder(**changed, **width, dtype=dtype, param_dtype=param_dtype)
+    module = EncodedFrames(network, copies, level_dim)
+    return Embedder(
+        module,
+        input_key,
+        ucg_rate,
+        channels=network.in_channels,
+        scale=float(2 ** (len(network.ch_mult) - 1)),
+        frames=frames,
+        entry=entry,
+        ucg_group=ucg_group,
+        ucg_from=ucg_from,
+        trainable=trainable,
+        weights=weights,
+    )
 
 
 def _text_tower(name: str, sizes: TowerSizes, options: TextOptions, **more: Any) -> ClipTextTower:
@@ -336,7 +402,7 @@ def _text_tower(name: str, sizes: TowerSizes, options: TextOptions, **more: Any)
     )
 
 
-def _changed(sizes: TowerSizes, **more: Any) -> dict[str, Any]:
+def _changed(sizes: TowerSizes | EncoderSizes, **more: Any) -> dict[str, Any]:
     sizes_given = sizes._asdict() | more
     return {name: value for name, value in sizes_given.items() if value is not None}
 
@@ -363,6 +429,7 @@ EMBEDDERS = {
     "class_label": class_label,
     "clip_text": clip_text,
     "concat_image": concat_image,
+    "encoded_frames": encoded_frames,
     "features": features,
     "low_resolution": low_resolution,
     "numbers": numbers,

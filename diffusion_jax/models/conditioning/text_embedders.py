@@ -114,9 +114,10 @@ class OpenClipText(nn.Module):
 class OpenClipImage(nn.Module):
     """CLIP's image encoder (SVD): image [b h w 3] in [-1, 1] -> embedding [b p].
 
-    Images of any size are resized (`clip_pixels`). unsqueeze_dim gives [b 1 p], to serve as
-    context. output_tokens gives (tokens [b n width], embedding): the states of the patches without
-    the final norm, as in open_clip 2.20, which generative-models asks for (open_clip 3 norms them).
+    Frames [b n h w 3] give [b n p], a token for each. Images of any size are resized
+    (`clip_pixels`). unsqueeze_dim gives [b 1 p], to serve as context. output_tokens gives (tokens
+    [b n width], embedding): the states of the patches without the final norm, as in open_clip 2.20,
+    which generative-models asks for (open_clip 3 norms them).
     Source: generative-models, FrozenOpenCLIPImageEmbedder.
     """
 
@@ -129,11 +130,12 @@ class OpenClipImage(nn.Module):
         nn.share_scope(self, self.tower)
 
     def __call__(
-        self, image: Float[Array, "b h w c"]
+        self, image: Float[Array, "b *n h w c"]
     ) -> Float[Array, "b *rest"] | tuple[States, Float[Array, "b *rest"]]:
-        pixels = clip_pixels(image, self.tower.image_size, antialias=self.antialias)
-        states = self.tower(pixels)
-        z = states.projected[:, None, :] if self.unsqueeze_dim else states.projected
+        flat = image.reshape(-1, *image.shape[-3:])
+        states = self.tower(clip_pixels(flat, self.tower.image_size, antialias=self.antialias))
+        z = states.projected.reshape(*image.shape[:-3], -1)
+        z = z[:, None] if self.unsqueeze_dim else z
         return (states.patches, z) if self.output_tokens else z
 
 

@@ -2,5 +2,6 @@
 
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.patchgan import NLayerDiscriminator
+from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder, VideoDecoder
 
-__all__ = ["Autoencoder", "NLayerDiscriminator"]
+__all__ = ["Autoencoder", "NLayerDiscriminator", "VideoAutoencoder", "VideoDecoder"]

@@ -1,7 +1,7 @@
 """The first stage of latent diffusion: encoder, decoder, and both as one autoencoder."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -116,29 +116,43 @@ class Decoder(Fields, nn.Module):
         Raises ValueError when fields or the channels of z do not fit.
         """
         check_options(self)
-        if z.shape[-1] != self.z_channels:
-            raise ValueError(f"z has {z.shape[-1]} channels and z_channels = {self.z_channels}")
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        res_block, attend = block_makers(self, train=train)
-        widest = self.ch * self.ch_mult[-1]
-        h = conv(self.z_channels, widest, name="conv_in", **dtypes)(z.astype(self.dtype))
-        h = res_block(h, widest, "mid_block_1")
-        h = attend(h, "mid_attn_1")
-        h = res_block(h, widest, "mid_block_2")
-        for level in reversed(range(len(self.ch_mult))):
-            attends = self.resolution // 2**level in self.attn_resolutions
-            for i in range(self.num_res_blocks + 1):
-                h = res_block(h, self.ch * self.ch_mult[level], f"up_{level}_block_{i}")
-                h = attend(h, f"up_{level}_attn_{i}") if attends else h
-            if level:
-                name = f"up_{level}_upsample"
-                h = Upsample(h.shape[-1], self.resamp_with_conv, name=name, **dtypes)(h)
-        if self.give_pre_end:
-            return h
-        out = {"dtype": z.dtype, "param_dtype": self.param_dtype}
-        h = GroupNorm(self.num_groups, EPSILON, silu=True, name="norm_out", **out)(h)
-        h = conv(h.shape[-1], self.out_ch, name="conv_out", **out)(h.astype(z.dtype))
-        return jnp.tanh(h) if self.tanh_out else h
+        return run_decoder(self, z, *block_makers(self, train=train))
+
+
+def run_decoder(
+    network: Any,
+    z: Float[Array, "b h w c"],
+    res_block: Callable[[Array, int, str], Array],
+    attend: Callable[[Array, str], Array],
+    last: Callable[[Array], Array] = lambda h: h,
+) -> Float[Array, "b h2 w2 o"]:
+    """Run the levels of a decoder, which become children of the calling module.
+
+    network: the module, with Fields. res_block, attend: as blocks.block_makers makes them. last:
+    what follows the last convolution. Raises ValueError when the channels of z do not fit.
+    """
+    if z.shape[-1] != network.z_channels:
+        raise ValueError(f"z has {z.shape[-1]} channels and z_channels = {network.z_channels}")
+    dtypes = {"dtype": network.dtype, "param_dtype": network.param_dtype}
+    widest = network.ch * network.ch_mult[-1]
+    h = conv(network.z_channels, widest, name="conv_in", **dtypes)(z.astype(network.dtype))
+    h = res_block(h, widest, "mid_block_1")
+    h = attend(h, "mid_attn_1")
+    h = res_block(h, widest, "mid_block_2")
+    for level in reversed(range(len(network.ch_mult))):
+        attends = network.resolution // 2**level in network.attn_resolutions
+        for i in range(network.num_res_blocks + 1):
+            h = res_block(h, network.ch * network.ch_mult[level], f"up_{level}_block_{i}")
+            h = attend(h, f"up_{level}_attn_{i}") if attends else h
+        if level:
+            name = f"up_{level}_upsample"
+            h = Upsample(h.shape[-1], network.resamp_with_conv, name=name, **dtypes)(h)
+    if network.give_pre_end:
+        return h
+    out = {"dtype": z.dtype, "param_dtype": network.param_dtype}
+    h = GroupNorm(network.num_groups, EPSILON, silu=True, name="norm_out", **out)(h)
+    h = last(conv(h.shape[-1], network.out_ch, name="conv_out", **out)(h.astype(z.dtype)))
+    return jnp.tanh(h) if network.tanh_out else h
 
 
 class Autoencoder(Fields, nn.Module):
@@ -159,17 +173,21 @@ class Autoencoder(Fields, nn.Module):
 
     embed_dim: int = 4
     use_quant_conv: bool = True
+    decoder_only: bool = False
 
     def setup(self) -> None:
         """Make encoder and decoder, and the convolutions around the latent."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Fields)}
-        self.encoder, self.decoder = Encoder(**fields), Decoder(**fields)
+        self.decoder = Decoder(**fields)
+        if not self.decoder_only:
+            self.encoder = Encoder(**fields)
         if self.use_quant_conv:
             # Without a dtype of their own they compute in the wider of input and parameters.
             parts = 2 if self.double_z else 1
             options = {"dtype": None, "param_dtype": self.param_dtype}
             width, latent = self.z_channels, self.embed_dim
-            self.quant_conv = conv(parts * width, parts * latent, (1, 1), **options)
+            if not self.decoder_only:
+                self.quant_conv = conv(parts * width, parts * latent, (1, 1), **options)
             self.post_quant_conv = conv(latent, width, (1, 1), **options)
         elif self.embed_dim != self.z_channels:
             raise ValueError(
@@ -181,6 +199,10 @@ class Autoencoder(Fields, nn.Module):
         self, image: Float[Array, "b h w c"], *, train: bool = False
     ) -> Float[Array, "b h2 w2 m"]:
         """Encode an image in [-1, 1]: [b h w c] -> [b h/f w/f embed_dim (x 2 with double_z)]."""
+        if self.decoder_only:
+            raise ValueError(
+                "decoder_only = True should be False: there is no encoder to encode with"
+            )
         h = self.encoder(image, train=train)
         return self.quant_conv(h).astype(image.dtype) if self.use_quant_conv else h
 
@@ -194,6 +216,13 @@ class Autoencoder(Fields, nn.Module):
     def __call__(
         self, image: Float[Array, "b h w c"], *, train: bool = False
     ) -> Float[Array, "b h2 w2 o"]:
-        """Decode what was encoded, a Gaussian by its mean; `init` makes all parameters with it."""
+        """Decode what was encoded, a Gaussian by its mean; `init` makes all parameters with it.
+
+        With decoder_only zeros are decoded.
+        """
+        if self.decoder_only:
+            factor = 2 ** (len(self.ch_mult) - 1)
+            sides = (side // factor for side in image.shape[1:3])
+            return self.decode(jnp.zeros((image.shape[0], *sides, self.embed_dim), image.dtype))
         moments = self.encode(image, train=train)
         return self.decode(moments[..., : self.embed_dim], train=train)

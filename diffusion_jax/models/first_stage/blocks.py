@@ -38,16 +38,24 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w o"]:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        features = self.out_channels
-        h = GroupNorm(self.num_groups, EPSILON, silu=True, name="norm1", **dtypes)(x)
-        h = conv(x.shape[-1], features, name="conv1", **dtypes)(h)
-        h = GroupNorm(self.num_groups, EPSILON, silu=True, name="norm2", **dtypes)(h)
-        h = nn.Dropout(self.dropout, deterministic=False)(h)
-        h = conv(features, features, name="conv2", **dtypes)(h)
-        if x.shape[-1] != features:
-            x = conv(x.shape[-1], features, (1, 1), name="nin_shortcut", **dtypes)(x)
-        return x + h
+        return residual(self, x)
+
+
+def residual(block: Any, x: Float[Array, "b h w c"]) -> Float[Array, "b h w o"]:
+    """Run the layers of a residual block, which become children of the calling module.
+
+    block: the module, with the fields of ResnetBlock.
+    """
+    dtypes = {"dtype": block.dtype, "param_dtype": block.param_dtype}
+    features = block.out_channels
+    h = GroupNorm(block.num_groups, EPSILON, silu=True, name="norm1", **dtypes)(x)
+    h = conv(x.shape[-1], features, name="conv1", **dtypes)(h)
+    h = GroupNorm(block.num_groups, EPSILON, silu=True, name="norm2", **dtypes)(h)
+    h = nn.Dropout(block.dropout, deterministic=False)(h)
+    h = conv(features, features, name="conv2", **dtypes)(h)
+    if x.shape[-1] != features:
+        x = conv(x.shape[-1], features, (1, 1), name="nin_shortcut", **dtypes)(x)
+    return x + h
 
 
 class AttnBlock(nn.Module):
@@ -64,18 +72,29 @@ class AttnBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        height, channels = x.shape[1], x.shape[-1]
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        h = GroupNorm(self.num_groups, EPSILON, name="norm", **dtypes)(x)
-        q, k, v = (
-            rearrange(
-                conv(channels, channels, (1, 1), name=name, **dtypes)(h), "b h w c -> b (h w) 1 c"
-            )
-            for name in ("q", "k", "v")
+        return attend_pixels(self, x)
+
+
+def attend_pixels(
+    block: Any, x: Float[Array, "b h w c"], mix: Callable[[Array], Array] = lambda h: h
+) -> Float[Array, "b h w c"]:
+    """Run the layers of an attention block, which become children of the calling module.
+
+    block: the module, with the fields of AttnBlock. mix: what is done to the attention's result
+    [b h w c] before its last projection.
+    """
+    height, channels = x.shape[1], x.shape[-1]
+    dtypes = {"dtype": block.dtype, "param_dtype": block.param_dtype}
+    h = GroupNorm(block.num_groups, EPSILON, name="norm", **dtypes)(x)
+    q, k, v = (
+        rearrange(
+            conv(channels, channels, (1, 1), name=name, **dtypes)(h), "b h w c -> b (h w) 1 c"
         )
-        h = attention(q, k, v, implementation=self.attention_impl)
-        h = rearrange(h, "b (h w) 1 c -> b h w c", h=height)
-        return x + conv(channels, channels, (1, 1), name="proj_out", **dtypes)(h)
+        for name in ("q", "k", "v")
+    )
+    h = attention(q, k, v, implementation=block.attention_impl)
+    h = mix(rearrange(h, "b (h w) 1 c -> b h w c", h=height))
+    return x + conv(channels, channels, (1, 1), name="proj_out", **dtypes)(h)
 
 
 class HalveSides(nn.Module):

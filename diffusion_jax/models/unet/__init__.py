@@ -1,5 +1,7 @@
-"""The UNet of diffusion models."""
+"""The UNets of diffusion models."""
 
+from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.models.unet.video_unet import VideoUNet
 
-__all__ = ["UNet"]
+__all__ = ["MultiviewUNet", "UNet", "VideoUNet"]

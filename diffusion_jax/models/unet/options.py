@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.types import PyTree
+
 CLASS_EMBEDDINGS = ("continuous", "timestep", "sequential")
+# Layers that compute in the dtype of the input, float32, whatever the network's dtype is.
+HEADS = ("out_2", "id_predictor_1")
 
 
 def per_level(options: Any, name: str) -> tuple[Any, ...]:
@@ -22,6 +27,17 @@ def per_level(options: Any, name: str) -> tuple[Any, ...]:
             f"channel_mult = {tuple(options.channel_mult)}"
         )
     return values
+
+
+def half_kernels(params: PyTree) -> PyTree:
+    """Round to bfloat16 the kernels that a UNet with this dtype rounds itself."""
+
+    def rounded(path: Any, leaf: Array) -> Array:
+        names = [key.key for key in path]
+        half = names[-1] == "kernel" and not set(names) & set(HEADS)
+        return leaf.astype(jnp.bfloat16) if half else leaf
+
+    return jax.tree_util.tree_map_with_path(rounded, params)
 
 
 def check_options(options: Any) -> None:
@@ -142,3 +158,41 @@ def _check_context(options: Any, context: Any) -> None:
     for i, (array, dim) in enumerate(zip(contexts, dims, strict=False)):
         if array.shape[-1] != dim:
             raise ValueError(f"context {i} has width {array.shape[-1]}; context_dim needs {dim}")
+
+
+def check_clips(
+    options: Any, x: Array, context: Array | None, y: Array | None, image_only_indicator: Any
+) -> None:
+    """Raise ValueError when shapes do not fit the fields of a UNet of videos, or one another.
+
+    x [b t h w c], context [b n d] or [b t n d], y [b ...] or [b t ...], image_only_indicator [b t].
+    """
+    clips, frames = x.shape[:2]
+    if context is not None and context.ndim == 4 and context.shape[1] != frames:
+        raise ValueError(f"context is for {context.shape[1]} frames, and x has {frames}")
+    if y is not None and is_per_frame(options, y):
+        if y.shape[1] != frames:
+            raise ValueError(f"y is for {y.shape[1]} frames, and x has {frames}")
+        y = y[:, 0]
+    if image_only_indicator is not None and image_only_indicator.shape != (clips, frames):
+        raise ValueError(
+            f"image_only_indicator has shape {image_only_indicator.shape}; it should have "
+            f"{(clips, frames)}, a number for each frame of x"
+        )
+    check_inputs(options, x[:, 0], context, y)
+
+
+def is_per_frame(options: Any, y: Array) -> bool:
+    """Tell whether y describes each frame of a clip, [b t ...], or the clip, [b ...]."""
+    return y.ndim == (3 if options.num_classes == "sequential" else 2)
+
+
+def sides_of(kernel_size: int | Sequence[int], name: str = "video_kernel_size") -> tuple[int, ...]:
+    """Give the sides (t, h, w) of a kernel over time; ValueError unless there are three odd ones.
+
+    An even side would change the number of frames. name: of the field.
+    """
+    sides = (kernel_size,) * 3 if isinstance(kernel_size, int) else tuple(kernel_size)
+    if len(sides) != 3 or any(side < 1 or side % 2 == 0 for side in sides):
+        raise ValueError(f"{name} = {kernel_size!r} should be an odd number, or three: (t, h, w)")
+    return sides

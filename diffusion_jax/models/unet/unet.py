@@ -9,18 +9,20 @@ from einops import rearrange
 from jaxtyping import Array, Float, Num
 
 from diffusion_jax.models.layers.attention import AttentionBlock
-from diffusion_jax.models.layers.basic import (
-    Downsample,
-    GroupNorm,
-    Upsample,
-    conv,
-    dense,
-    rematerialised,
-    timestep_embedding,
-)
+from diffusion_jax.models.layers.basic import conv, rematerialised
 from diffusion_jax.models.layers.transformer import SpatialTransformer
-from diffusion_jax.models.unet.options import check_inputs, check_options, per_level
+from diffusion_jax.models.unet.options import check_inputs, check_options
 from diffusion_jax.models.unet.resblock import ResBlock
+from diffusion_jax.models.unet.skeleton import (
+    Blocks,
+    dtypes_of,
+    embed_classes,
+    embed_timesteps,
+    head,
+    heads_of,
+    run_blocks,
+    transformer_fields,
+)
 
 Context = Float[Array, "b m d"] | Sequence[Float[Array, "b _ _"]] | None
 
@@ -97,174 +99,42 @@ class UNet(nn.Module):
         check_options(self)
         check_inputs(self, x, context, y)
         dropout = self.dropout if train else 0.0
-        emb = self._time_embedding(t)
+        emb = embed_timesteps(self, t)
         if y is not None:
-            emb = emb + self._label_embedding(y)
+            emb = emb + embed_classes(self, y)
+
+        def residual(h: Array, channels: int, name: str, **resampling: bool) -> Array:
+            return rematerialised(ResBlock, self.remat)(
+                channels,
+                dropout=dropout,
+                use_scale_shift_norm=self.use_scale_shift_norm,
+                num_groups=self.num_groups,
+                name=name,
+                **dtypes_of(self),
+                **resampling,
+            )(h, emb)
+
+        def attend(h: Array, level: int | None, name: str, up: bool) -> Array:
+            if not self.use_spatial_transformer:
+                return self._attention_block(h.shape[-1], name, up)(h)
+            fields = transformer_fields(self, h.shape[-1], level, dropout, up)
+            return SpatialTransformer(name=name, **fields)(h, context)
 
         patch = {"p": self.patch_size, "q": self.patch_size}
         h = rearrange(x.astype(self.dtype), "b (h p) (w q) c -> b h w (p q c)", **patch)
-        h = conv(h.shape[-1], self.model_channels, name="input_blocks_0_0", **self._dtypes())(h)
-        skips = self._down(h, emb, context, dropout)
-        h = self._middle(skips[-1], emb, context, dropout)
-        h = self._up(h, skips, emb, context, dropout)
-        h = self._head(h.astype(x.dtype), x.dtype)
+        h = conv(h.shape[-1], self.model_channels, name="input_blocks_0_0", **dtypes_of(self))(h)
+        h = run_blocks(self, h, Blocks(residual, attend))
+        h = head(self, h.astype(x.dtype), x.dtype)
         return rearrange(h, "b h w (p q c) -> b (h p) (w q) c", **patch)
 
     @nn.nowrap
-    def _down(self, h: Array, emb: Array, context: Any, dropout: float) -> list[Array]:
-        """Run the input blocks; returns every activation that the way up will see again."""
-        skips = [h]
-        res_blocks = per_level(self, "num_res_blocks")
-        last = len(self.channel_mult) - 1
-        for level, mult in enumerate(self.channel_mult):
-            for i in range(res_blocks[level]):
-                name = f"input_blocks_{len(skips)}"
-                h = self._res_block(self.model_channels * mult, dropout, f"{name}_0")(h, emb)
-                if self._attends(level, i):
-                    h = self._attend(h, context, level, dropout, f"{name}_1")
-                skips.append(h)
-            if level != last:
-                name = f"input_blocks_{len(skips)}_0"
-                if self.resblock_updown:
-                    h = self._res_block(h.shape[-1], dropout, name, down=True)(h, emb)
-                else:
-                    h = Downsample(h.shape[-1], self.conv_resample, name=name, **self._dtypes())(h)
-                skips.append(h)
-        return skips
-
-    @nn.nowrap
-    def _middle(self, h: Array, emb: Array, context: Any, dropout: float) -> Array:
-        h = self._res_block(h.shape[-1], dropout, "middle_block_0")(h, emb)
-        if not self.disable_middle_transformer:
-            h = self._attend(h, context, None, dropout, "middle_block_1")
-        return self._res_block(h.shape[-1], dropout, "middle_block_2")(h, emb)
-
-    @nn.nowrap
-    def _up(self, h: Array, skips: list[Array], emb: Array, context: Any, dropout: float) -> Array:
-        skips = list(skips)
-        res_blocks = per_level(self, "num_res_blocks")
-        blocks = 0
-        for level in reversed(range(len(self.channel_mult))):
-            for i in range(res_blocks[level] + 1):
-                name = f"output_blocks_{blocks}"
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                channels = self.model_channels * self.channel_mult[level]
-                h = self._res_block(channels, dropout, f"{name}_0")(h, emb)
-                attends = self._attends(level, i)
-                if attends:
-                    h = self._attend(h, context, level, dropout, f"{name}_1", up=True)
-                if level and i == res_blocks[level]:
-                    name = f"{name}_{2 if attends else 1}"
-                    if self.resblock_updown:
-                        h = self._res_block(channels, dropout, name, up=True)(h, emb)
-                    else:
-                        h = Upsample(channels, self.conv_resample, name=name, **self._dtypes())(h)
-                blocks += 1
-        return h
-
-    @nn.nowrap
-    def _head(self, h: Array, dtype: Any) -> Array:
-        dtypes = {"dtype": dtype, "param_dtype": self.param_dtype}
-        channels = h.shape[-1]
-        patch_area = self.patch_size**2
-        if self.n_embed is not None:
-            h = GroupNorm(self.num_groups, name="id_predictor_0", **dtypes)(h)
-            features = self.n_embed * patch_area
-            return conv(channels, features, (1, 1), name="id_predictor_1", **dtypes)(h)
-        h = GroupNorm(self.num_groups, silu=True, name="out_0", **dtypes)(h)
-        features = self.out_channels * patch_area
-        return conv(channels, features, zero=True, name="out_2", **dtypes)(h)
-
-    @nn.nowrap
-    def _time_embedding(self, t: Array) -> Array:
-        sinusoids = timestep_embedding(t, self.model_channels).astype(self.dtype)
-        return self._mlp(sinusoids, "time_embed")
-
-    @nn.nowrap
-    def _label_embedding(self, y: Array) -> Array:
-        width = 4 * self.model_channels
-        if isinstance(self.num_classes, int):
-            normal = nn.initializers.normal(1.0)
-            labels = nn.Embed(
-                self.num_classes, width, embedding_init=normal, name="label_emb", **self._dtypes()
-            )
-            return labels(y)
-        if self.num_classes == "continuous":
-            number = y.astype(self.dtype)[:, None]
-            return dense(1, width, name="label_emb", **self._dtypes())(number)
-        if self.num_classes == "timestep":
-            sinusoids = timestep_embedding(y, self.model_channels).astype(self.dtype)
-            return self._mlp(sinusoids, "label_emb_1")
-        return self._mlp(y.astype(self.dtype), "label_emb_0")
-
-    @nn.nowrap
-    def _mlp(self, h: Array, name: str) -> Array:
-        width = 4 * self.model_channels
-        h = dense(h.shape[-1], width, name=f"{name}_0", **self._dtypes())(h)
-        return dense(width, width, name=f"{name}_2", **self._dtypes())(nn.silu(h))
-
-    @nn.nowrap
-    def _res_block(self, channels: int, dropout: float, name: str, **kwargs: bool) -> nn.Module:
-        return rematerialised(ResBlock, self.remat)(
-            channels,
-            dropout=dropout,
-            use_scale_shift_norm=self.use_scale_shift_norm,
+    def _attention_block(self, channels: int, name: str, up: bool) -> nn.Module:
+        heads, head_dim = heads_of(self, channels, up)
+        return rematerialised(AttentionBlock, self.remat)(
+            channels // head_dim if self.num_head_channels != -1 else heads,
+            new_order=self.use_new_attention_order,
             num_groups=self.num_groups,
+            attention_impl=self.attention_impl,
             name=name,
-            **self._dtypes(),
-            **kwargs,
+            **dtypes_of(self),
         )
-
-    @nn.nowrap
-    def _attends(self, level: int, block: int) -> bool:
-        if 2**level not in self.attention_resolutions:
-            return False
-        return self.num_attention_blocks is None or block < self.num_attention_blocks[level]
-
-    @nn.nowrap
-    def _attend(
-        self,
-        h: Array,
-        context: Any,
-        level: int | None,
-        dropout: float,
-        name: str,
-        up: bool = False,
-    ) -> Array:
-        """Attend at a level, or with None in the middle block."""
-        heads, head_dim = self._heads(h.shape[-1], up)
-        common = {"num_groups": self.num_groups, "attention_impl": self.attention_impl}
-        if not self.use_spatial_transformer:
-            heads = h.shape[-1] // head_dim if self.num_head_channels != -1 else heads
-            return rematerialised(AttentionBlock, self.remat)(
-                heads, new_order=self.use_new_attention_order, name=name, **common, **self._dtypes()
-            )(h)
-        if level is None:
-            disabled = self.disable_middle_self_attn
-        else:
-            disabled = bool(self.disable_self_attentions and self.disable_self_attentions[level])
-        return SpatialTransformer(
-            heads,
-            head_dim,
-            depth=per_level(self, "transformer_depth")[-1 if level is None else level],
-            dropout=dropout,
-            disable_self_attn=disabled,
-            use_linear=self.use_linear_in_transformer,
-            remat=self.remat,
-            scan=self.scan,
-            name=name,
-            **common,
-            **self._dtypes(),
-        )(h, context)
-
-    @nn.nowrap
-    def _heads(self, channels: int, up: bool) -> tuple[int, int]:
-        if self.num_head_channels != -1:
-            heads = channels // self.num_head_channels
-            return heads, channels // heads if self.legacy and heads else self.num_head_channels
-        heads = self.num_heads_upsample if up and self.num_heads_upsample != -1 else self.num_heads
-        return heads, channels // heads
-
-    @nn.nowrap
-    def _dtypes(self) -> dict[str, Any]:
-        return {"dtype": self.dtype, "param_dtype": self.param_dtype}

@@ -47,6 +47,7 @@ from diffusion_jax.train.checkpoints.reading import (
     restore_state,
     saved_steps,
 )
+from diffusion_jax.train.hooks.validation import is_due
 from diffusion_jax.types import PyTree
 
 __all__ = [
@@ -140,7 +141,7 @@ def open_checkpoints(
     )
 
     def is_best(metrics: Mapping[str, float]) -> bool:
-        if not keep_best or monitor is None:
+        if not keep_best or monitor is None or not is_due(metrics, monitor):
             return False
         if monitor not in metrics:
             raise ValueError(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from diffusion_jax.train.hooks.validation import Scores
+from diffusion_jax.train.hooks.validation import Scores, is_due
 from diffusion_jax.train.loop import Event, Hook, Stop
 
 _SIGN = {"min": 1.0, "max": -1.0}
@@ -33,7 +33,7 @@ def early_stopping(
         raise ValueError(f"min_delta = {min_delta} should be at least 0")
 
     def judge(last_step: int) -> Stop | None:
-        steps = sorted(step for step in scores if step <= last_step)
+        steps = sorted(s for s in scores if s <= last_step and is_due(scores[s], monitor))
         if not steps:
             return None
         values = [_SIGN[mode] * _value(scores[step], monitor) for step in steps]

@@ -10,8 +10,10 @@ from diffusion_jax.train.loop import every as every_steps
 from diffusion_jax.train.writers import Writer
 from diffusion_jax.types import PyTree
 
-# {step: {metric: value}}; validation fills it, checkpoint and early_stopping read it.
+# {step: {metric: value}}; validation and metrics fill it, checkpoint and early_stopping read it.
 Scores: TypeAlias = dict[int, dict[str, float]]
+# How the names of scores begin, by where they come from.
+KINDS = ("val/", "metrics/")
 
 
 def validation(
@@ -26,18 +28,30 @@ def validation(
     Results go to the writer and into scores[step]. The last step is validated too, unless a Stop
     ended the training.
     """
+    done: set[int] = set()
 
     def act(event: Event) -> None:
         with jax.transfer_guard("allow"):  # evaluation is allowed to be careless, it waits anyway
             found = {name: float(value) for name, value in evaluate(event.state).items()}
-        scores[event.step] = found
+        scores[event.step] = {**(scores[event.step] if event.step in scores else {}), **found}
         writer.write_scalars(event.step, found)
+        done.add(event.step)
 
     def end(event: Event, stop: Stop | None) -> None:
-        if stop is None and event.step not in scores:
+        if stop is None and event.step not in done:
             act(event)
 
     return Hook(every_steps(every), act, end)
+
+
+def is_due(found: Mapping[str, float], monitor: str) -> bool:
+    """Tell whether the scores of a step should hold a monitor.
+
+    Validation ("val/...") and metrics ("metrics/...") come at steps of their own; a step at which
+    only the other one came says nothing of the monitor.
+    """
+    kind = "".join(monitor.partition("/")[:2])
+    return kind not in KINDS or any(name.startswith(kind) for name in found)
 
 
 def scores_from(metadata: Mapping[str, Any]) -> Scores:

@@ -27,6 +27,11 @@ VAE = "first_stage_model.decoder.mid.block_1.norm1.weight"
         ("sdxl_refiner", "xl_refiner"),
         ("ldm_txt2img-1p4B-eval", "text2img_1p4b"),
         ("toy_mnist_cond", "other"),
+        ("svd", "svd"),
+        ("sv3d_u", "sv3d_u"),
+        ("sv3d_p", "sv3d_p"),
+        ("sv4d", "sv4d"),
+        ("sv4d2", "sv4d2"),
     ],
 )
 def test_families_of_released_unets(name, family, released):

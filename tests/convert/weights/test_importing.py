@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from support.released_unets import video_shapes
 
 from diffusion_jax.convert.weights.exporting import Exported, export_params, save_weights
 from diffusion_jax.convert.weights.importing import cyclic, import_network, import_params
@@ -15,8 +16,16 @@ from diffusion_jax.convert.weights.names import file_tensors, leaves_of
 from diffusion_jax.convert.weights.reading import Weights, open_weights
 from diffusion_jax.convert.weights.safetensors import LazyTensor
 from diffusion_jax.models.layers.transformer import stack_blocks
+from diffusion_jax.models.unet.video_unet import VideoUNet
 
 PREFIX = "model.diffusion_model."
+VIDEO = {
+    "out_channels": 4,
+    "channel_mult": (1,),
+    "num_res_blocks": 0,
+    "num_head_channels": 16,
+    "use_linear_in_transformer": True,
+}
 SMALL = {"channel_mult": (1,), "attention_resolutions": (1,), "transformer_depth": 1}
 
 
@@ -50,6 +59,33 @@ def test_a_unet_survives_and_its_stacked_twin(name_map, unet, draw, same, tmp_pa
     again = tmp_path / "again.safetensors"
     save_weights(again, [export_params(scanned, name_map)])
     assert same(import_network(tree, again, "unet"), params)
+
+
+@pytest.mark.parametrize("name_map", ["unet_ldm", "unet_diffusers"])
+def test_a_video_unet_survives_and_its_stacked_twin(name_map, draw, same):
+    fields = VIDEO | {"transformer_depth": 2, "merge_strategy": "learned"}
+    tree = video_shapes(VideoUNet(**fields))
+    stacked = video_shapes(VideoUNet(**fields, scan=True))
+    params = draw(tree)
+    weights = in_memory(dict(export_params(params, name_map).tensors))
+    assert same(import_network(tree, weights, "unet"), params)
+    scanned = import_network(stacked, weights, "unet")
+    assert same(scanned, stack_blocks(params))
+    again = in_memory(dict(export_params(scanned, name_map).tensors))
+    assert same(import_network(tree, again, "unet"), params)
+
+
+def test_fixed_factors_of_a_video_unet_are_options(draw, same):
+    """A file has them, the network's parameters have not."""
+    fixed = video_shapes(VideoUNet(**VIDEO))
+    learned = draw(video_shapes(VideoUNet(**VIDEO, merge_strategy="learned")))
+    arrays = dict(export_params(learned, "unet_ldm").tensors)
+    read = import_network(fixed, in_memory(arrays), "unet")
+    assert same(read["input_blocks_0_0"], learned["input_blocks_0_0"])
+    factor = arrays.pop("middle_block.0.time_mixer.mix_factor")
+    assert factor.shape == (1,)
+    with pytest.raises(ValueError, match="1 missing: middle_block.0.time_mixer.mix_factor"):
+        import_network(jax.eval_shape(lambda: learned), in_memory(arrays), "unet")
 
 
 @pytest.mark.parametrize("name_map", ["vae_ldm", "vae_diffusers"])

@@ -9,7 +9,9 @@ import pytest
 from support.gaussian import HIGH, LOW, MEAN, STD, bent, exact, grid, keys_of, run
 
 from diffusion_jax.diffusion import samplers as ss
+from diffusion_jax.diffusion.preconditioning import denoiser, flow
 from diffusion_jax.diffusion.samplers import driver
+from diffusion_jax.diffusion.samplers import sigmas as discretization
 from diffusion_jax.diffusion.samplers.by_level import ancestral_levels
 from diffusion_jax.diffusion.samplers.sigmas import zero_snr
 
@@ -396,3 +398,22 @@ def test_the_second_evaluation_is_spared_in_the_last_step():
         jax.block_until_ready(run(factory(grid(8)), spy, jnp.ones((1, 2)), keys_of(1)).x)
         jax.effects_barrier()
         assert len(seen) == 8 * count - (count - 1) and min(seen) > 0.0, factory
+
+
+def test_euler_on_flow_levels_is_euler_in_time():
+    """The same as x_next = x_t + (t_next - t) F(x_t, t) in float64, from pure noise at t = 1."""
+
+    def velocity(x, thousand_t, conditioning, xp=jnp):
+        return 0.7 * x + xp.sin(2.0 * x + 0.004 * thousand_t.reshape(-1, 1))
+
+    levels = discretization.flow(7, shift=2.0)
+    noise = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+    predict = denoiser(velocity, flow())
+    sampler = ss.euler(levels)
+    x_T = driver.start_from_noise(sampler, jnp.asarray(noise))
+    got = driver.sample(sampler, lambda x, sigma: predict(x, sigma, {}), x_T, keys_of(3)).x
+
+    x, times = noise.astype(np.float64), 2 * np.linspace(1, 0, 8) / (1 + np.linspace(1, 0, 8))
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        x = x + (t_next - t) * velocity(x, np.full(3, 1000 * t), None, np)
+    np.testing.assert_allclose(got, x, rtol=2e-6, atol=2e-6)

@@ -39,7 +39,7 @@ def test_every_grid_descends_from_its_largest_level_to_zero(name, num_steps):
     sigmas = DISCRETIZATIONS[name](num_steps)
     assert sigmas.shape == (num_steps + 1,) and sigmas.dtype == np.float64
     assert sigmas[-1] == 0.0 and np.all(np.diff(sigmas) < 0) and np.all(np.isfinite(sigmas))
-    largest = {"edm": 80.0, "zero_snr": (2**24 - 1) ** 0.5}
+    largest = {"edm": 80.0, "zero_snr": (2**24 - 1) ** 0.5, "flow": 2.0**24}
     np.testing.assert_allclose(sigmas[0], largest[name] if name in largest else 14.6146, rtol=3e-6)
 
 
@@ -119,3 +119,31 @@ def test_the_table_of_a_discrete_denoiser_ascends_without_zero():
 def test_bad_values_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_flow_spaces_time_evenly_and_shifts_it():
+    """t = sigma / (1 + sigma) is 1, 3/4, 1/2, 1/4, 0; a shift multiplies sigma."""
+    t = np.array([1, 0.75, 0.5, 0.25, 0])
+    for shift in (1.0, 3.0):
+        levels = discretization.flow(4, shift=shift)
+        np.testing.assert_allclose(
+            levels / (1 + levels), shift * t / (1 + (shift - 1) * t), atol=1e-7
+        )
+    np.testing.assert_allclose(discretization.flow(3, t_last=0.5)[1:], [3, 1, 0])
+    np.testing.assert_array_equal(discretization.flow(1), [2.0**24, 0])
+    # The released values of FLUX.1: exp(0.5) at 256 tokens, exp(1.15) at 4096.
+    for tokens, mu in ((256, 0.5), (4096, 1.15), (2176, 0.825)):
+        np.testing.assert_allclose(discretization.shift_of_tokens(tokens), np.exp(mu), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": 0}, "num_steps = 0 should be at least 1"),
+        ({"num_steps": 4, "shift": 0.0}, "shift = 0.0 should be positive and finite"),
+        ({"num_steps": 4, "t_last": 1.0}, "t_last = 1.0 should lie between 0 and 1"),
+    ],
+)
+def test_flow_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        discretization.flow(**options)

@@ -129,6 +129,9 @@ def test_the_image_embedder_of_svd():
     tokens, z = run(image, output_tokens=True)
     close(tokens, states.patches)
     close(z, states.projected)
+    frames = run(jnp.stack([image, image[:, ::-1]], axis=1))
+    assert frames.shape == (len(image), 2, states.projected.shape[-1])
+    close(frames[:, 0], states.projected)
     assert not np.allclose(run(image, antialias=False), states.projected, atol=1e-3)
 
 

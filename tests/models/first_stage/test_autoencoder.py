@@ -185,6 +185,14 @@ def test_give_pre_end_is_what_the_last_norm_sees():
     assert out.shape == (1, 8, 8, 8)
 
 
+def test_a_decoder_alone():
+    module = Autoencoder(**TINY, decoder_only=True)
+    shapes = abstract_params(module)
+    assert set(shapes) == {"decoder", "post_quant_conv"}
+    with pytest.raises(ValueError, match="decoder_only = True should be False"):
+        module.apply({"params": shapes}, jnp.ones((1, 8, 8, 3)), method="encode")
+
+
 def test_averaging_and_repeating_need_no_parameters():
     tree = abstract_params(Autoencoder(**TINY, resamp_with_conv=False))
     assert not [name for half in tree.values() for name in half if name.endswith("sample")]

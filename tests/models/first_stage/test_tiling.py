@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.trees import drawn
 
 from diffusion_jax.models.first_stage import tiling
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
+from diffusion_jax.models.first_stage.video_decoder import VideoDecoder
 
 SIZES = {"tile": 8, "overlap": 5, "margin": 1}
 
@@ -107,6 +109,49 @@ def test_an_autoencoder_in_tiles():
     assert 0.001 < error < 0.2
 
 
+def over_time(x):
+    """A convolution over three frames, whose reach is one frame."""
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    return sum((w * padded[:, i : i + x.shape[1]] for i, w in enumerate((0.2, 1.0, -0.5))), 0.0)
+
+
+@pytest.mark.parametrize("count", [5, 6, 13, 25])
+def test_chunks_of_frames_are_exact_if_the_margin_covers_their_reach(count):
+    z = jax.random.normal(jax.random.key(0), (2, count, 3, 2, 1))
+    size = {"frames": 6, "overlap": 3}
+    ours = tiling.decode_in_clips(over_time, z, **size, margin=1)
+    np.testing.assert_allclose(ours, over_time(z), rtol=1e-5, atol=1e-5)
+    if count > 6:
+        assert (
+            float(jnp.abs(tiling.decode_in_clips(over_time, z, **size) - over_time(z)).max()) > 0.1
+        )
+
+
+def test_overlapping_chunks_have_smaller_seams_than_a_cut():
+    """Against the whole clip: all frames, and the steps from one frame to the next at the seams."""
+    module = VideoDecoder(
+        ch=8, ch_mult=(1, 2), num_res_blocks=1, num_groups=2, attn_type="none", alpha=2.0
+    )
+    z = jnp.cumsum(jax.random.normal(jax.random.key(1), (1, 13, 4, 4, 4)), axis=1)
+    params = drawn(jax.eval_shape(module.init, jax.random.key(0), z)["params"])
+
+    @compiled
+    def run(params, z):
+        decode = lambda z: module.apply({"params": params}, z)
+        cut = jnp.concatenate([decode(z[:, :7]), decode(z[:, 7:])], axis=1)
+        return decode(z), cut, tiling.decode_in_clips(decode, z, frames=8, overlap=3)
+
+    whole, cut, ours = run(params, z)
+
+    def errors(video):
+        difference = np.asarray(video - whole)
+        steps = np.abs(np.diff(difference, axis=1)).mean((0, 2, 3, 4))
+        return np.sqrt(np.square(difference).mean()), steps.max()
+
+    assert errors(ours)[0] < 0.8 * errors(cut)[0]
+    assert errors(ours)[1] < 0.6 * errors(cut)[1]
+
+
 def test_one_tile_is_passed_through():
     seen = []
 
@@ -157,6 +202,8 @@ def test_sizes_that_do_not_fit_are_named():
         tiling.tiled_decode(lambda z: z, z, tile=8, overlap=4, margin=2)
     with pytest.raises(ValueError, match="overlap = 8"):
         tiling.tiled_decode(lambda z: z, z, tile=8, overlap=8, margin=2)
+    with pytest.raises(ValueError, match="frames = 4, overlap = 4, margin = 0: should be"):
+        tiling.decode_in_clips(lambda z: z, z[None], frames=4, overlap=4)
     with pytest.raises(ValueError, match="16 x 15 pixels; both should be multiples of 8"):
         tiling.tiled_encode(lambda x: x, jnp.ones((1, 16, 15, 3)))
     with pytest.raises(ValueError, match="chunk_size = 0"):

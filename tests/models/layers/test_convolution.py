@@ -1,5 +1,7 @@
 """Our convolution against lax's, forwards and backwards, with batches split and whole."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,11 @@ def assert_same(ours, theirs):
         ((1, 1), 1, (4, 6, 5, 8)),
         ((1,), 1, (4, 7, 8)),
         ((3,), 1, (4, 7, 8)),
+        # Videos, against convolutions in three dimensions.
+        ((3, 1, 1), 1, (2, 4, 3, 5, 8)),
+        ((5, 3, 1), 1, (2, 4, 3, 5, 8)),
+        ((3, 3, 3), 1, (2, 4, 3, 5, 8)),
+        ((1, 1, 1), 1, (2, 4, 3, 5, 8)),
     ],
 )
 def test_same_numbers_as_lax(monkeypatch, kernel_size, stride, shape):
@@ -54,6 +61,17 @@ def test_same_numbers_as_lax(monkeypatch, kernel_size, stride, shape):
         results(layer(own, kernel_size, stride), params, x, cotangent) for own in (True, False)
     )
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("kernel_size", [(3, 1, 1), (3, 3, 3)])
+def test_no_convolution_has_three_dimensions(kernel_size):
+    x = jnp.ones((2, 4, 3, 5, 8))
+    module = layer(True, kernel_size)
+    params = module.init(jax.random.key(1), x)
+    loss = jax.jit(jax.grad(lambda params, x: module.apply(params, x).sum(), argnums=(0, 1)))
+    text = loss.lower(params, x).as_text()
+    ranks = re.findall(r"stablehlo.convolution.*?-> tensor<((?:\d+x)+)f32>", text)
+    assert ranks and {rank.count("x") for rank in ranks} == {4}
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,15 @@
 """Fields and inputs of a UNet that do not fit are told with their names and values."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
-from diffusion_jax.models.unet.options import check_inputs, check_options, per_level
+from diffusion_jax.models.unet.options import (
+    check_inputs,
+    check_options,
+    half_kernels,
+    per_level,
+)
 from diffusion_jax.models.unet.unet import UNet
 
 TRANSFORMER = {"use_spatial_transformer": True, "attention_resolutions": (2,), "num_heads": 4}
@@ -104,3 +110,24 @@ def test_inputs_that_fit_pass():
     two = (jnp.ones((2, 5, 24)), jnp.ones((2, 7, 8)))
     depth = TRANSFORMER | {"context_dim": (24, 8), "transformer_depth": 2}
     check_inputs(options(**depth), X, two, None)
+
+
+def test_kernels_are_rounded_where_the_network_rounds_them_anyway():
+    network = UNet(
+        out_channels=2, model_channels=8, num_groups=4, channel_mult=(1,), dtype=jnp.bfloat16
+    )
+    x, t = jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    params = jax.eval_shape(network.init, jax.random.key(0), x, t)["params"]
+    half = jax.eval_shape(half_kernels, params)
+    rounded = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(half)
+        if leaf.dtype == jnp.bfloat16
+    }
+    assert {"time_embed_0/kernel", "input_blocks_1_0/in_layers_2/kernel"} <= rounded
+    assert all(name.endswith("/kernel") for name in rounded) and "out_2/kernel" not in rounded
+    jaxpr = jax.make_jaxpr(lambda p, x, t: network.apply({"params": p}, x, t))(half, x, t).jaxpr
+    kernels = {v for v in jaxpr.invars if v.aval.dtype == jnp.bfloat16}
+    converted = [e for e in jaxpr.eqns if e.primitive.name == "convert_element_type"]
+    # Nothing takes them back to float32, as a layer that computes in it would.
+    assert len(kernels) == len(rounded) and not kernels & {e.invars[0] for e in converted}

@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax.devices.flops import count_flops
 from diffusion_jax.models.layers.basic import average_pool, rematerialised, upsample_nearest
 from diffusion_jax.models.layers.norm import group_norm
-from diffusion_jax.models.unet.resblock import ResBlock
+from diffusion_jax.models.unet.resblock import ResBlock, VideoResBlock
 
 X = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
 EMB = jax.random.normal(jax.random.key(1), (2, 6))
@@ -109,3 +109,33 @@ def test_remat_keeps_convolutions_or_not_and_changes_no_gradient(remat):
     theirs, ours = (jax.jit(gradient)(params, x) for gradient in gradients)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_without_an_embedding_the_first_convolution_goes_on_as_it_is():
+    module = ResBlock(8, num_groups=2)
+    params = drawn(module)
+    silent = params | {"emb_layers_1": jax.tree.map(jnp.zeros_like, params["emb_layers_1"])}
+    without = {name: leaf for name, leaf in params.items() if name != "emb_layers_1"}
+    ours = module.apply({"params": without}, X)
+    np.testing.assert_allclose(ours, module.apply({"params": silent}, X, EMB), rtol=1e-5)
+
+
+def test_a_video_block_blends_each_frame_with_the_block_over_time():
+    """One clip of two frames: the block over time is computed by itself, in three dimensions."""
+    module = VideoResBlock(
+        8, num_groups=2, video_kernel_size=(3, 1, 1), merge_strategy="learned_with_images"
+    )
+    emb, indicator = EMB[None], jnp.array([[0, 1]])
+    shapes = jax.eval_shape(module.init, jax.random.key(0), X, emb, indicator)["params"]
+    params = jax.tree.map(
+        lambda leaf: 0.1 + 0.01 * jnp.arange(leaf.size).reshape(leaf.shape), shapes
+    )
+    ours = module.apply({"params": params}, X, emb, indicator)
+    spatial = {k: v for k, v in params.items() if not k.startswith("time_")}
+    frames = ResBlock(8, num_groups=2).apply({"params": spatial}, X, EMB)
+    np.testing.assert_array_equal(ours[1], frames[1])
+    over_time = ResBlock(8, num_groups=2, kernel_size=(3, 1, 1))
+    moving = over_time.apply({"params": params["time_stack"]}, frames[None], emb)[0]
+    alpha = 1 / (1 + np.exp(-0.1))
+    wanted = alpha * frames[0] + (1 - alpha) * moving[0]
+    np.testing.assert_allclose(ours[0], wanted, rtol=1e-4)

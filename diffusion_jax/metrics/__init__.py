@@ -1,0 +1,1 @@
+"""How close samples are to data: distances between features, coverage, copies of training data."""

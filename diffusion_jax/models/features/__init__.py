@@ -1,0 +1,1 @@
+"""Networks whose features compare images and videos; their weights come from files and packages."""

@@ -1,0 +1,181 @@
+"""What the UNets share: embeddings of timestep and class, the order of the blocks, and the head.
+
+Every function takes the options of a UNet, which is anything with its fields, and is called inside
+of a compact method: the layers become children of the calling module.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from diffusion_jax.models.layers.basic import (
+    Downsample,
+    GroupNorm,
+    Upsample,
+    conv,
+    dense,
+    timestep_embedding,
+)
+from diffusion_jax.models.unet.options import per_level
+
+
+class Blocks(NamedTuple):
+    """The two kinds of blocks that a UNet is made of.
+
+    residual: (h, channels, name, up=False, down=False) -> h of that many channels.
+    attend: (h, level, name, up) -> h; level is None in the middle block.
+    """
+
+    residual: Callable[..., Array]
+    attend: Callable[[Array, int | None, str, bool], Array]
+
+
+def run_blocks(options: Any, h: Array, blocks: Blocks) -> Array:
+    """Run the way down, the middle and the way up: h [b h w model_channels] -> the same shape."""
+    skips = _down(options, h, blocks)
+    h = blocks.residual(skips[-1], skips[-1].shape[-1], "middle_block_0")
+    if not options.disable_middle_transformer:
+        h = blocks.attend(h, None, "middle_block_1", False)
+    h = blocks.residual(h, h.shape[-1], "middle_block_2")
+    return _up(options, h, skips, blocks)
+
+
+def _down(options: Any, h: Array, blocks: Blocks) -> list[Array]:
+    """Run the input blocks; returns every activation that the way up will see again."""
+    skips = [h]
+    res_blocks = per_level(options, "num_res_blocks")
+    last = len(options.channel_mult) - 1
+    for level, mult in enumerate(options.channel_mult):
+        for i in range(res_blocks[level]):
+            name = f"input_blocks_{len(skips)}"
+            h = blocks.residual(h, options.model_channels * mult, f"{name}_0")
+            if attends(options, level, i):
+                h = blocks.attend(h, level, f"{name}_1", False)
+            skips.append(h)
+        if level != last:
+            name = f"input_blocks_{len(skips)}_0"
+            if options.resblock_updown:
+                h = blocks.residual(h, h.shape[-1], name, down=True)
+            else:
+                sampling = {"name": name, **dtypes_of(options)}
+                h = Downsample(h.shape[-1], options.conv_resample, **sampling)(h)
+            skips.append(h)
+    return skips
+
+
+def _up(options: Any, h: Array, skips: list[Array], blocks: Blocks) -> Array:
+    skips = list(skips)
+    res_blocks = per_level(options, "num_res_blocks")
+    count = 0
+    for level in reversed(range(len(options.channel_mult))):
+        for i in range(res_blocks[level] + 1):
+            name = f"output_blocks_{count}"
+            h = jnp.concatenate([h, skips.pop()], axis=-1)
+            channels = options.model_channels * options.channel_mult[level]
+            h = blocks.residual(h, channels, f"{name}_0")
+            attended = attends(options, level, i)
+            if attended:
+                h = blocks.attend(h, level, f"{name}_1", True)
+            if level and i == res_blocks[level]:
+                name = f"{name}_{2 if attended else 1}"
+                if options.resblock_updown:
+                    h = blocks.residual(h, channels, name, up=True)
+                else:
+                    sampling = {"name": name, **dtypes_of(options)}
+                    h = Upsample(channels, options.conv_resample, **sampling)(h)
+            count += 1
+    return h
+
+
+def attends(options: Any, level: int, block: int) -> bool:
+    """Tell whether attention follows a residual block of a level."""
+    if 2**level not in options.attention_resolutions:
+        return False
+    return options.num_attention_blocks is None or block < options.num_attention_blocks[level]
+
+
+def heads_of(options: Any, channels: int, up: bool) -> tuple[int, int]:
+    """Find the number of attention heads for so many channels, and their width."""
+    if options.num_head_channels != -1:
+        heads = channels // options.num_head_channels
+        return heads, channels // heads if options.legacy and heads else options.num_head_channels
+    heads = options.num_heads
+    if up and options.num_heads_upsample != -1:
+        heads = options.num_heads_upsample
+    return heads, channels // heads
+
+
+def transformer_fields(
+    options: Any, channels: int, level: int | None, dropout: float, up: bool
+) -> dict[str, Any]:
+    """Choose the fields of the transformer of a level, or with None of the middle block."""
+    heads, head_dim = heads_of(options, channels, up)
+    if level is None:
+        disabled = options.disable_middle_self_attn
+    else:
+        disabled = bool(options.disable_self_attentions and options.disable_self_attentions[level])
+    return {
+        "num_heads": heads,
+        "head_dim": head_dim,
+        "depth": per_level(options, "transformer_depth")[-1 if level is None else level],
+        "dropout": dropout,
+        "disable_self_attn": disabled,
+        "use_linear": options.use_linear_in_transformer,
+        "num_groups": options.num_groups,
+        "attention_impl": options.attention_impl,
+        "remat": options.remat,
+        "scan": options.scan,
+        **dtypes_of(options),
+    }
+
+
+def embed_timesteps(options: Any, t: Array) -> Array:
+    """Embed t [b] -> [b 4 model_channels]."""
+    sinusoids = timestep_embedding(t, options.model_channels).astype(options.dtype)
+    return _mlp(options, sinusoids, "time_embed")
+
+
+def embed_classes(options: Any, y: Array) -> Array:
+    """Embed y, which num_classes describes, [b ...] -> [b 4 model_channels]."""
+    width, dtypes = 4 * options.model_channels, dtypes_of(options)
+    if isinstance(options.num_classes, int):
+        normal = nn.initializers.normal(1.0)
+        labels = nn.Embed(
+            options.num_classes, width, embedding_init=normal, name="label_emb", **dtypes
+        )
+        return labels(y)
+    if options.num_classes == "continuous":
+        number = y.astype(options.dtype)[:, None]
+        return dense(1, width, name="label_emb", **dtypes)(number)
+    if options.num_classes == "timestep":
+        sinusoids = timestep_embedding(y, options.model_channels).astype(options.dtype)
+        return _mlp(options, sinusoids, "label_emb_1")
+    return _mlp(options, y.astype(options.dtype), "label_emb_0")
+
+
+def _mlp(options: Any, h: Array, name: str) -> Array:
+    width = 4 * options.model_channels
+    h = dense(h.shape[-1], width, name=f"{name}_0", **dtypes_of(options))(h)
+    return dense(width, width, name=f"{name}_2", **dtypes_of(options))(nn.silu(h))
+
+
+def head(options: Any, h: Array, dtype: Any) -> Array:
+    """Turn the last activation [b h w c] into the output, computed in dtype."""
+    dtypes = {"dtype": dtype, "param_dtype": options.param_dtype}
+    channels = h.shape[-1]
+    patch_area = options.patch_size**2
+    if options.n_embed is not None:
+        h = GroupNorm(options.num_groups, name="id_predictor_0", **dtypes)(h)
+        features = options.n_embed * patch_area
+        return conv(channels, features, (1, 1), name="id_predictor_1", **dtypes)(h)
+    h = GroupNorm(options.num_groups, silu=True, name="out_0", **dtypes)(h)
+    features = options.out_channels * patch_area
+    return conv(channels, features, zero=True, name="out_2", **dtypes)(h)
+
+
+def dtypes_of(options: Any) -> dict[str, Any]:
+    """Choose the dtypes of a layer: what it computes in, and what its parameters are stored as."""
+    return {"dtype": options.dtype, "param_dtype": options.param_dtype}
