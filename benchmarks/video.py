@@ -1,14 +1,27 @@
-"""How good are clips? Errors against what really follows, and distances to the training clips.
+"""How good are the clips of a run, and how fast is a step, here and in diffusers?
 
-All clips are uint8 [n t h w c], and all errors are root mean squares in grey levels, 0 to 255.
+python benchmarks/video.py --workdir=RUN [--n=64]     # errors against what really follows
+python benchmarks/video.py --peer_python=PYTHON       # speed and memory, see video_speed.py
+
+The run draws clips that begin with the first frames of the test split, with their frame rate and
+motion. All clips are uint8 [n t h w c], and all errors are root mean squares in grey levels, 0 to
+255.
 """
 
-from typing import NamedTuple
+import argparse
+import sys
+from typing import Any, NamedTuple
 
 import numpy as np
+import video_speed
 
 from diffusion_jax.data.motion import motion_bucket, motion_speed
-from diffusion_jax.metrics import neighbours
+from diffusion_jax.pipeline import Pipeline
+from diffusion_jax.runs.frames import frame_rate
+from diffusion_jax.train.pictures import to_pixels
+
+# Numbers of a block of distances: 64 MiB of float64.
+_BLOCK = 2**23
 
 
 class NextFrames(NamedTuple):
@@ -24,7 +37,7 @@ class NextFrames(NamedTuple):
     shuffled: float
 
 
-class Distances(NamedTuple):
+class Neighbours(NamedTuple):
     """Mean distances to the nearest training clip: of samples, and of clips of another split.
 
     A model that repeats its training clips is much nearer than unseen clips are.
@@ -54,18 +67,69 @@ def mean_bucket(clips: np.ndarray, fps: float) -> float:
     return float(np.mean([motion_bucket(motion_speed(clip, fps)) for clip in clips]))
 
 
-def training_distances(samples: np.ndarray, unseen: np.ndarray, training: np.ndarray) -> Distances:
+def neighbours(samples: np.ndarray, unseen: np.ndarray, training: np.ndarray) -> Neighbours:
     """Find how near samples, and clips that training never saw, are to training clips."""
-    return Distances(*(float(nearest(clips, training)[0].mean()) for clips in (samples, unseen)))
+    return Neighbours(*(float(nearest(clips, training)[0].mean()) for clips in (samples, unseen)))
 
 
 def nearest(clips: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the nearest training clip of each clip -> (distances [n], their places [n])."""
-    queries, rows = (x.reshape(len(x), -1).astype(np.float64) for x in (clips, training))
-    found = neighbours.nearest(queries, rows)
-    return np.sqrt(found.squares / rows.shape[1]), found.places
+    rows, queries = (x.reshape(len(x), -1).astype(np.float64) for x in (training, clips))
+    norms = (rows**2).sum(1)
+    distances, places = np.empty(len(queries)), np.empty(len(queries), np.int64)
+    step = max(1, _BLOCK // len(rows))
+    for first in range(0, len(queries), step):
+        part = queries[first : first + step]
+        squares = (part**2).sum(1)[:, None] + norms - 2 * part @ rows.T
+        places[first : first + step] = squares.argmin(1)
+        distances[first : first + step] = squares.min(1)
+    return np.sqrt(np.maximum(distances, 0) / rows.shape[1]), places
 
 
 def rms(a: np.ndarray, b: np.ndarray) -> float:
     """Root of the mean squared difference of two arrays of uint8."""
     return float(np.sqrt(np.mean((a.astype(np.float64) - b) ** 2)))
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Score the clips of a run, or without --workdir compare speeds; returns what was printed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", help="folder of a run")
+    parser.add_argument("--n", type=int, default=64, help="clips of the test split")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.workdir is None:
+        return video_speed.main(rest)
+    pipe = Pipeline.from_workdir(arguments.workdir)
+    batch = clips_of(pipe, "test", arguments.n)
+    truth = to_pixels(batch.pop("image"))
+    conditions = {"image": truth[:, 0], **batch}
+    samples = pipe(conditions, num_steps=arguments.steps, batch_size=8)
+    training = to_pixels(clips_of(pipe, "train", 8 * arguments.n)["image"])
+    fps = frame_rate(pipe.experiment.network, None)
+    found = {
+        "next frames": next_frames(samples, truth),
+        "errors of each frame": [round(error, 1) for error in frame_errors(samples, truth)],
+        "motion bucket": (mean_bucket(samples, fps), mean_bucket(truth, fps)),
+        "nearest training clips": neighbours(samples, truth, training),
+    }
+    print(f"{len(samples)} clips of {arguments.workdir}")
+    for name, value in found.items():
+        print(f"  {name}: {value}")
+    return found
+
+
+def clips_of(pipe: Pipeline, role: str, count: int) -> dict[str, np.ndarray]:
+    """Read the first clips of a split, float32 in [-1, 1], with what the model is told of them."""
+    told = ("image", "fps_id", "motion_bucket_id")
+    rows: list[dict[str, np.ndarray]] = []
+    for batch in pipe.experiment.eval_batches(role).iterate(0):
+        real = batch["weight"] > 0
+        rows.append({name: batch[name][real] for name in told if name in batch})
+        if sum(len(row["image"]) for row in rows) >= count:
+            break
+    return {name: np.concatenate([row[name] for row in rows])[:count] for name in rows[0]}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -6,6 +6,7 @@ import pathlib
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,13 +25,14 @@ from diffusion_jax.runs.conditions import (
     encode_negative,
     required_inputs,
 )
+from diffusion_jax.runs.frames import check_frames, clip_conditions, with_picture
 from diffusion_jax.runs.inputs import (
     Number,
     Picture,
     Whole,
-    as_floats,
     as_image,
     as_mask,
+    as_noises,
     number,
     whole_number,
 )
@@ -60,7 +62,7 @@ class Pipeline(NamedTuple):
         is num_steps but for dpmpp_sde, restart and ddim's uniform_ldm.
     seed: any integer; image i depends on (seed, i) only, whatever B and batch_size are. None
         draws one, and the log says which.
-    batch_size: images per device call; memory grows with it.
+    batch_size: images or videos per device call, 64 or 1 when None; memory grows with it.
     height, width: pixels, the config's when None.
     image: uint8 [B, H, W, C] or [H, W, C], or a PIL image. With strength in (0, 1] it is where
         sampling begins: the image under noise, and that share of the steps. With mask it is
@@ -70,6 +72,9 @@ class Pipeline(NamedTuple):
         denoising_end with output="latents", float32 x [B, h, w, c] as the network works on it,
         is what a refiner takes as `latents` at the same denoising_start.
     latents: x at denoising_start, from such a call or from `invert`.
+    num_frames, fps, motion_bucket_id, cond_aug: of a model of videos, the config's when None. Its
+        conditions are pictures, or a dict with them as "image"; it draws uint8 [B, T, H, W, C].
+        fps is SVD's fps_id, frames per second less 1; cond_aug is the noise on the picture.
     noise, step_noise: float [B, h, w, c] and [B, steps, h, w, c], N(0, 1): the noise of the
         start and of each step, instead of what `seed` gives.
     """
@@ -138,9 +143,13 @@ class Pipeline(NamedTuple):
         num_steps: Whole | None = None,
         guidance_scale: GuidanceScale | None = None,
         seed: Whole | None = 0,
-        batch_size: Whole = 64,
+        batch_size: Whole | None = None,
         height: Whole | None = None,
         width: Whole | None = None,
+        num_frames: Whole | None = None,
+        fps: Number | None = None,
+        motion_bucket_id: Number | None = None,
+        cond_aug: Number | None = None,
         image: Picture | None = None,
         strength: Number | None = None,
         mask: Picture | None = None,
@@ -151,7 +160,7 @@ class Pipeline(NamedTuple):
         denoising_end: Number = 1.0,
         output: Literal["pixels", "latents"] = "pixels",
     ) -> np.ndarray:
-        """Draw images: uint8 [B, H, W, C]; the class says what the options are.
+        """Draw images, uint8 [B, H, W, C], or videos; the class says what the options are.
 
         Raises ValueError for bad input, naming the value and what would be right, before anything
         is compiled. Warns with NonFiniteWarning when images hold NaN or infinity.
@@ -161,12 +170,16 @@ class Pipeline(NamedTuple):
         num_steps, total = self._num_steps(num_steps, guidance_scale)
         steps = _steps(total, denoising_start, denoising_end, strength, latents)
         size = self._size(height, width)
-        arrays, count = self._conditions(conditions, negative, n, size)
+        numbers = {"fps": fps, "motion_bucket_id": motion_bucket_id, "cond_aug": cond_aug}
+        num_frames = check_frames(self.experiment.network, num_frames)
+        arrays, count = self._conditions(conditions, negative, n, size, num_frames, numbers)
         if image is not None:
+            self._check_images("image, strength and mask are")
             arrays["image"] = as_image("image", image, count, self._shape(size))
         if mask is not None:
             arrays["mask"] = as_mask(mask, count, size)
-        arrays |= self._noises(count, total, size, latents, noise, step_noise)
+        shape = self.experiment.network.shape_of(size, num_frames)
+        arrays |= as_noises(count, total, shape, latents, noise, step_noise)
         drawn = self._draw(
             arrays,
             count,
@@ -177,10 +190,14 @@ class Pipeline(NamedTuple):
             strength=strength,
             steps=steps,
             size=size,
+            num_frames=num_frames,
             decode=output == "pixels",
         )
         _warn_of_non_finite(drawn)
-        return drawn if output == "latents" else _with_kept(to_pixels(drawn), arrays)
+        if output == "latents":
+            return drawn
+        pixels = _with_kept(to_pixels(drawn), arrays)
+        return with_picture(self.experiment.network, pixels, arrays["inputs"])
 
     def invert(
         self,
@@ -192,7 +209,7 @@ class Pipeline(NamedTuple):
         guidance_scale: GuidanceScale | None = None,
         denoising_start: Number = 0.0,
         iterations: Whole = 3,
-        batch_size: Whole = 64,
+        batch_size: Whole | None = None,
     ) -> np.ndarray:
         """Find the noise from which sampling draws given images: float32 x [B, h, w, c].
 
@@ -210,6 +227,7 @@ class Pipeline(NamedTuple):
         Raises ValueError for bad input, and for a sampler that draws noise in its steps.
         Source: Song et al. 2021 (DDIM), section 4.3.
         """
+        self._check_images("invert is")
         num_steps, total = self._num_steps(num_steps, guidance_scale)
         check_iterations(whole_number("iterations", iterations))
         images = np.asarray(images)
@@ -237,16 +255,24 @@ class Pipeline(NamedTuple):
         conditions = ", ".join(required_inputs(network)) or "none"
         return (
             f"Pipeline({type(network.module).__name__} with {count:,} parameters, conditions: "
-            f"{conditions}, images {' x '.join(map(str, data.image_shape))}, "
+            f"{conditions}, {'images' if data.num_frames is None else 'videos'} "
+            f"{' x '.join(map(str, data.sample_shape))}, "
             f"{self.experiment.drawing.num_steps} steps)"
         )
 
     def _draw(
-        self, arrays: dict[str, Any], count: int, seed: int, batch_size: Whole, **options: Any
+        self,
+        arrays: dict[str, Any],
+        count: int,
+        seed: int,
+        batch_size: Whole | None,
+        **options: Any,
     ) -> np.ndarray:
         """Sample `count` images in calls of one size, the last one padded -> float32 x."""
         if "image" in arrays:
             arrays = {**arrays, "image": arrays["image"].astype(np.float32) / 127.5 - 1.0}
+        if batch_size is None:
+            batch_size = 64 if self.experiment.network.num_frames is None else 1
         batch_size = whole_number("batch_size", batch_size)
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} should be at least 1")
@@ -279,29 +305,25 @@ class Pipeline(NamedTuple):
         negative: Conditions,
         n: Whole | None,
         size: tuple[int, int],
+        num_frames: int | None = None,
+        numbers: Mapping[str, Number | None] = MappingProxyType({}),
     ) -> tuple[dict[str, Any], int]:
         """Encode conditions -> (the arrays that sample_fn takes, number of images)."""
         network = self.experiment.network
+        if num_frames is not None:
+            shape = (num_frames, *self._shape(size))
+            conditions = clip_conditions(network, conditions, shape, numbers)
+        elif any(value is not None for value in numbers.values()):
+            given = {name: value for name, value in numbers.items() if value is not None}
+            raise ValueError(f"{given} does not fit: this model draws images")
         n = None if n is None else whole_number("n", n)
         inputs, count = encode_conditions(network, conditions, n, self._class_names, size)
         found = {"inputs": inputs, "negative": encode_negative(network, negative, count)}
         return {name: value for name, value in found.items() if value is not None}, count
 
-    def _noises(
-        self, count: int, total: int, size: tuple[int, int], latents: Any, noise: Any, steps: Any
-    ) -> dict[str, np.ndarray]:
-        """Check what is given of latents, noise and step_noise."""
-        shape = self.experiment.network.shape_of(size)
-        wanted = {
-            "latents": (latents, (count, *shape)),
-            "noise": (noise, (count, *shape)),
-            "step_noise": (steps, (count, total, *shape)),
-        }
-        return {
-            name: as_floats(name, values, shape)
-            for name, (values, shape) in wanted.items()
-            if values is not None
-        }
+    def _check_images(self, what: str) -> None:
+        if self.experiment.network.num_frames is not None:
+            raise ValueError(f"{what} for models of images, and this one draws videos")
 
     def _shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         return (*size, self.experiment.data.image_shape[-1])

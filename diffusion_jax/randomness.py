@@ -28,10 +28,11 @@ class Stream(enum.IntEnum):
 
 
 class SamplerStream(enum.IntEnum):
-    """What draws from the key of a sample besides the steps of its sampler."""
+    """What draws from the key of a sample besides its loss, or the steps of its sampler."""
 
     INITIAL_NOISE = 2**32 - 1
     BEFORE_STEP = 2**32 - 2
+    CONDITIONING_FRAME = 2**32 - 3
 
 
 def seed_key(seed: int) -> Key[Array, ""]:

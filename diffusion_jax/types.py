@@ -16,10 +16,11 @@ Timesteps: TypeAlias = Int[Array, "b"]
 Keys: TypeAlias = Key[Array, "b"]
 
 # Conditioning holds what a network may see, by where it enters: "crossattn" [b l d], "vector" ([b
-# d] features or int [b] labels), "concat" [b h w c'].
+# d] features or int [b] labels), "concat" [b h w c']; of videos each may have an axis t after b,
+# and "image_only_indicator" [b t] is 1 where frames are independent images.
 Conditioning: TypeAlias = Mapping[str, Array]
 Batch: TypeAlias = Mapping[str, Array]
 
-# A network with its conditioning and guidance already bound: (x_t [b h w c], t [b]) -> model
-# output.
+# A network with its conditioning and guidance already bound: (x_t [b h w c] or [b t h w c], t [b])
+# -> model output.
 Predict: TypeAlias = Callable[[Array, Array], Array]

@@ -196,6 +196,6 @@ def test_clips_are_compared_with_what_really_follows(scripts):
     distances, places = video.nearest(samples[[2, 0]], truth)
     assert list(places) == [2, 0]
     assert distances == pytest.approx([video.rms(samples[i], truth[i]) for i in (2, 0)])
-    near = video.training_distances(truth[:2], samples, truth)
+    near = video.neighbours(truth[:2], samples, truth)
     assert near.samples == pytest.approx(0, abs=1e-3)
     assert near.unseen == pytest.approx(video.rms(samples, truth), rel=0.1)

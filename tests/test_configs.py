@@ -24,6 +24,11 @@ COUNTS = {
     "configs/sd21.py:768v": {"network": 865_910_724},
     "configs/sdxl.py": {"network": 2_567_463_684},
     "configs/sdxl_refiner.py": {"network": 2_259_526_660},
+    "configs/svd.py": {"network": 1_524_623_082},
+    "configs/sv3d.py": {"network": 1_523_967_722},
+    "configs/sv3d.py:p": {"network": 1_525_278_442},
+    "configs/sv4d.py": {"network": 1_996_625_322},
+    "configs/sv4d.py:2": {"network": 2_010_961_338},
     "configs/vae_kl_f8.py": {"autoencoder": 83_653_863, "discriminator": 2_765_633},
     "configs/vq_f4.py": {"autoencoder": 55_322_782, "discriminator": 2_765_633},
 }
@@ -63,7 +68,9 @@ def check(path):
     assert metrics["loss"].shape == ()
 
 
-@pytest.mark.parametrize("path", COUNTS)
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=pytest.mark.slow) if "/sv" in p else p for p in COUNTS]
+)
 def test_networks_have_the_parameters_of_the_released_ones(path):
     built = make_experiment(load_config(path, ["--config.train.batch_size=8"]))
     params = jax.eval_shape(built.init, jax.random.key(0)).params

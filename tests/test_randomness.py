@@ -32,6 +32,8 @@ def test_reserved_streams_are_those_that_runs_were_made_with():
         "LOGGED_DIFFUSION": 4,
         "LATENT_SCALE": 5,
         "LIKELIHOOD": 6,
+        "SCORED_SAMPLES": 7,
+        "LEVELS": 8,
     }
     assert {stream.name: 2**32 - stream for stream in SamplerStream} == {
         "INITIAL_NOISE": 1,

@@ -6,6 +6,7 @@ import sys
 import warnings
 from typing import Any
 
+from diffusion_jax.cli.sample_video import draw_videos
 from diffusion_jax.pipeline import NonFiniteWarning, Pipeline
 from diffusion_jax.runs.conditions import Conditions, required_inputs
 from diffusion_jax.runs.inputs import read_image, read_mask
@@ -19,6 +20,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = pathlib.Path(arguments.out) if arguments.out else default_folder(arguments.workdir)
     check_empty(folder)
     pipe = _pipeline(arguments)
+    if pipe.experiment.network.num_frames is not None:
+        return draw_videos(pipe, arguments, folder)
     count = DEFAULT_COUNT if arguments.n is None else arguments.n
     conditions, n = _conditions(pipe, arguments, count)
     with warnings.catch_warnings(record=True) as told:
@@ -33,6 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
             batch_size=arguments.batch_size,
             height=arguments.height,
             width=arguments.width,
+            num_frames=arguments.num_frames,
+            fps=arguments.fps,
+            motion_bucket_id=arguments.motion_bucket_id,
+            cond_aug=arguments.cond_aug,
             strength=arguments.strength,
             **_pictures(pipe, arguments),
         )

@@ -7,7 +7,7 @@ import numpy as np
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
-from diffusion_jax.data.clips import ClipRule, check_rule
+from diffusion_jax.data.clips import ClipRule, check_rule, frames_of
 from diffusion_jax.data.records import (
     Record,
     Records,
@@ -15,6 +15,9 @@ from diffusion_jax.data.records import (
     is_video,
     make_reader,
 )
+
+# Records whose length is compared with that of a clip.
+_LOOKED_AT = 8
 
 
 class ImageOptions(NamedTuple):
@@ -104,6 +107,8 @@ def open_images(source: Records, options: ImageOptions, *, at_least: int = 1) ->
             f"num_frames = None should be the length of a clip: {features.image!r} of this data "
             "set is video"
         )
+    if options.clips is not None:
+        _check_lengths(source, features.image, options.clips)
     read = make_reader(
         source,
         fit,
@@ -122,3 +127,14 @@ def open_images(source: Records, options: ImageOptions, *, at_least: int = 1) ->
 def _holds_video(source: Records, name: str) -> bool:
     info = getattr(source, "dataset_info", None)
     return info is not None and is_video(info.features[name])
+
+
+def _check_lengths(source: Records, name: str, rule: ClipRule) -> None:
+    """Raise ValueError when the first records are all too short for a clip, stills left aside."""
+    numbers = range(min(len(source), _LOOKED_AT))
+    longest = max(len(frames_of(source[number][name])) for number in numbers)
+    if 1 < longest < rule.span:
+        raise ValueError(
+            f"num_frames = {rule.num_frames} with frame_stride = {rule.stride} takes {rule.span} "
+            f"frames, but the first records of this data set have at most {longest}"
+        )

@@ -243,6 +243,11 @@ def _check_sections(sections: Mapping[str, Any], training: Training) -> None:
             f"config.train.accumulate = {training.accumulate} should be 1: the weight of the "
             "adversary is one number for the whole batch, which micro-batches do not have"
         )
+    if training.trainable is not None:
+        raise ConfigError(
+            f"config.train.trainable = {training.trainable!r} is for networks that denoise; a "
+            "first stage is trained whole"
+        )
     if training.gradient_dtype != "float32":
         raise ConfigError(
             f"config.train.gradient_dtype = {training.gradient_dtype!r} should be 'float32' for "

@@ -141,7 +141,7 @@ def _keys(targets: Collection[Target], indent: str) -> Iterator[str]:
             required = default is inspect.Parameter.empty
             words = _range(function, key, annotation)
             yield (
-                f"{indent}{key:{WIDTH}}{kind}{', required' if required else f' = {default!r}'}"
+                f"{indent}{key:{WIDTH - 1}} {kind}{', required' if required else f' = {default!r}'}"
                 f"{f' ({words})' if words else ''}"
             )
 

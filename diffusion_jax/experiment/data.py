@@ -30,6 +30,7 @@ from diffusion_jax.experiment.binding import (
     known_sections,
     options,
 )
+from diffusion_jax.experiment.frames import with_frames
 
 ROLES = ("train", "validation", "test")
 # What a run decides, not a data section.
@@ -48,6 +49,7 @@ SOURCE = Section(
 class Data(NamedTuple):
     """A data set with its splits, and how its records become batches.
 
+    image_shape: (h, w, c) of an image, or of a frame.
     splits: role -> TFDS split, None when the data set has none for the role. image_options: how
     records become images. batch_options: every option of `data.batches`, defaults included.
     prepared: the folder of the prepared data set that is read instead of the source, or None.
@@ -60,6 +62,16 @@ class Data(NamedTuple):
     image_options: ImageOptions
     batch_options: Mapping[str, Any]
     prepared: str | None = None
+
+    @property
+    def num_frames(self) -> int | None:
+        """How many frames a clip has; None where the batches hold images."""
+        return self.image_options.num_frames
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one sample: (h, w, c) of an image, or (t, h, w, c) of a clip."""
+        return with_frames(self.num_frames, self.image_shape)
 
     def source(self, role: str) -> Records:
         """Open the records of a role: train, validation or test.

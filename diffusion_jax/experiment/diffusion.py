@@ -1,6 +1,7 @@
 """A config whose model denoises: its network, its noise, its loss and its sampler, as a Task."""
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,10 +29,13 @@ from diffusion_jax.experiment.weights import (
     released_source,
     scale_by_std,
 )
+from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.options import half_kernels
+from diffusion_jax.models.unet.video_unet import VideoUNet
 from diffusion_jax.train.ema import ema_params
+from diffusion_jax.train.optimizer import only_trainable
 from diffusion_jax.train.state import init_state
-from diffusion_jax.train.step import make_eval_step, make_train_step
+from diffusion_jax.train.step import LossFn, make_eval_step, make_train_step
 from diffusion_jax.types import PyTree
 
 # Sections that the training of a first stage reads and this does not.
@@ -39,7 +43,28 @@ FIRST_STAGE_ONLY = ("discriminator", "disc_optimizer", "perceptual", "regularize
 
 
 def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
-    """Make the Task of a diffusion model; ConfigError for a wrong option or section."""
+    """Make the Task of a diffusion model of images; ConfigError for a wrong option or section."""
+    network = build_network(
+        sections["model"],
+        sections["conditioning"],
+        setting.data.image_shape,
+        sections["first_stage"],
+    )
+    if isinstance(network.module, VideoUNet | MultiviewUNet):
+        raise ConfigError(
+            f"config.model.name = {sections['model']['name']!r} denoises clips of video; set "
+            "config.data.batches.num_frames, the frames of a clip"
+        )
+    return denoising(sections, setting, network)
+
+
+def denoising(
+    sections: Mapping[str, Any],
+    setting: Setting,
+    network: Network,
+    prepare: Callable[[LossFn], LossFn] = lambda loss_fn: loss_fn,
+) -> Task:
+    """Make the Task of a network that denoises; prepare changes what its loss sees of a batch."""
     for name in FIRST_STAGE_ONLY:
         if sections[name] is not None:
             raise ConfigError(
@@ -47,21 +72,26 @@ def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
                 f"(config.model.name = 'autoencoder'), and this is {sections['model']['name']!r}"
             )
     data, mesh, seed, training = setting
-    network = build_network(
-        sections["model"], sections["conditioning"], data.image_shape, sections["first_stage"]
-    )
     _check_buckets(data, network)
     noise = build_noise(sections["schedule"], sections["denoiser"], sections["discretization"])
     objective = build_objective(network, noise, sections, training.batch_size)
     tx, lr_at = build_optimizer(
-        sections["optimizer"], sections["lr_schedule"], training.batch_size, training.scale_lr
+        sections["optimizer"],
+        sections["lr_schedule"],
+        training.batch_size,
+        training.scale_lr,
+        trainable=training.trainable,
     )
     scaled = network.first_stage is not None and network.first_stage.options.scale_by_std
     compare = functools.partial(contradictions, network, noise, sections["sampler"])
     sampling = build_sample_fn(network, noise, sections["sampler"], sections["guidance"], mesh)
     drawing = Drawing(network, noise, *sampling)
+    loss_fn = prepare(objective.loss_fn)
+    if training.trainable is not None:
+        _check_pattern(training.trainable)
+        loss_fn = only_trainable(training.trainable, loss_fn)
     train_step = make_train_step(
-        objective.loss_fn,
+        loss_fn,
         tx,
         seed=seed,
         accumulate=training.accumulate,
@@ -70,7 +100,7 @@ def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
     return Task(
         init=on_mesh(mesh, lambda key: init_state(network.init(key) | objective.learned, tx)),
         train_step=on_mesh(mesh, train_step),
-        eval_step=on_mesh(mesh, make_eval_step(objective.loss_fn, seed=seed)),
+        eval_step=on_mesh(mesh, make_eval_step(loss_fn, seed=seed)),
         lr_at=lr_at,
         constants=noise.constants() | objective.constants | network.constants(),
         init_frozen=network.init_frozen,
@@ -94,6 +124,15 @@ def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
         first_frozen=functools.partial(scale_by_std, network, mesh, seed) if scaled else None,
         contradictions=compare,
     )
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"config.train.trainable = {pattern!r} should be a regular expression: {error}"
+        ) from error
 
 
 def _rounded(network: Network, training: Training) -> Callable[[PyTree], PyTree]:

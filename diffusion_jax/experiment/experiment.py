@@ -41,7 +41,9 @@ from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.options import LatentCacheOptions
 from diffusion_jax.experiment.sampling import SampleFn
 from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
+from diffusion_jax.experiment.video import make_video
 from diffusion_jax.models.conditioning.conditioner import cached_outputs
+from diffusion_jax.models.conditioning.routing import IMAGE_ONLY
 from diffusion_jax.randomness import Stream, stream_key
 from diffusion_jax.train.state import TrainState, abstract_state, init_sharded
 from diffusion_jax.types import PyTree
@@ -165,7 +167,7 @@ class Experiment(NamedTuple):
         embedders = self.task.embedders
         cached = [key for name in embedders for key in cached_outputs(batch, name)]
         inputs = [e.input_key for n, e in embedders.items() if not cached_outputs(batch, n)]
-        wanted = dict.fromkeys(["image", "moments", *inputs, *cached, "weight"])
+        wanted = dict.fromkeys(["image", "moments", *inputs, *cached, IMAGE_ONLY, "weight"])
         return shard_batch(self.mesh, {key: batch[key] for key in wanted if key in batch})
 
     def abstract_state(self) -> TrainState:
@@ -216,7 +218,7 @@ class Experiment(NamedTuple):
         """Shapes and dtypes of what a training step reads of a batch."""
         size = self.training.batch_size
         inputs = jax.eval_shape(lambda: self.task.example_inputs(size))
-        image = jax.ShapeDtypeStruct((size, *self.data.image_shape), jnp.float32)
+        image = jax.ShapeDtypeStruct((size, *self.data.sample_shape), jnp.float32)
         return inputs | {"image": image}
 
     def round_up(self, size: int) -> int:
@@ -243,10 +245,21 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     setting = Setting(data, mesh, seed, training)
     model = row(MODEL.table, sections["model"], MODEL.path, own=True)
     is_first_stage = model in autoencoding.MODEL.table.values()
-    task = (make_autoencoding if is_first_stage else make_diffusion)(sections, setting)
+    task = _maker(data, is_first_stage)(sections, setting)
     hooks = bind_hooks(sections, task, data.splits)
     draws = None if task.drawing is None else task.drawing.network
     return Experiment(sections, setting, task, hooks, bind_latent_cache(sections, data, draws))
+
+
+def _maker(data: Data, is_first_stage: bool) -> Callable[[Mapping[str, Any], Setting], Task]:
+    if data.num_frames is None:
+        return make_autoencoding if is_first_stage else make_diffusion
+    if is_first_stage:
+        raise ConfigError(
+            f"config.data.batches.num_frames = {data.num_frames} makes clips of video; the "
+            "training of a first stage reads images, so leave it out"
+        )
+    return make_video
 
 
 def _mesh(

@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
+from diffusion_jax.devices.placement import by_sample
 from diffusion_jax.experiment.binding import ConfigError, Section, bind_section, check_range
 from diffusion_jax.experiment.options import ClipOptions, Codes, FirstStageOptions
 from diffusion_jax.experiment.regularizer import CODEBOOK
@@ -24,7 +25,7 @@ from diffusion_jax.models.first_stage.tiling import (
 )
 from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
 from diffusion_jax.randomness import noise_like
-from diffusion_jax.types import Image, Keys, PyTree
+from diffusion_jax.types import Keys, PyTree
 
 FIRST_STAGE = Section(
     "config.first_stage",
@@ -74,7 +75,7 @@ class FirstStage(NamedTuple):
         z = jnp.zeros((1, 1, 1, self.module.embed_dim))
         return {**params, CODEBOOK: codebook.init(jax.random.fold_in(key, 1), z)["params"]}
 
-    def encode(self, params: PyTree, image: Image, keys: Keys | None) -> Array:
+    def encode(self, params: PyTree, image: Float[Array, "b *t h w c"], keys: Keys | None) -> Array:
         """Draw latents from the posterior of an image, or take its mode when keys is None.
 
         image [b h w c] in [-1, 1] -> float32 [b h/f w/f z], not scaled and not quantised. The
@@ -82,7 +83,7 @@ class FirstStage(NamedTuple):
         """
         return self.draw(self.moments(params, image), keys)
 
-    def moments(self, params: PyTree, image: Image) -> Array:
+    def moments(self, params: PyTree, image: Float[Array, "b *t h w c"]) -> Array:
         """Encode images [b h w c] into the moments of their posteriors, float32 [b h/f w/f 2z].
 
         With a codebook these are the latents before they are quantised, [b h/f w/f z]. Videos
@@ -213,7 +214,7 @@ def _by_frame(function: Callable[[Array], Array], x: Array) -> Array:
     """Apply a function of images [n h w c] to images, or to every frame of videos [b t h w c]."""
     if x.ndim == 4:
         return function(x)
-    frames = function(rearrange(x, "b t h w c -> (b t) h w c"))
+    frames = function(by_sample(rearrange(x, "b t h w c -> (b t) h w c")))
     return rearrange(frames, "(b t) h w c -> b t h w c", b=x.shape[0])
 
 

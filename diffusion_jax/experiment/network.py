@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.data.tokenizer import ClipTokenizer
+from diffusion_jax.diffusion.ddpm import expand
 from diffusion_jax.experiment.binding import (
     ConfigError,
     Section,
@@ -21,6 +22,7 @@ from diffusion_jax.experiment.binding import (
     row,
 )
 from diffusion_jax.experiment.first_stage import FirstStage, build_first_stage
+from diffusion_jax.experiment.frames import FRAME, FRAME_INPUTS, add_frame, with_frames
 from diffusion_jax.experiment.options import ConditioningOptions
 from diffusion_jax.experiment.text import tokenizers_of, with_null_tokens
 from diffusion_jax.models.conditioning.conditioner import (
@@ -33,7 +35,10 @@ from diffusion_jax.models.conditioning.conditioner import (
 from diffusion_jax.models.conditioning.embedders import EMBEDDERS
 from diffusion_jax.models.conditioning.routing import (
     CONDITIONING_KEYS,
+    IMAGE_ONLY,
+    VIEWS,
     apply_network,
+    named_inputs,
     network_inputs,
 )
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
@@ -65,7 +70,9 @@ class Network(NamedTuple):
 
     image_shape: (h, w, c) of what is denoised, latents or pixels. tokenize: name of tokens in a
     batch -> (name of the strings that they come from, strings -> int32 [n l]). force_uc_zero:
-    embedders whose outputs are zero in the unconditional half of guidance.
+    embedders whose outputs are zero in the unconditional half of guidance. num_frames: of the clips
+    that a network of videos denoises, arrays [b t h w c] wherever [b h w c] is said below; None for
+    images. frame_noise, frame_fit: see ConditioningOptions.
     """
 
     module: nn.Module
@@ -75,24 +82,35 @@ class Network(NamedTuple):
     first_stage: FirstStage | None = None
     tokenize: Mapping[str, tuple[str, ClipTokenizer]] = {}
     force_uc_zero: tuple[str, ...] = ()
+    num_frames: int | None = None
+    frame_noise: tuple[float, float] = ConditioningOptions().frame_noise
+    frame_fit: str = ConditioningOptions().frame_fit
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of a sample that is denoised: (h, w, c), or (t, h, w, c) for videos."""
+        return with_frames(self.num_frames, self.image_shape)
 
     def init(self, key: Array) -> PyTree:
         """Initialise what is trained: {"network": ..., "conditioner": {embedder: ...}}, float32."""
-        batch = self.example_inputs(1)
+        batch = self._embedder_inputs(1)
         embedder_key, network_key = jax.random.split(key)
         conditioner = init_embedders(self.embedders, batch, embedder_key, trainable=True)
         shapes = conditioning_shapes(self.embedders, self.image_shape)
         conditioning = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
-        x = jnp.zeros((1, *self.image_shape))
+        x = jnp.zeros((1, *self.sample_shape))
         inputs = network_inputs(self.conditioning_key, x, conditioning)
         t = jnp.zeros((1,), jnp.int32)
-        variables = self.module.init(network_key, inputs.x, t, context=inputs.context, y=inputs.y)
+        named = named_inputs(conditioning)
+        variables = self.module.init(
+            network_key, inputs.x, t, context=inputs.context, y=inputs.y, **named
+        )
         return {"network": variables["params"], "conditioner": conditioner}
 
     def init_frozen(self, key: Array) -> PyTree:
         """Initialise what is not trained: {"conditioner": {embedder: ...}, "first_stage": ...}."""
         embedder_key, first_stage_key = jax.random.split(key)
-        batch = self.example_inputs(1)
+        batch = self._embedder_inputs(1)
         conditioner = init_embedders(self.embedders, batch, embedder_key, trainable=False)
         stage = self.first_stage
         if stage is None:
@@ -134,7 +152,7 @@ class Network(NamedTuple):
 
         keys [b] switch on the dropout of conditions in training.
         """
-        return embed(
+        conditioning = embed(
             self.embedders,
             {**frozen["conditioner"], **params["conditioner"]},
             batch,
@@ -144,6 +162,19 @@ class Network(NamedTuple):
             force_zero=self.force_uc_zero if unconditional else (),
             null_outputs=frozen["null_outputs"] if "null_outputs" in frozen else {},
         )
+        if self.num_frames is None or IMAGE_ONLY not in batch:
+            return conditioning
+        if isinstance(self.module, MultiviewUNet):  # views that are not known yet are 0
+            known = expand(batch[IMAGE_ONLY][:, 0], conditioning[VIEWS])
+            return {**conditioning, VIEWS: known * conditioning[VIEWS]}
+        return {**conditioning, IMAGE_ONLY: batch[IMAGE_ONLY]}
+
+    def with_conditioning_frame(self, batch: Batch, keys: Keys) -> Batch:
+        """Add to a batch what embedders read of the conditioning frame, see frames.add_frame."""
+        read = {embedder.input_key for embedder in self.embedders.values()}
+        if self.num_frames is None or not read.intersection(FRAME_INPUTS):
+            return batch
+        return add_frame(batch, keys, self.frame_noise)
 
     def encode(self, frozen: PyTree, batch: Batch, keys: Keys) -> Array:
         """Give what the network learns to denoise: images, or latents times the scale factor.
@@ -176,12 +207,19 @@ class Network(NamedTuple):
             return first_stage * module.patch_size * 2 ** max(len(module.channel_mult) - 1, 0)
         return first_stage * getattr(self.module, "size_multiple", 1)
 
-    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
-        """Return the shape that is denoised for images of (height, width); None: as the data."""
+    def shape_of(
+        self, size: tuple[int, int] | None, num_frames: int | None = None
+    ) -> tuple[int, ...]:
+        """Return the shape that is denoised for images of (height, width); None: as the data.
+
+        num_frames: of a clip, where the network denoises videos; None: as the data.
+        """
+        num_frames = num_frames or self.num_frames
         if size is None:
-            return self.image_shape
+            return with_frames(num_frames, self.image_shape)
         factor = 1 if self.first_stage is None else self.first_stage.factor
-        return (size[0] // factor, size[1] // factor, self.image_shape[-1])
+        shape = (size[0] // factor, size[1] // factor, self.image_shape[-1])
+        return with_frames(num_frames, shape)
 
     def decode(self, frozen: PyTree, x: Array) -> Array:
         """Turn what the network denoised into images [b h w c] in about [-1, 1], float32."""
@@ -190,10 +228,22 @@ class Network(NamedTuple):
         return self.first_stage.decode(frozen["first_stage"], x / frozen["scale_factor"])
 
     def example_inputs(self, size: int) -> dict[str, Array]:
-        """Return zeros with the shapes and dtypes that the embedders read from a batch."""
+        """Return zeros with the shapes and dtypes of all that is read of a batch but images."""
+        inputs = self._embedder_inputs(size)
+        if self.num_frames is None:
+            return inputs
+        given = {e.input_key for e in self.embedders.values() if e.frames is not None}
+        made = {*FRAME_INPUTS[1:]} if FRAME in given else {*FRAME_INPUTS}
+        found = {key: value for key, value in inputs.items() if key not in made}
+        return {**found, IMAGE_ONLY: jnp.zeros((size, self.num_frames))}
+
+    def _embedder_inputs(self, size: int) -> dict[str, Array]:
+        height, width, channels = self.image_shape
+        factor = 1 if self.first_stage is None else self.first_stage.factor
+        pixels = (height * factor, width * factor, channels)
         return {
-            embedder.input_key: embedder.example(size, self.image_shape)
-            for embedder in self.embedders.values()
+            e.input_key: e.example(size, pixels if e.input_key == FRAME else self.image_shape)
+            for e in self.embedders.values()
         }
 
     def with_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +267,7 @@ class Network(NamedTuple):
                 (count, 1),
             )
             for embedder in self.embedders.values()
-            if embedder.default is not None and embedder.input_key not in batch
+            if embedder.default is not None and embedder.input_key not in (*batch, *FRAME_INPUTS)
         }
         return {**batch, **tokens, **defaults}
 
@@ -225,7 +275,8 @@ class Network(NamedTuple):
 def _size_of(batch: Mapping[str, Any]) -> tuple[int, int, int]:
     """Return number, height and width of the images that a batch has, or was encoded from."""
     if "image" in batch:
-        return np.shape(batch["image"])[:3]
+        shape = np.shape(batch["image"])
+        return shape[0], *shape[-3:-1]
     return len(batch["moments"]), *batch["target_size"][0].tolist()
 
 
@@ -234,8 +285,9 @@ def build_network(
     conditioning: Mapping[str, Any] | None,
     data_shape: tuple[int, int, int],
     first_stage: Mapping[str, Any] | None = None,
+    num_frames: int | None = None,
 ) -> Network:
-    """Build the network of a config for images of data_shape.
+    """Build the network of a config for images of data_shape, or clips of so many of them.
 
     Fields of the network that follow from the data and the embedders may be left out: see _derived.
     Raises ConfigError when an option is wrong, or differs from what follows.
@@ -257,6 +309,9 @@ def build_network(
         stage,
         tokenizers_of(embedders),
         options.force_uc_zero,
+        num_frames,
+        options.frame_noise,
+        options.frame_fit,
     )
 
 

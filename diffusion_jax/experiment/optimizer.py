@@ -28,7 +28,7 @@ from diffusion_jax.types import PyTree
 OPTIMIZER = Section(
     "config.optimizer",
     "The optimizer with its learning rate, clipping and the average of the parameters.",
-    ((make_optimizer, ("name", "lr_multiplier")),),
+    ((make_optimizer, ("name", "lr_multiplier", "trainable")),),
     OPTIMIZERS,
     # make_optimizer passes the first four to a row itself; a config cannot hold the others, which
     # are functions, transformations and trees.
@@ -55,10 +55,12 @@ def build_optimizer(
     batch_size: int,
     scale_lr: bool,
     path: str = OPTIMIZER.path,
+    trainable: str | None = None,
 ) -> Optimizer:
     """Build the optimizer; the schedule is a multiplier of optimizer.learning_rate.
 
     scale_lr multiplies the learning rate by the global batch size, as latent-diffusion does.
+    trainable: see Training.
     Raises ValueError naming the option, its value and the choices.
     """
     bound = bind_section(OPTIMIZER._replace(path=path), optimizer)
@@ -66,7 +68,9 @@ def build_optimizer(
     rate = value_of(make_optimizer, chain, "learning_rate")
     options = bound.keywords | chain
     options["learning_rate"] = scaled_learning_rate(rate, batch_size, scale_lr=scale_lr)
-    made = make_optimizer(bound.name, **options, lr_multiplier=_multiplier(lr_schedule))
+    options["lr_multiplier"] = _multiplier(lr_schedule)
+    make = functools.partial(make_optimizer, bound.name, **options)
+    made = make()
     try:
         jax.eval_shape(functools.partial(_update, made.tx), {"w": jnp.zeros((4, 4))})
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # optax's, of any kind
@@ -74,7 +78,7 @@ def build_optimizer(
         raise ConfigError(
             f"{path}.name = {bound.name!r} makes no step with {bound.keywords}: {reason}"
         ) from error
-    return made
+    return made if trainable is None else make(trainable=trainable)
 
 
 def _update(tx: optax.GradientTransformationExtraArgs, params: PyTree) -> PyTree:

@@ -15,11 +15,17 @@ class ConditioningOptions(NamedTuple):
 
     key: a row of routing.CONDITIONING_KEYS. embedders: name -> section of an embedder.
     force_uc_zero: names of embedders whose outputs are zero in the unconditional half of guidance.
+    frame_noise: mean and standard deviation of ln(sigma) of the noise that training adds to the
+    conditioning frame of a video. frame_fit: how a picture of any size becomes that frame in
+    sampling: "cover" cuts the middle out; "object" puts what is opaque on white, and the picture
+    takes the place of the last frame drawn, as in SV3D.
     """
 
     key: str = "none"
     embedders: dict[str, Any] = {}
     force_uc_zero: tuple[str, ...] = ()
+    frame_noise: tuple[float, float] = (-3.0, 0.5)
+    frame_fit: Literal["cover", "object"] = "cover"
 
 
 class DenoiserOptions(NamedTuple):

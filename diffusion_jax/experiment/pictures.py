@@ -11,12 +11,14 @@ import numpy as np
 from diffusion_jax.devices.arrays import put
 from diffusion_jax.devices.mesh import on_mesh, replicated
 from diffusion_jax.diffusion import ddpm
+from diffusion_jax.experiment.frames import FRAME
 from diffusion_jax.experiment.task import Drawing, Setting
 from diffusion_jax.randomness import Stream, noise_like, sample_keys, stream_key
 from diffusion_jax.train.ema import ema_params, has_ema
 from diffusion_jax.train.first_stage.loss import Networks
 from diffusion_jax.train.first_stage.pictures import autoencoder_images
 from diffusion_jax.train.first_stage.step import averaged_params
+from diffusion_jax.train.hooks.images import CLIPS
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.types import PyTree
 
@@ -34,7 +36,8 @@ def draw_pictures(
 
     Keys as latent-diffusion's log_images: inputs, reconstructions (of a first stage), conditioning
     (captions), diffusion_row (q(x_t | x_0) every log_every_t timesteps), samples and denoise_row
-    (predicted x_0 along the way), drawn with the EMA weights.
+    (predicted x_0 along the way), drawn with the EMA weights. Of videos, inputs and samples have a
+    row of frames for each clip, and the rows of several steps show the frame in the middle.
     """
     network, mesh, seed = drawing.network, setting.mesh, setting.seed
     inputs_of = [embedder.input_key for embedder in network.embedders.values()]
@@ -46,10 +49,10 @@ def draw_pictures(
         latents = network.encode_mode(frozen, images)
         row = _diffusion_row(frozen["schedule"], latents, keys, log_every_t)
         if network.first_stage is None:
-            return {"diffusion_row": row}
+            return {"diffusion_row": _one_frame(row)}
         decode = functools.partial(network.decode, frozen)
         decoded = jnp.moveaxis(jax.lax.map(decode, jnp.moveaxis(row, 1, 0)), 0, 1)
-        return {"reconstructions": decode(latents), "diffusion_row": decoded}
+        return {"reconstructions": decode(latents), "diffusion_row": _one_frame(decoded)}
 
     # Rows of the same number of pictures, whatever the sampler's number of steps.
     log_every = max(1, drawing.num_steps // 5)
@@ -57,7 +60,9 @@ def draw_pictures(
     def log_images(state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
         batch = network.with_inputs(batch)
         count = min(max_images, len(batch["image"]))
-        inputs = {key: np.asarray(batch[key][:count]) for key in inputs_of}
+        inputs = {key: np.asarray(batch[key][:count]) for key in inputs_of if key in batch}
+        if network.num_frames is not None:
+            inputs[FRAME] = np.asarray(batch["image"][:count, 0])
         params = ema_params(state.opt_state) if has_ema(state.opt_state) else state.params
         samples = drawing.sample_fn(
             params,
@@ -65,7 +70,7 @@ def draw_pictures(
             inputs,
             _keys(seed, Stream.LOGGED_SAMPLES, count),
             log_every=log_every,
-            size=np.shape(batch["image"])[1:3],
+            size=np.shape(batch["image"])[-3:-1],
         )
         assert samples.x_start_log is not None  # log_every asks for it
         images = np.asarray(batch["image"][:count])
@@ -74,9 +79,11 @@ def draw_pictures(
             "inputs": images,
             **show(frozen, *put(placed, replicated(mesh))),
             "samples": samples.x,
-            "denoise_row": jnp.moveaxis(samples.x_start_log, 0, 1),
+            "denoise_row": _one_frame(jnp.moveaxis(samples.x_start_log, 0, 1)),
         }
         log = jax.device_get(log)
+        if network.num_frames is not None:
+            log[CLIPS] = log["samples"]
         captions = _captions(batch, max_images, class_names)
         return log if captions is None else log | {"conditioning": captions}
 
@@ -122,6 +129,11 @@ def reconstruct_pictures(
         return jax.device_get(show(state, *put(placed, replicated(mesh))))
 
     return log_images
+
+
+def _one_frame(row: jax.Array) -> jax.Array:
+    """Show of videos [b n t h w c] the frame in the middle; images stay [b n h w c]."""
+    return row if row.ndim == 5 else row[:, :, row.shape[2] // 2]
 
 
 def _keys(seed: int, stream: Stream, count: int) -> jax.Array:

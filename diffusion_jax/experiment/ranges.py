@@ -98,12 +98,13 @@ _NAMES = {
         "timestep_scaling eta_plus max_step_size scaling trust_coefficient consistent_rms "
         "max_ddpm_temb_period"
     ),
-    SHARE: "ucg_rate ema_decay rescale v_posterior",
+    SHARE: "ucg_rate ucg_from ema_decay rescale v_posterior",
     BELOW_1: "dropout b1 b2 b3 adam_b1 adam_b2 beta3 betas decay momentum",
     INSIDE_1: "linear_start linear_end given_betas pct_start pct_final",
-    COUNT_OR_ALL: "num_head_channels num_heads_upsample data fsdp tensor slices",
+    COUNT_OR_ALL: "num_head_channels num_heads_upsample data fsdp context tensor slices",
     ANY: (
         "scale min_scale logvar_init p_mean layer_idx default ns_coeffs key adam_learning_rate "
+        "frame_noise "
         # merge_factor is a share with merge_strategy = "fixed", and otherwise its logit.
         "merge_factor time_block_merge_factor motion_block_merge_factor"
     ),

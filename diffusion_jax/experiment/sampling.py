@@ -25,6 +25,7 @@ from diffusion_jax.experiment.binding import (
     parameters_of,
 )
 from diffusion_jax.experiment.familiar import overrides_of
+from diffusion_jax.experiment.frames import FRAME, alternating
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.options import SamplerOptions
@@ -54,15 +55,14 @@ LEVEL_SAMPLERS = {
     "lms": samplers.lms,
 }
 SAMPLERS = TIMESTEP_SAMPLERS | LEVEL_SAMPLERS
-GUIDERS = {
-    "none": guidance.identity,
-    "cfg": guidance.cfg,
-    # A scale for each frame of a video.
+# These have a scale for each frame of a video.
+FRAME_GUIDERS = {
     "linear": frame_guidance.linear,
     "triangle": frame_guidance.triangle,
     "trapezoid": frame_guidance.trapezoid,
     "spatiotemporal": frame_guidance.spatiotemporal,
 }
+GUIDERS = {"none": guidance.identity, "cfg": guidance.cfg} | FRAME_GUIDERS
 # Options of a guider that need predicted images, which timestep samplers do not give it.
 ON_IMAGES = ("dynamic_percentile", "norm_limit")
 SAMPLER = Section(
@@ -112,8 +112,9 @@ def build_sample_fn(
     more (dpmpp_sde, restart, uniform_ldm). It raises ValueError where there is no such number.
 
     sample_fn(params, frozen, inputs, keys, *, num_steps, guidance_scale, strength, log_every,
-    steps, size, decode, negative, image, mask, latents, noise, step_noise, invert) -> Samples, x
-    float32 [b h w c]. Sample i is a function of keys[i] and row i of everything else.
+    steps, size, num_frames, decode, negative, image, mask, latents, noise, step_noise, backward,
+    invert) -> Samples, x float32 [b h w c], or [b t h w c] of videos. Sample i is a function of
+    keys[i] and row i of everything else.
 
     inputs: what the embedders read, for example {"label": int32 [b]}. keys: one a sample.
     num_steps, guidance_scale: the config's by default. guidance_scale is one number, or one for
@@ -123,9 +124,12 @@ def build_sample_fn(
       of the steps that are taken. mask [b h w 1]: keep the image where it is 1.
     steps: (first, last) of those that the sampler takes, run only these. latents: x at the start of
       the first of them.
-    size: (height, width) in pixels, the data's by default. decode=False returns x undecoded.
+    size: (height, width) in pixels, the data's by default. num_frames: of a clip, the data's by
+      default. decode=False returns x undecoded.
     noise [b h w c], step_noise [b steps h w c]: N(0, 1) noise for the start and for each step, in
       place of what the keys give.
+    backward: inputs for the even steps, which see the frames of several views back in time, see
+      frames.alternating.
     invert: 0 to sample. More: go the way back, from `image` to the x from which these steps lead to
       it, and compute each of its steps so many times (samplers.inverse).
 
@@ -164,6 +168,7 @@ def _make_sample_fn(
         log_every: int | None = None,
         steps: tuple[int, int] | None = None,
         size: tuple[int, int] | None = None,
+        num_frames: int | None = None,
         decode: bool = True,
         negative: Mapping[str, np.ndarray | Array] | None = None,
         image: np.ndarray | Array | None = None,
@@ -171,6 +176,7 @@ def _make_sample_fn(
         latents: np.ndarray | Array | None = None,
         noise: np.ndarray | Array | None = None,
         step_noise: np.ndarray | Array | None = None,
+        backward: Mapping[str, np.ndarray | Array] | None = None,
         invert: int = 0,
     ) -> driver.Samples:
         num_steps = default_steps if num_steps is None else num_steps
@@ -187,6 +193,7 @@ def _make_sample_fn(
             "latents": latents,
             "noise": noise,
             "step_noise": step_noise,
+            "backward": backward,
         }
         given = {name: value for name, value in optional.items() if value is not None}
         arrays, keys = _place(({"inputs": dict(inputs)} | given, keys), mesh)
@@ -201,7 +208,7 @@ def _make_sample_fn(
             kept=_kept(network, given),
             log_every=log_every,
             steps=(0, total) if steps is None else steps,
-            shape=network.shape_of(size),
+            shape=network.shape_of(size, num_frames),
             decode=decode,
             invert=invert,
         )
@@ -221,7 +228,15 @@ def _jit_run(plan: _Plan, mesh: Mesh) -> Callable[..., driver.Samples]:
             shape, decode, invert):  # fmt: skip
         whole = plan.sampler(frozen["schedule"], num_steps)
         chosen = driver.segment(whole, *steps) if steps != (0, whole.num_steps) else whole
-        predict = _predict(plan, params, frozen, arrays, scale if guided else None, kept)
+        bind = lambda inputs: _predict(  # noqa: E731
+            plan,
+            params,
+            frozen,
+            {**arrays, "inputs": network.with_conditioning_frame(inputs, keys)},
+            scale if guided else None,
+            kept,
+        )
+        predict = bind(arrays["inputs"])
         scales = scale[slice(*steps)] if guided and scale.ndim else None
         step_noise = None
         if "step_noise" in arrays:
@@ -232,13 +247,18 @@ def _jit_run(plan: _Plan, mesh: Mesh) -> Callable[..., driver.Samples]:
             scales = None if scales is None else scales[::-1]
         else:
             x, before = _start(network, frozen, chosen, arrays, keys, shape)
+        per_step: Any = scales
+        if "backward" in arrays:
+            times = arrays["backward"][FRAME].shape[1]
+            predict = alternating(predict, bind(arrays["backward"]), times)
+            per_step = {"forward": jnp.arange(*steps) % 2 == 1, "scale": scales}
         found = driver.sample(
             chosen,
             predict,
             x,
             keys,
             step_noise=step_noise,
-            per_step=scales,
+            per_step=per_step,
             log_every=log_every,
             before_step=before,
         )
@@ -271,7 +291,8 @@ def _plan(
         return bound.make(noise.grid(num_steps))
 
     make(noise.schedule, default_steps)  # a wrong value should not wait for the first image
-    return _Plan(network, noise, make, on_timesteps, _guide(guider, on_timesteps)), default_steps
+    guide = _guide(guider, on_timesteps, network)
+    return _Plan(network, noise, make, on_timesteps, guide), default_steps
 
 
 def _check_familiar(sampler: Mapping[str, Any] | None) -> None:
@@ -282,10 +303,17 @@ def _check_familiar(sampler: Mapping[str, Any] | None) -> None:
         raise ConfigError(f"config.sampler.name = {name!r} is unknown; here it is {here}")
 
 
-def _guide(guider: Mapping[str, Any] | None, on_timesteps: bool) -> Callable[..., Predict]:
+def _guide(
+    guider: Mapping[str, Any] | None, on_timesteps: bool, network: Network
+) -> Callable[..., Predict]:
     bound = bind_section(GUIDANCE, guider)
     if bound.factory is guidance.identity:
         return guidance.cfg  # for who asks for a scale all the same
+    if bound.name in FRAME_GUIDERS and network.num_frames is None:
+        raise ConfigError(
+            f"config.guidance.name = {bound.name!r} has a scale for each frame of a video; images "
+            "are guided by cfg"
+        )
     options = {key: value for key, value in bound.keywords.items() if key != "scale"}
     for name in ON_IMAGES:
         if on_timesteps and name in options:
@@ -371,7 +399,7 @@ def _start(
     sampler: driver.Sampler,
     arrays: Mapping[str, Any],
     keys: Keys,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
 ) -> tuple[Array, driver.BeforeStep | None]:
     """Make what the first step sees, and what keeps an image in place if there is a mask."""
     noise = arrays["noise"] if "noise" in arrays else driver.initial_noise(keys, shape)

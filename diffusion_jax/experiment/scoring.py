@@ -100,7 +100,7 @@ def make_texts(weights: str | os.PathLike | None) -> Callable[[Sequence[str]], n
     """
     path = feature_file(clip.NAME, weights)
     tower, params = read_clip_text(path, read_clip(path)[0])
-    tokenize = clip_tokenizer(tower.max_length)
+    tokenize = clip_tokenizer(max_length=tower.max_length)
     run = jax.jit(functools.partial(clip.text_features, tower=tower))
 
     def texts(captions: Sequence[str]) -> np.ndarray:

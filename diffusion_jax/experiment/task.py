@@ -36,7 +36,8 @@ class Training(NamedTuple):
     network alone. keep_dims: take that many input channels of the first convolution from a released
     file and start the others at 0. ckpt_check refuses a released file that says of itself what the
     config contradicts, or that holds NaN or infinite numbers. ckpt_variant: "fp16" and so on, the
-    files of a folder.
+    files of a folder. trainable: a regular expression; only parameters in whose path it is found
+    are trained, such as "time_" for the layers of a video network that mix frames. None is all.
     """
 
     num_steps: int
@@ -51,6 +52,7 @@ class Training(NamedTuple):
     keep_dims: int | None = None
     ckpt_check: bool = True
     ckpt_variant: str | None = None
+    trainable: str | None = None
 
 
 class Setting(NamedTuple):

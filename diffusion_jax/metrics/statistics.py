@@ -115,9 +115,8 @@ def entropies(splits: int = 10) -> Statistic:
 
     def update(state: Any, rows: np.ndarray, ids: np.ndarray) -> Any:
         rows, ids = rows[ids >= 0].astype(np.float64), ids[ids >= 0]
-        if state is None:
-            state = np.zeros(splits), np.zeros((splits, rows.shape[1])), np.zeros(splits)
-        count, total, negative = (array.copy() for array in state)
+        start = np.zeros(splits), np.zeros((splits, rows.shape[1])), np.zeros(splits)
+        count, total, negative = (array.copy() for array in state or start)
         part = ids % splits
         np.add.at(count, part, 1.0)
         np.add.at(total, part, rows)
@@ -126,13 +125,16 @@ def entropies(splits: int = 10) -> Statistic:
         return count, total, negative
 
     def result(state: Any) -> np.ndarray:
-        count = np.zeros(1) if state is None else state[0]
+        count, total, negative = state or (
+            np.zeros(splits),
+            np.zeros((splits, 1)),
+            np.zeros(splits),
+        )
         if count.min() < 1:
             raise ValueError(
                 f"{int(count.sum())} samples are too few for the {splits} parts of an Inception "
                 f"Score; there should be at least {splits}"
             )
-        count, total, negative = state
         marginal = total / count[:, None]
         entropy = (marginal * np.log(np.where(marginal > 0.0, marginal, 1.0))).sum(1)
         return np.exp(negative / count - entropy)

@@ -5,8 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax.experiment.frames import FRAME, NOISED_FRAME
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.models.conditioning.conditioner import Embedder
+
+# What a user calls the picture that a clip of video starts from.
+FRAME_NAME = "image"
 
 Conditions = int | str | Sequence[Any] | np.ndarray | Mapping[str, Any] | None
 
@@ -37,7 +41,7 @@ def encode_conditions(
     for name, embedder in network.embedders.items():
         if input_name(embedder) in by_input:
             values = by_input[input_name(embedder)]
-            inputs[embedder.input_key] = _encode(network, embedder, values, class_names)
+            inputs[_key(embedder)] = _encode(network, embedder, values, class_names)
         elif embedder.default is None:
             raise ValueError(f"the embedder {name!r} needs conditions[{input_name(embedder)!r}]")
         else:
@@ -83,7 +87,14 @@ def encode_negative(
 
 def input_name(embedder: Embedder) -> str:
     """Name what a user gives to an embedder: the text that its tokens come from, or its input."""
+    if _key(embedder) == FRAME:
+        return FRAME_NAME
     return embedder.input_key if embedder.text is None else embedder.text.source
+
+
+def _key(embedder: Embedder) -> str:
+    # The frame with noise is made of the frame.
+    return FRAME if embedder.input_key == NOISED_FRAME else embedder.input_key
 
 
 def required_inputs(network: Network) -> list[str]:

@@ -130,7 +130,7 @@ def mean_bits(
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     @functools.partial(on_mesh, mesh)
     def bound(params: PyTree, frozen: PyTree, batch: dict[str, jax.Array], keys: jax.Array) -> Any:
-        conditioning = network.embed(params, frozen, batch)
+        conditioning = network.embed(params, frozen, network.with_conditioning_frame(batch, keys))
         found = bits_per_dim(
             frozen["schedule"],
             lambda x, t: network.apply(params, x, t, conditioning),
@@ -147,7 +147,8 @@ def mean_bits(
         real = np.flatnonzero(batch["weight"])[: count - len(bits)]
         keys = sample_keys(key, jnp.arange(len(bits), len(bits) + len(real)))
         rows = np.pad(np.arange(len(real)), (0, -len(real) % batch_shards(mesh)), mode="edge")
-        chosen = {name: np.asarray(batch[name])[real[rows]] for name in names}
+        given = [name for name in names if name in batch]
+        chosen = {name: np.asarray(batch[name])[real[rows]] for name in given}
         arguments = put((chosen, keys[rows]), batch_sharding(mesh))
         bits += np.asarray(bound(params, frozen, *arguments))[: len(real)].tolist()
         if len(bits) >= count:

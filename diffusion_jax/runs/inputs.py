@@ -37,6 +37,12 @@ def read_image(path: str | os.PathLike, channels: int, *, flag: str = "") -> np.
     return _read(path, flag, lambda picture: decode(picture, channels))
 
 
+def read_picture(path: str | os.PathLike, *, flag: str = "") -> Image.Image:
+    """Open a picture with the opacity that it may have; raises as `read_image` does."""
+    read_image(path, 3, flag=flag)  # raises for what cannot be opened
+    return Image.open(path)
+
+
 def read_mask(path: str | os.PathLike, *, flag: str = "") -> np.ndarray:
     """Read a mask, white where the image is kept: float32 [h, w, 1] in [0, 1], upright.
 
@@ -112,6 +118,22 @@ def as_floats(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
     values = values.astype(np.float32)
     _check_finite(name, values)
     return values
+
+
+def as_noises(
+    count: int, total: int, shape: tuple[int, ...], latents: Any, noise: Any, steps: Any
+) -> dict[str, np.ndarray]:
+    """Check what is given of latents, noise and step_noise, for samples of a shape."""
+    wanted = {
+        "latents": (latents, (count, *shape)),
+        "noise": (noise, (count, *shape)),
+        "step_noise": (steps, (count, total, *shape)),
+    }
+    return {
+        name: as_floats(name, values, shape)
+        for name, (values, shape) in wanted.items()
+        if values is not None
+    }
 
 
 def whole_number(name: str, value: Whole) -> int:

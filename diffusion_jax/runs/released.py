@@ -20,6 +20,11 @@ CONFIGS: dict[str, dict[str | None, tuple[str, ...]]] = {
     "v2": {"eps": ("sd21",), "v": ("sd21:768v",), None: ("sd21", "sd21:768v")},
     "xl_base": {None: ("sdxl",)},
     "xl_refiner": {None: ("sdxl_refiner",)},
+    "svd": {None: ("svd",)},
+    "sv3d_u": {None: ("sv3d",)},
+    "sv3d_p": {None: ("sv3d:p",)},
+    "sv4d": {None: ("sv4d",)},
+    "sv4d2": {None: ("sv4d:2", "sv4d:2_8views")},
 }
 _SAID = "prediction zero_snr sigma_min sigma_max sigma_data scale_factor spacing".split()
 

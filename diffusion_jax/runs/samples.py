@@ -1,12 +1,17 @@
 """A folder of drawn images: single PNGs and their grid."""
 
 import datetime
+import importlib.util
+import logging
 import os
 import pathlib
 
 import numpy as np
 
 from diffusion_jax.train.pictures import image_grid, save_png
+from diffusion_jax.train.videos import save_clip
+
+_log = logging.getLogger(__name__)
 
 
 def write_samples(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
@@ -20,6 +25,24 @@ def write_samples(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
         save_png(folder / f"{index:05d}.png", image)
     columns = int(np.ceil(np.sqrt(len(images))))
     return save_png(folder / "grid.png", image_grid(images, columns=columns))
+
+
+def write_clips(folder: pathlib.Path, clips: np.ndarray, fps: float) -> list[pathlib.Path]:
+    """Write uint8 clips [b t h w c] -> the paths: videos, GIFs, contact sheets, folders of frames.
+
+    00000.mp4 is left out, and the log says so, where PyAV is not installed.
+    Raises ValueError when the folder holds files already.
+    """
+    check_empty(folder)
+    endings = [".mp4", ".gif", ".png", ""]
+    if importlib.util.find_spec("av") is None:
+        _log.warning("no .mp4 is written, which needs av: pip install av")
+        endings.remove(".mp4")
+    return [
+        save_clip(folder / f"{number:05d}{ending}", clip, fps=fps)
+        for number, clip in enumerate(clips)
+        for ending in endings
+    ]
 
 
 def check_empty(folder: pathlib.Path) -> None:

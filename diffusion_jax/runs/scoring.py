@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from diffusion_jax.data.images import ImageOptions
 from diffusion_jax.devices.arrays import shard_batch
 from diffusion_jax.devices.mesh import batch_shards
 from diffusion_jax.experiment.experiment import Experiment
@@ -56,10 +57,8 @@ _log = logging.getLogger(__name__)
 FOLDER = "statistics"
 # Images of a device that are looked at together.
 _ROWS = 32
-# Options of batches that change the images of a split.
-_IMAGES = (
-    "image_size channels crop resize pad buckets bucket_divisor max_aspect image_key"
-).split()
+# Options of batches that change no image of a split.
+_SILENT = ("cache", "max_corrupt", "label_key", "caption_key")
 # (params, images=None) -> {name: value}, see build_score.
 Score = Callable[..., dict[str, float]]
 
@@ -132,10 +131,12 @@ def _parts(extractor: Extractor, metrics: Sequence[str]) -> dict[str, Part]:
             lambda result: float(np.mean(result)),
         )
     if "lpips_diversity" in metrics:
+        if extractor.of_videos:
+            raise ValueError("metrics = 'lpips_diversity' compares images, and these are videos")
         params, distance = load_lpips(), jax.jit(lpips)
 
         def pairs(found: Any, drawn: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            rgb = np.asarray(to_levels(drawn)) / 127.5 - 1.0
+            rgb = np.asarray(to_levels(jnp.asarray(drawn))) / 127.5 - 1.0
             both = np.where(ids[1::2] >= 0, ids[::2], -1)
             return np.asarray(distance(params, rgb[::2], rgb[1::2])), both
 
@@ -261,7 +262,8 @@ def _reference(
 def _data_key(experiment: Experiment, role: str) -> str:
     """Describe the images of a split, so that other images have another key."""
     data = experiment.data
-    chosen = {name: data.batch_options[name] for name in _IMAGES}
+    names = [name for name in ImageOptions._fields if name not in _SILENT]
+    chosen = {name: data.batch_options[name] for name in names}
     told = {"data": data.fingerprint(data.source(role)), "split": data.splits[role], **chosen}
     return json.dumps(told, sort_keys=True, default=str)
 

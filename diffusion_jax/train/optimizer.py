@@ -1,8 +1,10 @@
 """The optimizer of a run: clipping, any optax optimizer by name, and the EMA, in one chain."""
 
 import difflib
+import functools
 import inspect
 import math
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -118,6 +120,7 @@ def make_optimizer(
     weight_decay_mask: str = "all",
     ema_decay: float | None = 0.9999,
     ema_use_num_updates: bool = True,
+    trainable: str | None = None,
     ema_dtype: Literal["float32", "bfloat16"] = "float32",
     **options: Any,
 ) -> Optimizer:
@@ -135,6 +138,8 @@ def make_optimizer(
             norm scales and other vectors.
         ema_decay: see `train.ema.ema`; None keeps no average.
         ema_use_num_updates: see `train.ema.ema`.
+        trainable: see `trainable_mask`; the other parameters have no moments. Their gradients
+            should be 0, as `only_trainable` makes them.
         ema_dtype: see `train.ema.ema`.
         **options: keywords of the optax factory.
 
@@ -167,6 +172,8 @@ def make_optimizer(
         chosen = factory(**rate, **mask, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer.name = {name!r} does not take {options}: {error}") from error
+    if trainable is not None:
+        chosen = optax.masked(chosen, functools.partial(trainable_mask, trainable))
     links = [("clip", clip), ("optimizer", chosen)]
     if ema_decay is not None:
         average = ema(ema_decay, use_num_updates=ema_use_num_updates, dtype=ema_dtype)
@@ -193,6 +200,36 @@ def kernels_mask(params: PyTree) -> PyTree:
         return leaf.ndim >= 2 and last not in ("bias", "scale")
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def trainable_mask(pattern: str, params: PyTree) -> PyTree:
+    """Mark with True the parameters in whose path, such as "network/out_2/bias", pattern is found.
+
+    Raises ValueError when it is found in none.
+    """
+    mask = jax.tree_util.tree_map_with_path(
+        lambda path, _: bool(
+            re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/"))
+        ),
+        params,
+    )
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError(f"train.trainable = {pattern!r} should be found in a parameter's path")
+    return mask
+
+
+def only_trainable(pattern: str, loss_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a LossFn have no gradient but by the parameters that trainable_mask marks."""
+
+    def loss(params: PyTree, *args: Any, **keywords: Any) -> Any:
+        stopped = jax.tree.map(
+            lambda trains, leaf: leaf if trains else jax.lax.stop_gradient(leaf),
+            trainable_mask(pattern, params),
+            params,
+        )
+        return loss_fn(stopped, *args, **keywords)
+
+    return loss
 
 
 def _lookup(name: str) -> Callable[..., Any]:

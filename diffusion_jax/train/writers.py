@@ -28,11 +28,16 @@ import jax
 import numpy as np
 
 from diffusion_jax.train.pictures import image_grid, save_png
+from diffusion_jax.train.videos import save_clip
 
 MAX_QUEUED = 64
 _WAIT_SECONDS = 60.0
 _LOOK_SECONDS = 0.01
 _log = logging.getLogger(__name__)
+
+
+# Of moving pictures, whose own speed nobody says here.
+_FPS = 8.0
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
@@ -192,14 +197,20 @@ def tensorboard_writer(logdir: str | os.PathLike, *, resume_step: int = 0) -> Wr
 def image_writer(directory: str | os.PathLike) -> Writer:
     """Write images as directory/{name}_gs-{step:06d}.png, several at once as a grid of 4 columns.
 
-    A name like "train/samples" makes a sub-folder; a file of the same step is replaced.
+    A name like "train/samples" makes a sub-folder; a file of the same step is replaced. A moving
+    picture, uint8 [1 t h w c], becomes a .gif.
     """
 
     def write_images(step: int, images: Mapping[str, np.ndarray]) -> None:
         for name, batch in images.items():
-            path = pathlib.Path(directory) / f"{name}_gs-{step:06d}.png"
+            moving, pictures = np.ndim(batch) == 5, np.asarray(batch)
+            ending = "gif" if moving else "png"
+            path = pathlib.Path(directory) / f"{name}_gs-{step:06d}.{ending}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_png(path, image_grid(np.asarray(batch)))
+            if moving:
+                save_clip(path, pictures[0], fps=_FPS)
+            else:
+                save_png(path, image_grid(pictures))
 
     return Writer(write_images=write_images)
 

@@ -11,7 +11,7 @@ from diffusion_jax.cli import main
 from diffusion_jax.convert.weights.exporting import save_weights
 from diffusion_jax.pipeline import NonFiniteWarning, Pipeline
 
-CONFIGS = {"classes": "mnist", "text": "emoji_ldm"}
+CONFIGS = {"classes": "mnist", "text": "emoji_ldm", "video": "moving_digits"}
 
 
 @pytest.fixture

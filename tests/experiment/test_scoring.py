@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from diffusion_jax.convert.weights.safetensors import write_safetensors
+from diffusion_jax.convert.weights.exporting import save_weights
 from diffusion_jax.experiment.scoring import ScoringOptions, check_scoring, make_extractor
 
 installed = pytest.mark.skipif(
@@ -45,6 +45,6 @@ def test_a_packaged_network_by_its_name():
 
 def test_a_file_of_another_network_is_refused(tmp_path):
     path = tmp_path / "w.safetensors"
-    write_safetensors(path, {"x": np.ones(3, np.float32)})
+    save_weights(path, [], {"x": np.ones(3, np.float32)})
     with pytest.raises(ValueError, match="it is not the network inception"):
         make_extractor("inception", path)

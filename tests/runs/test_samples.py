@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.runs.samples import check_empty, write_samples
+from diffusion_jax.runs.samples import check_empty, write_clips, write_samples
 
 
 def test_images_and_their_grid_are_written(tmp_path):
@@ -16,6 +16,15 @@ def test_images_and_their_grid_are_written(tmp_path):
     assert {p.name for p in (tmp_path / "new").iterdir()} == {
         "grid.png", *(f"{index:05d}.png" for index in range(5))
     }  # fmt: skip
+
+
+def test_clips_are_written_in_every_form(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    clips = np.arange(2 * 3 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 3, 4, 6, 3)
+    written = write_clips(tmp_path / "new", clips, fps=7.0)
+    names = ["00000.gif", "00000.png", "00000", "00001.gif", "00001.png", "00001"]
+    assert [path.name for path in written] == names  # no .mp4 without PyAV
+    np.testing.assert_array_equal(Image.open(tmp_path / "new/00001/00002.png"), clips[1, 2])
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_anything_is_drawn(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from support.experiments import built
 
 from diffusion_jax.data.batches import Batches
+from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.scoring import ScoringOptions
 from diffusion_jax.metrics import distances
 from diffusion_jax.metrics.extraction import Extractor
@@ -26,15 +27,10 @@ def thumbnails(params, images):
     return images[..., 0].reshape(b, 4, 7, 4, 7).mean((2, 4)).reshape(b, 16) / 255 * params
 
 
-class Sets:
+class Sets(Data):
     """Data of 20 images; counts how often they were looked at."""
 
-    name = "sets"
-    splits = {"train": "train", "test": "test"}
-    batch_options = dict.fromkeys(scoring._IMAGES)
-
-    def __init__(self):
-        self.passes = 0
+    passes = 0
 
     def source(self, role):
         return role
@@ -60,7 +56,8 @@ class Sets:
     def train_batches(self, source, *, batch_size, seed, finish):
         def iterate(start):
             for n in range(100):
-                yield finish({"label": np.arange(8 * n, 8 * n + 8, dtype=np.int32) % 10})
+                labels = np.arange(8 * n, 8 * n + 8, dtype=np.int32) % 10
+                yield finish({"image": IMAGES[:8], "label": labels})
 
         return Batches(iterate, 20, 3, ((28, 28),))
 
@@ -81,7 +78,7 @@ def make(monkeypatch):
     def experiment(devices=1):
         found = built("configs/mnist.py:tiny", devices=devices)
         drawing = found.task.drawing._replace(sample_fn=sample_fn)
-        setting = found.setting._replace(data=Sets())
+        setting = found.setting._replace(data=Sets(*found.data))
         return found._replace(task=found.task._replace(drawing=drawing), setting=setting)
 
     return experiment, calls
@@ -133,9 +130,13 @@ def test_a_reference_of_moments_serves_frechet_alone(make, tmp_path):
     path = tmp_path / "edm.npz"
     np.savez(path, mu=np.full(16, 0.5), sigma=np.eye(16))
     options = OPTIONS._replace(metrics=("frechet",), reference=str(path))
-    found = build_score(make[0](), {}, options, tmp_path)(jnp.float32(1.0))
+    images = []
+    found = build_score(make[0](), {}, options, tmp_path)(jnp.float32(1.0), images)
     assert set(found) == {"frechet_net", "copied_net", "nearest_ratio_net"}
-    assert found["frechet_net"] == pytest.approx(16 * (1 - np.sqrt(0.0068)) ** 2, rel=0.1)
+    rows = thumbnails(1.0, np.concatenate(images).astype(np.float64))
+    values = np.linalg.eigvalsh(np.cov(rows, rowvar=False))
+    expected = np.sum((rows.mean(0) - 0.5) ** 2) + np.sum((1 - np.sqrt(values)) ** 2)
+    assert found["frechet_net"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_too_few_samples_say_how_many(make, tmp_path):

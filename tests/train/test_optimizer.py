@@ -17,6 +17,7 @@ from diffusion_jax.train.optimizer import (
     OPTIMIZERS,
     kernels_mask,
     make_optimizer,
+    only_trainable,
     scaled_learning_rate,
 )
 from diffusion_jax.train.state import init_sharded, init_state
@@ -277,3 +278,23 @@ def test_refused_names_say_why(name):
     assert name not in OPTIMIZERS
     with pytest.raises(ValueError, match="cannot be used: it"):
         make_optimizer(name)
+
+
+def test_parameters_that_are_not_trainable_keep_their_bits_and_have_no_moments():
+    tx = make_optimizer(learning_rate=0.1, weight_decay=0.5, trainable="dense/").tx
+    step = jax.jit(make_train_step(only_trainable("dense/", loss_fn), tx, seed=0))
+    batch = {"x": jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)}
+    state, metrics = step(init_state(params(), tx), batch, {})
+    np.testing.assert_array_equal(state.params["norm"]["scale"], params()["norm"]["scale"])
+    assert np.all(state.params["dense"]["kernel"] != params()["dense"]["kernel"])
+    assert not [
+        leaf for leaf in jax.tree.leaves(state.opt_state["optimizer"]) if leaf.shape == (4,)
+    ]
+    gradient = jax.grad(lambda p: loss_fn(p, {}, {}, batch, None, train=True)[0])(params())
+    trained = optax.tree.norm(gradient["dense"])
+    np.testing.assert_allclose(metrics["grad_norm"], trained, rtol=1e-6)
+
+
+def test_a_pattern_that_finds_nothing_is_refused():
+    with pytest.raises(ValueError, match="train.trainable = 'time_' should be found in a param"):
+        make_optimizer(trainable="time_").tx.init(params())

@@ -16,6 +16,8 @@ from diffusion_jax.data.sources.packages import require_packages
 
 # A video whose frame rate is below this share of the one that is asked for would repeat frames.
 _LEAST_SHARE = 0.9
+# Playlists may not make FFmpeg open other files or addresses.
+_ALONE = {"protocol_whitelist": "pipe"}
 # Seconds between two frames after which the time stamps are taken for damaged.
 _LONGEST_PAUSE = 60
 # Counter-clockwise turns in degrees -> what Pillow calls them.
@@ -61,8 +63,7 @@ def open_video(
     require_packages("video_folder", {"av": "av"})
     import av
 
-    with _in_words(), contextlib.ExitStack() as stack:
-        container = stack.enter_context(av.open(str(path)))
+    with path.open("rb") as file, _in_words(), av.open(file, options=_ALONE) as container:
         if not container.streams.video:
             raise CorruptVideoError("it has no video stream")
         stream = container.streams.video[0]
@@ -157,13 +158,11 @@ def _reading(frames: Iterator[Image.Image]) -> Iterator[Image.Image]:
 
 @contextlib.contextmanager
 def _in_words() -> Iterator[None]:
-    """Turn what FFmpeg raises into CorruptVideoError, except when a file cannot be opened."""
+    """Turn what FFmpeg raises into CorruptVideoError."""
     import av
 
     try:
         yield
-    except av.FFmpegError as error:
-        if isinstance(error, OSError) and not isinstance(error, EOFError):
-            raise
+    except (av.FFmpegError, OSError) as error:
         why = error.strerror if error.strerror else type(error).__name__
         raise CorruptVideoError(f"not a readable video ({why})") from error

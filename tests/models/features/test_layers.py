@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from diffusion_jax.models.features.layers import conv, cubic_matrix, folded, resize, resize_tf1
+from diffusion_jax.models.features.layers import (
+    conv,
+    cubic_matrix,
+    depthwise,
+    folded,
+    resize,
+    resize_tf1,
+)
 
 RANDOM = np.random.default_rng(0)
 
@@ -16,11 +23,32 @@ def test_folding_is_the_batch_norm_behind_the_convolution():
     var = RANDOM.uniform(0.5, 2.0, 2)
     x = RANDOM.standard_normal((1, 6, 5, 1)).astype(np.float32)
     layer = folded(kernel, mean, var, bias, scale=scale, eps=0.01)
-    found = conv(x, layer, padding="VALID")
+    found = conv(jnp.asarray(x), layer, padding="VALID")
     for o in range(2):
         plain = signal.correlate(x[0, :, :, 0], kernel[:, :, 0, o], "valid")
         expected = (plain - mean[o]) / np.sqrt(var[o] + 0.01) * scale[o] + bias[o]
         np.testing.assert_allclose(found[0, :, :, o], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [3, 5])
+def test_depthwise_is_a_correlation_of_each_channel(stride, size):
+    """TensorFlow pads evenly, and an odd rest below and to the right."""
+    x = RANDOM.standard_normal((1, 8, 7, 2)).astype(np.float32)
+    layer = {
+        "kernel": RANDOM.standard_normal((size, size, 1, 2)).astype(np.float32),
+        "bias": np.array([1.0, -2.0], np.float32),
+    }
+    found = depthwise(jnp.asarray(x), layer, stride=stride)
+    for c in range(2):
+        pads = []
+        for n in (8, 7):
+            total = max((-(-n // stride) - 1) * stride + size - n, 0)
+            pads.append((total // 2, total - total // 2))
+        padded = np.pad(x[0, :, :, c], pads)
+        plain = signal.correlate(padded, layer["kernel"][:, :, 0, c], "valid")
+        expected = plain[::stride, ::stride] + layer["bias"][c]
+        np.testing.assert_allclose(found[0, :, :, c], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("old", "new"), [((4, 4), 7), ((9, 5), 6), ((3, 8), 8)])

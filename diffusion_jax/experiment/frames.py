@@ -1,0 +1,68 @@
+"""The shape of a clip, and the frame that conditions it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from diffusion_jax.diffusion.ddpm import expand
+from diffusion_jax.randomness import SamplerStream, fold_in_all, noise_like
+from diffusion_jax.types import Batch, Keys
+
+# See types.Predict; a third argument is the row of a step.
+Predict = Callable[..., Array]
+
+# What embedders read of the conditioning frame: the frame, the frame with noise, and the standard
+# deviation of that noise. The names are those of generative-models.
+FRAME, NOISED_FRAME, NOISE_LEVEL = "cond_frames_without_noise", "cond_frames", "cond_aug"
+FRAME_INPUTS = (FRAME, NOISED_FRAME, NOISE_LEVEL)
+
+
+def with_frames(num_frames: int | None, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a clip of so many images; None is the shape of one image."""
+    return image_shape if num_frames is None else (num_frames, *image_shape)
+
+
+def alternating(forward: Predict, backward: Predict, times: int) -> Predict:
+    """Predict frames x [b (t v) h w c] forwards at odd steps, and at even ones back in time.
+
+    forward, backward: predictions for what conditions the t times in their order and in reverse;
+    either takes a third argument where the rows of a step hold a scale. The result takes rows
+    {"forward": bool, "scale": row or None}.
+    Source: Xie et al. 2024, "SV4D", section 4.3.
+    """
+
+    def reversed_(x: Array) -> Array:
+        return x.reshape(x.shape[0], times, -1, *x.shape[2:])[:, ::-1].reshape(x.shape)
+
+    def predict(x: Array, level: Array, row: Any) -> Array:
+        more = () if row["scale"] is None else (row["scale"],)
+        return jax.lax.cond(
+            row["forward"],
+            lambda: forward(x, level, *more),
+            lambda: reversed_(backward(reversed_(x), level, *more)),
+        )
+
+    return predict
+
+
+def add_frame(batch: Batch, keys: Keys, frame_noise: tuple[float, float]) -> Batch:
+    """Add the conditioning frame of each clip to a batch: as it is, with noise, and how much.
+
+    The frame [b h w c] is batch[FRAME], or else the first one of batch["image"] [b t h w c]. The
+    standard deviation sigma of its noise is batch[NOISE_LEVEL] [b 1], or else drawn for each
+    sample: ln(sigma) ~ N(mean, std^2) with frame_noise = (mean, std). Sample i depends on keys[i]
+    alone.
+    Source: Blattmann et al. 2023, "Stable Video Diffusion"; generative-models, cond_aug.
+    """
+    frame = batch[FRAME] if FRAME in batch else batch["image"][:, 0]
+    keys = jax.vmap(jax.random.split)(fold_in_all(keys, SamplerStream.CONDITIONING_FRAME))
+    if NOISE_LEVEL in batch:
+        sigma = jnp.asarray(batch[NOISE_LEVEL], jnp.float32)
+    else:
+        mean, std = frame_noise
+        sigma = jnp.exp(mean + std * noise_like(keys[:, 0], (1,)))
+    noised = frame + expand(sigma[:, 0], frame) * noise_like(keys[:, 1], frame.shape[1:])
+    return {**batch, FRAME: frame, NOISED_FRAME: noised, NOISE_LEVEL: sigma}

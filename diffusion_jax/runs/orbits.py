@@ -1,0 +1,89 @@
+"""A camera that circles an object: its angles, and the object alone on white."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from diffusion_jax.data.transforms import RESIZE_FILTERS
+
+
+class Orbit(NamedTuple):
+    """Where the camera is in each frame, float32 [t] radians; the last frame is the picture's.
+
+    polars: from the upright axis down to the camera. azimuths: around that axis, from the picture.
+    """
+
+    polars: np.ndarray
+    azimuths: np.ndarray
+
+
+def orbit(
+    num_frames: int,
+    elevations: float | Sequence[float] = 10.0,
+    azimuths: Sequence[float] | None = None,
+) -> Orbit:
+    """Make the angles of SV3D of degrees, which count from the last frame.
+
+    elevations: above the horizon, one or one for each frame. azimuths: one for each frame; by
+      default they go once around, evenly. All but the last are sorted.
+    Raises ValueError for another number of angles and for angles that are not finite.
+    Source: generative-models, simple_video_sample.py.
+    """
+    if azimuths is None:
+        azimuths = np.linspace(0.0, 360.0, num_frames + 1)[1:].tolist()
+    around = _angles("azimuths", azimuths, num_frames)
+    around = np.deg2rad((around - around[-1]) % 360.0)
+    around[:-1].sort()
+    above = _angles("elevations", elevations, num_frames)
+    return Orbit(*(angles.astype(np.float32) for angles in (np.deg2rad(90.0 - above), around)))
+
+
+def object_on_white(
+    picture: Image.Image | np.ndarray, size: tuple[int, int], share: float | None = None
+) -> np.ndarray:
+    """Centre what is opaque in a picture on a white square: uint8 [*size, 3].
+
+    picture: with an opacity; without one, or where all is opaque, the whole picture counts as the
+      object. share: how much of the square's side the object takes, in (0, 1]; None keeps it as
+      large as it is in a picture of that width, if it fits.
+    Source: generative-models, simple_video_sample.py, image_frame_ratio (which stops where the
+    object is higher than the picture is wide).
+    """
+    if share is not None and not 0.0 < share <= 1.0:
+        raise ValueError(f"share = {share!r} should be above 0 and at most 1")
+    rgba = np.asarray(_picture(picture).convert("RGBA"))
+    rows, columns = (np.flatnonzero(rgba[..., 3].any(axis)) for axis in (1, 0))
+    if not rows.size:
+        raise ValueError("the picture is wholly transparent: it shows no object")
+    part = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = part.shape[:2]
+    largest = max(height, width)
+    side = max(rgba.shape[1], largest) if share is None else int(largest / share)
+    square = np.zeros((side, side, 4), np.uint8)
+    top, left = side // 2 - height // 2, side // 2 - width // 2
+    top, left = min(top, side - height), min(left, side - width)
+    square[top : top + height, left : left + width] = part
+    resized = Image.fromarray(square).resize((size[1], size[0]), RESIZE_FILTERS["lanczos"])
+    colours = np.asarray(resized).astype(np.float32) / 255.0
+    alpha = colours[..., 3:]
+    return np.rint(255.0 * (colours[..., :3] * alpha + 1.0 - alpha)).astype(np.uint8)
+
+
+def _picture(picture: Any) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    pixels = np.asarray(picture)
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+
+
+def _angles(name: str, degrees: Any, num_frames: int) -> np.ndarray:
+    values = np.asarray(degrees, np.float64)
+    if values.ndim == 0:
+        values = np.full(num_frames, values)
+    if values.shape != (num_frames,):
+        raise ValueError(f"{name} has {values.size} angles; it should have {num_frames}")
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"{name} = {degrees!r} should be finite numbers")
+    return values
