@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from support.commands import succeed
+from support.commands import first_devices, succeed
 
 from diffusion_jax.cli import main
+from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.train.checkpoints.reading import load_params
 
 CONFIG = "configs/sdxl.py:tiny"
@@ -120,8 +121,18 @@ BAD = [
 ]
 
 
+@pytest.fixture(scope="module")
+def pipe(run):
+    with first_devices(1):
+        return Pipeline.from_workdir(run)
+
+
 @pytest.mark.parametrize(("flags", "message"), BAD)
-def test_bad_requests_are_one_sentence_and_write_nothing(run, folder, capsys, flags, message):
+def test_bad_requests_are_one_sentence_and_write_nothing(
+    run, pipe, folder, monkeypatch, capsys, flags, message
+):
+    # The weights are whole, and reading them takes seconds each time.
+    monkeypatch.setattr(Pipeline, "from_workdir", lambda *_, **__: pipe)
     small = folder / "small.png"
     Image.new("RGB", (8, 8)).save(small)
     out = folder / "nothing"

@@ -23,6 +23,7 @@ PUBLIC = (
     "data",
     "train",
     "devices",
+    "metrics",
     "convert",
     "experiment",
     "runs",

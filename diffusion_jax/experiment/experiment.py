@@ -1,5 +1,6 @@
 """All that a config says, assembled: what trains, what samples, on which data; nothing runs yet."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from diffusion_jax.data.records import Records
 from diffusion_jax.devices.arrays import shard_batch
 from diffusion_jax.devices.mesh import (
     BATCH_AXES,
+    batch_sharding,
     batch_shards,
     make_mesh,
     process_rows,
@@ -185,16 +187,16 @@ class Experiment(NamedTuple):
 
         These are the constants and the weights of frozen networks; nothing is computed.
         """
-        rules = self.task.frozen_rules
-        return abstract_state(self._init_frozen, self.mesh, rules, self._init_key())
+        rules, constants = self.task.frozen_rules, self.task.constants
+        return abstract_state(lambda: constants, self.mesh, rules) | abstract_state(
+            self.task.init_frozen, self.mesh, rules, self._init_key()
+        )
 
     def random_frozen(self) -> PyTree:
         """Make the constants, and random weights for frozen networks: for dry runs."""
         rules = self.task.frozen_rules
-        return init_sharded(self._init_frozen, self.mesh, rules, self._init_key())
-
-    def _init_frozen(self, key: Array) -> PyTree:
-        return self.task.constants | self.task.init_frozen(key)
+        weights = init_sharded(self.task.init_frozen, self.mesh, rules, self._init_key())
+        return self.frozen_constants() | weights
 
     def _init_key(self) -> Array:
         return stream_key(self.seed, Stream.INITIALISATION)
@@ -202,10 +204,12 @@ class Experiment(NamedTuple):
     def check(self) -> TrainState:
         """Trace training and evaluation without computing; return the abstract state.
 
-        Raises ValueError for what only shows when shapes meet, before anything is written.
+        Raises ValueError for what only shows when shapes meet, before anything is written. Training
+        finds these traces again, because they are of arrays in the same places.
         """
         state, frozen = self.abstract_state(), self.abstract_frozen()
-        batch = self.abstract_batch()
+        placed = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(self.mesh))
+        batch = jax.tree.map(lambda leaf: placed(leaf.shape, leaf.dtype), self.abstract_batch())
         jax.eval_shape(self.task.train_step, state, batch, frozen)
         jax.eval_shape(self.task.eval_step, state.params, state.mutable, frozen, batch, 0)
         return state

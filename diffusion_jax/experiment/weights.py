@@ -68,7 +68,7 @@ CHECKED = Reading()
 
 def is_released(path: str | os.PathLike) -> bool:
     """Tell whether a path is a released file or folder of diffusers, and no run of this program."""
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     if path.is_dir():
         return bool(diffusers_components(path) or variants_of(path))
     return path.is_file() or path.name.lower().endswith((".safetensors", *TORCH_SUFFIXES, *INDEXES))
@@ -118,7 +118,7 @@ def check_frozen(network: Network, source: str | None, reading: Reading = CHECKE
                 f"{path}.weights is not set: name a file with its weights, '{RANDOM}' for a dry "
                 "run, or set config.train.ckpt_path to a released checkpoint that holds them"
             )
-        if weights not in (None, RANDOM) and not pathlib.Path(weights).expanduser().exists():
+        if weights not in (None, RANDOM) and not pathlib.Path(os.path.expanduser(weights)).exists():
             raise FileNotFoundError(f"{path}.weights = {weights!r} does not exist")
     _check_first_stage(network, reading)
 
@@ -198,7 +198,7 @@ def _import_embedder(
     unused = DECODER if isinstance(embedders[name].module, EncodedFrames) else ()
     if path is not None:
         if _is_run(path) and unused:
-            return _run_weights(pathlib.Path(path).expanduser(), own, where)
+            return _run_weights(pathlib.Path(os.path.expanduser(path)), own, where)
         return import_network(own, path, kind, allow_unused=unused, nonfinite=not reading.check)
     assert source is not None
     same = [n for n, e in embedders.items() if KINDS.get(type(e.module)) == kind]
@@ -211,7 +211,7 @@ def _import_embedder(
             f"{number + 1}; set {where}.weights to a file that has it"
         )
     weights = open_network(source, kind, number, variant=reading.variant)
-    is_folder = pathlib.Path(source).expanduser().is_dir()
+    is_folder = pathlib.Path(os.path.expanduser(source)).is_dir()
     return import_network(
         own,
         weights,
@@ -246,7 +246,7 @@ def _first_stage(
     if path is None:
         return drawn["first_stage"]
     if _is_run(path):
-        return _run_weights(pathlib.Path(path).expanduser(), abstract, "config.first_stage")
+        return _run_weights(pathlib.Path(os.path.expanduser(path)), abstract, "config.first_stage")
     _check_first_stage(network, reading)
     weights = open_network(path, "vae", variant=reading.variant if own is None else None)
     read = functools.partial(import_network, kind="vae", nonfinite=not reading.check)
@@ -296,7 +296,7 @@ def released_source(training: Training) -> str | None:
 
 
 def _is_run(path: str | os.PathLike) -> bool:
-    folder = pathlib.Path(path).expanduser()
+    folder = pathlib.Path(os.path.expanduser(path))
     return folder.is_dir() and not is_released(folder)
 
 

@@ -96,8 +96,8 @@ def as_frames(
     """
     is_array = isinstance(pictures, np.ndarray)
     is_one = isinstance(pictures, Image.Image) or (is_array and np.ndim(pictures) < 4)
-    each: list[Any] = [pictures] if is_one else list(pictures)
-    frames = [fit(picture, size, channels) for picture in each]
+    several: Any = [pictures] if is_one else pictures
+    frames = [fit(picture, size, channels) for picture in several]
     if not frames:
         raise ValueError("the list of pictures is empty")
     return np.stack(frames).astype(np.float32) / 127.5 - 1.0

@@ -3,8 +3,8 @@
 Pixels are float32 in [-1, 1]: a video [t h w 3] from the first side, new views [t v h w 3].
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,28 +24,15 @@ AZIMUTHS = {4: (0, 60, 120, 180, 240), 8: (0, 30, 75, 120, 165, 210, 255, 300, 3
 OF_ORBIT = (2, 5, 7, 9, 12, 14, 16, 19)
 
 
-class Draw(Protocol):
-    """Draw the views [T v h w 3] of T times of the given video, motion [T h w 3].
-
-    views: [v h w 3], the new views at the first of the times; known says whether they are drawn
-    already. number: of this call, for its noise. from_end: the views at the last of the times, for
-    steps that go back in time, or None.
-    """
-
-    def __call__(
-        self,
-        motion: np.ndarray,
-        views: np.ndarray,
-        *,
-        known: bool,
-        number: int,
-        from_end: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Draw a window."""
-        ...
+# (motion [T h w 3], views [v h w 3], *, known, number, from_end=None) -> [T v h w 3], views of T
+# times.
+# motion: the given video at these times. views: the new views at the first of them; known says
+# whether they are drawn already. number: of this call, for its noise. from_end: the views at the
+# last of the times, for steps that go back in time, or None.
+Draw = Callable[..., np.ndarray]
 
 
-def relative_angles(elevations: float | Sequence[float], azimuths: Sequence[float]) -> Orbit:
+def relative_angles(elevations: float | Sequence[float], azimuths: Sequence[float | int]) -> Orbit:
     """Make the angles of new views of degrees; the first of each belongs to the given view.
 
     Source: generative-models, simple_video_sample_4d2.py.

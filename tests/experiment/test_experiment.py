@@ -121,7 +121,9 @@ def test_its_repr_is_one_line():
 
 
 def test_a_wrong_model_lists_diffusion_models_and_first_stages():
-    with pytest.raises(ConfigError, match=r"model\.name = 'vae' .*choose from autoencoder, unet"):
+    with pytest.raises(
+        ConfigError, match=r"model\.name = 'vae' .*choose from autoencoder, multiview_unet, unet"
+    ):
         built("configs/mnist.py:tiny", "--config.model.name=vae")
 
 
@@ -143,3 +145,25 @@ def test_batches_of_every_kind_are_as_large_as_trainings_and_have_what_embedders
     size, finish = experiment.training.batch_size, experiment.task.with_inputs
     assert all((g["batch_size"], g["finish"]) == (size, finish) for _, g in made)
     assert [g["seed"] for _, g in made if "seed" in g] == [experiment.seed] * 2
+
+
+def test_training_finds_the_traces_of_the_check_again():
+    """The step is traced once in a start, and so are the frozen networks."""
+    experiment, traced = build(), []
+
+    def counting(name):
+        function = getattr(experiment.task, name)
+
+        def called(*args):
+            traced.append(name)
+            return function(*args)
+
+        return called
+
+    counted = {name: counting(name) for name in ("train_step", "init_frozen")}
+    experiment = experiment._replace(task=experiment.task._replace(**counted))
+    state = experiment.check()
+    frozen = experiment.random_frozen()
+    batch = experiment.to_devices(host_batch(0))
+    jit_train_step(experiment.train_step, state).trace(state, batch, frozen)
+    assert sorted(traced) == ["init_frozen", "train_step"]

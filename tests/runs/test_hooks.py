@@ -10,9 +10,11 @@ from support.experiments import built
 
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.experiment.hooks import bind_hooks
+from diffusion_jax.runs import hooks as run_hooks
 from diffusion_jax.runs.hooks import Watched, build_hooks
 from diffusion_jax.train.checkpoints.saving import open_checkpoints
 from diffusion_jax.train.loop import Event, Hook
+from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.writers import Writer
 
 TRAIN, VALID = (
@@ -115,3 +117,29 @@ def test_batches_without_images_get_them_before_they_are_shown(make):
         hook.act(Event(1, None, {}, {"moments": np.zeros(4)}, 0.0))
     assert asked == [(["moments"], 4)] and len(drawn) == 2
     jax.tree.map(np.testing.assert_array_equal, drawn[0][-1], TRAIN)
+
+
+def test_samples_and_levels_are_scored_between_validation_and_those_who_compare(make, monkeypatch):
+    asked, scores = [], {}
+
+    def build_score(experiment, frozen, options, folder):
+        asked.append((options.metrics, options.num_samples, folder.name))
+        return lambda params: {"mind_x": params["w"]}
+
+    def build_evaluate_levels(experiment, frozen, batches, options):
+        asked.append(options.num_levels)
+        return lambda state: {"levels/00": 1.0}
+
+    monkeypatch.setattr(run_hooks, "build_score", build_score)
+    monkeypatch.setattr(run_hooks, "build_evaluate_levels", build_evaluate_levels)
+    sections = {
+        "metrics": {"every": 5, "metrics": ("mind",), "num_samples": 7},
+        "levels": {"every": 5, "num_levels": 3},
+    }
+    found = make[0](ALL | sections, scores=scores)
+    names = ["validation", "levels", "metrics", "early_stopping"]
+    assert [name for name in makers(found) if name in names] == names
+    assert asked == [3, (("mind",), 7, "statistics")]
+    hook = found[makers(found).index("metrics")]
+    hook.act(Event(5, TrainState(5, {"w": 0.25}, (), {}), {}, TRAIN, 0.0))
+    assert scores[5]["metrics/mind_x"] == 0.25

@@ -56,9 +56,12 @@ def test_a_file_that_fits_two_configs_or_none_is_told(tmp_path):
 
 
 def test_the_configs_are_shipped():
+    networks = {"svd": "video_unet", "sv3d": "video_unet", "sv4d": "multiview_unet"}
     for configs in CONFIGS.values():
         for path in {name for names in configs.values() for name in names}:
-            assert config_for("none", path).model.name == "unet"
+            family = path.partition(":")[0]
+            network = networks[family] if family in networks else "unet"
+            assert config_for("none", path).model.name == network
 
 
 @pytest.mark.parametrize(

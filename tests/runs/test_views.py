@@ -69,8 +69,11 @@ def test_the_views_of_an_orbit_begin_with_the_picture():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: by_windows(None, video(5), 12, 4), "has 5 frames; it should have at least 12"),
-        (lambda: by_anchors(None, video(5), 5, None), "has 5 frames; it should have 21"),
+        (
+            lambda: by_windows(Recorder(4), video(5), 12, 4),
+            "has 5 frames; it should have at least 12",
+        ),
+        (lambda: by_anchors(Recorder(8), video(5), 5, video(8)), "has 5 frames; it should have 21"),
         (lambda: views_of_orbit(video(3)), "has 3 frames; it should have 21"),
         (lambda: relative_angles([1.0, 2.0], [0, 1, 2]), "are 2 elevations and 3 azimuths"),
     ],
