@@ -257,7 +257,7 @@ def _reference(
     training: Summary,
 ) -> Summary:
     if options.reference is not None:
-        path = pathlib.Path(options.reference).expanduser()
+        path = pathlib.Path(os.path.expanduser(options.reference))
         return load_summary(path, extractor.name, extractor.key)
     if options.split == "train":
         return training
