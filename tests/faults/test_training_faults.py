@@ -486,6 +486,11 @@ test_time_and_processes = faults(
     [
         Fault("a clock that jumps", a_clock_that_jumps),
         Fault("SIGSTOP and SIGCONT", a_process_that_is_stopped),
-        Fault("a worker of the data killed", a_worker_that_is_killed, slow=True),
+        Fault(
+            "a worker of the data killed",
+            a_worker_that_is_killed,
+            known="grain cannot pickle functions that the shape checks of these tests wrap",
+            slow=True,
+        ),
     ]
 )
