@@ -62,7 +62,7 @@ CHECKED = Reading()
 
 def is_released(path: str | os.PathLike) -> bool:
     """Tell whether a path is a released file or folder of diffusers, and no run of this program."""
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     if path.is_dir():
         return bool(diffusers_components(path) or variants_of(path))
     return path.is_file() or path.name.lower().endswith((".safetensors", *TORCH_SUFFIXES, *INDEXES))
@@ -112,7 +112,7 @@ def check_frozen(network: Network, source: str | None, reading: Reading = CHECKE
                 f"{path}.weights is not set: name a file with its weights, '{RANDOM}' for a dry "
                 "run, or set config.train.ckpt_path to a released checkpoint that holds them"
             )
-        if weights not in (None, RANDOM) and not pathlib.Path(weights).expanduser().exists():
+        if weights not in (None, RANDOM) and not pathlib.Path(os.path.expanduser(weights)).exists():
             raise FileNotFoundError(f"{path}.weights = {weights!r} does not exist")
     _check_first_stage(network, reading)
 
@@ -202,7 +202,7 @@ def _import_embedder(
             f"{number + 1}; set {where}.weights to a file that has it"
         )
     weights = open_network(source, kind, number, variant=reading.variant)
-    is_folder = pathlib.Path(source).expanduser().is_dir()
+    is_folder = pathlib.Path(os.path.expanduser(source)).is_dir()
     return import_network(
         own,
         weights,
@@ -235,7 +235,7 @@ def _first_stage(
     path = source if own is None else own
     if path is None:
         return drawn["first_stage"]
-    folder = pathlib.Path(path).expanduser()
+    folder = pathlib.Path(os.path.expanduser(path))
     if folder.is_dir() and not is_released(folder):
         return _run_weights(folder, abstract)
     _check_first_stage(network, reading)
