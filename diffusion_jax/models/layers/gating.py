@@ -40,7 +40,8 @@ def _gradients(saved: Arrays, dy: Array) -> tuple[Array]:
     (h,) = saved
 
     def joined(h: Array, dy: Array) -> Array:
-        return jnp.concatenate(_of_halves(*_float32_halves(h), dy), axis=-1).astype(h.dtype)
+        value, gate = _float32_halves(h)
+        return jnp.concatenate(_of_halves(value, gate, dy), axis=-1).astype(h.dtype)
 
     def chosen(h: Array, dy: Array) -> Array:
         """Compute both halves everywhere and take one: no GPU writes them twice to join them."""
