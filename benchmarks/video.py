@@ -16,12 +16,10 @@ import numpy as np
 import video_speed
 
 from diffusion_jax.data.motion import motion_bucket, motion_speed
+from diffusion_jax.metrics.neighbours import nearest as nearest_rows
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.frames import frame_rate
 from diffusion_jax.train.pictures import to_pixels
-
-# Numbers of a block of distances: 64 MiB of float64.
-_BLOCK = 2**23
 
 
 class NextFrames(NamedTuple):
@@ -74,16 +72,9 @@ def neighbours(samples: np.ndarray, unseen: np.ndarray, training: np.ndarray) ->
 
 def nearest(clips: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the nearest training clip of each clip -> (distances [n], their places [n])."""
-    rows, queries = (x.reshape(len(x), -1).astype(np.float64) for x in (training, clips))
-    norms = (rows**2).sum(1)
-    distances, places = np.empty(len(queries)), np.empty(len(queries), np.int64)
-    step = max(1, _BLOCK // len(rows))
-    for first in range(0, len(queries), step):
-        part = queries[first : first + step]
-        squares = (part**2).sum(1)[:, None] + norms - 2 * part @ rows.T
-        places[first : first + step] = squares.argmin(1)
-        distances[first : first + step] = squares.min(1)
-    return np.sqrt(np.maximum(distances, 0) / rows.shape[1]), places
+    queries, rows = (x.reshape(len(x), -1).astype(np.float64) for x in (clips, training))
+    found = nearest_rows(queries, rows)
+    return np.sqrt(found.squares / rows.shape[1]), found.places
 
 
 def rms(a: np.ndarray, b: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from diffusion_jax.cli.arguments import parse_arguments
 from diffusion_jax.convert.yaml import first_stage_tables as yaml_first_stage_tables
 from diffusion_jax.convert.yaml import lightning_tables as yaml_lightning_tables
 from diffusion_jax.convert.yaml import tables as yaml_tables
+from diffusion_jax.convert.yaml import video_tables as yaml_video_tables
 from diffusion_jax.convert.yaml.rows import Class
 from diffusion_jax.data.batches import make_batches
 from diffusion_jax.data.images import ImageOptions
@@ -25,7 +26,7 @@ from diffusion_jax.diffusion.sigma_sampling import SIGMA_SAMPLINGS
 from diffusion_jax.diffusion.weighting import WEIGHTINGS
 from diffusion_jax.experiment.data import Splits
 from diffusion_jax.experiment.experiment import SECTIONS
-from diffusion_jax.experiment.first_stage import Codes
+from diffusion_jax.experiment.options import ClipOptions, Codes
 from diffusion_jax.experiment.pictures import draw_pictures
 from diffusion_jax.experiment.regularizer import QUANTIZERS, REGULARIZERS
 from diffusion_jax.experiment.sampling import GUIDERS, SAMPLERS
@@ -33,7 +34,8 @@ from diffusion_jax.experiment.task import Training
 from diffusion_jax.models.conditioning.embedders import EMBEDDERS
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.patchgan import NLayerDiscriminator
-from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
+from diffusion_jax.models.unet import MultiviewUNet, UNet, VideoUNet
 from diffusion_jax.train.checkpoints.saving import open_checkpoints
 from diffusion_jax.train.diffusion.denoiser_loss import denoiser_loss_fn
 from diffusion_jax.train.first_stage.loss import AutoencoderLoss
@@ -53,7 +55,7 @@ OPTIMIZING = [make_optimizer, *(OPTIMIZERS[name] for name in ("adamw", "adam", "
 
 # Section -> the functions that its keys are parameters of, and keys that build takes itself.
 FUNCTIONS: dict[str, tuple[Iterable[Callable[..., Any]], tuple[str, ...]]] = {
-    "model": ([UNet, Autoencoder], ()),
+    "model": ([UNet, Autoencoder, VideoUNet, MultiviewUNet], ()),
     "conditioning": ([], ("key", "embedders", "force_uc_zero")),
     "conditioning.embedders.*": (EMBEDDERS.values(), ()),
     "schedule": ([make_schedule], ()),
@@ -77,7 +79,7 @@ FUNCTIONS: dict[str, tuple[Iterable[Callable[..., Any]], tuple[str, ...]]] = {
     "data.batches": ([make_batches, ImageOptions], ()),
     "data.source": ([], ("folder",)),
     "first_stage": (
-        [Autoencoder, Codes],
+        [Autoencoder, VideoAutoencoder, Codes, ClipOptions],
         ("name", "scale_factor", "scale_by_std", "weights", "samples_at_a_time"),
     ),
     "regularizer": (QUANTIZERS.values(), ("num_codes", "temperature")),
@@ -173,7 +175,9 @@ def test_every_option_of_the_constructors_has_its_line():
     assert not set(CONSTRUCTORS) - THEIRS
 
 
-@pytest.mark.parametrize("module", [yaml_tables, yaml_lightning_tables, yaml_first_stage_tables])
+@pytest.mark.parametrize(
+    "module", [yaml_tables, yaml_lightning_tables, yaml_first_stage_tables, yaml_video_tables]
+)
 def test_every_option_of_the_originals_has_its_line(module):
     known = options(module)
     assert len(known) > 50

@@ -38,6 +38,7 @@ def test_reserved_streams_are_those_that_runs_were_made_with():
     assert {stream.name: 2**32 - stream for stream in SamplerStream} == {
         "INITIAL_NOISE": 1,
         "BEFORE_STEP": 2,
+        "CONDITIONING_FRAME": 3,
     }
 
 

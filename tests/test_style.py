@@ -184,6 +184,7 @@ WITHOUT_MIRROR = frozenset(
     convert/yaml/first_stage_tables.py
     convert/yaml/lightning_tables.py
     convert/yaml/tables.py
+    convert/yaml/video_tables.py
     models/first_stage/blocks.py
     types.py
     """.split()

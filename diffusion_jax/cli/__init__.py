@@ -3,12 +3,11 @@
 import contextlib
 import logging
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 
 from diffusion_jax.cli.arguments import parse_arguments
-from diffusion_jax.cli.program import exit_code
+from diffusion_jax.cli.program import exit_code, sentence_of
 from diffusion_jax.train.hooks.received import Interrupted, handle_signals, interruptible
 
 
@@ -17,8 +16,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     # A second start should not compile again. Read by jax when it is first imported; the user's
     # own choice wins.
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "diffusion_jax" / "xla"))
+    cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+    if not cache.startswith("~"):  # as it does for a user without a home
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{cache}/diffusion_jax/xla")
     _show_log()
     if os.getcwd() not in sys.path:  # where a config's package.module:Object may lie
         sys.path.append(os.getcwd())
@@ -30,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as signal:
         print(f"{signal}: nothing was to be saved; the same command goes on", file=sys.stderr)
         return exit_code(signal)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except Exception as error:
         if arguments.debug or exit_code(error) != 2:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sentence_of(error)}", file=sys.stderr)
         return 2
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusion_jax.cli.sample_video import draw_videos
 from diffusion_jax.pipeline import NonFiniteWarning, Pipeline
-from diffusion_jax.runs.conditions import Conditions, required_inputs
+from diffusion_jax.runs.conditions import Conditions, check_count, required_inputs
 from diffusion_jax.runs.inputs import read_image, read_mask
 from diffusion_jax.runs.samples import check_empty, default_folder, write_samples
 
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     pipe = _pipeline(arguments)
     if pipe.experiment.network.num_frames is not None:
         return draw_videos(pipe, arguments, folder)
-    count = DEFAULT_COUNT if arguments.n is None else arguments.n
+    count = check_count(DEFAULT_COUNT if arguments.n is None else arguments.n)
     conditions, n = _conditions(pipe, arguments, count)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", NonFiniteWarning)

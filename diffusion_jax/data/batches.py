@@ -356,6 +356,20 @@ def prefetched(
                 batches = grain.experimental.ThreadPrefetchIterDataset(
                     batches.map(finish), prefetch_buffer_size=max(1, prefetch)
                 )
+            return _from_workers(iter(batches))
         return iter(batches)
 
     return iterate
+
+
+def _from_workers(batches: Iterator[Any]) -> Iterator[Any]:
+    """Pass on what worker processes make; OSError when one of them has died."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise OSError(
+            "a worker process of config.data.batches.num_workers has died: it was killed or ran "
+            "out of memory"
+        ) from error

@@ -8,6 +8,7 @@ are on the disk, and equal inputs give equal bytes, so that a run that was kille
 shards that are missing.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,7 +32,8 @@ DTYPES: dict[str, Any] = {
     "float32": np.float32,
 }
 KEY_FILE, NULL_FILE = "key.json", "null.bin"
-AGAIN = "delete it, and the next start makes it again"
+_NEXT = "the next start makes it again"
+AGAIN = f"delete it, and {_NEXT}"
 _ANOTHER = "choose another config.latent_cache.folder or delete it"
 # Moments hardly shrink (7 %), and reading them unpacked is five times as fast.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -152,9 +154,7 @@ def read_index(shards: Shards, shard: int) -> dict[str, Any]:
     file = path.with_suffix(".json")
     for part in (path, file):
         if not part.is_file():
-            raise ValueError(
-                f"{part} of the latent cache is missing: the next start makes it again"
-            )
+            raise ValueError(f"{part} of the latent cache is missing: {_NEXT}")
     index = _read_json(file)
     check = index.pop("check", None)
     if check != _digest(index):
@@ -206,17 +206,20 @@ def write_shard(
 
     Raises:
         ValueError: another number of entries, or a value that the dtype cannot hold.
+        OSError: the disk is full.
     """
     path, buckets = shards.path(shard), []
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.unlink(missing_ok=True)
-    writer = ArrayRecordWriter(str(unfinished), _WRITER_OPTIONS)
     try:
-        for number, entry in zip(shards.records(shard), entries, strict=True):
-            writer.write(_pack_entry(entry, number, dtype))
-            buckets.append(entry.bucket)
-    finally:
-        writer.close()
+        with contextlib.closing(ArrayRecordWriter(str(unfinished), _WRITER_OPTIONS)) as writer:
+            for number, entry in zip(shards.records(shard), entries, strict=True):
+                writer.write(_pack_entry(entry, number, dtype))
+                buckets.append(entry.bucket)
+    except RuntimeError as error:  # what ArrayRecord says of a full disk
+        unfinished.unlink(missing_ok=True)
+        reason = str(error).partition(";")[0]
+        raise OSError(f"cannot write the shard {path} of the latent cache: {reason}") from error
     index = {
         "key": shards.digest,
         "shard": shard,
@@ -244,6 +247,8 @@ def read_null(shards: Shards) -> dict[str, np.ndarray]:
     path = shards.folder / NULL_FILE
     try:
         header, null = unpack(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} of the latent cache is missing: {_NEXT}") from error
     except (ValueError, struct.error) as error:
         raise ValueError(f"{path} of the latent cache is damaged ({error}): {AGAIN}") from error
     if header["key"] != shards.digest:

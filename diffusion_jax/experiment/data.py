@@ -1,6 +1,7 @@
 """The `data` section -> sources and batches by role: train, validation, test."""
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +107,7 @@ class Data(NamedTuple):
         """
         folder = self.source_options["folder"] if "folder" in self.source_options else None
         of_user = self.name in ("image_folder", "video_folder")
-        if not of_user or folder is None or Path(folder).expanduser().exists():
+        if not of_user or folder is None or Path(os.path.expanduser(folder)).exists():
             return self
         options = self.source_options
         found = find_prepared(content, options["data_dir"] if "data_dir" in options else None)

@@ -22,16 +22,25 @@ from diffusion_jax.convert.weights.diffusers_folder import (
     unet_config,
     vae_config,
 )
+from diffusion_jax.convert.weights.diffusers_video import (
+    join_vae,
+    video_unet_config,
+    video_vae_config,
+    vision_config,
+)
 from diffusion_jax.convert.weights.places import export_checkpoint
 from diffusion_jax.diffusion.samplers.sigmas import FLOW_NOISE
 from diffusion_jax.diffusion.schedule import make_schedule
 from diffusion_jax.experiment.binding import ConfigError, value_of
 from diffusion_jax.experiment.claims import alphas_cumprod_of, is_zero_snr, prediction_of
-from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.network import Network, conditioning_shapes
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.task import Trained
 from diffusion_jax.models.conditioning.conditioner import Embedder
-from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipText
+from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipImage, OpenClipText
+from diffusion_jax.models.conditioning.video_embedders import EncodedFrames
+from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
+from diffusion_jax.models.unet.video_unet import VideoUNet
 
 # The text encoders of a network, in order, and the layout whose places are theirs.
 LAYOUT_OF_TEXTS: dict[tuple[str, ...], str] = {
@@ -39,6 +48,13 @@ LAYOUT_OF_TEXTS: dict[tuple[str, ...], str] = {
     ("open_clip_legacy",): "sd2",
     ("clip", "open_clip"): "sdxl",
     ("open_clip",): "sdxl_refiner",
+}
+# Where an image encoder and the encoders of frames stand among the embedders -> the same.
+LAYOUT_OF_FRAMES: dict[tuple[int, ...], str] = {
+    (0, 3): "svd",
+    (0, 1): "sv3d",
+    (0, 1, 4): "sv4d",
+    (0, 1, 4, 5): "sv4d",
 }
 _PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 # Buffers of the originals that are fields of the Schedule; their loaders miss them otherwise.
@@ -58,13 +74,17 @@ _BUFFERS = (
 )
 
 
-class Text(NamedTuple):
-    """A text encoder of a network: its name, its kind and the place that layouts give it."""
+class Encoder(NamedTuple):
+    """An encoder of a network's conditions: its name, its kind and the place in layouts.
+
+    number: which embedder of the network it is, counted from 0.
+    """
 
     name: str
     kind: str
     slot: str
     embedder: Embedder
+    number: int
 
 
 def export_single_file(
@@ -83,8 +103,8 @@ def export_single_file(
     v-prediction, of zero terminal SNR and of EDM, and a learned scale factor.
     Raises ValueError for a model that no layout fits.
     """
-    texts = _texts(network)
-    layout = _layout(texts)
+    encoders = _encoders(network)
+    layout = _layout(encoders)
     prediction = prediction_of(noise)
     extras, metadata = _marks(noise, prediction), {}
     if prediction is not None:
@@ -96,7 +116,7 @@ def export_single_file(
         extras["denoiser.sigmas"] = np.asarray(noise.sigmas)
     if network.first_stage is not None and network.first_stage.options.scale_by_std:
         extras["scale_factor"] = np.asarray(trained.frozen["scale_factor"], np.float32)
-    components = _components(texts, trained)
+    components = _components(encoders, trained)
     ema = None if trained.ema is None else trained.ema["network"]
     export_checkpoint(
         path,
@@ -134,32 +154,46 @@ def export_diffusers(
 
     Raises ValueError for an option that has no counterpart in diffusers.
     """
-    texts, stage = _texts(network), network.first_stage
-    height, _, channels = network.image_shape
-    extra = sum(e.channels for e in network.embedders.values() if e.channels is not None)
-    configs = {
-        "network": unet_config(network.module, channels + extra, sample_size=height),
-        "scheduler": _scheduler(noise),
-    }
-    if stage is not None:
-        configs["first_stage"] = vae_config(
-            stage.module,
-            scale_factor=float(trained.frozen["scale_factor"]),
-            num_codes=None if stage.codes is None else stage.codes.num_codes,
-        )
-    components = _components(texts, trained)
-    for text in texts:
-        tower = text.embedder.module.tower
-        if text.kind == "open_clip_legacy" and text.embedder.module.layer == "penultimate":
+    encoders, stage = _encoders(network), network.first_stage
+    components = _components(encoders, trained)
+    configs = {"network": _network_config(network), "scheduler": _scheduler(noise)}
+    scale = float(trained.frozen["scale_factor"]) if stage is not None else 1.0
+    if stage is not None and isinstance(stage.module, VideoAutoencoder):
+        configs["first_stage"] = video_vae_config(stage.module, scale_factor=scale)
+        frames = components.get("conditioner", {}).pop("frames", None)
+        components["first_stage"] = join_vae(components["first_stage"], frames)
+    elif stage is not None:
+        codes = None if stage.codes is None else stage.codes.num_codes
+        configs["first_stage"] = vae_config(stage.module, scale_factor=scale, num_codes=codes)
+    for encoder in encoders:
+        if encoder.slot not in components["conditioner"]:
+            continue  # diffusers has it in the first stage
+        module = encoder.embedder.module
+        if encoder.kind == "image":
+            configs[encoder.slot] = vision_config(module.tower)
+            continue
+        if encoder.kind == "open_clip_legacy" and module.layer == "penultimate":
             # diffusers has no such choice: its SD 2 encoder ends one layer earlier.
-            shortened = penultimate_text(components["conditioner"][text.slot])
-            components["conditioner"][text.slot] = shortened
-        configs[text.slot] = text_config(
-            components["conditioner"][text.slot],
-            num_heads=tower.num_heads,
-            hidden_act=tower.activation,
+            shortened = penultimate_text(components["conditioner"][encoder.slot])
+            components["conditioner"][encoder.slot] = shortened
+        configs[encoder.slot] = text_config(
+            components["conditioner"][encoder.slot],
+            num_heads=module.tower.num_heads,
+            hidden_act=module.tower.activation,
         )
     save_diffusers(folder, components, configs, dtype=dtype, nonfinite=nonfinite)
+
+
+def _network_config(network: Network) -> dict[str, Any]:
+    height, _, channels = network.image_shape
+    beside = conditioning_shapes(network.embedders, network.image_shape)
+    extra = beside["concat"].shape[-1] if "concat" in beside else 0
+    module = network.module
+    if isinstance(module, VideoUNet):
+        assert network.num_frames is not None
+        size = {"sample_size": height, "num_frames": network.num_frames}
+        return video_unet_config(module, channels + extra, **size)
+    return unet_config(module, channels + extra, sample_size=height)
 
 
 def _scheduler(noise: Noise) -> dict[str, Any]:
@@ -196,33 +230,46 @@ def _scheduler(noise: Noise) -> dict[str, Any]:
     return scheduler_config(betas=1.0 - abar / np.append(1.0, abar[:-1]), **said)
 
 
-def _texts(network: Network) -> list[Text]:
-    texts = []
-    for name, embedder in network.embedders.items():
+def _encoders(network: Network) -> list[Encoder]:
+    found: list[Encoder] = []
+    for number, (name, embedder) in enumerate(network.embedders.items()):
         module = embedder.module
         if isinstance(module, ClipText):
-            texts.append(Text(name, "clip", "text", embedder))
+            kind, slot = "clip", "text"
         elif isinstance(module, OpenClipText):
             kind = "open_clip_legacy" if module.legacy else "open_clip"
-            texts.append(Text(name, kind, "text" if module.legacy else "text_2", embedder))
-    return texts
+            slot = "text" if module.legacy else "text_2"
+        elif isinstance(module, OpenClipImage):
+            kind = slot = "image"
+        elif isinstance(module, EncodedFrames):
+            before = sum(encoder.kind == "frames" for encoder in found)
+            kind, slot = "frames", f"frames_{before + 1}" if before else "frames"
+        else:
+            continue
+        found.append(Encoder(name, kind, slot, embedder, number))
+    return found
 
 
-def _layout(texts: list[Text]) -> str:
-    kinds = tuple(text.kind for text in texts)
+def _layout(encoders: list[Encoder]) -> str:
+    kinds = tuple(encoder.kind for encoder in encoders)
+    places = tuple(encoder.number for encoder in encoders)
+    if kinds[:2] == ("image", "frames") and places in LAYOUT_OF_FRAMES:
+        return LAYOUT_OF_FRAMES[places]
     if kinds not in LAYOUT_OF_TEXTS:
         raise ConfigError(
             f"no released layout has the text encoders {list(kinds)} of this model; the layouts "
-            f"have {', '.join(str(list(k)) for k in LAYOUT_OF_TEXTS)}"
+            f"have {', '.join(str(list(k)) for k in LAYOUT_OF_TEXTS)}, and those of videos an "
+            f"image encoder and encoders of frames in the places "
+            f"{', '.join(str(list(k)) for k in LAYOUT_OF_FRAMES)} of the embedders"
         )
     return LAYOUT_OF_TEXTS[kinds]
 
 
-def _components(texts: list[Text], trained: Trained) -> dict[str, Any]:
+def _components(encoders: list[Encoder], trained: Trained) -> dict[str, Any]:
     components: dict[str, Any] = {"network": trained.params["network"]}
     if trained.frozen["first_stage"]:
         components["first_stage"] = trained.frozen["first_stage"]
-    if texts:
+    if encoders:
         both = {**trained.frozen["conditioner"], **trained.params["conditioner"]}
-        components["conditioner"] = {text.slot: both[text.name] for text in texts}
+        components["conditioner"] = {encoder.slot: both[encoder.name] for encoder in encoders}
     return components

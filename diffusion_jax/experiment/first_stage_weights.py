@@ -99,8 +99,8 @@ def check_lpips(net: str, own: str | None, source: str | None) -> None:
     """
     if own == RANDOM:
         return
-    if own is not None and not pathlib.Path(own).expanduser().exists():
-        raise FileNotFoundError(f"config.perceptual.weights = {own!r} does not exist")
+    if own is not None and not pathlib.Path(os.path.expanduser(own)).is_file():
+        raise FileNotFoundError(f"config.perceptual.weights = {own!r} is no file")
     read_lpips(net, own, source)
 
 
@@ -109,7 +109,7 @@ def read_lpips(net: str, own: str | None, source: str | os.PathLike | None) -> P
     if own is None and not _in_source(source):
         return load_lpips(None, net=net)
     assert own is not None or source is not None
-    path = pathlib.Path(own if own is not None else str(source)).expanduser()
+    path = pathlib.Path(os.path.expanduser(own if own is not None else str(source)))
     # The package has files of its own; PyTorch's are zip archives.
     if is_safetensors(path) or zipfile.is_zipfile(path):
         return import_lpips(open_weights(path), net)
@@ -117,5 +117,5 @@ def read_lpips(net: str, own: str | None, source: str | os.PathLike | None) -> P
 
 
 def _in_source(source: str | os.PathLike | None) -> bool:
-    path = None if source is None else pathlib.Path(source).expanduser()
+    path = None if source is None else pathlib.Path(os.path.expanduser(source))
     return path is not None and path.is_file() and has_lpips(open_weights(path))

@@ -62,7 +62,7 @@ def check_scoring(options: ScoringOptions) -> None:
         value = getattr(options, name)
         if value < 1:
             raise ValueError(f"{name} = {value} should be at least 1")
-    if options.reference is not None and not Path(options.reference).expanduser().is_file():
+    if options.reference is not None and not Path(os.path.expanduser(options.reference)).is_file():
         raise FileNotFoundError(f"there are no statistics at {options.reference}")
     feature_file(options.features, options.weights)
     features = f"clip_{clip.CMMD_SIZE}" if options.features == clip.NAME else options.features

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax.convert.weights.claims import read_claims
 from diffusion_jax.convert.weights.diffusers_folder import unused_of_penultimate
+from diffusion_jax.convert.weights.diffusers_video import fold_quant_conv
 from diffusion_jax.convert.weights.importing import count_networks, import_network, open_network
 from diffusion_jax.convert.weights.reading import (
     INDEXES,
@@ -28,7 +29,9 @@ from diffusion_jax.experiment.regularizer import CODEBOOK
 from diffusion_jax.experiment.task import Training
 from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipImage, OpenClipText
+from diffusion_jax.models.conditioning.video_embedders import EncodedFrames
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
+from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
 from diffusion_jax.models.unet.video_unet import VideoUNet
@@ -47,7 +50,10 @@ KINDS: dict[type[nn.Module], str] = {
     ClipText: "clip text",
     OpenClipText: "clip text",
     OpenClipImage: "clip vision",
+    EncodedFrames: "vae",
 }
+# What an autoencoder has that an encoder of frames does not need.
+DECODER = (r"decoder\.", r"post_quant_conv\.")
 
 
 class Reading(NamedTuple):
@@ -62,7 +68,7 @@ CHECKED = Reading()
 
 def is_released(path: str | os.PathLike) -> bool:
     """Tell whether a path is a released file or folder of diffusers, and no run of this program."""
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     if path.is_dir():
         return bool(diffusers_components(path) or variants_of(path))
     return path.is_file() or path.name.lower().endswith((".safetensors", *TORCH_SUFFIXES, *INDEXES))
@@ -112,7 +118,7 @@ def check_frozen(network: Network, source: str | None, reading: Reading = CHECKE
                 f"{path}.weights is not set: name a file with its weights, '{RANDOM}' for a dry "
                 "run, or set config.train.ckpt_path to a released checkpoint that holds them"
             )
-        if weights not in (None, RANDOM) and not pathlib.Path(weights).expanduser().exists():
+        if weights not in (None, RANDOM) and not pathlib.Path(os.path.expanduser(weights)).exists():
             raise FileNotFoundError(f"{path}.weights = {weights!r} does not exist")
     _check_first_stage(network, reading)
 
@@ -189,8 +195,11 @@ def _import_embedder(
     where = f"config.conditioning.embedders.{name}"
     kind = _kind(embedders[name].module, where)
     path = _own_file(embedders[name].weights)
+    unused = DECODER if isinstance(embedders[name].module, EncodedFrames) else ()
     if path is not None:
-        return import_network(own, path, kind, nonfinite=not reading.check)
+        if _is_run(path) and unused:
+            return _run_weights(pathlib.Path(os.path.expanduser(path)), own, where)
+        return import_network(own, path, kind, allow_unused=unused, nonfinite=not reading.check)
     assert source is not None
     same = [n for n, e in embedders.items() if KINDS.get(type(e.module)) == kind]
     here = [n for n in same if _own_file(embedders[n].weights) is None]
@@ -202,13 +211,14 @@ def _import_embedder(
             f"{number + 1}; set {where}.weights to a file that has it"
         )
     weights = open_network(source, kind, number, variant=reading.variant)
-    is_folder = pathlib.Path(source).expanduser().is_dir()
+    is_folder = pathlib.Path(os.path.expanduser(source)).is_dir()
     return import_network(
         own,
         weights,
         kind,
         number=None if is_folder else number,
         zeros=_left_out_by_diffusers(embedders[name]) if is_folder else (),
+        allow_unused=unused,
         nonfinite=not reading.check,
     )
 
@@ -235,12 +245,24 @@ def _first_stage(
     path = source if own is None else own
     if path is None:
         return drawn["first_stage"]
-    folder = pathlib.Path(path).expanduser()
-    if folder.is_dir() and not is_released(folder):
-        return _run_weights(folder, abstract)
+    if _is_run(path):
+        return _run_weights(pathlib.Path(os.path.expanduser(path)), abstract, "config.first_stage")
     _check_first_stage(network, reading)
     weights = open_network(path, "vae", variant=reading.variant if own is None else None)
-    return import_network(abstract, weights, "vae", nonfinite=not reading.check)
+    read = functools.partial(import_network, kind="vae", nonfinite=not reading.check)
+    module = stage.module
+    if not isinstance(module, VideoAutoencoder) or module.use_quant_conv:
+        return read(abstract, weights)
+    if "quant_conv.weight" not in weights.tensors:
+        return read(abstract, weights)
+    # Folders of diffusers have this convolution, which the encoder of the released files includes.
+    leaf = abstract["encoder"]["conv_out"]["bias"]
+    shapes = {"kernel": (1, 1, *leaf.shape, *leaf.shape), "bias": leaf.shape}
+    after = {
+        name: jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
+        for name, shape in shapes.items()
+    }
+    return fold_quant_conv(read({**abstract, "quant_conv": after}, weights))
 
 
 def _kind(module: nn.Module, where: str) -> str:
@@ -273,8 +295,16 @@ def released_source(training: Training) -> str | None:
     return path if path is not None and is_released(path) else None
 
 
-def _run_weights(path: pathlib.Path, abstract: PyTree) -> PyTree:
-    """Read the averaged autoencoder of a first stage's run into shapes and shardings."""
+def _is_run(path: str | os.PathLike) -> bool:
+    folder = pathlib.Path(os.path.expanduser(path))
+    return folder.is_dir() and not is_released(folder)
+
+
+def _run_weights(path: pathlib.Path, abstract: PyTree, where: str) -> PyTree:
+    """Read the averaged autoencoder of a first stage's run into shapes and shardings.
+
+    Without a decoder in abstract there is none of the run's. where: what the weights are for.
+    """
     workdir, step = resolve_checkpoint(path)
     params = load_params(workdir / "checkpoints", step=step)
     if "autoencoder" not in params:
@@ -284,6 +314,8 @@ def _run_weights(path: pathlib.Path, abstract: PyTree) -> PyTree:
     if CODEBOOK in abstract and "regularizer" in averages:  # ema_vq has its codes there
         codes = averages["regularizer"]["codebook"]["embedding"]
         own = {**own, CODEBOOK: {"embedding": codes}}
+    if "decoder" not in abstract:
+        own = {name: own[name] for name in ("encoder", "quant_conv") if name in own}
     wanted, found = (
         {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (abstract, own)
@@ -295,7 +327,7 @@ def _run_weights(path: pathlib.Path, abstract: PyTree) -> PyTree:
     ]
     if different:
         raise ValueError(
-            f"the first stage of {path} differs from config.first_stage: {len(different)} "
+            f"the first stage of {path} differs from {where}: {len(different)} "
             f"parameters differ, among them {', '.join(different[:4])}"
         )
     return jax.tree.map(

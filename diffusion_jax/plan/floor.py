@@ -39,7 +39,8 @@ KINDS = (
 )
 # Lines of these files and packages are the optimizer's.
 _OPTIMIZER = re.compile(r"/optax/|diffusion_jax/train/(optimizer|ema|lr_schedules)\.py$")
-_OURS = re.compile(r"\bdiffusion_jax/(?!plan/).*\.py$")
+# Where derivatives come from says more than the rule that calls them.
+_OURS = re.compile(r"\bdiffusion_jax/(?!plan/|models/layers/derivatives).*\.py$")
 
 
 class Work(NamedTuple):

@@ -9,6 +9,8 @@ from diffusion_jax.experiment.frames import FRAME, NOISED_FRAME
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.models.conditioning.conditioner import Embedder
 
+# What is drawn in one call lies in the memory of the host.
+MOST_IMAGES = 1_000_000
 # What a user calls the picture that a clip of video starts from.
 FRAME_NAME = "image"
 
@@ -34,7 +36,7 @@ def encode_conditions(
             raise ValueError(
                 f"this model is unconditional, so conditions = {conditions!r} should be None"
             )
-        return {}, 1 if n is None else _positive(n)
+        return {}, 1 if n is None else check_count(n)
     by_input = _by_input(network, conditions)
     inputs: dict[str, np.ndarray] = {}
     defaults: dict[str, np.ndarray] = {}
@@ -177,7 +179,7 @@ def _same_length(inputs: dict[str, np.ndarray], n: int | None) -> tuple[dict[str
         raise ValueError(
             f"n = {n} does not fit {found} conditions; give n = {found}, or one condition"
         )
-    count = _positive(n if n is not None and found == 1 else found)
+    count = check_count(n if n is not None and found == 1 else found)
     spread = {
         key: np.repeat(value, count, axis=0) if len(value) == 1 else value
         for key, value in inputs.items()
@@ -205,7 +207,10 @@ def _as_list(values: Any) -> list[Any]:
     return [values] if np.ndim(values) == 0 else list(values)
 
 
-def _positive(n: int) -> int:
-    if n < 1:
-        raise ValueError(f"n = {n} should be at least 1 image")
+def check_count(n: int) -> int:
+    """Return a number of images; ValueError for none and for more than one call can hold."""
+    if not 1 <= n <= MOST_IMAGES:
+        raise ValueError(
+            f"n = {n} should be at least 1 image and at most {MOST_IMAGES:,} in a call"
+        )
     return n

@@ -39,8 +39,7 @@ def read_image(path: str | os.PathLike, channels: int, *, flag: str = "") -> np.
 
 def read_picture(path: str | os.PathLike, *, flag: str = "") -> Image.Image:
     """Open a picture with the opacity that it may have; raises as `read_image` does."""
-    read_image(path, 3, flag=flag)  # raises for what cannot be opened
-    return Image.open(path)
+    return _read(path, flag, open_picture)
 
 
 def read_mask(path: str | os.PathLike, *, flag: str = "") -> np.ndarray:
@@ -156,7 +155,7 @@ def number(name: str, value: Number) -> float:
     return float(array)
 
 
-def _read(path: str | os.PathLike, flag: str, act: Callable[[bytes], np.ndarray]) -> np.ndarray:
+def _read(path: str | os.PathLike, flag: str, act: Callable[[bytes], Any]) -> Any:
     try:
         return act(_bytes_of(pathlib.Path(path), flag))
     except CorruptImageError as error:
@@ -181,7 +180,10 @@ def _with_opacity(picture: Image.Image) -> np.ndarray:
 
 def _host(name: str, array: Any) -> np.ndarray:
     _check_not_traced(name, array)
-    return np.asarray(array)
+    try:
+        return np.asarray(array)
+    except ValueError as error:
+        raise ValueError(f"{name} should be an array, and its rows differ in length") from error
 
 
 def _check_not_traced(name: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -91,7 +92,7 @@ def make_latent_cache(
     them; when a shard is damaged; and when too many images are unreadable.
     """
     options = cache_options(experiment)
-    folder = pathlib.Path(options.folder).expanduser()
+    folder = pathlib.Path(os.path.expanduser(options.folder))
     digest = claim_folder(folder, describe_cache(experiment, frozen, source))
     shards = Shards(folder, digest, len(source), options.shard_size)
     index = jax.process_index() if process_index is None else process_index

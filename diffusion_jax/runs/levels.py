@@ -53,8 +53,9 @@ def build_level_losses(
     @functools.partial(on_mesh, mesh)
     def run(params: PyTree, frozen: PyTree, batch: Any, ids: jax.Array, sigmas: jax.Array) -> Any:
         x = network.encode_mode(frozen, batch["image"])
-        conditioning = network.embed(params, frozen, batch)
         keys = sample_keys(root, jnp.maximum(ids, 0))
+        batch = network.with_conditioning_frame(batch, keys)
+        conditioning = network.embed(params, frozen, batch)
         denoise = noise.denoise(lambda *given: network.apply(params, *given), frozen)
 
         def at(numbered: tuple[jax.Array, jax.Array]) -> jax.Array:

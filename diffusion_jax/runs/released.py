@@ -34,7 +34,7 @@ def describe_file(path: str | os.PathLike) -> list[str]:
 
     Raises ValueError for a run of this program, and what open_weights raises.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     if has_run(path):
         raise ValueError(f"{path} is a run of this program; `report` says what it did")
     networks = list_networks(path)

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from diffusion_jax.runs.comparison import leaves, to_plain
 from diffusion_jax.runs.folder import load_saved_config
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -26,7 +27,9 @@ def report_run(workdir: str | os.PathLike) -> list[str]:
     if not rows:
         raise ValueError(f"{path} is empty: the run has not logged a step yet")
     last = max(int(row["step"]) for row in rows)
-    lines = [f"{workdir}: step {last} of {config.train.num_steps}"]
+    wanted = leaves(to_plain(config))
+    total = wanted["train.num_steps"] if "train.num_steps" in wanted else "an unknown number"
+    lines = [f"{workdir}: step {last} of {total}"]
     if unreadable:
         numbers = ", ".join(map(str, unreadable[:4])) + (", ..." if len(unreadable) > 4 else "")
         lines.append(f"  {path} is damaged: lines left out: {numbers}")

@@ -17,6 +17,7 @@ from diffusion_jax.data.images import ImageOptions
 from diffusion_jax.devices.arrays import shard_batch
 from diffusion_jax.devices.mesh import batch_shards
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.frames import FRAME, FRAME_INPUTS
 from diffusion_jax.experiment.scoring import (
     ScoringOptions,
     check_scoring,
@@ -95,7 +96,9 @@ def build_score(
     if "clip_score" in metrics:
         captions = conditions(experiment, options.num_samples, ("caption",))["caption"]
         parts["clip_score"] = _clip_score(make_texts(options.weights)(captions.tolist()))
-    names = sorted({embedder.input_key for embedder in experiment.network.embedders.values()})
+    read = {embedder.input_key for embedder in experiment.network.embedders.values()}
+    frame = {FRAME} if read & {*FRAME_INPUTS} else set()
+    names = sorted(read - {*FRAME_INPUTS} | frame)
     inputs = conditions(experiment, options.num_samples, names)
 
     def score(params: PyTree, images: list[np.ndarray] | None = None) -> dict[str, float]:
@@ -161,6 +164,8 @@ def conditions(experiment: Experiment, count: int, names: Sequence[str]) -> dict
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for batch in experiment.train_batches(experiment.data.source("train")).iterate(0):
         batch = experiment.task.with_inputs(batch)
+        if FRAME in names and FRAME not in batch:
+            batch = {**batch, FRAME: batch["image"][:, 0]}
         absent = [name for name in names if name not in batch]
         if absent:
             raise ValueError(
@@ -252,7 +257,7 @@ def _reference(
     training: Summary,
 ) -> Summary:
     if options.reference is not None:
-        path = pathlib.Path(options.reference).expanduser()
+        path = pathlib.Path(os.path.expanduser(options.reference))
         return load_summary(path, extractor.name, extractor.key)
     if options.split == "train":
         return training

@@ -321,7 +321,7 @@ def _rows(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
         try:
             row = json.loads(line)
             row["step"] = int(row["step"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"{path} line {number} is not a row of metrics with a step: {line[:60]!r}"
             ) from error

@@ -45,10 +45,10 @@ def test_a_batch_of_clips():
 
 
 def test_every_beginning_comes_and_each_step_is_the_same_again():
-    batches = take(SOURCE, 60)
+    batches = take(SOURCE, 40)
     starts = np.concatenate([values(batch)[:, 0] % 10 for batch in batches])
     assert set(starts) == set(range(8))  # 10 frames hold 8 clips of 3
-    assert np.bincount(starts).min() > 15
+    assert np.bincount(starts).min() > 8
     for cache, threads in itertools.product((False, True), (0, 2)):
         for old, new in zip(
             batches[7:], take(SOURCE, 3, 7, cache=cache, num_threads=threads), strict=False
@@ -121,7 +121,7 @@ def test_bad_clips_are_passed_over_and_counted(caplog):
     ):
         assert words in caplog.text
     with pytest.raises(ValueError, match="makes 2 unreadable images, max_corrupt = 1 allows no"):
-        take(source, 4, batch_size=5, num_frames=9, max_corrupt=1)
+        take(source, 4, batch_size=5, num_frames=9, max_corrupt=1, num_threads=0)
 
 
 def test_buckets_sort_clips_by_their_frames():

@@ -1,8 +1,11 @@
 """Shards of a cache: which records each has, and what is not read back when it was changed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from diffusion_jax.data import latent_shards
 from diffusion_jax.data.latent_shards import (
     Entry,
     Shards,
@@ -93,6 +96,9 @@ def test_what_stands_for_a_dropped_text_comes_back_as_it_was(shards):
     path.write_bytes(packed)
     with pytest.raises(ValueError, match="null.bin of the latent cache is damaged"):
         read_null(shards)
+    path.unlink()
+    with pytest.raises(ValueError, match="null.bin of the latent cache is missing"):
+        read_null(shards)
 
 
 def test_a_folder_belongs_to_what_it_was_made_from(shards, tmp_path):
@@ -103,3 +109,20 @@ def test_a_folder_belongs_to_what_it_was_made_from(shards, tmp_path):
     (tmp_path / "other" / "mine.txt").write_text("")
     with pytest.raises(ValueError, match="holds no latent cache .* but mine.txt"):
         claim_folder(tmp_path / "other", {"size": 3})
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(shards, monkeypatch):
+    class Full:
+        def __init__(self, path, options):
+            Path(path).write_text("half")
+
+        def write(self, record):
+            pass
+
+        def close(self):  # as array_record says it
+            raise RuntimeError("write() failed: No space left on device; at byte 200704; Failed to")
+
+    monkeypatch.setattr(latent_shards, "ArrayRecordWriter", Full)
+    with pytest.raises(OSError, match=r"shard .*00001-of-.* failed: No space left on device$"):
+        write(shards, 1)
+    assert [path.name for path in shards.folder.iterdir()] == ["key.json"]

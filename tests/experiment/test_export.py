@@ -2,16 +2,22 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.experiments import built, trained
+from support.tiny_videos import tiny
 from support.trees import drawn
 
+from diffusion_jax.convert.weights.diffusers_video import fold_quant_conv
+from diffusion_jax.convert.weights.places import export_checkpoint
 from diffusion_jax.convert.weights.reading import open_weights
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.claims import overrides_of
-from diffusion_jax.experiment.export import export_single_file
+from diffusion_jax.experiment.export import export_diffusers, export_single_file
+from diffusion_jax.experiment.task import Training
+from diffusion_jax.experiment.weights import load_frozen, load_released
 
 
 def model(name):
@@ -155,3 +161,81 @@ def test_any_table_of_noise_levels_is_written_for_diffusers(tmp_path):
     other = built("configs/sdxl.py:tiny", *levels)
     with pytest.raises(ConfigError, match=r"config\.denoiser has no counterpart among the sched"):
         other.task.export_folder(model("sdxl")[1], tmp_path / "y")
+
+
+def shapes_of(tree):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+    )
+
+
+def no_random():
+    raise AssertionError("nothing here is to be drawn")
+
+
+def read_back(network, trained, path):
+    params, _, absent = load_released(network, shapes_of(trained.params), {}, path, Training(1, 1))
+    assert absent == []
+    frozen = {name: trained.frozen[name] for name in ("conditioner", "first_stage")}
+    return params, load_frozen(network, shapes_of(frozen), no_random, path)
+
+
+def same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize(("model", "number"), [("svd", 3), ("sv3d_u", 1)])
+def test_a_video_model_is_one_file_that_is_read_back_bit_for_bit(model, number, tmp_path):
+    network, noise, trained = tiny(model)
+    path = tmp_path / "x.safetensors"
+    assert export_single_file(network, noise, trained, path) == model.removesuffix("_u")
+    names = open_weights(path).tensors.keys()
+    assert names > {
+        "conditioner.embedders.0.open_clip.model.visual.transformer.resblocks.0.attn.in_proj_weight",
+        f"conditioner.embedders.{number}.encoder.encoder.mid.block_1.norm1.weight",
+        f"conditioner.embedders.{number}.encoder.quant_conv.weight",
+        "first_stage_model.decoder.conv_out.time_mix_conv.weight",
+        "model.diffusion_model.input_blocks.1.0.time_mixer.mix_factor",
+    }
+    params, frozen = read_back(network, trained, path)
+    same(params, trained.params)
+    same(frozen["conditioner"], trained.frozen["conditioner"])
+    same(frozen["first_stage"], trained.frozen["first_stage"])
+
+
+def test_the_decoder_beside_an_encoder_of_frames_is_not_needed(tmp_path):
+    """Released files have the whole autoencoder in the conditioner."""
+    network, _, trained = tiny()
+    conditioner = trained.frozen["conditioner"]
+    whole = network.embedders["frame"].module.autoencoder
+    shapes = jax.eval_shape(whole.init, jax.random.key(0), jnp.ones((1, 8, 8, 3)))["params"]
+    frames = drawn(shapes, 5) | conditioner["frame"]
+    components = {
+        "network": trained.params["network"],
+        "first_stage": trained.frozen["first_stage"],
+        "conditioner": {"image": conditioner["clip"], "frames": frames},
+    }
+    export_checkpoint(tmp_path / "x.safetensors", components, "svd")
+    _, frozen = read_back(network, trained, tmp_path / "x.safetensors")
+    same(frozen["conditioner"], conditioner)
+    same(frozen["first_stage"], trained.frozen["first_stage"])
+
+
+def test_a_video_model_is_a_folder_of_diffusers(tmp_path):
+    """Its autoencoder encodes the conditioning frame; what is denoised has the same encoder."""
+    network, noise, trained = tiny()
+    export_diffusers(network, noise, trained, tmp_path / "x")
+    index = json.loads((tmp_path / "x/model_index.json").read_text())
+    assert index["_class_name"] == "StableVideoDiffusionPipeline"
+    assert index["vae"] == ["diffusers", "AutoencoderKLTemporalDecoder"]
+    assert index["image_encoder"] == ["transformers", "CLIPVisionModelWithProjection"]
+    unet = json.loads((tmp_path / "x/unet/config.json").read_text())
+    assert (unet["in_channels"], unet["out_channels"]) == (8, 4)
+    params, frozen = read_back(network, trained, tmp_path / "x")
+    same(params, trained.params)
+    same(frozen["conditioner"], trained.frozen["conditioner"])
+    stage = trained.frozen["first_stage"]
+    same(frozen["first_stage"]["decoder"], stage["decoder"])
+    frames = trained.frozen["conditioner"]["frame"]
+    same(frozen["first_stage"], fold_quant_conv({**frames, "decoder": stage["decoder"]}))

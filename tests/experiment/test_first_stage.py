@@ -122,7 +122,7 @@ def test_videos_are_encoded_by_frame_and_decoded_as_clips():
     stage = build(**VIDEO)
     params = drawn(jax.eval_shape(stage.init, jax.random.key(0)))
     video = jax.random.uniform(jax.random.key(1), (2, 5, *SHAPE), minval=-1.0)
-    keys = jax.random.split(jax.random.key(2), 2)
+    keys = lambda: jax.random.split(jax.random.key(2), 2)
 
     @jax.jit
     def run(params, video):
@@ -146,8 +146,8 @@ def test_videos_are_encoded_by_frame_and_decoded_as_clips():
             ),
             "chunks": (halves.decode(params, z), decode(z)),
             "draws": (
-                stage.encode(params, video, keys)[1:],
-                stage.encode(params, video[1:], keys[1:]),
+                stage.encode(params, video, keys())[1:],
+                stage.encode(params, video[1:], keys()[1:]),
             ),
         }
 

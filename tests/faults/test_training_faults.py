@@ -443,11 +443,10 @@ def a_worker_that_is_killed(folder):
             os.kill(int(worker), signal.SIGKILL)
 
     options = ("--config.data.batches.cache=False", "--config.data.batches.num_workers=1")
-    try:
-        code, said = train(folder / "run", *options, at={3: kill_workers})
-        assert code == 2, said
-    except RuntimeError as error:
-        assert "worker" in str(error)
+    started = time.monotonic()
+    code, said = train(folder / "run", *options, at={3: kill_workers})
+    assert code == 2 and time.monotonic() - started < 60, said
+    one_line(said, "error: cannot read the batch of step", "has died: it was killed or ran out")
     goes_on(folder / "run", saved_steps(folder / "run/checkpoints")[-1])
 
 
@@ -487,6 +486,11 @@ test_time_and_processes = faults(
     [
         Fault("a clock that jumps", a_clock_that_jumps),
         Fault("SIGSTOP and SIGCONT", a_process_that_is_stopped),
-        Fault("a worker of the data killed", a_worker_that_is_killed, slow=True),
+        Fault(
+            "a worker of the data killed",
+            a_worker_that_is_killed,
+            known="grain cannot pickle functions that the shape checks of these tests wrap",
+            slow=True,
+        ),
     ]
 )

@@ -7,6 +7,7 @@ import pytest
 from support.experiments import built
 
 from diffusion_jax.data.batches import Batches
+from diffusion_jax.experiment.frames import FRAME, NOISED_FRAME
 from diffusion_jax.experiment.scoring import Levels
 from diffusion_jax.randomness import Stream, fold_in_all, noise_like, sample_keys, stream_key
 from diffusion_jax.runs.levels import (
@@ -107,3 +108,19 @@ def test_a_real_network_runs_at_every_level():
     batches = split([(0, 1)])
     _, losses = build_level_losses(experiment, experiment.random_frozen(), batches, Levels(2, 2))
     assert np.isfinite(losses(params)).all()
+
+
+def test_clips_come_with_their_conditioning_frame(monkeypatch):
+    experiment = built("configs/moving_digits.py:tiny")
+    network, seen = experiment.network, []
+    monkeypatch.setattr(type(network), "apply", lambda self, p, x, t, c: jnp.zeros(x.shape))
+    monkeypatch.setattr(
+        type(network), "embed", lambda self, p, f, batch: seen.append(sorted(batch)) or {}
+    )
+    clips = np.zeros((2, *network.sample_shape), np.float32)
+    example = jax.tree.map(np.asarray, network.example_inputs(2))
+    batch = example | {"image": clips, "index": np.arange(2), "weight": np.ones(2, np.float32)}
+    batches = Batches(lambda start: iter([batch]), 2, 1, (clips.shape[2:4],))
+    _, losses = build_level_losses(experiment, experiment.frozen_constants(), batches, Levels(2, 2))
+    assert np.isfinite(losses({})).all()
+    assert {FRAME, NOISED_FRAME} <= {*seen[0]}

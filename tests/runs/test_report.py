@@ -52,6 +52,12 @@ def test_a_folder_without_a_run_or_without_metrics_is_one_sentence(workdir, caps
         assert message in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+def test_a_config_that_does_not_say_how_long_is_reported_all_the_same(workdir):
+    logged(workdir, ROWS)
+    (workdir / "config.json").write_text('{"config": {"seed": 0}}')
+    assert report_run(workdir)[0].endswith("step 3 of an unknown number")
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -162,3 +162,24 @@ def test_other_tools_read_the_samples(tmp_path):
     save_samples(tmp_path / "s.npz", [np.full((2, 4, 4, 1), 7, np.uint8)] * 2)
     with np.load(tmp_path / "s.npz") as held:
         assert held["arr_0"].shape == (4, 4, 4, 3) and held["arr_0"].dtype == np.uint8
+
+
+def test_scores_of_samples_alone(make, tmp_path, monkeypatch):
+    """Pairs are neighbours in number, and no pair holds padding; classes come from features."""
+    monkeypatch.setattr(scoring, "load_lpips", lambda: {})
+    monkeypatch.setattr(scoring, "lpips", lambda p, x, y: jnp.abs(x - y).mean((1, 2, 3)))
+    classes = Extractor(
+        "inception", "1:k", 16, jnp.float32(1.0), thumbnails,
+        probabilities=lambda params, features: jnp.full((features.shape[0], 4), 0.25),
+    )  # fmt: skip
+    monkeypatch.setattr(scoring, "make_extractor", lambda name, weights: classes)
+    options = OPTIONS._replace(metrics=("lpips_diversity", "inception_score"))
+    images = []
+    found = build_score(make[0](), {}, options, tmp_path)(jnp.float32(1.0), images)
+    values = np.concatenate(images).astype(np.float64) / 127.5 - 1.0
+    pairs = np.abs(values[0:20:2] - values[1:21:2]).mean((1, 2, 3))
+    assert found["lpips_diversity"] == pytest.approx(pairs.mean(), rel=1e-5)
+    assert found["inception_score"] == pytest.approx(1.0)
+    assert set(found) == {
+        "lpips_diversity", "inception_score", "copied_inception", "nearest_ratio_inception",
+    }  # fmt: skip

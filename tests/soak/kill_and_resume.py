@@ -24,14 +24,13 @@ which the kills (one for each process) and differences of this call are added. F
 otherwise.
 
 Processes are forked from this one, which has imported everything and started no backend, so that a
-start takes two to three seconds of a processor. Kills are frequent with a small network that is
-only trained:
+start takes one or two seconds of a processor. Kills are frequent with a small network that is only
+trained:
 
     export JAX_COMPILATION_CACHE_DIR=$HOME/.cache/soak
     python tests/soak/kill_and_resume.py --kills=100 --every=3 --num_steps=600 \\
-        --config.model.model_channels=8 --config.model.num_groups=4 --config.model.num_heads=1 \\
-        --config.hooks.images=None --config.hooks.validation=None --config.checkpoint.keep_best=0 \\
-        --config.lr_schedule=delete
+        --config.model="{'name': 'small_net:Net'}" --config.lr_schedule=delete \\
+        --config.hooks.images=None --config.hooks.validation=None --config.checkpoint.keep_best=0
 """
 
 import argparse
@@ -230,16 +229,16 @@ def soak(options: argparse.Namespace, overrides: list[str], folder: pathlib.Path
     plans = plan_kills(options.kills, num_steps, options.every, options.seed, on)
     config = [
         f"--config.train.num_steps={num_steps}",
-        f"--config.checkpoint.every={options.every}",
         "--config.hooks.scalars.every=1",  # else the first row after a kill averages fewer steps
         *overrides,
     ]
+    common = (f"--config={options.config}", "--no_test", *config)
     whole, killed = (
         Run(
             folder / name,
-            (f"--config={options.config}", f"--workdir={folder / name}", "--no_test", *config),
+            (*common, f"--workdir={folder / name}", f"--config.checkpoint.every={every}"),
         )
-        for name in ("whole", "killed")
+        for name, every in (("whole", num_steps), ("killed", options.every))
     )
     started = time.monotonic()
     finish(whole, on[0])

@@ -313,7 +313,7 @@ def test_events_and_pictures_that_do_not_fit_the_disk_leave_nothing_of_themselve
 
 @pytest.mark.parametrize(
     "line",
-    [b"\xff\xfe", b'{"step": "x"}', b"\0\0\0", b"[]", b'{"step": 1, "a": '],
+    [b"\xff\xfe", b'{"step": "x"}', b"\0\0\0", b"[]", b'{"step": Infinity}', b'{"step": 1, "a": '],
 )
 def test_rows_that_are_none_are_named_unless_they_were_cut_at_the_end(tmp_path, line):
     path = tmp_path / "metrics.jsonl"

@@ -5,6 +5,7 @@ in their header and by buffers; folders of diffusers say it in their configs.
 """
 
 import functools
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +98,7 @@ def read_claims(path: str | os.PathLike) -> Claims:
     A file that has not changed since is not read again.
     Raises ValueError for a damaged config of a folder, and what open_weights raises.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     own = [path / name for name in ("model_index.json", "config.json", *_CONFIGS)]
     read = own if path.is_dir() else [path, path.parent / "config.json"]
     stamps = [file.stat() for file in read if file.is_file()]
@@ -203,8 +204,11 @@ def _of_vae(path: Path) -> dict[str, Any]:
     if not str(vae.get("_class_name")).startswith("AutoencoderKL"):
         return {}
     shifts = [key for key in ("shift_factor", "latents_mean") if vae.get(key) is not None]
+    factor = _value(path, "scaling_factor", 0.18215, (int, float))
+    if not 0.0 < factor < math.inf:
+        raise ValueError(f"{path}: scaling_factor = {factor} should be above 0")
     return {
-        "scale_factor": _value(path, "scaling_factor", 0.18215, (int, float)),
+        "scale_factor": factor,
         "vae_groups": _value(path, "norm_num_groups", None, int),
         "unreadable": tuple(f"{key} in vae/config.json" for key in shifts),
     }

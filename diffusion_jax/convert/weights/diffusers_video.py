@@ -1,9 +1,13 @@
-"""The config.json of diffusers' networks of videos."""
+"""The config.json of the networks in diffusers' pipeline of Stable Video Diffusion."""
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from diffusion_jax.convert.weights.diffusers_folder import VERSION, Config, refuse
 from diffusion_jax.models.unet.options import per_level, sides_of
+from diffusion_jax.types import PyTree
 
 
 def video_unet_config(
@@ -58,3 +62,84 @@ def video_unet_config(
         "projection_class_embeddings_input_dim": unet.adm_in_channels,
         "num_frames": num_frames,
     }
+
+
+def video_vae_config(vae: Any, *, scale_factor: float) -> Config:
+    """Translate the fields of our VideoAutoencoder into a config of AutoencoderKLTemporalDecoder.
+
+    Raises ValueError for a field that has no counterpart in diffusers.
+    """
+    bad = {
+        "time_mode": vae.time_mode != "conv-only",
+        "video_kernel_size": sides_of(vae.video_kernel_size) != (3, 1, 1),
+        "merge_strategy": vae.merge_strategy != "learned",
+        "double_z": not vae.double_z,
+        "num_groups": vae.num_groups != 32,
+        "attn_type": vae.attn_type == "none",
+        "attn_resolutions": bool(vae.attn_resolutions),
+        "resamp_with_conv": not vae.resamp_with_conv,
+        "tanh_out": vae.tanh_out,
+        "give_pre_end": vae.give_pre_end,
+    }
+    refuse(vae, bad, "AutoencoderKLTemporalDecoder")
+    return {
+        "_class_name": "AutoencoderKLTemporalDecoder",
+        "_diffusers_version": VERSION,
+        "in_channels": vae.in_channels,
+        "out_channels": vae.out_ch,
+        "down_block_types": ["DownEncoderBlock2D"] * len(vae.ch_mult),
+        "block_out_channels": [vae.ch * mult for mult in vae.ch_mult],
+        "layers_per_block": vae.num_res_blocks,
+        "latent_channels": vae.z_channels,
+        "sample_size": vae.resolution,
+        "scaling_factor": scale_factor,
+        "force_upcast": True,
+    }
+
+
+def vision_config(tower: Any, *, eps: float = 1e-5) -> Config:
+    """Translate our ClipVisionTower into a config of CLIPVisionModelWithProjection."""
+    return {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "model_type": "clip_vision_model",
+        "hidden_size": tower.width,
+        "intermediate_size": tower.mlp_dim,
+        "projection_dim": tower.projection_dim,
+        "num_hidden_layers": tower.num_layers,
+        "num_attention_heads": tower.num_heads,
+        "num_channels": 3,
+        "image_size": tower.image_size,
+        "patch_size": tower.patch_size,
+        "hidden_act": tower.activation,
+        "layer_norm_eps": eps,
+    }
+
+
+def join_vae(first_stage: PyTree, frames: PyTree | None) -> PyTree:
+    """Make the autoencoder of diffusers' pipeline: its encoder is for the conditioning frame.
+
+    first_stage: parameters of a VideoAutoencoder. frames: of EncodedFrames; None where the first
+    stage encodes the frame. Without a quant_conv it is one that changes nothing.
+    """
+    encoder = {name: first_stage[name] for name in first_stage if name != "decoder"}
+    encoder = encoder if frames is None else dict(frames)
+    bias = encoder["encoder"]["conv_out"]["bias"]
+    same = {
+        "kernel": jnp.eye(len(bias), dtype=bias.dtype)[None, None],
+        "bias": jnp.zeros_like(bias),
+    }
+    return {"quant_conv": same, **encoder, "decoder": first_stage["decoder"]}
+
+
+def fold_quant_conv(params: PyTree) -> PyTree:
+    """Move the 1 x 1 convolution after an encoder into the encoder's last convolution."""
+    after, last = params["quant_conv"], params["encoder"]["conv_out"]
+    exact = jax.lax.Precision.HIGHEST
+    matrix = after["kernel"][0, 0]
+    folded = {
+        "kernel": jnp.matmul(last["kernel"], matrix, precision=exact),
+        "bias": jnp.matmul(last["bias"], matrix, precision=exact) + after["bias"],
+    }
+    folded = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), folded, last)
+    kept = {name: value for name, value in params.items() if name != "quant_conv"}
+    return {**kept, "encoder": {**params["encoder"], "conv_out": folded}}

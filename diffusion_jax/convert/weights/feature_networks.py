@@ -50,7 +50,7 @@ def feature_file(name: str, path: str | os.PathLike | None = None) -> Path:
     if name not in NAMES:
         raise ValueError(f"features = {name!r} is unknown; choose from {', '.join(NAMES)}")
     if path is not None:
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         if not path.exists():
             raise FileNotFoundError(f"there are no weights of {name} at {path}")
         return path

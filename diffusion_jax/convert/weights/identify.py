@@ -16,8 +16,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 MARKERS = {
     "unet_ldm": r"input_blocks\.0\.0\.weight",
     "unet_diffusers": r"time_embedding\.linear_1\.weight",
-    "vae_ldm": r"decoder\.mid\.block_1\.norm1\.weight",
-    "vae_diffusers": r"decoder\.mid_block\.resnets\.0\.norm1\.weight",
+    "vae_ldm": r"(?:en|de)coder\.mid\.block_1\.norm1\.weight",
+    "vae_diffusers": r"decoder\.mid_block\.resnets\.0\.(?:spatial_res_block\.)?norm1\.weight",
     "clip_text_hf": r"(?:text_model\.)?embeddings\.token_embedding\.weight",
     "clip_text_open": r"(?<!visual\.)transformer\.resblocks\.0\.ln_1\.weight",
     "clip_vision_hf": r"(?:vision_model\.)?embeddings\.class_embedding",

@@ -75,7 +75,7 @@ def import_network(
     Raises ValueError when the file does not hold this network, and what import_params raises.
     """
     if not isinstance(weights, Weights):
-        path = Path(weights).expanduser()
+        path = Path(os.path.expanduser(weights))
         weights = open_network(path, kind, number or 0)
         number = None if diffusers_components(path) else number
     names = [name for name in weights.tensors if name.startswith(prefix or "")]
@@ -94,7 +94,7 @@ def open_network(
     variant: see open_weights. Raises ValueError when the folder has fewer of them, and what
     open_weights raises.
     """
-    path, wanted = Path(path).expanduser(), find_kind(kind).folder
+    path, wanted = Path(os.path.expanduser(path)), find_kind(kind).folder
     parts = diffusers_components(path)
     if not parts:
         return open_weights(path, variant=variant)
@@ -109,7 +109,7 @@ def open_network(
 
 def count_networks(path: str | os.PathLike, kind: str, *, variant: str | None = None) -> int:
     """Count the networks of a kind in a file, or the parts of a diffusers folder for them."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     parts = diffusers_components(path)
     if parts:
         return len(_parts_of(parts, kind))

@@ -115,10 +115,21 @@ def unet_blocks(names: Iterable[str]) -> Renames:
 
 
 def vae_levels(names: Iterable[str]) -> Renames:
-    """Rename the decoder's levels, which diffusers counts from the lowest resolution."""
+    """Rename the decoder's levels, which diffusers counts from the lowest resolution.
+
+    The decoder of a video gets the names of its blocks over time, too. Raises ValueError where it
+    attends over time, for which diffusers' AutoencoderKLTemporalDecoder has no place.
+    """
+    names = list(names)
+    over_time = [name for name in names if ".time_mix_block." in name]
+    if over_time:
+        raise ValueError(
+            f"attention over time ({over_time[0]}) has no place in diffusers' "
+            "AutoencoderKLTemporalDecoder; use the names of generative-models"
+        )
     found = [re.search(r"\bup\.(\d+)\.", name) for name in names]
     count = 1 + max((int(match[1]) for match in found if match), default=-1)
-    renames = []
+    renames = list(tables.VAE_VIDEO) if any(".time_stack." in name for name in names) else []
     for level in range(count):
         theirs = f".up_blocks.{count - 1 - level}"
         renames += [

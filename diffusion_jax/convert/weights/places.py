@@ -34,7 +34,13 @@ def _original(conditioner: Mapping[str, Slot]) -> Places:
     )
 
 
+def _frames(number: int) -> Slot:
+    """Give the place of an encoder of frames, the embedder with this number."""
+    return Slot(f"{_EMBEDDER}{number}.encoder.", "vae_ldm")
+
+
 _EMBEDDER = "conditioner.embedders."
+_IMAGE = {"image": Slot(f"{_EMBEDDER}0.open_clip.model.visual.", "clip_vision_open")}
 PLACES: dict[str, Places] = {
     "sd1": _original({"text": Slot("cond_stage_model.transformer.", "clip_text_hf")}),
     "sd2": _original({"text": Slot("cond_stage_model.model.", "clip_text_open")}),
@@ -45,11 +51,10 @@ PLACES: dict[str, Places] = {
         },
     ),
     "sdxl_refiner": _original({"text_2": Slot(f"{_EMBEDDER}0.model.", "clip_text_open")}),
-    "svd": _original(
-        {
-            "image": Slot(f"{_EMBEDDER}0.open_clip.model.visual.", "clip_vision_open"),
-            "frames": Slot(f"{_EMBEDDER}3.encoder.", "vae_ldm"),
-        },
+    "svd": _original(_IMAGE | {"frames": _frames(3)}),
+    "sv3d": _original(_IMAGE | {"frames": _frames(1)}),
+    "sv4d": _original(
+        _IMAGE | {"frames": _frames(1), "frames_2": _frames(4), "frames_3": _frames(5)}
     ),
 }
 DIFFUSERS = Places(

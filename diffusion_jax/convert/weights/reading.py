@@ -49,6 +49,8 @@ def open_weights(
         raise FileNotFoundError(f"there are no weights at {path}")
     if path.is_dir():
         return open_weights(weights_file(path, component, variant=variant))
+    if not path.is_file():
+        raise ValueError(f"{path} is a pipe or a device and should be a file")
     if INDEX.search(path.name):
         return Weights(path, _read_shards(path))
     is_torch = _sniff(path) == "torch"
@@ -131,9 +133,12 @@ def _read_shards(path: Path) -> dict[str, LazyTensor]:
         shards = sorted(set(map(Path, places.values())))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'{path} is no index of shards: it needs a "weight_map"') from error
+    if not shards:
+        raise ValueError(f"{path} names no shards and holds no tensors")
     tensors: dict[str, LazyTensor] = {}
     for shard in map(str, shards):
-        if Path(shard).name != shard or not (path.parent / shard).is_file():
+        is_beside = Path(shard).name == shard and (path.parent / shard).is_file()
+        if not is_beside or INDEX.search(shard):
             raise FileNotFoundError(f"{path} names the shard {shard}, which is not beside it")
         held = open_weights(path.parent / shard).tensors
         absent = [name for name, where in places.items() if where == shard and name not in held]

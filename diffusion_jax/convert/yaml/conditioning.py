@@ -13,6 +13,7 @@ from diffusion_jax.convert.yaml.tables import (
     NO_DOWNLOAD,
     NUMBERS,
 )
+from diffusion_jax.convert.yaml.video_tables import FRAME_NUMBERS
 
 TEXTS = ("clip_text", "open_clip_text", "transformer_text")
 _NAMES = {
@@ -23,7 +24,7 @@ _NAMES = {
     "open_clip_image": "open_clip_image",
 }
 _DEFAULT_INPUTS = {**dict.fromkeys(TEXTS, "caption"), "class_embedding": "label"}
-_FROZEN_ALL_THE_SAME = (
+FROZEN_ALL_THE_SAME = (
     "frozen there all the same (freeze is True); set conditioning.embedders.{name}.trainable "
     "to train it"
 )
@@ -55,8 +56,13 @@ class ConvertedEmbedder(NamedTuple):
 Embedders = Sequence[ConvertedEmbedder]
 
 
-def convert_embedder(node: Node, use: Use) -> list[ConvertedEmbedder]:
-    """Convert {target, params} of an embedder; nothing, with a note, for one that we lack."""
+def convert_embedder(
+    node: Node, use: Use, num_frames: int | None = None
+) -> list[ConvertedEmbedder]:
+    """Convert {target, params} of an embedder; nothing, with a note, for one that we lack.
+
+    num_frames: of the clips that a model of videos has, some of whose numbers are for each frame.
+    """
     section = convert_class(node, EMBEDDERS, "embedder")
     if section is None:
         return []
@@ -66,7 +72,7 @@ def convert_embedder(node: Node, use: Use) -> list[ConvertedEmbedder]:
     if kind == "numbers":
         if use.trainable:
             use.at[0].note(use.at[1], "there is nothing to train")
-        section = _numbers(node, section, use)
+        section = _numbers(node, section, use, num_frames)
         name = section["input_key"]
     elif kind not in _DEFAULT_INPUTS or _DEFAULT_INPUTS[kind] != input_key:
         section["input_key"] = input_key
@@ -137,7 +143,13 @@ def insert(section: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any
     return {key: value for key, value in section.items() if key not in last} | dict(more) | last
 
 
-def _numbers(node: Node, section: dict[str, Any], use: Use) -> dict[str, Any]:
+def _numbers(
+    node: Node, section: dict[str, Any], use: Use, num_frames: int | None
+) -> dict[str, Any]:
+    if use.input_key in FRAME_NUMBERS:
+        default = FRAME_NUMBERS[use.input_key]
+        own = {"frames": num_frames} if default is None else {"default": default}
+        return {"name": "numbers", "input_key": use.input_key, "size": 1} | section | own
     if use.input_key not in NUMBERS:
         node.note("input_key", "the YAML does not say how many numbers it has: set `size`, here 1")
         return {"name": "numbers", "input_key": use.input_key, "size": 1} | section
@@ -179,7 +191,7 @@ def _tower(params: Node, name: str, section: Mapping[str, Any], use: Use) -> dic
         params.note("freeze", "it is frozen, since it is not said to be trained")
     elif use.trainable:
         node, key = use.at
-        node.note(key, _FROZEN_ALL_THE_SAME.format(name=name))
+        node.note(key, FROZEN_ALL_THE_SAME.format(name=name))
     return found | {"weights": None}
 
 

@@ -51,6 +51,13 @@ def convert_first_stage_model(root: Node) -> Sections:
 
 def _network(params: Node, kind: str) -> Sections:
     network: Sections = {"name": "autoencoder"} | convert_options(params, tables.MODEL)
+    for part, bad in (("encoder", "Identity"), ("decoder", "VideoDecoder")):
+        node = params.child(f"{part}_config")
+        if node.class_name() == bad:
+            raise ValueError(
+                f"{node.at('target')} = {node.peek('target')!r} should be the {part} of images: "
+                "first stages of videos are not trained here"
+            )
     if kind == ENGINE:
         return network | convert_coders(params, tables.NETWORK)
     return network | convert_options(params.child("ddconfig"), tables.NETWORK)

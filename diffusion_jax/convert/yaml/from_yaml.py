@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from diffusion_jax.convert.yaml.first_stage import FIRST_STAGE_MODELS, convert_first_stage_model
 from diffusion_jax.convert.yaml.ldm import DDPM_CLASSES, SUBCLASSES, convert_ldm
 from diffusion_jax.convert.yaml.lightning_tables import NOT_TFDS, TORCH
-from diffusion_jax.convert.yaml.parts import Sections, refuse_video
+from diffusion_jax.convert.yaml.parts import Sections
 from diffusion_jax.convert.yaml.reading import UNKNOWN, Node, leftovers, read_yaml
 from diffusion_jax.convert.yaml.sgm import convert_engine
 from diffusion_jax.convert.yaml.source import config_source
@@ -47,8 +47,8 @@ def config_from_yaml(path: str | os.PathLike) -> ConvertedConfig:
     `unmapped` together with everything below it. Nothing is built, and no code that the YAML
     names is imported.
 
-    Raises FileNotFoundError, and ValueError for a file that is no YAML, has no model or an unknown
-    one, or describes a video model.
+    Raises FileNotFoundError, and ValueError for a file that is no YAML, or has no model or an
+    unknown one.
     """
     root = read_yaml(path)
     sections = convert_sections(root)
@@ -61,7 +61,6 @@ def convert_sections(root: Node) -> dict[str, Any]:
     """Convert a YAML to the sections of a config."""
     if not root.has("model"):
         raise ValueError("the YAML has no section `model`, so there is nothing to convert")
-    refuse_video(root)
     kind = root.child("model").target()
     if kind not in CONVERTERS:
         known = ", ".join(CONVERTERS)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from diffusion_jax.convert.yaml import tables
-from diffusion_jax.convert.yaml.reading import Node, leaves
+from diffusion_jax.convert.yaml import tables, video_tables
+from diffusion_jax.convert.yaml.reading import Node
 from diffusion_jax.convert.yaml.rows import Table, convert_class, convert_options
 
 Sections = dict[str, Any]
@@ -20,20 +20,17 @@ class NoiseLevels(NamedTuple):
     num_idx: int | None = None
 
 
-def refuse_video(root: Node) -> None:
-    """Raise ValueError for the first class that belongs to a video model."""
-    for path, value in leaves("", root.values):
-        if path.endswith("target") and str(value).rpartition(".")[2] in tables.VIDEO_CLASSES:
-            raise ValueError(f"{path} = {value!r} is of a video model, which are not supported yet")
-
-
 def convert_unet(node: Node, *, ldm: bool) -> Sections:
     """Convert a network_config or unet_config, without in_channels, to the section `model`."""
-    node.expect("UNetModel", "{} is no network of ours; its options are read as a UNet's")
     params = node.child("params")
-    model = {"name": "unet"} | convert_options(params, tables.UNET)
-    if params.take("use_spatial_transformer", False) if ldm else True:
-        model["use_spatial_transformer"] = True
+    if node.class_name() in video_tables.NETWORKS:
+        name, options = video_tables.NETWORKS[node.target()]
+        model = {"name": name} | convert_options(params, options)
+    else:
+        node.expect("UNetModel", "{} is no network of ours; its options are read as a UNet's")
+        model = {"name": "unet"} | convert_options(params, tables.UNET)
+        if params.take("use_spatial_transformer", False) if ldm else True:
+            model["use_spatial_transformer"] = True
     context_dim = params.take("context_dim", None, (int, tuple))
     if context_dim is not None:
         widths = set(context_dim) if isinstance(context_dim, tuple) else {context_dim}
@@ -45,6 +42,8 @@ def convert_unet(node: Node, *, ldm: bool) -> Sections:
     if params.take("use_checkpoint", False):
         model["remat"] = "full"
     depth = params.take("transformer_depth", 1, (int, tuple))
+    if "video" in model["name"] or "view" in model["name"]:
+        model["transformer_depth"] = depth
     depths = depth if isinstance(depth, tuple) else (depth,)
     if not all(isinstance(one, int) for one in depths):
         raise ValueError(f"{params.at('transformer_depth')} = {depth!r} should be whole numbers")
@@ -86,14 +85,26 @@ def convert_first_stage(node: Node) -> Sections | None:
 def convert_coders(params: Node, table: Table) -> Sections:
     """Convert the encoder and the decoder of an AutoencodingEngine, which has no quant_conv."""
     encoder, decoder = (params.child(f"{part}_config") for part in ("encoder", "decoder"))
-    encoder.expect("Encoder", "it is read as Encoder")
-    decoder.expect("Decoder", "it is read as Decoder")
     own, others = encoder.child("params"), decoder.child("params")
-    found = convert_options(own, table)
+    if encoder.class_name() == "Identity":
+        encoder.target()
+        found = convert_options(others, table) | {"decoder_only": True}
+    else:
+        encoder.expect("Encoder", "it is read as Encoder")
+        found = convert_options(own, table)
+    if decoder.class_name() == "VideoDecoder":
+        decoder.target()
+        video = {"name": "autoencoder_video"}
+        found |= video | convert_options(others, video_tables.VIDEO_DECODER)
+    else:
+        decoder.expect("Decoder", "it is read as Decoder")
+        width = {"embed_dim": found.get("z_channels", 4)}
+        found = {**width, **found, "use_quant_conv": False}
     for key in others.values:
-        if others.take(key, None) != own.peek(key):
-            others.note(key, "encoder and decoder have the same options here")
-    return {"embed_dim": found.get("z_channels", 4), **found, "use_quant_conv": False}
+        if "decoder_only" not in found and key not in video_tables.VIDEO_DECODER:
+            if others.take(key, None) != own.peek(key):
+                others.note(key, "encoder and decoder have the same options here")
+    return found
 
 
 def _engine_stage(params: Node) -> Sections:
@@ -178,7 +189,8 @@ def convert_sampler(node: Node, noise: NoiseLevels) -> Sections:
         if levels != noise.levels or "schedule" not in noise.sections:
             sections["discretization"] = levels
     if params.has("guider_config"):
-        guider = convert_class(params.child("guider_config"), tables.GUIDERS, "guider")
+        guiders = tables.GUIDERS | video_tables.GUIDERS
+        guider = convert_class(params.child("guider_config"), guiders, "guider")
         sections["guidance"] = guider or {"name": "none"}
     return sections
 

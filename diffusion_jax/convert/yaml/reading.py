@@ -126,7 +126,7 @@ def read_yaml(path: str | os.PathLike) -> Node:
     Raises FileNotFoundError, and ValueError for text that is no YAML, no mapping, names a key
     twice, refers to something that is not there, or is larger than any config.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     if not path.is_file():
         raise FileNotFoundError(f"the YAML file {path} does not exist")
     if path.stat().st_size > MAX_BYTES:

@@ -30,6 +30,13 @@ from diffusion_jax.convert.yaml.training import (
     convert_optimizers,
     convert_trainer,
 )
+from diffusion_jax.convert.yaml.video import (
+    VIDEO_EMBEDDERS,
+    choose_frame_dropout,
+    concat_channels,
+    convert_video_embedder,
+    frames_of,
+)
 
 
 def convert_engine(root: Node) -> Sections:
@@ -42,14 +49,16 @@ def convert_engine(root: Node) -> Sections:
     model.target()
     params.need("network_config", "denoiser_config")
     network = convert_unet(params.child("network_config"), ldm=False)
+    frames = frames_of(params)
     stage = _first_stage(params)
-    found = _embedders(params.child("conditioner_config"))
-    _check_channels(params.child("network_config").child("params"), stage)
+    found = _embedders(params.child("conditioner_config"), frames)
+    _check_channels(params.child("network_config").child("params"), stage, found)
     found = choose_dropout(root, found, is_ldm=False)
+    found = found if frames is None else choose_frame_dropout(root, found)
     trainer = convert_trainer(root)
     channels = network.get("out_channels", 3) if stage is None else stage.get("in_channels", 3)
     has_sizes = any(one.name == "original_size" for one in found)
-    picture = Picture(None, channels, has_captions(found), has_sizes)
+    picture = Picture(None, channels, has_captions(found), has_sizes, frames)
     data = convert_data(root.child("data"), picture)
     denoising = _denoising(params, is_guidable(found))
     decay = params.take("ema_decay_rate", 0.9999)
@@ -57,6 +66,8 @@ def convert_engine(root: Node) -> Sections:
     optimizers = convert_optimizers(model, params, trainer, decay)
     loop = convert_loop(root, trainer, is_ldm=False)
     convert_options(params, tables.ENGINE_OTHER)
+    for key in ("N_TIME", "N_VIEW", "N_FRAMES"):
+        root.take(key, None)  # SV4D refers to them where they matter
     return {
         "data": data,
         "first_stage": stage,
@@ -76,7 +87,7 @@ def _first_stage(params: Node) -> Sections | None:
     return None if stage is None else insert(stage, scale)
 
 
-def _embedders(conditioner: Node) -> Embedders:
+def _embedders(conditioner: Node, frames: int | None) -> Embedders:
     if not conditioner.values:
         return []
     conditioner.expect("GeneralConditioner", "it is read as GeneralConditioner")
@@ -91,7 +102,10 @@ def _embedders(conditioner: Node) -> Embedders:
             (node, "is_trainable"),
             False,
         )
-        own = convert_embedder(node, use)
+        if node.class_name() in VIDEO_EMBEDDERS:
+            found += convert_video_embedder(node, use)
+            continue
+        own = convert_embedder(node, use, frames)
         if use.null_value is not None and own:
             if own[0].section["name"] not in (*TEXTS, "class_embedding"):
                 node.note("legacy_ucg_value", "what is dropped becomes zero")
@@ -99,8 +113,9 @@ def _embedders(conditioner: Node) -> Embedders:
     return found
 
 
-def _check_channels(network: Node, stage: Sections | None) -> None:
+def _check_channels(network: Node, stage: Sections | None, found: Embedders) -> None:
     channels = (stage or {}).get("embed_dim", network.peek("out_channels"))
+    channels = None if channels is None else channels + concat_channels(found)
     if network.take("in_channels", channels) != channels:
         network.note("in_channels", f"{channels} channels are denoised; add an embedder for more")
 

@@ -13,12 +13,6 @@ NO_DOWNLOAD = "nothing is downloaded: name a file in {section}.weights, or set t
 DEVICES = "not needed: mesh says which devices"
 INPUT_IS_IMAGE = Only(("image", "jpg"), "the input is `image`; see data.batches.image_key")
 ALL_CODES = "all codes are kept"
-VIDEO_CLASSES = (
-    "VideoUNet SpatialUNetModelWithTime VideoDecoder LinearPredictionGuider "
-    "TrianglePredictionGuider TrapezoidPredictionGuider SpatiotemporalPredictionGuider "
-    "VideoPredictionEmbedderWithEncoder FrozenOpenCLIPImagePredictionEmbedder"
-).split()
-
 # in_channels, use_checkpoint, use_fp16, use_bf16, use_spatial_transformer, legacy and context_dim
 # depend on each other: parts.convert_unet reads them.
 UNET: Table = {
@@ -218,6 +212,8 @@ CONDITIONING_KEYS = {
     frozenset({"concat", "crossattn"}): "hybrid",
     frozenset({"crossattn", "vector"}): "crossattn-adm",
     frozenset({"concat", "crossattn", "vector"}): "hybrid-adm",
+    # What only the network of several views reads is no matter of the key.
+    frozenset({"concat", "crossattn", "vector", "cond_view"}): "hybrid-adm",
 }
 
 SCHEDULE: Table = {

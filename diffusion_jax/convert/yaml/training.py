@@ -28,13 +28,15 @@ class Trainer(NamedTuple):
 class Picture(NamedTuple):
     """The images that the model is made for, and whether captions and sizes come with them.
 
-    image_size: the side in pixels, None where only the data can say.
+    image_size: the side in pixels, None where only the data can say. num_frames: of clips of video,
+    None for images.
     """
 
     image_size: int | None
     channels: int
     has_captions: bool = False
     has_sizes: bool = False
+    num_frames: int | None = None
 
 
 def convert_data(node: Node, picture: Picture) -> Sections:
@@ -54,7 +56,8 @@ def convert_data(node: Node, picture: Picture) -> Sections:
             "batches": {"image_size": side, "channels": channels, "cache": True},
         }
     node.note("target", f"{loader} is no source of ours; {tables.NOT_TFDS}")
-    source = {"name": "image_folder", "folder": "set me"}
+    kind = "image_folder" if picture.num_frames is None else "video_folder"
+    source = {"name": kind, "folder": "set me"}
     if picture.has_captions:
         source["caption"] = "txt"
     splits = {role: role for role in ("train", "validation", "test") if params.has(role)}
@@ -85,6 +88,7 @@ def _batches(train: Node, picture: Picture) -> Sections:
         side = 1024 if picture.has_sizes else 512
         train.chosen.append(f"images have {side} x {side} pixels")
     batches: Sections = {"image_size": side, "channels": picture.channels}
+    batches |= {} if picture.num_frames is None else {"num_frames": picture.num_frames}
     batches |= {"crop": "random"} if crops else {}
     return batches | ({"random_flip": True} if flips else {})
 

@@ -49,10 +49,11 @@ def hash_files(paths: Sequence[Path], memory: Path) -> list[str]:
 
 def _read(memory: Path) -> dict[str, list]:
     try:
-        return json.loads(memory.read_text())
+        known = json.loads(memory.read_text())
+        return {str(path): [list(seen), str(digest)] for path, (seen, digest) in known.items()}
     except OSError:  # not there yet, or _write says why it never will be
         return {}
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         _log.warning("%s is damaged (%s); all files are read again", memory, error)
         return {}
 

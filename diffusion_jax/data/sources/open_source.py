@@ -105,8 +105,11 @@ def find_prepared(content: str | None, data_dir: str | os.PathLike[str] | None) 
     """Find the prepared copy of a user's folder by the hash of its content; None without one."""
     root = Path(os.path.expanduser(data_dir or constants.get_default_data_dir()))
     for file in sorted(root.glob("*_folder/*/*/metadata.json")):
-        described = json.loads(file.read_text())
-        if content is not None and described.get("content") == content:
+        try:
+            found = json.loads(file.read_text())["content"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue  # no whole copy, or one by another version, so it is not the one
+        if content is not None and found == content:
             return str(file.parent)
     return None
 

@@ -64,7 +64,10 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     try:
         with _without_leftovers(place):
             builder.download_and_prepare(file_format="array_record", download_config=no_bucket)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # ArrayRecord says with a RuntimeError that a disk is full.
+        if isinstance(error, RuntimeError) and "write() failed" not in str(error):
+            raise
         if not (target / "dataset_info.json").exists():
             raise OSError(
                 f"data_dir: {builder.info.full_name} could not be prepared in {target} "

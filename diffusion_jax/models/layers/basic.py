@@ -147,10 +147,15 @@ class GroupNorm(nn.Module):
             gain, bias = (a * (1.0 + scale.astype(jnp.float32)) for a in (gain, bias))
         if shift is not None:
             bias = bias + shift.astype(jnp.float32)
-        h = group_norm(
-            x, gain, bias, num_groups=self.num_groups, epsilon=self.epsilon, silu=self.silu
+        return group_norm(
+            x,
+            gain,
+            bias,
+            num_groups=self.num_groups,
+            epsilon=self.epsilon,
+            silu=self.silu,
+            dtype=self.dtype,
         )
-        return h.astype(self.dtype)
 
 
 class LayerNorm(nn.Module):

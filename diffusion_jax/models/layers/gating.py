@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from diffusion_jax.models.layers.derivatives import Arrays, with_derivatives
@@ -37,11 +38,26 @@ def _tangent(saved: Arrays, dh: Array) -> Array:
 
 def _gradients(saved: Arrays, dy: Array) -> tuple[Array]:
     (h,) = saved
-    value, gate = _float32_halves(h)
+
+    def joined(h: Array, dy: Array) -> Array:
+        value, gate = _float32_halves(h)
+        return jnp.concatenate(_of_halves(value, gate, dy), axis=-1).astype(h.dtype)
+
+    def chosen(h: Array, dy: Array) -> Array:
+        """Compute both halves everywhere and take one: no GPU writes them twice to join them."""
+        value, gate, dy = (a[..., None, :] for a in (*_float32_halves(h), dy))
+        shape = (*h.shape[:-1], 2, h.shape[-1] // 2)
+        of_value = lax.broadcasted_iota(jnp.int32, shape, len(shape) - 2) == 0
+        return jnp.where(of_value, *_of_halves(value, gate, dy)).astype(h.dtype).reshape(h.shape)
+
+    return (lax.platform_dependent(h, dy, cuda=chosen, default=joined),)
+
+
+def _of_halves(value: Array, gate: Array, dy: Array) -> tuple[Array, Array]:
+    """Compute the gradients of value and gate."""
     dy = dy.astype(jnp.float32)
     below, density = _normal_cdf(gate), _normal_density(gate)
-    gradients = (dy * gate * below, dy * value * (below + gate * density))
-    return (jnp.concatenate(gradients, axis=-1).astype(h.dtype),)
+    return dy * gate * below, dy * value * (below + gate * density)
 
 
 _gated_gelu = with_derivatives(_forward, _tangent, _gradients)

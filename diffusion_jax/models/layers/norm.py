@@ -8,12 +8,14 @@ LayerNorm of flax.linen keeps three float32 arrays of the size of its input.
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
-from diffusion_jax.models.layers.derivatives import Arrays, with_derivatives
+from diffusion_jax.models.layers.derivatives import Arrays, then, with_derivatives
 
 
 def group_norm(
@@ -24,36 +26,39 @@ def group_norm(
     num_groups: int,
     epsilon: float,
     silu: bool = False,
+    dtype: Any = jnp.float32,
 ) -> Float[Array, "b *hw c"]:
     """Normalise over positions and channel groups: gain (x - mean) / sqrt(variance + eps) + bias.
 
     gain and bias are per sample, so that a modulation by the timestep costs nothing more. silu
-    applies h sigmoid(h) to the result. Computed and returned in float32; num_groups divides c.
+    applies h sigmoid(h) to the result. Computed in float32 and returned in dtype; num_groups
+    divides c.
     Source: Wu & He 2018, "Group Normalization", equations 1-6.
     """
-    return _group_norm(num_groups, epsilon, silu)(x, gain, bias)
+    return _group_norm(num_groups, epsilon, silu, jnp.dtype(dtype))(x, gain, bias)
 
 
 @cache
-def _group_norm(num_groups: int, epsilon: float, silu: bool) -> Callable[..., Array]:
+def _group_norm(num_groups: int, epsilon: float, silu: bool, dtype: Any) -> Callable[..., Array]:
     return with_derivatives(
-        partial(_forward, num_groups=num_groups, epsilon=epsilon, silu=silu),
-        partial(_tangent, num_groups=num_groups, silu=silu),
+        partial(_forward, num_groups=num_groups, epsilon=epsilon, silu=silu, dtype=dtype),
+        partial(_tangent, num_groups=num_groups, silu=silu, dtype=dtype),
         partial(_gradients, num_groups=num_groups, silu=silu),
     )
 
 
 def _forward(
-    x: Array, gain: Array, bias: Array, *, num_groups: int, epsilon: float, silu: bool
+    x: Array, gain: Array, bias: Array, *, num_groups: int, epsilon: float, silu: bool, dtype: Any
 ) -> tuple[Array, Arrays]:
     mean, inverse = _statistics(x.astype(jnp.float32), num_groups, epsilon)
     centred = x.astype(jnp.float32) - _spread(mean, x.ndim)
     h = centred * _spread(inverse * gain, x.ndim) + _spread(bias, x.ndim)
-    return jax.nn.silu(h) if silu else h, (x, mean, inverse, gain, bias)
+    h = jax.nn.silu(h) if silu else h
+    return h.astype(dtype), (x, mean, inverse, gain, bias)
 
 
 def _tangent(
-    saved: Arrays, dx: Array, dgain: Array, dbias: Array, *, num_groups: int, silu: bool
+    saved: Arrays, dx: Array, dgain: Array, dbias: Array, *, num_groups: int, silu: bool, dtype: Any
 ) -> Array:
     x, mean, inverse, gain, bias = saved
     positions = tuple(range(1, x.ndim - 1))
@@ -63,10 +68,10 @@ def _tangent(
     along = _group_mean(jnp.mean(centred * normalised, positions), num_groups)
     moved = (centred - normalised * _spread(along, x.ndim)) * _spread(inverse * gain, x.ndim)
     dh = moved + normalised * _spread(dgain, x.ndim) + _spread(dbias, x.ndim)
-    if not silu:
-        return dh
-    h = normalised * _spread(gain, x.ndim) + _spread(bias, x.ndim)
-    return dh * _silu_slope(h)
+    if silu:
+        h = normalised * _spread(gain, x.ndim) + _spread(bias, x.ndim)
+        dh = dh * _silu_slope(h)
+    return dh.astype(dtype)
 
 
 def _gradients(
@@ -74,16 +79,25 @@ def _gradients(
 ) -> tuple[Array, Array, Array]:
     x, mean, inverse, gain, bias = saved
     positions = tuple(range(1, x.ndim - 1))
-    normalised = (x.astype(jnp.float32) - _spread(mean, x.ndim)) * _spread(inverse, x.ndim)
-    if silu:
-        h = normalised * _spread(gain, x.ndim) + _spread(bias, x.ndim)
-        dy = dy * _silu_slope(h)
-    dbias = jnp.sum(dy, positions)
-    dgain = jnp.sum(dy * normalised, positions)
+
+    def gated(x: Array, dy: Array) -> tuple[Array, Array]:
+        """Compute the normalised input, and the gradient of what SiLU is given."""
+        normalised = (x.astype(jnp.float32) - _spread(mean, x.ndim)) * _spread(inverse, x.ndim)
+        dy = dy.astype(jnp.float32)
+        if silu:
+            h = normalised * _spread(gain, x.ndim) + _spread(bias, x.ndim)
+            dy = dy * _silu_slope(h)
+        return normalised, dy
+
+    normalised, dh = gated(x, dy)
+    dbias = jnp.sum(dh, positions)
+    dgain = jnp.sum(dh * normalised, positions)
+    x, dy, dbias, dgain = then(x, dy, dbias, dgain)
+    normalised, dh = gated(x, dy)
     # The mean and the variance move with x; what they take back is the same for a whole group.
     through_mean = inverse * _group_mean(dbias * gain, num_groups) / _count(x)
     through_variance = inverse * _group_mean(dgain * gain, num_groups) / _count(x)
-    dx = dy * _spread(inverse * gain, x.ndim) - normalised * _spread(through_variance, x.ndim)
+    dx = dh * _spread(inverse * gain, x.ndim) - normalised * _spread(through_variance, x.ndim)
     return (dx - _spread(through_mean, x.ndim)).astype(x.dtype), dgain, dbias
 
 
@@ -112,7 +126,7 @@ def _layer_forward(x: Array, gain: Array, bias: Array, *, epsilon: float) -> tup
     centred = x.astype(jnp.float32)
     mean = jnp.mean(centred, -1, keepdims=True)
     centred = centred - mean
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + epsilon)
+    inverse = lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + epsilon)
     gain, bias = (a.reshape(*(1,) * (x.ndim - 1), -1) for a in (gain, bias))
     return centred * inverse * gain + bias, (x, mean, inverse, gain)
 
@@ -142,15 +156,27 @@ def _layer_gradients(saved: Arrays, dy: Array) -> tuple[Array, Array, Array]:
 def _statistics(x: Array, num_groups: int, epsilon: float) -> tuple[Array, Array]:
     """Mean and 1 / sqrt(variance + epsilon) of the group of each sample and channel, [b c].
 
-    Sums run over one channel at a time, which vectorises; deviations are taken from the channel's
-    mean, because E[x^2] - E[x]^2 loses every digit where the mean is far above the deviation.
+    Sums run over one channel at a time, which vectorises.
     """
     positions = tuple(range(1, x.ndim - 1))
-    channel_mean = jnp.mean(x, positions)
-    channel_variance = jnp.mean(jnp.square(x - _spread(channel_mean, x.ndim)), positions)
+
+    def two_passes(x: Array) -> tuple[Array, Array]:
+        mean = jnp.mean(x, positions)
+        return mean, jnp.mean(jnp.square(x - _spread(mean, x.ndim)), positions)
+
+    def one_pass(x: Array) -> tuple[Array, Array]:
+        first = x[(slice(None), *(0 for _ in positions))]
+        moved = x - _spread(first, x.ndim)
+        mean, square = jnp.mean(moved, positions), jnp.mean(jnp.square(moved), positions)
+        return first + mean, jnp.maximum(square - jnp.square(mean), 0.0)
+
+    # Deviations are taken from the channel's mean, or on a GPU, where a pass over x costs most,
+    # from its first number: E[x^2] - E[x]^2 loses every digit where the mean is far above the
+    # deviation.
+    channel_mean, channel_variance = lax.platform_dependent(x, cuda=one_pass, default=two_passes)
     mean = _group_mean(channel_mean, num_groups)
     variance = _group_mean(channel_variance + jnp.square(channel_mean - mean), num_groups)
-    return mean, jax.lax.rsqrt(variance + epsilon)
+    return mean, lax.rsqrt(variance + epsilon)
 
 
 def _group_mean(per_channel: Array, num_groups: int) -> Array:

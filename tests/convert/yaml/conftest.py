@@ -320,6 +320,128 @@ def vq_f8() -> dict[str, Any]:
     return first_stage("VQModel", loss, n_embed=16384, ddconfig={"double_z": False})
 
 
+def video(
+    network: dict[str, Any], embedders: list[Any], guider: dict[str, Any], first_stage: Any
+) -> dict[str, Any]:
+    """A video model: EDM levels up to 700, and a guider with a scale for each frame."""
+    kinds = f"{SGM}.diffusionmodules"
+    scaling = node(f"{kinds}.denoiser_scaling.VScalingWithEDMcNoise")
+    levels = node(f"{kinds}.discretizer.EDMDiscretization", sigma_max=700.0)
+    unet = {
+        "num_classes": "sequential", "use_checkpoint": True, "in_channels": 8, "out_channels": 4,
+        "model_channels": 320, "attention_resolutions": [4, 2, 1], "num_res_blocks": 2,
+        "channel_mult": [1, 2, 4, 4], "num_head_channels": 64, "use_linear_in_transformer": True,
+        "transformer_depth": 1, "context_dim": 1024, "extra_ff_mix_layer": True,
+        "spatial_transformer_attn_type": "softmax-xformers", "use_spatial_context": True,
+    }  # fmt: skip
+    kind = network.pop("kind")
+    return engine(
+        {}, embedders,
+        network_config=node(f"{kinds}.video_model.{kind}", **unet, **network),
+        denoiser_config=node(f"{kinds}.denoiser.Denoiser", scaling_config=scaling),
+        scale_factor=0.18215, disable_first_stage_autocast=True, first_stage_config=first_stage,
+        sampler_config=node(
+            f"{kinds}.sampling.EulerEDMSampler", discretization_config=levels, guider_config=guider
+        ),
+    )  # fmt: skip
+
+
+CODER = {
+    "attn_type": "vanilla", "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3,
+    "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [],
+    "dropout": 0.0,
+}  # fmt: skip
+VIDEO_UNET = {
+    "kind": "VideoUNet", "merge_strategy": "learned_with_images", "video_kernel_size": [3, 1, 1],
+}  # fmt: skip
+
+
+def stage_of_video(encoder: dict[str, Any], decoder: dict[str, Any]) -> dict[str, Any]:
+    return node(
+        "sgm.models.autoencoder.AutoencodingEngine",
+        loss_config=node("torch.nn.Identity"), encoder_config=encoder, decoder_config=decoder,
+        regularizer_config=node("sgm.modules.autoencoding.regularizers.DiagonalGaussianRegularizer"),
+    )  # fmt: skip
+
+
+def frame_clip(count: int = 1) -> dict[str, Any]:
+    clip = node(f"{SGM}.encoders.modules.FrozenOpenCLIPImageEmbedder", freeze=True)
+    options = {"n_cond_frames": count, "n_copies": 1, "open_clip_embedding_config": clip}
+    kind = "FrozenOpenCLIPImagePredictionEmbedder"
+    return embedder(kind, "cond_frames_without_noise", options)
+
+
+def frame_latent(key: str = "cond_frames", count: int = 1, **more: Any) -> dict[str, Any]:
+    encoder = autoencoder("sgm.models.autoencoder.AutoencoderKLModeOnly", 4, [1, 2, 4, 4])
+    options = {"is_ae": True, "n_cond_frames": count, "n_copies": 1, "encoder_config": encoder}
+    return embedder("VideoPredictionEmbedderWithEncoder", key, options | more)
+
+
+def svd() -> dict[str, Any]:
+    guider = {"max_scale": 2.5, "min_scale": 1.0}
+    aug = sizes("fps_id", "motion_bucket_id")
+    latent = frame_latent(disable_encoder_autocast=True)
+    return video(
+        VIDEO_UNET | {"adm_in_channels": 768},
+        [frame_clip(), *aug, latent, *sizes("cond_aug")],
+        node(f"{SGM}.diffusionmodules.guiders.LinearPredictionGuider", **guider),
+        stage_of_video(
+            node(f"{SGM}.diffusionmodules.model.Encoder", **CODER),
+            node(
+                f"{SGM}.autoencoding.temporal_ae.VideoDecoder", **CODER, video_kernel_size=[3, 1, 1]
+            ),
+        ),
+    )
+
+
+IMAGE_DECODER = stage_of_video(
+    node("torch.nn.Identity"), node(f"{SGM}.diffusionmodules.model.Decoder", **CODER)
+)
+
+
+def angles(outdim: int, *keys: str) -> list[dict[str, Any]]:
+    return [embedder("ConcatTimestepEmbedderND", key, {"outdim": outdim}) for key in keys]
+
+
+def sv3d_p() -> dict[str, Any]:
+    return video(
+        VIDEO_UNET | {"adm_in_channels": 1280},
+        [
+            frame_clip(), frame_latent(), *sizes("cond_aug"),
+            *angles(512, "polars_rad", "azimuths_rad"),
+        ],
+        node(f"{SGM}.diffusionmodules.guiders.TrianglePredictionGuider", max_scale=2.5),
+        copy.deepcopy(IMAGE_DECODER),
+    )  # fmt: skip
+
+
+def sv4d() -> dict[str, Any]:
+    level = node(f"{SGM}.encoders.modules.ConcatTimestepEmbedderND", outdim=256)
+
+    def latent(key: str, count: int, **more: Any) -> dict[str, Any]:
+        zero = node(f"{SGM}.diffusionmodules.sigma_sampling.ZeroSampler")
+        return frame_latent(key, count, sigma_sampler_config=zero, **more)
+
+    guider = {"max_scale": 2.5, "num_frames": 40, "additional_cond_keys": ["cond_view"]}
+    network = {
+        "kind": "SpatialUNetModelWithTime", "adm_in_channels": 1280, "motion_context_dim": 4,
+        "legacy": False, "replicate_time_mix_bug": True, "time_block_merge_factor": 0.0,
+        "time_block_merge_strategy": "learned_with_images", "time_kernel_size": [3, 1, 1],
+        "time_mix_legacy": False, "use_spatial_transformer": True, "use_motion_attention": True,
+    }  # fmt: skip
+    return video(
+        network,
+        [
+            frame_clip(5), latent("cond_frames", 40, sigma_cond_config=level),
+            *angles(512, "polar_rad", "azimuth_rad"),
+            latent("cond_view", 8), latent("cond_motion", 5),
+        ],
+        node(f"{SGM}.diffusionmodules.guiders.LinearPredictionGuider", **guider),
+        copy.deepcopy(IMAGE_DECODER),
+    )  # fmt: skip
+
+
+VIDEOS = {"svd": svd, "sv3d_p": sv3d_p, "sv4d": sv4d}
 EXAMPLES = {
     example.__name__: example
     for example in (
@@ -327,7 +449,7 @@ EXAMPLES = {
         mnist_cond, mnist, imagenet_f8,
     )
 }  # fmt: skip
-ALL = EXAMPLES | {"kl_f8": kl_f8, "vq_f8": vq_f8}
+ALL = EXAMPLES | VIDEOS | {"kl_f8": kl_f8, "vq_f8": vq_f8}
 
 
 def convert(tree: Any, tmp_path, name: str = "x"):

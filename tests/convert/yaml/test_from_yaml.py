@@ -126,7 +126,7 @@ def test_the_text_is_laid_out_as_ruff_does(tmp_path, yamls):
         ("a: '${a}'\nmodel: {target: x}", r"\$\{a\} refers to itself"),
         (
             "model: {target: x.DiffusionEngine, params: {network_config: {target: y.VideoUNet}}}",
-            r"model\.params\.network_config\.target = 'y\.VideoUNet' is of a video model, which",
+            "model.params.denoiser_config is missing from the YAML",
         ),
     ],
 )

@@ -1,7 +1,5 @@
 """Parts of a YAML config one by one: the network, its first stage, noise levels and samplers."""
 
-import pytest
-
 from diffusion_jax.convert.yaml.parts import (
     NoiseLevels,
     convert_coders,
@@ -10,7 +8,6 @@ from diffusion_jax.convert.yaml.parts import (
     convert_loss,
     convert_sampler,
     convert_unet,
-    refuse_video,
 )
 from diffusion_jax.convert.yaml.reading import root_node
 from diffusion_jax.convert.yaml.tables import DDCONFIG
@@ -115,9 +112,3 @@ def test_a_sampler_brings_its_guider_and_levels_of_its_own():
     assert (found["guidance"]["name"], found["guidance"]["scale"]) == ("cfg", 5.0)
     assert "discretization" not in found
     assert "discretization" in convert_sampler(root_node(yaml), NoiseLevels({}))
-
-
-def test_video_models_are_refused_with_the_class():
-    refuse_video(root_node({"model": node("DiffusionEngine")}))
-    with pytest.raises(ValueError, match=r"model.params.network.target = 'x.VideoUNet' is of a vi"):
-        refuse_video(root_node({"model": node("E", network={"target": "x.VideoUNet"})}))

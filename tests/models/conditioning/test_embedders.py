@@ -64,6 +64,7 @@ SMALL = {
     "class_label": {"num_classes": 3},
     "clip_text": TEXT,
     "concat_image": {"input_key": "mask", "channels": 1},
+    "encoded_frames": {"ch": 8, "num_groups": 4},
     "features": {"input_key": "x", "shape": (5,)},
     "low_resolution": {"factor": 2, "channels": 3},
     "numbers": {"input_key": "size"},
@@ -88,7 +89,7 @@ def test_every_factory_says_what_it_reads_and_whether_it_is_dropped(name):
 
 def test_pretrained_towers_are_frozen_and_tables_are_trained():
     trained = {name for name in EMBEDDERS if EMBEDDERS[name](**SMALL[name]).trainable}
-    assert not {"clip_text", "open_clip_text", "open_clip_image"} & trained
+    assert not {"clip_text", "open_clip_text", "open_clip_image", "encoded_frames"} & trained
     assert {"class_embedding", "transformer_text", "spatial_rescaler"} <= trained
 
 

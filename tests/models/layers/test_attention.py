@@ -112,14 +112,37 @@ def test_training_steps_can_be_lowered_for_gpus_without_one(cudnn):
     """Every kind of layer of SD and SDXL: what cuDNN refuses in training falls to XLA."""
     assert lowered(4096, 4096)
     assert lowered(4096, 4096, A100)
-    assert not lowered(4096, 77)  # keys of a text
+    assert lowered(4096, 77)  # keys of a text, padded
+    assert not lowered(4096, 1)  # one embedding of an image
     assert not lowered(49, 49)  # 7 x 7 pixels
     assert not lowered(256, 256, head_dim=160)  # SD 1, on a host without a GPU
     assert not lowered(256, 256, head_dim=12)
     assert not lowered(4096, 4096, dtype=jnp.float32)
     assert not lowered(4096, 4096, "NVIDIA T4")  # compute capability 7.5, and not in CHIPS
     assert lowered(4096, 4096, dtype=jnp.float16, implementation="cudnn")
-    assert not lowered(4096, 77, implementation="cudnn")
+    assert not lowered(49, 77, implementation="cudnn")
+
+
+def test_padded_keys_change_nothing(monkeypatch):
+    """With the masks of cuDNN's kernel, computed by XLA."""
+    inner = jax.nn.dot_product_attention
+    calls = []
+
+    def by_xla(q, k, v, *, implementation, **kwargs):
+        calls.append(k.shape[1])
+        return inner(q, k, v, implementation="xla", **kwargs)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (
+        jax.random.normal(key, (2, n, 2, 8)) for key, n in zip(keys, (6, 37, 37), strict=True)
+    )
+    loss = lambda attend: jax.grad(lambda *a: jnp.sum(jnp.sin(attend(*a))), argnums=(0, 1, 2))
+    expected = loss(inner)(q, k, v)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    found = loss(module._cudnn_attention)(q, k, v)
+    assert calls == [40]
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_without_cudnn_a_gpu_is_lowered_for_by_xla():
@@ -141,12 +164,12 @@ def test_cudnn_by_name_says_once_why_it_is_not_used(cudnn, caplog):
     module._say_once.cache_clear()
     with caplog.at_level("WARNING"):
         for _ in range(3):
-            assert not lowered(64, 77, implementation="cudnn")
-            assert not lowered(4096, 77)  # auto says nothing
+            assert not lowered(49, 77, implementation="cudnn")
+            assert not lowered(49, 49)  # auto says nothing
     (record,) = caplog.records
     assert re.match(
-        "attention of 64 queries to 77 keys, heads of width 64, is computed by XLA and not by "
-        "cuDNN: Unsupported sequence length Q 64, KV 77",
+        "attention of 49 queries to 77 keys, heads of width 64, is computed by XLA and not by "
+        "cuDNN: Unsupported sequence length Q 49, KV 80",
         record.getMessage(),
     )
 

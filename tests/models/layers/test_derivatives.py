@@ -103,6 +103,30 @@ def test_layers_have_both_modes_in_any_order(name):
         assert_same(*found)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_a_gpu_computes_is_the_same(monkeypatch, name):
+    """Its branches of the rules, computed here."""
+
+    def for_cuda(*arrays, default, cuda=None, **_):
+        return (default if cuda is None else cuda)(*arrays)
+
+    ours, formula, shapes = LAYERS[name]
+    keys = jax.random.split(jax.random.key(1), len(shapes))
+    arrays = [3.0 + jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
+    gradients = lambda f: jax.grad(lambda a: jnp.sum(jnp.sin(f(*a))))
+    expected = jax.jit(gradients(formula))(arrays)
+    monkeypatch.setattr(lax, "platform_dependent", for_cuda)
+    assert_same(jax.jit(gradients(ours))(arrays), expected)
+
+
+def test_only_a_gpu_is_given_barriers():
+    ours, _, shapes = LAYERS["group norm"]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    traced = jax.jit(jax.grad(lambda *a: jnp.sum(ours(*a)))).trace(*arrays)
+    texts = [traced.lower(lowering_platforms=(name,)).as_text() for name in ("cuda", "cpu")]
+    assert ["optimization_barrier" in text for text in texts] == [True, False]
+
+
 def test_a_backward_pass_is_the_given_rule_and_a_forward_one_the_tangent():
     # Wrong on purpose, so that it shows which rule runs.
     double = with_derivatives(
