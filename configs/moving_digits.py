@@ -44,11 +44,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model = d(
         dict(
             name="video_unet",
-            model_channels=24,
-            channel_mult=(1, 2, 3),
+            model_channels=16,
+            channel_mult=(1, 2, 4),
             num_res_blocks=1,
             attention_resolutions=(4,),
-            num_head_channels=24,
+            num_head_channels=16,
             num_groups=8,
             merge_strategy="learned_with_images",
             video_kernel_size=(3, 1, 1),
