@@ -67,6 +67,7 @@ _NAMES = {
         # data and caches
         "channels bucket_divisor max_examples shard_size samples_at_a_time tile frame_stride "
         "hop short_side num_examples frames_at_a_time overlap frames copies level_dim "
+        "num_images num_levels num_samples "
         # networks
         "model_channels out_channels in_channels out_ch ch ch_mult channel_mult num_res_blocks "
         "num_heads num_groups patch_size attention_resolutions attn_resolutions context_dim "
@@ -96,15 +97,15 @@ _NAMES = {
         "sigma_max sigma_data p_std gradient_clip_norm exponent power div_factor "
         "final_div_factor decay_rate clip_threshold clipping_threshold estim_lr0 estim_lr_coef "
         "timestep_scaling eta_plus max_step_size scaling trust_coefficient consistent_rms "
-        "max_ddpm_temb_period"
+        "max_ddpm_temb_period shift std"
     ),
     SHARE: "ucg_rate ucg_from ema_decay rescale v_posterior",
     BELOW_1: "dropout b1 b2 b3 adam_b1 adam_b2 beta3 betas decay momentum",
-    INSIDE_1: "linear_start linear_end given_betas pct_start pct_final",
+    INSIDE_1: "t_last linear_start linear_end given_betas pct_start pct_final",
     COUNT_OR_ALL: "num_head_channels num_heads_upsample data fsdp context tensor slices",
     ANY: (
         "scale min_scale logvar_init p_mean layer_idx default ns_coeffs key adam_learning_rate "
-        "frame_noise "
+        "frame_noise guidance_scale mean "
         # merge_factor is a share with merge_strategy = "fixed", and otherwise its logit.
         "merge_factor time_block_merge_factor motion_block_merge_factor"
     ),
