@@ -5,7 +5,8 @@ python launch.py sample --workdir=runs/moving_digits/0 --image=first_frame.png
 python launch.py --config=configs/moving_digits.py:tiny         # the same code in seconds
 python launch.py --config=configs/moving_digits.py:videos       # real videos, inside a package
 
-Hardware: two CPU cores. Time: not measured. Result: not measured.
+Hardware: two CPU cores. Time: about an hour, by the CPU time of the first 30 steps; the whole run is
+not measured. Result: not measured; `python benchmarks/video.py --workdir=RUN` prints it.
 
 The network of Stable Video Diffusion, small: it sees the first frame with a little noise beside the
 noisy clip, and is told the frame rate, how much moves and how much noise the first frame has.
@@ -71,7 +72,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             ema_decay=0.998,
         )
     )
-    config.train = d(dict(num_steps=3000, batch_size=8))
+    config.train = d(dict(num_steps=2500, batch_size=8))
     config.lr_schedule = d(
         dict(
             name="cosine_decay",
