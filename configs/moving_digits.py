@@ -5,8 +5,8 @@ python launch.py sample --workdir=runs/moving_digits/0 --image=first_frame.png
 python launch.py --config=configs/moving_digits.py:tiny         # the same code in seconds
 python launch.py --config=configs/moving_digits.py:videos       # real videos, inside a package
 
-Hardware: two CPU cores. Time: about an hour, by the CPU time of the first 30 steps; the whole run is
-not measured. Result: not measured; `python benchmarks/video.py --workdir=RUN` prints it.
+Hardware: two CPU cores. Time: about an hour, by the CPU time of the first 30 steps; the whole run
+is not measured. Result: not measured; `python benchmarks/video.py --workdir=RUN` prints it.
 
 The network of Stable Video Diffusion, small: it sees the first frame with a little noise beside the
 noisy clip, and is told the frame rate, how much moves and how much noise the first frame has.
