@@ -45,7 +45,7 @@ lint: $(VENV)/.test  ## Format, style, types and import directions
 pytest: $(VENV)/.test  ## The default tests alone: make pytest PYTEST_ARGS="tests/diffusion -x"
 	$(VENV)/bin/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
-slow: $(VENV)/.docs  ## The tests that take longer than about 20 seconds each
+slow: $(VENV)/.docs  ## The tests that take long: whole runs, faults under training, whole configs, notebooks
 	$(VENV)/bin/python -m pytest -m "slow and not parity" $(WORKERS) $(PYTEST_ARGS)
 
 faults: $(VENV)/.test  ## Try every bad input and fault, and count how many were answered and survived

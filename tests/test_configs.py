@@ -39,21 +39,24 @@ FROZEN = {
     "configs/sdxl.py": 123_060_480 + 694_659_840 + 83_653_863,
     "configs/sdxl_refiner.py": 694_659_840 + 83_653_863,
 }
-LARGE = [path for path in COUNTS if path != "configs/mnist.py"]
+QUICK = ["configs/mnist.py", *(path for path in VARIANTS if path.endswith(":tiny"))]
+WHOLE = sorted({*VARIANTS, *COUNTS} - {*QUICK})
 
 
 def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("path", [p for p in VARIANTS if p not in LARGE])
+@pytest.mark.parametrize("path", QUICK)
 def test_every_config_builds_and_its_step_traces(path):
     check(path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", LARGE)
-def test_the_step_of_every_large_config_traces(path):
+@pytest.mark.parametrize(
+    "path", [p for p in VARIANTS if ":tiny" not in p] + ["configs/sd21.py:768v"]
+)
+def test_the_step_of_every_whole_config_traces(path):
     check(path)
 
 

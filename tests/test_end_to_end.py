@@ -80,7 +80,7 @@ def test_a_run_leaves_what_it_promises(whole):
     assert saved_steps(workdir / "checkpoints") == [4, 8, 12]
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_a_killed_run_continues_bit_for_bit(folder, whole, how):
     workdir = folder / how
     process = start(*train(workdir))
@@ -150,6 +150,7 @@ def test_report_and_evaluate_speak_of_the_run(folder, whole):
     assert abs(printed - logged) < 1e-5 * abs(logged)
 
 
+@pytest.mark.slow
 def test_a_finished_run_trains_on_when_its_schedule_does(folder, whole):
     workdir = folder / "longer"
     shutil.copytree(whole[0], workdir)
@@ -162,6 +163,7 @@ def test_a_finished_run_trains_on_when_its_schedule_does(folder, whole):
     assert [row["lr"] for row in rows if row["step"] == STEPS + 2 and "lr" in row][0] > 0
 
 
+@pytest.mark.slow
 def test_a_new_run_starts_from_the_weights_of_another(folder, whole):
     workdir = folder / "warm"
     code, output = run(

@@ -92,6 +92,7 @@ def test_a_converted_model_draws_the_same_pixels(folder, run, single, drawn, for
     np.testing.assert_array_equal(pixels(out), drawn)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_released_file_and_continues_it_exactly(folder, single, drawn):
     workdir = folder / "converted"
     ok("convert", f"--from={single}", f"--config={CONFIG}", f"--to={workdir}",

@@ -188,9 +188,8 @@ class Experiment(NamedTuple):
         These are the constants and the weights of frozen networks; nothing is computed.
         """
         rules, constants = self.task.frozen_rules, self.task.constants
-        return abstract_state(lambda: constants, self.mesh, rules) | abstract_state(
-            self.task.init_frozen, self.mesh, rules, self._init_key()
-        )
+        weights = abstract_state(self.task.init_frozen, self.mesh, rules, self._init_key())
+        return abstract_state(lambda: constants, self.mesh) | weights
 
     def random_frozen(self) -> PyTree:
         """Make the constants, and random weights for frozen networks: for dry runs."""

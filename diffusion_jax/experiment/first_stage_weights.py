@@ -100,7 +100,7 @@ def check_lpips(net: str, own: str | None, source: str | None) -> None:
     if own == RANDOM:
         return
     if own is not None and not pathlib.Path(os.path.expanduser(own)).is_file():
-        raise FileNotFoundError(f"config.perceptual.weights = {own!r} is no file")
+        raise FileNotFoundError(f"config.perceptual.weights = {own!r} does not exist")
     read_lpips(net, own, source)
 
 

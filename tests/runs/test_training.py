@@ -214,6 +214,7 @@ def test_a_damaged_checkpoint_is_read_before_later_ones_are_moved(copy):
     assert not (copy / "checkpoints" / "set_aside").exists()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_the_weights_that_it_began_from_are_gone(copy, tmp_path, monkeypatch):
     made = config(2)
     monkeypatch.chdir(tmp_path)

@@ -181,7 +181,7 @@ def test_video_networks_need_no_table_of_their_own():
     decoder = {
         "decoder/mid_block_1/time_stack/in_layers_2/kernel": (3, 1, 1, 5, 7),
         "decoder/up_3_block_0/mix_factor": (1,),
-        "decoder/conv_out/time_mix_conv/kernel": (3, 1, 1, 3, 3),
+        "decoder/time_mix_conv/kernel": (3, 1, 1, 3, 3),
         "quantize/embedding": (9, 4),
     }
     assert {t.name: t.shape for t in file_tensors(tree(decoder), "vae_ldm")} == {

@@ -16,6 +16,8 @@ SLOTS = {
     "sdxl": ("text", "text_2"),
     "sdxl_refiner": ("text_2",),
     "svd": ("image", "frames"),
+    "sv3d": ("image", "frames"),
+    "sv4d": ("image", "frames", "frames_2", "frames_3"),
 }
 
 
@@ -23,7 +25,8 @@ SLOTS = {
 def trees(unet, vae, text, vision):
     """Shapes of everything that a checkpoint has a place for."""
     first_stage = vae(ch_mult=(1,), attn_resolutions=())
-    slots = {"text": text, "text_2": text, "image": vision, "frames": first_stage}
+    slots = {"text": text, "text_2": text, "image": vision}
+    slots |= dict.fromkeys(("frames", "frames_2", "frames_3"), first_stage)
 
     def make(places):
         return {
