@@ -122,24 +122,35 @@ class BasicTransformerBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b l c"], context: Float[Array, "r m d"] | None = None
     ) -> Float[Array, "b l c"]:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return attend_and_feed(self, x, context)
 
-        def norm(name: str) -> LayerNorm:
-            return LayerNorm(name=name, **dtypes)
 
-        def attend(name: str) -> CrossAttention:
-            return CrossAttention(
-                self.num_heads,
-                self.head_dim,
-                dropout=self.dropout,
-                attention_impl=self.attention_impl,
-                name=name,
-                **dtypes,
-            )
+def attend_and_feed(
+    block: Any, x: Array, context: Array | None, *, cross_attention: bool = True
+) -> Array:
+    """Compute BasicTransformerBlock inside a module that has its fields, with its names.
 
-        x = attend("attn1")(norm("norm1")(x), context if self.disable_self_attn else None) + x
+    cross_attention: False leaves the second attention out.
+    """
+    dtypes = {"dtype": block.dtype, "param_dtype": block.param_dtype}
+
+    def norm(name: str) -> LayerNorm:
+        return LayerNorm(name=name, **dtypes)
+
+    def attend(name: str) -> CrossAttention:
+        return CrossAttention(
+            block.num_heads,
+            block.head_dim,
+            dropout=block.dropout,
+            attention_impl=block.attention_impl,
+            name=name,
+            **dtypes,
+        )
+
+    x = attend("attn1")(norm("norm1")(x), context if block.disable_self_attn else None) + x
+    if cross_attention:
         x = attend("attn2")(norm("norm2")(x), context) + x
-        return FeedForward(self.dropout, name="ff", **dtypes)(norm("norm3")(x)) + x
+    return FeedForward(block.dropout, name="ff", **dtypes)(norm("norm3")(x)) + x
 
 
 class SpatialTransformer(nn.Module):

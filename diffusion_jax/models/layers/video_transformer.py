@@ -12,8 +12,8 @@ from diffusion_jax.models.layers.blending import AlphaBlender, blend
 from diffusion_jax.models.layers.transformer import (
     BLOCKS,
     BasicTransformerBlock,
-    CrossAttention,
     FeedForward,
+    attend_and_feed,
     between_projections,
     is_scanned,
     make_block,
@@ -44,25 +44,9 @@ class VideoTransformerBlock(nn.Module):
         self, x: Float[Array, "b l c"], context: Float[Array, "r m d"] | None = None
     ) -> Float[Array, "b l c"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-
-        def norm(name: str) -> LayerNorm:
-            return LayerNorm(name=name, **dtypes)
-
-        def attend(name: str) -> CrossAttention:
-            return CrossAttention(
-                self.num_heads,
-                self.head_dim,
-                dropout=self.dropout,
-                attention_impl=self.attention_impl,
-                name=name,
-                **dtypes,
-            )
-
-        x = FeedForward(self.dropout, name="ff_in", **dtypes)(norm("norm_in")(x)) + x
-        x = attend("attn1")(norm("norm1")(x), context if self.disable_self_attn else None) + x
-        if not self.disable_cross_attention:
-            x = attend("attn2")(norm("norm2")(x), context) + x
-        return FeedForward(self.dropout, name="ff", **dtypes)(norm("norm3")(x)) + x
+        h = LayerNorm(name="norm_in", **dtypes)(x)
+        x = FeedForward(self.dropout, name="ff_in", **dtypes)(h) + x
+        return attend_and_feed(self, x, context, cross_attention=not self.disable_cross_attention)
 
 
 class SpatialVideoTransformer(nn.Module):

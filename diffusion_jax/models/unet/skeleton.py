@@ -109,18 +109,30 @@ def heads_of(options: Any, channels: int, up: bool) -> tuple[int, int]:
 
 
 def transformer_fields(
-    options: Any, channels: int, level: int | None, dropout: float, up: bool
+    options: Any,
+    channels: int,
+    level: int | None,
+    dropout: float,
+    up: bool,
+    depth_middle: int | None = None,
 ) -> dict[str, Any]:
-    """Choose the fields of the transformer of a level, or with None of the middle block."""
+    """Choose the fields of the transformer of a level, or with None of the middle block.
+
+    depth_middle: blocks of the middle transformer, None for as many as the last level.
+    """
     heads, head_dim = heads_of(options, channels, up)
     if level is None:
         disabled = options.disable_middle_self_attn
+        depth = (
+            per_level(options, "transformer_depth")[-1] if depth_middle is None else depth_middle
+        )
     else:
+        depth = per_level(options, "transformer_depth")[level]
         disabled = bool(options.disable_self_attentions and options.disable_self_attentions[level])
     return {
         "num_heads": heads,
         "head_dim": head_dim,
-        "depth": per_level(options, "transformer_depth")[-1 if level is None else level],
+        "depth": depth,
         "dropout": dropout,
         "disable_self_attn": disabled,
         "use_linear": options.use_linear_in_transformer,

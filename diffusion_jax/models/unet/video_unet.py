@@ -131,9 +131,8 @@ class VideoUNet(nn.Module):
             )(h, emb, image_only_indicator)
 
         def attend(h: Array, level: int | None, name: str, up: bool) -> Array:
-            fields = transformer_fields(image, h.shape[-1], level, dropout, up)
-            if level is None and self.transformer_depth_middle is not None:
-                fields["depth"] = self.transformer_depth_middle
+            depth_middle = self.transformer_depth_middle
+            fields = transformer_fields(image, h.shape[-1], level, dropout, up, depth_middle)
             return SpatialVideoTransformer(
                 disable_temporal_crossattention=self.disable_temporal_crossattention,
                 merge_strategy=self.merge_strategy,
