@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> Any:
 
 
 def clips_of(pipe: Pipeline, role: str, count: int) -> dict[str, np.ndarray]:
-    """Read the first clips of a split, float32 in [-1, 1], with what the model is told of them."""
+    """Read the first clips of a split, float32 in [-1, 1], with their conditions."""
     told = ("image", "fps_id", "motion_bucket_id")
     rows: list[dict[str, np.ndarray]] = []
     for batch in pipe.experiment.eval_batches(role).iterate(0):

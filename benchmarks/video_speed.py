@@ -3,8 +3,8 @@
 python benchmarks/video_speed.py --peer_python=PYTHON    # one that has torch and diffusers
 python benchmarks/video_speed.py --no_peer               # our side alone
 
-The networks are those of Stable Video Diffusion with fewer channels, levels and pixels, and random
-weights; both sides must have as many parameters. "full" has the released sizes, for a GPU.
+Both sides have the same random networks: Stable Video Diffusion with fewer channels, levels and
+pixels. Their numbers of parameters must be equal. "full" has the released sizes, for a GPU.
 """
 
 import sys

@@ -9,7 +9,7 @@ Hardware: two CPU cores. Time: about an hour, by the CPU time of the first 30 st
 is not measured. Result: not measured; `python benchmarks/video.py --workdir=RUN` prints it.
 
 The network of Stable Video Diffusion, small: it sees the first frame with a little noise beside the
-noisy clip, and is told the frame rate, how much moves and how much noise the first frame has.
+noisy clip, and gets three numbers: the frame rate, the amount of motion, and that noise's strength.
 """
 
 import ml_collections

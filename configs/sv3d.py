@@ -9,9 +9,9 @@ python launch.py --config=configs/sv3d.py:tiny                 # the same code i
 
 Hardware: a GPU or TPU pod, as configs/svd.py. Time: not measured. Result: not measured.
 
-The default goes once around at the picture's height; variant p is told the angles of the camera in
-each frame, and only draws: folders of videos do not tell them. What is opaque in the picture is the
-object, and the last frame is the picture.
+The default goes once around at the picture's height; variant p has the angles of the camera as
+an input and only draws, because folders of videos do not hold angles. What is opaque in the picture
+is the object, and the last frame is the picture.
 """
 
 import ml_collections

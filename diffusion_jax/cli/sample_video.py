@@ -46,7 +46,7 @@ def draw_videos(pipe: Pipeline, arguments: argparse.Namespace, folder: pathlib.P
 
 
 def _conditions(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """Read --image, and the angles of the camera for a model that is told them."""
+    """Read --image, and the angles of the camera for a model that has them as inputs."""
     known = required_inputs(pipe.experiment.network)
     conditions: dict[str, Any] = {}
     if FRAME_NAME in known:

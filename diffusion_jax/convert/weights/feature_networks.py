@@ -42,7 +42,7 @@ NAMES = (*PACKAGES, *_PUBLISHED)
 
 
 def feature_file(name: str, path: str | os.PathLike | None = None) -> Path:
-    """Find the weights of a feature network: the file that is named, or that of a package.
+    """Find the weights of a feature network in the named file, or in a package.
 
     Raises ValueError for an unknown network and for one that no package ships, FileNotFoundError
     where there is no such file or package.

@@ -1,4 +1,4 @@
-"""Video models of generative-models (SVD, SV3D, SV4D): what they have beside those of images."""
+"""Video models of generative-models (SVD, SV3D, SV4D): the parts that image models do not have."""
 
 from collections.abc import Mapping
 from typing import Any
