@@ -2,12 +2,13 @@
 
 import argparse
 import pathlib
-import sys
-import warnings
 from typing import Any
 
+import numpy as np
+
+from diffusion_jax.cli.drawing import draw
 from diffusion_jax.cli.sample_video import draw_videos
-from diffusion_jax.pipeline import NonFiniteWarning, Pipeline
+from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.conditions import Conditions, check_count, required_inputs
 from diffusion_jax.runs.inputs import read_image, read_mask
 from diffusion_jax.runs.samples import check_empty, default_folder, write_samples
@@ -24,30 +25,13 @@ def run(arguments: argparse.Namespace) -> int:
         return draw_videos(pipe, arguments, folder)
     count = check_count(DEFAULT_COUNT if arguments.n is None else arguments.n)
     conditions, n = _conditions(pipe, arguments, count)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", NonFiniteWarning)
-        images = pipe(
-            conditions,
-            n=n,
-            negative=arguments.negative_prompt,
-            num_steps=arguments.steps,
-            guidance_scale=arguments.guidance_scale,
-            seed=arguments.seed,
-            batch_size=arguments.batch_size,
-            height=arguments.height,
-            width=arguments.width,
-            num_frames=arguments.num_frames,
-            fps=arguments.fps,
-            motion_bucket_id=arguments.motion_bucket_id,
-            cond_aug=arguments.cond_aug,
-            strength=arguments.strength,
-            **_pictures(pipe, arguments),
-        )
-    grid = write_samples(folder, images)
-    print(f"wrote {len(images)} images to {folder} and their grid to {grid}")
-    for warning in told:
-        print(f"warning: {warning.message}", file=sys.stderr)
-    return int(any(warning.category is NonFiniteWarning for warning in told))
+
+    def write(images: np.ndarray) -> str:
+        grid = write_samples(folder, images)
+        return f"wrote {len(images)} images to {folder} and their grid to {grid}"
+
+    options = {"negative": arguments.negative_prompt, "strength": arguments.strength}
+    return draw(pipe, conditions, arguments, write, n=n, **options, **_pictures(pipe, arguments))
 
 
 def _pipeline(arguments: argparse.Namespace) -> Pipeline:

@@ -2,11 +2,12 @@
 
 import argparse
 import pathlib
-import sys
-import warnings
 from typing import Any
 
-from diffusion_jax.pipeline import NonFiniteWarning, Pipeline
+import numpy as np
+
+from diffusion_jax.cli.drawing import draw
+from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.conditions import FRAME_NAME, required_inputs
 from diffusion_jax.runs.frames import POLARS, frame_rate
 from diffusion_jax.runs.inputs import read_picture
@@ -22,27 +23,14 @@ def draw_videos(pipe: Pipeline, arguments: argparse.Namespace, folder: pathlib.P
             flag = "class" if name == "label" else name
             raise ValueError(f"--{flag} does not fit: this model makes videos of a picture")
     conditions = _conditions(pipe, arguments)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", NonFiniteWarning)
-        clips = pipe(
-            conditions,
-            n=1 if arguments.n is None else arguments.n,
-            num_steps=arguments.steps,
-            guidance_scale=arguments.guidance_scale,
-            seed=arguments.seed,
-            batch_size=arguments.batch_size,
-            height=arguments.height,
-            width=arguments.width,
-            num_frames=arguments.num_frames,
-            fps=arguments.fps,
-            motion_bucket_id=arguments.motion_bucket_id,
-            cond_aug=arguments.cond_aug,
-        )
-    written = write_clips(folder, clips, frame_rate(pipe.experiment.network, arguments.fps))
-    print(f"wrote {len(clips)} videos of {clips.shape[1]} frames: {', '.join(map(str, written))}")
-    for warning in told:
-        print(f"warning: {warning.message}", file=sys.stderr)
-    return int(any(warning.category is NonFiniteWarning for warning in told))
+
+    def write(clips: np.ndarray) -> str:
+        rate = frame_rate(pipe.experiment.network, arguments.fps)
+        written = ", ".join(map(str, write_clips(folder, clips, rate)))
+        return f"wrote {len(clips)} videos of {clips.shape[1]} frames: {written}"
+
+    n = 1 if arguments.n is None else arguments.n
+    return draw(pipe, conditions, arguments, write, n=n)
 
 
 def _conditions(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any] | None:
