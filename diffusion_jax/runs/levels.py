@@ -73,7 +73,7 @@ def build_level_losses(
     def losses(params: PyTree) -> np.ndarray:
         found: list[np.ndarray] = []
         for batch in batches.iterate(0):
-            ids = np.where(batch["weight"] > 0, batch["index"], -1).astype(np.int32)
+            ids = batch["index"].astype(np.int32)  # -1 for padding
             placed = shard_batch(mesh, {"id": ids})["id"]
             rows, ids = jax.device_get(
                 run(params, frozen, experiment.to_devices(batch), placed, levels)

@@ -231,7 +231,7 @@ def data_summary(
 
     def on_mesh() -> Iterator[tuple[Any, Any]]:
         for batch in batches.iterate(0):
-            ids = np.where(batch["weight"] > 0, batch["index"], -1).astype(np.int32)
+            ids = batch["index"].astype(np.int32)  # -1 for padding
             placed = shard_batch(experiment.mesh, {"image": batch["image"], "id": ids})
             yield placed["image"], placed["id"]
 
