@@ -16,7 +16,7 @@ from diffusion_jax.data.records import (
     make_reader,
 )
 
-# Records whose length is compared with that of a clip.
+# How many records are compared in length with a clip.
 _LOOKED_AT = 8
 
 

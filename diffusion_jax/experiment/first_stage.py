@@ -48,8 +48,8 @@ class FirstStage(NamedTuple):
     codebook the encoder's output before it is quantised, which involves no chance; the decoder
     quantises. With scale_by_std the factor is 1 / std of the first batch of a run, and is saved
     with the run. See FirstStageOptions for weights and memory.
-    Videos [b t h w c] are encoded frame by frame, and decoded so, or with clips (those of an
-    autoencoder_video) by a decoder that sees all frames of a clip.
+    Videos [b t h w c] are encoded frame by frame. They are decoded so as well, or in
+    an autoencoder_video by a decoder that sees all frames of a clip.
     Source: latent-diffusion, AutoencoderKL and VQModelInterface.
     """
 

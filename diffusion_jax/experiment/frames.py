@@ -15,7 +15,7 @@ from diffusion_jax.types import Batch, Keys
 Predict = Callable[..., Array]
 
 # What embedders read of the conditioning frame: the frame, the frame with noise, and the standard
-# deviation of that noise. The names are those of generative-models.
+# deviation of that noise. generative-models has the same names.
 FRAME, NOISED_FRAME, NOISE_LEVEL = "cond_frames_without_noise", "cond_frames", "cond_aug"
 FRAME_INPUTS = (FRAME, NOISED_FRAME, NOISE_LEVEL)
 

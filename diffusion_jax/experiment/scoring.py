@@ -29,7 +29,7 @@ class ScoringOptions(NamedTuple):
     """Which metrics, of how many samples, by which features, against which reference.
 
     metrics: names of metrics.scores. features: the feature network; weights: its file, None for
-    that of a package. num_samples: drawn with the averaged weights, always from the same noise and
+    a package's file. num_samples: drawn with the averaged weights, always from the same noise and
     conditions. num_steps, guidance_scale: of sampling, None for the config's. batch_size: samples
     drawn at once. split: of the data to compare with. reference: a .npz file to compare with
     instead, of EDM, ADM or this package.

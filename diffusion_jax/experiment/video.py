@@ -1,4 +1,4 @@
-"""A config whose model denoises clips of video: a Task that differs from that of images little."""
+"""A config whose model denoises clips of video: a Task much like the one of images."""
 
 import functools
 from collections.abc import Mapping

@@ -21,8 +21,8 @@ class Extractor(NamedTuple):
     """A network with its weights.
 
     key: a digest of the weights. features: (params, images [b h w 3] in [0, 255]) -> [b d], or
-    videos [b t h w 3] where of_videos. width: d. probabilities: (params, features) -> those of
-    classes [b c], None for a network without classes.
+    videos [b t h w 3] where of_videos. width: d. probabilities: (params, features) -> the
+    probabilities of classes [b c], None for a network without classes.
     """
 
     name: str

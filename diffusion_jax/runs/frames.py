@@ -32,10 +32,10 @@ def clip_conditions(
 
     conditions: one picture or several, or a dict by input with them as "image". A picture is a PIL
     image or an array [h, w] or [h, w, c] of uint8, with an opacity or without, of any size: see
-    ConditioningOptions.frame_fit. For a model that is told where the camera is, the dict may also
+    ConditioningOptions.frame_fit. For a model with the camera's angles as inputs, the dict may also
     have "elevations" and "azimuths" in degrees, see orbits.orbit.
     shape: (t, h, w, c) of the clip in pixels. numbers: keys of NUMBERS -> number or None.
-    Raises ValueError for what is no picture, and for a number that the model is not told.
+    Raises ValueError for what is no picture, and for a number that is no input of the model.
     """
     num_frames, height, width, channels = shape
     given = dict(conditions) if isinstance(conditions, Mapping) else {FRAME_NAME: conditions}

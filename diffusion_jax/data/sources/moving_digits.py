@@ -109,7 +109,7 @@ def builder(
     Args:
         data_dir: where TFDS data sets are prepared.
         size: pixels of each side of a frame.
-        num_frames: frames of a record, of which training takes batches.num_frames.
+        num_frames: frames of a record; training takes batches.num_frames of them.
         num_examples: clips of the split train; validation and test have a twentieth of it each, at
             least one.
 

@@ -95,7 +95,7 @@ def resampled(
     Args:
         timed: pairs (seconds, frame).
         rate: frames per second.
-        period: seconds that the last frame is shown, of which half must be left.
+        period: seconds that the last frame is shown; half of them must be left.
 
     Raises:
         CorruptVideoError: time stamps jump ahead by a minute or more.
@@ -135,7 +135,7 @@ def _timed(container: Any, stream: Any, rate: Fraction) -> Iterator[tuple[Fracti
 
 
 def _fraction(ratio: Any) -> Fraction:
-    """Copy a ratio, of which PyAV has a type of its own."""
+    """Copy a ratio, for which PyAV has its own type."""
     return Fraction(ratio.numerator, ratio.denominator)
 
 

@@ -164,7 +164,7 @@ def builder(
         num_frames: frames of a record; at least the (batches.num_frames - 1) *
             batches.frame_stride + 1 of a clip, and twice as many give clips enough beginnings. A
             video with fewer is left out like an unreadable one.
-        hop: frames from the beginning of a record to that of the next; None for num_frames, and
+        hop: frames from one record's beginning to the next one's; None for num_frames, and
             less if records shall overlap. The end of a video becomes a record, which overlaps, when
             it is at least half a hop long.
         fps: frames per second of the records; None keeps the average rate of each file. Clips of

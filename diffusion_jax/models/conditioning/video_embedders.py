@@ -11,8 +11,8 @@ from diffusion_jax.models.layers.basic import timestep_embedding
 class EncodedFrames(nn.Module):
     """The latents of frames in [-1, 1]: [b h w 3] -> [b h/f w/f z], [b n h w 3] -> [b n h/f w/f z].
 
-    Latents are the mean of the posterior, and not scaled. The parameters are those of the encoder
-    of `autoencoder` and its quant_conv, without a level in between.
+    Latents are the mean of the posterior, and not scaled. The parameters have the names of
+    `autoencoder`'s encoder and quant_conv, without a level in between.
 
     copies: each of n frames stands so many times in a row, as SV4D has a frame for each view.
     level_dim: also give sinusoids of level [b level_dim], the noise that the frames are said to

@@ -46,7 +46,7 @@ def features(params: PyTree, images: Float[Array, "b h w 3"]) -> Float[Array, "b
     x = (resize_tf1(images, SIZE) - 128.0) / 128.0
 
     def run(x: Array, *names: str, stride: int = 1, padding: str = "SAME") -> Array:
-        """Apply convolutions with ReLU; stride and padding are those of the last one."""
+        """Apply convolutions with ReLU; stride and padding are for the last one."""
         *first, last = names
         for name in first:
             x = jax.nn.relu(conv(x, params[name]))

@@ -56,7 +56,7 @@ class SpatialVideoTransformer(nn.Module):
     in a row. context [r n d], with r = b or b t, is for the blocks over pixels and time_context
     [b m d] for the blocks over time; None makes that attention a self-attention. A block over time
     sees x plus an embedding of the frame's index. One AlphaBlender serves all blocks. The other
-    fields are those of SpatialTransformer.
+    fields are as in SpatialTransformer.
     Source: generative-models, video_attention.SpatialVideoTransformer.
     """
 

@@ -42,7 +42,7 @@ class ViewTransformer(nn.Module):
         were trained so).
     separate_motion_merge_factor: the block over time has an AlphaBlender of its own.
 
-    The other fields are those of SpatialVideoTransformer.
+    The other fields are as in SpatialVideoTransformer.
     Source: generative-models, PostHocSpatialTransformerWithTimeMixingAndMotion.
     """
 

@@ -138,7 +138,7 @@ class MultiviewUNet(nn.Module):
     def _by_view(
         self, emb: Array, context: Array | None, cond_view: Array | None
     ) -> tuple[Array, Array, Array]:
-        """Give context and cond_view the axes that blocks take, and emb [b f e] those of views."""
+        """Give context, cond_view and emb [b f e] the axes that blocks take."""
         if context is None or cond_view is None:
             name = "context" if context is None else "cond_view"
             raise ValueError(f"{name} is missing; a network of several views needs it")

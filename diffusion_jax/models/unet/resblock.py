@@ -44,7 +44,7 @@ class VideoResBlock(nn.Module):
     """Residual block of each frame, blended with one over time that follows it.
 
     x [(b t) h w c], emb [b t e], image_only_indicator [b t] -> [(b t) h w out_channels], where x
-    has the frames of a clip in a row. The fields are those of ResBlock and AlphaBlender;
+    has the frames of a clip in a row. The fields are as in ResBlock and AlphaBlender;
     video_kernel_size is (t, h, w), and time_stack the name of the block over time.
     Source: generative-models, video_model.VideoResBlock.
     """
