@@ -354,8 +354,14 @@ def metrics_deleted(folder):
 
 def metrics_replaced_by_a_folder(folder):
     def replace():
-        (folder / "run/metrics.jsonl").unlink()
-        (folder / "run/metrics.jsonl").mkdir()
+        # The writing thread makes a new file at once; so what lies there is moved away until the
+        # folder is the first to stand in its place.
+        for attempt in range(100):
+            (folder / "run/metrics.jsonl").rename(folder / f"moved_{attempt}")
+            with contextlib.suppress(FileExistsError):
+                (folder / "run/metrics.jsonl").mkdir()
+                return
+        raise AssertionError("metrics.jsonl came back a hundred times")
 
     code, said = train(folder / "run", at={3: replace})
     assert code == 0, said
