@@ -17,6 +17,7 @@ import numpy as np
 from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
+from diffusion_jax.experiment.lora import with_loras
 from diffusion_jax.experiment.sampling import GuidanceScale, check_scale, check_steps
 from diffusion_jax.randomness import sample_keys, seed_key
 from diffusion_jax.runs.conditions import (
@@ -133,6 +134,17 @@ class Pipeline(NamedTuple):
         built = make_experiment(config)
         trained, _ = load_checkpoint_file(built, path, ema=ema)
         return cls(built, trained.params, trained.frozen)
+
+    def with_lora(self, loras: Mapping[str | os.PathLike, float]) -> "Pipeline":
+        """Add LoRA files of PEFT, diffusers or kohya's scripts, each times a number.
+
+        >>> pipe.with_lora({"style.safetensors": 0.8, "face.safetensors": 1.0})
+
+        Raises FileNotFoundError for a missing file, ValueError for one that does not fit.
+        """
+        network = self.experiment.network
+        params, frozen = with_loras(network, self.params, self.frozen, loras)
+        return self._replace(params=params, frozen=frozen)
 
     def __call__(
         self,

@@ -9,6 +9,7 @@ import numpy as np
 from diffusion_jax.experiment.binding import DTYPES
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.runs.export import convert_weights, convert_yaml
+from diffusion_jax.runs.lora import parse_loras
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
         ema=arguments.ema,
         overrides=overrides,
         nonfinite=arguments.nonfinite,
+        loras=parse_loras(arguments.lora),
+        base=arguments.base,
     )
     print("\n".join(said))
     return 0

@@ -22,6 +22,7 @@ STEP = flag("--step", "checkpoint to use (default: the newest)", type=int)
 VARIANT = flag("--variant", "files of a diffusers folder: fp16, non_ema, ...")
 EMA = flag("--ema", "the averages in a .ckpt file", **SWITCH)
 RELEASED = (VARIANT, EMA)
+LORA = flag("--lora", "FILE or FILE:WEIGHT to add; may be repeated", action="append", default=[])
 DEBUG = flag("--debug", "no donation, NaN checks, debugger", **SWITCH)
 PROCESSES = (
     flag("--coordinator_address", "HOST:PORT of process 0, where nothing says it: docs/pods.md"),
@@ -48,6 +49,7 @@ _SAMPLE = (
     flag("--checkpoint", "instead: .safetensors, .ckpt or diffusers folder"),
     flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
     *RELEASED,
+    LORA,
     flag("--class", "class number or name, or a list: 7 or 1,2,3", dest="label"),
     flag("--prompt", "text, for models that read text"),
     flag("--negative_prompt", "text to lead away from"),
@@ -69,12 +71,15 @@ _SAMPLE = (
     flag("--raw", "raw weights instead of a run's EMA", **SWITCH),
     flag("--out", "folder for the images (default: WORKDIR/samples/...)"),
 )
+FORMATS = ("safetensors", "diffusers", "run", "peft", "kohya")
 _CONVERT = (
     flag("--from", "run, .safetensors, .ckpt, diffusers folder", dest="source"),
     flag("--config", "the config that describes --from, if that is no run and not known"),
     *RELEASED,
+    LORA,
+    flag("--base", "with --format=peft or kohya: the LoRA of what --from changed of this file"),
     flag("--to", "new .safetensors file, folder, or config file"),
-    flag("--format", "of --to, if open", choices=("safetensors", "diffusers", "run")),
+    flag("--format", "of --to, if open", choices=FORMATS),
     flag("--dtype", "of the file (default: as is)", choices=("float32", "bfloat16", "float16")),
     STEP,
     flag("--raw", "raw weights of a run, not its EMA", **SWITCH),

@@ -61,9 +61,9 @@ MESH = Section(
     ((make_mesh, ("devices",)),),
 )
 SECTIONS = (
-    "checkpoint conditioning data denoiser disc_optimizer discretization discriminator first_stage "
-    "guidance hooks latent_cache loss lr_schedule mesh model optimizer perceptual regularizer "
-    "sampler schedule seed sigma_sampling train weighting"
+    "adapters checkpoint conditioning data denoiser disc_optimizer discretization discriminator "
+    "first_stage guidance hooks latent_cache loss lr_schedule mesh model optimizer perceptual "
+    "regularizer sampler schedule seed sigma_sampling train weighting"
 ).split()
 REQUIRED = ("model", "data", "train")
 MAX_SEED = 2**32 - 1  # jax.random.key drops what is above

@@ -2,19 +2,23 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import ml_collections
 
 from diffusion_jax.convert.weights.exporting import check_target
+from diffusion_jax.convert.weights.lora import LAYOUTS, LoraLayout
 from diffusion_jax.convert.yaml.from_yaml import config_from_yaml
 from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.lora import with_loras
 from diffusion_jax.experiment.task import Trained
 from diffusion_jax.runs import folder
 from diffusion_jax.runs.comparison import with_whole_paths
 from diffusion_jax.runs.identity import made_from
+from diffusion_jax.runs.lora import convert_lora
 from diffusion_jax.runs.released import config_for
 from diffusion_jax.runs.weights import (
     load_checkpoint_file,
@@ -25,7 +29,7 @@ from diffusion_jax.runs.weights import (
 from diffusion_jax.train.checkpoints.saving import open_checkpoints, state_bytes
 from diffusion_jax.train.ema import has_ema, reset_ema
 
-Form: TypeAlias = Literal["safetensors", "diffusers", "run"]
+Form: TypeAlias = Literal["safetensors", "diffusers", "run"] | LoraLayout
 
 
 def convert_weights(
@@ -41,6 +45,8 @@ def convert_weights(
     ema: bool = False,
     overrides: Sequence[str] = (),
     nonfinite: bool = False,
+    loras: Mapping[str | os.PathLike, float] = MappingProxyType({}),
+    base: str | os.PathLike | None = None,
 ) -> list[str]:
     """Convert a run, or a released file that config describes -> sentences about what was done.
 
@@ -49,7 +55,8 @@ def convert_weights(
     step, raw, with_ema: of a run, which checkpoint, its raw weights in place of the averages, or
     its raw weights with the averages beside them; overrides of its config, see load_run_config.
     ema: the averages of a training file (.ckpt). nonfinite: NaN and infinite numbers are written,
-    too.
+    too. loras: files to add to the weights, each times a number. base: see runs.lora.convert_lora,
+    which writes the forms "peft" and "kohya".
     Raises ValueError or FileNotFoundError for what does not fit; nothing is overwritten.
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
@@ -63,8 +70,15 @@ def convert_weights(
     check_target(target)
     if config is None and is_run:
         config = folder.load_run_config(source, overrides)
+    if config is None and form in LAYOUTS and base is None:
+        raise ValueError(f"--from={source} needs --config=, the model that the LoRA is for")
     config = config_for(source, None, overrides) if config is None else config
     described = with_whole_paths(config)
+    if form in LAYOUTS:
+        options = {"base": base, "dtype": dtype, "step": step, "raw": raw, "ema": ema}
+        return convert_lora(source, target, form, described, is_run=is_run, **options)
+    if base is not None:
+        raise ValueError(f"--base={base} is for --format={' or '.join(LAYOUTS)}")
     experiment = make_experiment(described)
     if is_run:
         said = []
@@ -75,6 +89,10 @@ def convert_weights(
     else:
         trained, absent = load_checkpoint_file(experiment, source, ema=ema)
         said = [f"{source} has no {' and no '.join(absent)}: initial values stay"] if absent else []
+    if loras:
+        weights = (trained.params, trained.frozen)
+        params, frozen = with_loras(experiment.network, *weights, loras)
+        trained = trained._replace(params=params, frozen=frozen)
     if form == "run":
         write_run(experiment, trained, described, target)
     elif form == "diffusers":
