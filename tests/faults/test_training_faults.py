@@ -440,8 +440,9 @@ def a_process_that_is_stopped(folder):
     same(folder / "run")
 
 
-def a_worker_that_is_killed(folder):
-    """In a process of its own: grain cannot pickle functions that these tests' checks wrap."""
+@contextlib.contextmanager
+def training_with_a_worker(folder):
+    """A run in a process of its own, as grain cannot pickle functions that these tests wrap."""
     metrics = folder / "run/metrics.jsonl"
     options = ("--config.data.batches.cache=False", "--config.data.batches.num_workers=1")
     length = ("--config.train.num_steps=100000", "--config.checkpoint.every=50000")
@@ -455,14 +456,37 @@ def a_worker_that_is_killed(folder):
         children = [c for thread in threads for c in (thread / "children").read_text().split()]
         workers = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
         assert workers
+        yield process, workers
+    finally:
+        process.kill()
+
+
+def a_worker_that_is_killed(folder):
+    with training_with_a_worker(folder) as (process, workers):
         for worker in workers:
             os.kill(int(worker), signal.SIGKILL)
         said = process.communicate(timeout=60)[0]
-    finally:
-        process.kill()
     assert process.returncode == 2, said
     one_line(said, "error: cannot read the batch of step", "has died: it was killed or ran out")
     assert saved_steps(folder / "run/checkpoints")
+
+
+def is_running(pid):
+    """Whether a process still has a command line, which one that only awaits its parent has not."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def a_run_that_is_killed_beside_its_worker(folder):
+    with training_with_a_worker(folder) as (process, workers):
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 20
+        while any(map(is_running, workers)):
+            assert time.monotonic() < deadline, f"{workers} outlive their run"
+            time.sleep(0.2)
 
 
 test_what_raises_or_hangs = faults(
@@ -502,5 +526,6 @@ test_time_and_processes = faults(
         Fault("a clock that jumps", a_clock_that_jumps, slow=True),
         Fault("SIGSTOP and SIGCONT", a_process_that_is_stopped, slow=True),
         Fault("a worker of the data killed", a_worker_that_is_killed, slow=True),
+        Fault("SIGKILL beside a data worker", a_run_that_is_killed_beside_its_worker, slow=True),
     ]
 )
