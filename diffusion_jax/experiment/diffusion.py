@@ -24,6 +24,7 @@ from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
 from diffusion_jax.experiment.weights import (
     Reading,
     check_frozen,
+    denoiser_kind,
     load_frozen,
     load_released,
     released_source,
@@ -153,7 +154,7 @@ def _check_sources(
 ) -> None:
     source = released_source(training)
     if source is not None:
-        open_network(source, "unet", variant=training.ckpt_variant)
+        open_network(source, denoiser_kind(network), variant=training.ckpt_variant)
         check_claims(compare(source) if training.ckpt_check else [], source)
     check_frozen(network, source, Reading(training.ckpt_check, training.ckpt_variant))
 

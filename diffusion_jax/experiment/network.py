@@ -41,6 +41,7 @@ from diffusion_jax.models.conditioning.routing import (
     named_inputs,
     network_inputs,
 )
+from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
 from diffusion_jax.models.unet.video_unet import VideoUNet, image_options
@@ -49,7 +50,12 @@ from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
 MODEL = Section(
     "config.model",
     "The network that is trained.",
-    table={"unet": UNet, "video_unet": VideoUNet, "multiview_unet": MultiviewUNet},
+    table={
+        "unet": UNet,
+        "video_unet": VideoUNet,
+        "multiview_unet": MultiviewUNet,
+        "dit": DiT,
+    },
     own=(),
 )
 CONDITIONING = Section(

@@ -38,8 +38,8 @@ def export_network(
 ) -> None:
     """Write one network into a new .safetensors file that import_network reads back.
 
-    kind: "unet", "vae", "clip text" or "clip vision". UNet and VAE get the names of the original
-    implementations, CLIP the names of transformers. dtype: None keeps the dtype of each leaf.
+    kind: "unet", "dit", "vae", "clip text" or "clip vision". CLIP gets the names of transformers,
+    the others the names of the original implementations. dtype: None keeps the dtype of each leaf.
     Raises ValueError for an unknown kind, and what export_params and save_weights raise.
     """
     save_weights(path, [export_params(params, find_kind(kind).name_map, dtype=dtype)])
