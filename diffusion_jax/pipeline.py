@@ -33,11 +33,14 @@ from diffusion_jax.runs.inputs import (
     as_image,
     as_mask,
     as_noises,
-    number,
+    check_image_use,
+    steps_of_call,
+    steps_of_shares,
     whole_number,
 )
 from diffusion_jax.runs.released import config_for
 from diffusion_jax.runs.start import open_run
+from diffusion_jax.runs.views import draw_views
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
@@ -74,7 +77,9 @@ class Pipeline(NamedTuple):
     latents: x at denoising_start, from such a call or from `invert`.
     num_frames, fps, motion_bucket_id, cond_aug: of a model of videos, the config's when None. Its
         conditions are pictures, or a dict with them as "image"; it draws uint8 [B, T, H, W, C].
-        fps is SVD's fps_id, frames per second less 1; cond_aug is the noise on the picture.
+        fps is SVD's fps_id, frames per second less 1; cond_aug is the noise on the picture. A model
+        of several views (SV4D) takes one video and draws a clip for each new view, see
+        runs.views.draw_views.
     noise, step_noise: float [B, h, w, c] and [B, steps, h, w, c], N(0, 1): the noise of the
         start and of each step, instead of what `seed` gives.
     """
@@ -166,18 +171,20 @@ class Pipeline(NamedTuple):
         is compiled. Warns with NonFiniteWarning when images hold NaN or infinity.
         """
         check_choice("output", output, ("pixels", "latents"))
-        _check_image_use(image, mask, strength)
+        check_image_use(image, mask, strength)
         num_steps, total = self._num_steps(num_steps, guidance_scale)
-        steps = _steps(total, denoising_start, denoising_end, strength, latents)
+        steps = steps_of_call(total, denoising_start, denoising_end, strength, latents)
         size = self._size(height, width)
         numbers = {"fps": fps, "motion_bucket_id": motion_bucket_id, "cond_aug": cond_aug}
+        if self.experiment.network.num_views is not None:
+            noises = {"latents": latents, "noise": noise, "step_noise": step_noise}
+            others = {"n": n, "batch_size": batch_size, "negative": negative, "image": image}
+            _check_unset(others | noises | numbers, steps == (0, total) and output == "pixels")
+            shared = {"num_steps": num_steps, "guidance_scale": guidance_scale, "size": size}
+            return self._draw_views(conditions, num_frames, seed=_seed(seed), **shared)
         num_frames = check_frames(self.experiment.network, num_frames)
         arrays, count = self._conditions(conditions, negative, n, size, num_frames, numbers)
-        if image is not None:
-            self._check_images("image, strength and mask are")
-            arrays["image"] = as_image("image", image, count, self._shape(size))
-        if mask is not None:
-            arrays["mask"] = as_mask(mask, count, size)
+        arrays |= self._pictures(image, mask, count, size)
         shape = self.experiment.network.shape_of(size, num_frames)
         arrays |= as_noises(count, total, shape, latents, noise, step_noise)
         drawn = self._draw(
@@ -244,7 +251,7 @@ class Pipeline(NamedTuple):
             batch_size,
             num_steps=num_steps,
             guidance_scale=guidance_scale,
-            steps=_shares(total, denoising_start, 1.0),
+            steps=steps_of_shares(total, denoising_start, 1.0),
             size=size,
             invert=iterations,
         )
@@ -321,6 +328,27 @@ class Pipeline(NamedTuple):
         found = {"inputs": inputs, "negative": encode_negative(network, negative, count)}
         return {name: value for name, value in found.items() if value is not None}, count
 
+    def _pictures(
+        self, image: Any, mask: Any, count: int, size: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        arrays = {}
+        if image is not None:
+            self._check_images("image, strength and mask are")
+            arrays["image"] = as_image("image", image, count, self._shape(size))
+        if mask is not None:
+            arrays["mask"] = as_mask(mask, count, size)
+        return arrays
+
+    def _draw_views(
+        self, conditions: Conditions, num_frames: Whole | None, **options: Any
+    ) -> np.ndarray:
+        if num_frames is not None:
+            num_frames = whole_number("num_frames", num_frames)
+        options |= {"num_frames": num_frames}
+        drawn = draw_views(self.experiment, self.params, self.frozen, conditions, **options)
+        _warn_of_non_finite(drawn)
+        return to_pixels(drawn)
+
     def _check_images(self, what: str) -> None:
         if self.experiment.network.num_frames is not None:
             raise ValueError(f"{what} for models of images, and this one draws videos")
@@ -374,52 +402,12 @@ def _warn_of_non_finite(drawn: np.ndarray) -> None:
         warnings.warn(message, NonFiniteWarning, stacklevel=3)
 
 
-def _check_image_use(image: Picture | None, mask: Picture | None, strength: Number | None) -> None:
-    if strength is not None:
-        number("strength", strength)
-    if mask is not None and image is None:
-        raise ValueError("inpainting needs both image and mask")
-    if strength is None and image is not None and mask is None:
-        raise ValueError("an image needs strength, how much of it is redrawn, or a mask")
-    if strength is not None and image is None:
-        raise ValueError(f"strength = {strength} needs an image to begin with")
-
-
-def _steps(
-    total: int,
-    start: Number,
-    end: Number,
-    strength: Number | None,
-    latents: np.ndarray | None,
-) -> tuple[int, int] | None:
-    """Find the steps (first, last) of a call; None where `strength` says how many."""
-    steps = _shares(total, start, end)
-    if strength is not None and (latents is not None or steps != (0, total)):
-        raise ValueError(
-            f"strength = {strength} cannot be joined with latents, denoising_start = {start} and "
-            f"denoising_end = {end}"
-        )
-    if latents is None and start > 0.0:
-        raise ValueError(
-            f"denoising_start = {start} needs latents, x after that share of the steps"
-        )
-    return None if strength is not None else steps
-
-
-def _shares(total: int, start: Number, end: Number) -> tuple[int, int]:
-    """Turn shares of a run into its steps (first, last), rounded to the nearest step."""
-    start, end = number("denoising_start", start), number("denoising_end", end)
-    if not 0.0 <= start < end <= 1.0:
-        raise ValueError(
-            f"denoising_start = {start}, denoising_end = {end} should be two numbers from 0 to 1 "
-            "in this order"
-        )
-    steps = (round(start * total), round(end * total))
-    if steps[0] == steps[1]:
-        raise ValueError(
-            f"denoising_start = {start}, denoising_end = {end} leave none of {total} steps"
-        )
-    return steps
+def _check_unset(options: Mapping[str, Any], is_whole: bool) -> None:
+    """Raise ValueError for options that a model of several views does not have."""
+    for name in (name for name, value in options.items() if value is not None):
+        raise ValueError(f"{name} does not fit: this model draws views of a video")
+    if not is_whole:
+        raise ValueError("this model draws views of a video with all steps, as pixels")
 
 
 def _seed(seed: Whole | None) -> int:

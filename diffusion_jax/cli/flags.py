@@ -55,7 +55,12 @@ _SAMPLE = (
     flag("--steps", "sampling steps (default: the config's)", type=int),
     flag("--guidance_scale", "1 is off (default: the config's)", type=float),
     *(flag(f"--{x}", "pixels (default: the config's)", type=int) for x in ("height", "width")),
-    flag("--image", "to begin with (--strength), to complete (--mask), or a video's first frame"),
+    flag(
+        "--image",
+        "to begin with (--strength), to complete (--mask), a video's first frame, or a "
+        "video to draw from other sides (SV4D)",
+    ),
+    flag("--orbit", "for SV4D: SV3D's weights, or the video that it drew of the first frame"),
     flag("--strength", "share of the steps that redraws --image", type=float),
     flag("--mask", "file, white where --image is kept"),
     flag("--seed", "image i depends on (seed, i) only", type=int, default=0),

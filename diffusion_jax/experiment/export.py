@@ -24,6 +24,8 @@ from diffusion_jax.convert.weights.diffusers_folder import (
 )
 from diffusion_jax.convert.weights.diffusers_video import (
     join_vae,
+    levels_config,
+    pixels_config,
     video_unet_config,
     video_vae_config,
     vision_config,
@@ -37,6 +39,7 @@ from diffusion_jax.experiment.network import Network, conditioning_shapes
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.task import Trained
 from diffusion_jax.models.conditioning.conditioner import Embedder
+from diffusion_jax.models.conditioning.embedders import ConcatTimestepEmbedder
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipImage, OpenClipText
 from diffusion_jax.models.conditioning.video_embedders import EncodedFrames
 from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
@@ -156,7 +159,8 @@ def export_diffusers(
     """
     encoders, stage = _encoders(network), network.first_stage
     components = _components(encoders, trained)
-    configs = {"network": _network_config(network), "scheduler": _scheduler(noise)}
+    is_video = isinstance(network.module, VideoUNet)
+    configs = {"network": _network_config(network), "scheduler": _scheduler(noise, is_video)}
     scale = float(trained.frozen["scale_factor"]) if stage is not None else 1.0
     if stage is not None and isinstance(stage.module, VideoAutoencoder):
         configs["first_stage"] = video_vae_config(stage.module, scale_factor=scale)
@@ -171,6 +175,7 @@ def export_diffusers(
         module = encoder.embedder.module
         if encoder.kind == "image":
             configs[encoder.slot] = vision_config(module.tower)
+            configs["feature_extractor"] = pixels_config(module.tower)
             continue
         if encoder.kind == "open_clip_legacy" and module.layer == "penultimate":
             # diffusers has no such choice: its SD 2 encoder ends one layer earlier.
@@ -191,21 +196,40 @@ def _network_config(network: Network) -> dict[str, Any]:
     module = network.module
     if isinstance(module, VideoUNet):
         assert network.num_frames is not None
-        size = {"sample_size": height, "num_frames": network.num_frames}
-        return video_unet_config(module, channels + extra, **size)
+        return video_unet_config(
+            module,
+            channels + extra,
+            sample_size=height,
+            num_frames=network.num_frames,
+            time_dim=_channels_of_numbers(network),
+        )
     return unet_config(module, channels + extra, sample_size=height)
 
 
-def _scheduler(noise: Noise) -> dict[str, Any]:
-    prediction = prediction_of(noise)
-    if prediction in ("edm", "v_edm"):
-        grid, natural = noise.grid(2), {"sigma_data": 0.5} | dict(noise.natural_weighting or {})
-        return edm_scheduler_config(
-            prediction,
-            sigma_min=float(grid[1]),
-            sigma_max=float(grid[0]),
-            sigma_data=natural["sigma_data"],
+def _channels_of_numbers(network: Network) -> int:
+    """Find in how many channels each number of the conditions is embedded."""
+    modules = [embedder.module for embedder in network.embedders.values()]
+    widths = {m.outdim for m in modules if isinstance(m, ConcatTimestepEmbedder)}
+    if len(widths) != 1:
+        raise ConfigError(
+            f"numbers of this model are embedded in {sorted(widths)} channels; diffusers has one "
+            "width for all; export this model as .safetensors"
         )
+    return widths.pop()
+
+
+def _scheduler(noise: Noise, is_video: bool) -> dict[str, Any]:
+    prediction = prediction_of(noise)
+    if is_video and prediction != "v_edm":
+        raise ConfigError(
+            f"config.denoiser predicts {prediction}, and diffusers' pipeline of videos needs "
+            "v_edm; export this model as .safetensors"
+        )
+    if is_video:
+        return levels_config(**_levels(noise))
+    if prediction in ("edm", "v_edm"):
+        natural = {"sigma_data": 0.5} | dict(noise.natural_weighting or {})
+        return edm_scheduler_config(prediction, **_levels(noise), sigma_data=natural["sigma_data"])
     if prediction == "flow":
         grid = noise.grid(2)
         return flow_scheduler_config(float(grid[1]) if grid[0] == FLOW_NOISE else 1.0)
@@ -228,6 +252,13 @@ def _scheduler(noise: Noise) -> dict[str, Any]:
     if zero_snr:
         abar[-1] = 0.0
     return scheduler_config(betas=1.0 - abar / np.append(1.0, abar[:-1]), **said)
+
+
+def _levels(noise: Noise) -> dict[str, float]:
+    """Find the ends of the noise levels, without the error of the powers that give them."""
+    highest, lowest, _ = noise.grid(2)
+    ends = {"sigma_min": lowest, "sigma_max": highest}
+    return {name: float(f"{level:.6g}") for name, level in ends.items()}
 
 
 def _encoders(network: Network) -> list[Encoder]:

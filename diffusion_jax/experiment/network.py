@@ -78,7 +78,7 @@ class Network(NamedTuple):
     batch -> (name of the strings that they come from, strings -> int32 [n l]). force_uc_zero:
     embedders whose outputs are zero in the unconditional half of guidance. num_frames: of the clips
     that a network of videos denoises, arrays [b t h w c] wherever [b h w c] is said below; None for
-    images. frame_noise, frame_fit: see ConditioningOptions.
+    images. frame_noise, frame_fit, object_share, first_views: see ConditioningOptions.
     """
 
     module: nn.Module
@@ -91,11 +91,19 @@ class Network(NamedTuple):
     num_frames: int | None = None
     frame_noise: tuple[float, float] = ConditioningOptions().frame_noise
     frame_fit: str = ConditioningOptions().frame_fit
+    object_share: float | None = ConditioningOptions().object_share
+    first_views: str = ConditioningOptions().first_views
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """The shape of a sample that is denoised: (h, w, c), or (t, h, w, c) for videos."""
         return with_frames(self.num_frames, self.image_shape)
+
+    @property
+    def num_views(self) -> int | None:
+        """How many views of each time a clip has; None where it is not of several views."""
+        views = [e.frames for e in self.embedders.values() if e.input_key == VIEWS]
+        return views[0] if views else None
 
     def init(self, key: Array) -> PyTree:
         """Initialise what is trained: {"network": ..., "conditioner": {embedder: ...}}, float32."""
@@ -318,6 +326,8 @@ def build_network(
         num_frames,
         options.frame_noise,
         options.frame_fit,
+        options.object_share,
+        options.first_views,
     )
 
 

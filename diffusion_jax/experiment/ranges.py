@@ -110,7 +110,7 @@ _NAMES = {
         # merge_factor is a share with merge_strategy = "fixed", and otherwise its logit.
         "merge_factor time_block_merge_factor motion_block_merge_factor"
     ),
-    Range(0, 1, above=True): "dynamic_percentile",
+    Range(0, 1, above=True): "dynamic_percentile object_share",
     Range(0, 0.5): "edge_perc",
     Range(0, 1000): "learning_rate",
     Range(1, 1000): "max_aspect",

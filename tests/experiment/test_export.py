@@ -10,6 +10,7 @@ from support.experiments import built, trained
 from support.tiny_videos import tiny
 from support.trees import drawn
 
+from diffusion_jax.convert.weights.claims import read_claims
 from diffusion_jax.convert.weights.diffusers_video import fold_quant_conv
 from diffusion_jax.convert.weights.places import export_checkpoint
 from diffusion_jax.convert.weights.reading import open_weights
@@ -232,6 +233,9 @@ def test_a_video_model_is_a_folder_of_diffusers(tmp_path):
     assert index["image_encoder"] == ["transformers", "CLIPVisionModelWithProjection"]
     unet = json.loads((tmp_path / "x/unet/config.json").read_text())
     assert (unet["in_channels"], unet["out_channels"]) == (8, 4)
+    assert index["feature_extractor"] == ["transformers", "CLIPImageProcessor"]
+    claims = read_claims(tmp_path / "x")
+    assert (claims.prediction, claims.sigma_min, claims.sigma_max) == ("v_edm", 0.002, 700.0)
     params, frozen = read_back(network, trained, tmp_path / "x")
     same(params, trained.params)
     same(frozen["conditioner"], trained.frozen["conditioner"])

@@ -11,7 +11,7 @@ from diffusion_jax.experiment.noise import Noise, build_noise
 from diffusion_jax.experiment.task import Trained
 from support.trees import drawn
 
-CODER = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1}
+CODER = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 2}  # the only number that diffusers has
 FRAME = {"name": "encoded_frames", "ucg_rate": 0.1, "weights": None, **CODER}
 CLIP = {
     "name": "open_clip_image", "input_key": "cond_frames_without_noise", "unsqueeze_dim": True,

@@ -293,8 +293,9 @@ def save_diffusers(
     """Write a folder that diffusers loads: weights and config.json of every component.
 
     components: see places.export_checkpoint, with the slots of places.DIFFUSERS. configs: by
-    component ("network", "first_stage", "text", ...), and "scheduler" if there is one. With a
-    network comes a model_index.json of a Stable Diffusion or Stable Video Diffusion pipeline.
+    component ("network", "first_stage", "text", ...), and of "scheduler" and "feature_extractor",
+    which have no weights. With a network comes a model_index.json of a Stable Diffusion or Stable
+    Video Diffusion pipeline.
     nonfinite: see export_params.
     Raises FileExistsError when the folder exists, ValueError when a component has no config.
     """
@@ -316,9 +317,9 @@ def save_diffusers(
             path = unfinished / slot.place / f"{stem}.safetensors"
             save_weights(path, [export_params(tree, named, dtype=dtype, nonfinite=nonfinite)])
             _write_json(path.with_name("config.json"), configs[name])
-        if "scheduler" in configs:
-            path = unfinished / "scheduler" / "scheduler_config.json"
-            _write_json(path, configs["scheduler"])
+        for name, file in _WITHOUT_WEIGHTS.items():
+            if name in configs:
+                _write_json(unfinished / name / file, configs[name])
         if "network" in slots:
             _write_json(unfinished / "model_index.json", _model_index(slots, configs))
         unfinished.rename(folder)
@@ -339,6 +340,9 @@ def _model_index(slots: Mapping[str, Any], configs: Mapping[str, Config]) -> Con
             index[slot.place] = ["diffusers", configs[name]["_class_name"]]
     if "scheduler" in configs:
         index["scheduler"] = ["diffusers", configs["scheduler"]["_class_name"]]
+    if "feature_extractor" in configs:
+        kind = configs["feature_extractor"]["image_processor_type"]
+        index["feature_extractor"] = ["transformers", kind]
     return index
 
 
@@ -351,6 +355,11 @@ _STABLE_DIFFUSION: Config = {
 _STABLE_VIDEO_DIFFUSION: Config = {
     "_class_name": "StableVideoDiffusionPipeline",
     "feature_extractor": [None, None],
+}
+# Parts of a pipeline that have no weights -> the file of their config in the folder of that name.
+_WITHOUT_WEIGHTS = {
+    "scheduler": "scheduler_config.json",
+    "feature_extractor": "preprocessor_config.json",
 }
 # Text encoders -> pipeline: Stable Diffusion 1 and 2, SDXL base, SDXL refiner.
 _PIPELINES: dict[tuple[str, ...], Config] = {
