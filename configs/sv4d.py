@@ -43,12 +43,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             weights=None,  # from train.ckpt_path
         )
     )
-    # The released weights expect the features in this order.
     angle = dict(name="numbers", size=1, outdim=512, frames=frames)
     encoder = dict(name="encoded_frames", weights=None)
     config.conditioning = d(
         dict(
             key="hybrid-adm",
+            # The released weights expect the features in this order.
+            order=("clip", "frame", "polar", "azimuth", "view", "motion"),
             embedders=dict(
                 clip=dict(
                     name="open_clip_image",
