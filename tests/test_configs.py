@@ -47,11 +47,15 @@ QUICK = ["configs/mnist.py", *(path for path in VARIANTS if path.endswith(":tiny
 WHOLE = sorted({*VARIANTS, *COUNTS} - {*QUICK})
 
 
+def quick_or_slow(path, *slow):
+    return pytest.param(path, marks=pytest.mark.slow) if any(s in path for s in slow) else path
+
+
 def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("path", QUICK)
+@pytest.mark.parametrize("path", [quick_or_slow(path, "/sv3d", "/sv4d") for path in QUICK])
 def test_every_config_builds_and_its_step_traces(path):
     check(path)
 
@@ -75,9 +79,7 @@ def check(path):
     assert metrics["loss"].shape == ()
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=pytest.mark.slow) if "/sv" in p else p for p in COUNTS]
-)
+@pytest.mark.parametrize("path", [quick_or_slow(path, "/sv") for path in COUNTS])
 def test_networks_have_the_parameters_of_the_released_ones(path):
     built = make_experiment(load_config(path, ["--config.train.batch_size=8"]))
     params = jax.eval_shape(built.init, jax.random.key(0)).params
