@@ -12,7 +12,7 @@ from diffusion_jax.devices.mesh import on_mesh
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.claims import Contradiction, check_claims, contradictions
 from diffusion_jax.experiment.data import Data
-from diffusion_jax.experiment.export import export_diffusers, export_single_file
+from diffusion_jax.experiment.export import About, export_diffusers, export_single_file, find_layout
 from diffusion_jax.experiment.layout import frozen_rules, state_rules
 from diffusion_jax.experiment.network import Network, build_network
 from diffusion_jax.experiment.noise import build_noise
@@ -87,6 +87,7 @@ def denoising(
     compare = functools.partial(contradictions, network, noise, sections["sampler"])
     sampling = build_sample_fn(network, noise, sections["sampler"], sections["guidance"], mesh)
     drawing = Drawing(network, noise, *sampling)
+    about = About(data.name, sections["sampler"], sections["guidance"], drawing.num_steps)
     loss_fn = prepare(objective.loss_fn)
     if training.trainable is not None:
         _check_pattern(training.trainable)
@@ -117,8 +118,9 @@ def denoising(
             load_frozen, network, reading=Reading(training.ckpt_check, training.ckpt_variant)
         ),
         load_released=functools.partial(load_released, network),
+        layout=functools.partial(find_layout, network),
         export_file=functools.partial(export_single_file, network, noise),
-        export_folder=functools.partial(export_diffusers, network, noise),
+        export_folder=functools.partial(export_diffusers, network, noise, about=about),
         pictures=functools.partial(draw_pictures, drawing, setting),
         headline=("loss_simple", "loss_x0"),
         drawing=drawing,
