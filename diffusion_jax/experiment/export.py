@@ -236,7 +236,7 @@ def _network_config(network: Network) -> dict[str, Any]:
     return unet_config(module, channels + extra, sample_size=height, **numbers)
 
 
-def _channels_of_numbers(network: Network) -> dict[str, int]:
+def _channels_of_numbers(network: Network) -> dict[str, Any]:
     """Find in how many channels each number of the conditions is embedded, if there are numbers."""
     modules = [embedder.module for embedder in network.embedders.values()]
     dims = {module.outdim for module in modules if isinstance(module, ConcatTimestepEmbedder)}
