@@ -48,7 +48,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             weights=None,  # from train.ckpt_path
         )
     )
-    # The released weights expect the features in this order.
     angle = dict(name="numbers", size=1, outdim=512, frames=frames)
     encoder = dict(name="encoded_frames", weights=None)
     config.conditioning = d(
@@ -56,6 +55,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             key="hybrid-adm",
             object_share=0.9 if is_second else 0.917,
             first_views="drawn" if is_second else "orbit",
+            # The released weights expect the features in this order.
+            order=("clip", "frame", "polar", "azimuth", "view", "motion"),
             embedders=dict(
                 clip=dict(
                     name="open_clip_image",

@@ -38,6 +38,7 @@ from diffusion_jax.runs.inputs import (
     steps_of_shares,
     whole_number,
 )
+from diffusion_jax.runs.native import find_about
 from diffusion_jax.runs.released import config_for
 from diffusion_jax.runs.start import open_run
 from diffusion_jax.runs.views import draw_views
@@ -121,13 +122,13 @@ class Pipeline(NamedTuple):
         overrides: Sequence[str] = (),
         ema: bool = False,
     ) -> "Pipeline":
-        """Load released weights: a .safetensors or .ckpt file, or a folder of diffusers.
+        """Load a native file of a run, or released weights: a file, or a folder of diffusers.
 
         config: the path of a config file, with its variant if any ("configs/sdxl.py"), and
-        overrides for it ("--config.sampler.num_steps=30"), or a ConfigDict; None is the shipped
-        config that describes the file, as far as it says of itself. A frozen network whose
-        config names a weights file is read from that. ema takes the averages that training files
-        (.ckpt) keep of the network.
+        overrides for it ("--config.sampler.num_steps=30"), or a ConfigDict; None is the config in
+        a native file, or the shipped one that describes the file, as far as it says of itself. A
+        frozen network whose config names a weights file is read from that. ema takes the averages
+        that training files (.ckpt) and native files with both keep of the network.
         Raises FileNotFoundError for a missing file, ValueError when the file is damaged or does not
         fit the config; the message says what it is, or what is missing or left over.
         """
@@ -137,7 +138,9 @@ class Pipeline(NamedTuple):
             raise ValueError(f"overrides = {overrides!r} are for the path of a config file")
         built = make_experiment(config)
         trained, _ = load_checkpoint_file(built, path, ema=ema)
-        return cls(built, trained.params, trained.frozen)
+        about = find_about(path)
+        names = None if about is None else about.class_names
+        return cls(built, trained.params, trained.frozen, names)
 
     def __call__(
         self,

@@ -28,6 +28,7 @@ def scripts(monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, unit", [("train_step", "step"), ("sample", "batch")])
 def test_our_side_runs_and_prints_its_times(scripts, capsys, name, unit):
     module = __import__(name)

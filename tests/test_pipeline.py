@@ -240,6 +240,7 @@ def base():
     return text_pipe("configs/sdxl.py:tiny", 3)
 
 
+@pytest.mark.slow
 def test_a_refiner_takes_over_from_a_base_model(base):
     refiner = text_pipe("configs/sdxl_refiner.py:tiny", 4)
     prompts = ["a red fox", "a blue house"]

@@ -29,6 +29,7 @@ PROCESSES = (
     flag("--process_id", "number of this process, from 0", type=int),
     flag("--local_device_ids", "GPUs of this host to use: 0,1 (default: all)"),
 )
+FORMS = ("safetensors", "native", "diffusers", "run", "stablehlo")
 _TRAIN = (
     CONFIG,
     flag("--workdir", "folder of this run; continues the run that is in it"),
@@ -45,7 +46,7 @@ _TRAIN = (
 _SAMPLE = (
     flag("--workdir", "folder of a run"),
     STEP,
-    flag("--checkpoint", "instead: .safetensors, .ckpt or diffusers folder"),
+    flag("--checkpoint", "instead: .safetensors, native or released, .ckpt, diffusers folder"),
     flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
     *RELEASED,
     flag("--class", "class number or name, or a list: 7 or 1,2,3", dest="label"),
@@ -78,8 +79,9 @@ _CONVERT = (
     flag("--from", "run, .safetensors, .ckpt, diffusers folder", dest="source"),
     flag("--config", "the config that describes --from, if that is no run and not known"),
     *RELEASED,
-    flag("--to", "new .safetensors file, folder, or config file"),
-    flag("--format", "of --to, if open", choices=("safetensors", "diffusers", "run")),
+    flag("--to", "new .safetensors or .stablehlo file, folder, or config file"),
+    flag("--batch_size", "images that a .stablehlo program draws", type=int, default=1),
+    flag("--format", "of --to, if open", choices=FORMS),
     flag("--dtype", "of the file (default: as is)", choices=("float32", "bfloat16", "float16")),
     STEP,
     flag("--raw", "raw weights of a run, not its EMA", **SWITCH),

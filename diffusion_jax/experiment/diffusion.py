@@ -12,7 +12,7 @@ from diffusion_jax.devices.mesh import on_mesh
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.claims import Contradiction, check_claims, contradictions
 from diffusion_jax.experiment.data import Data
-from diffusion_jax.experiment.export import export_diffusers, export_single_file
+from diffusion_jax.experiment.export import About, export_diffusers, export_single_file, find_layout
 from diffusion_jax.experiment.layout import frozen_rules, state_rules
 from diffusion_jax.experiment.network import Network, build_network
 from diffusion_jax.experiment.noise import build_noise
@@ -24,6 +24,7 @@ from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
 from diffusion_jax.experiment.weights import (
     Reading,
     check_frozen,
+    denoiser_kind,
     load_frozen,
     load_released,
     released_source,
@@ -86,6 +87,7 @@ def denoising(
     compare = functools.partial(contradictions, network, noise, sections["sampler"])
     sampling = build_sample_fn(network, noise, sections["sampler"], sections["guidance"], mesh)
     drawing = Drawing(network, noise, *sampling)
+    about = About(data.name, sections["sampler"], sections["guidance"], drawing.num_steps)
     loss_fn = prepare(objective.loss_fn)
     if training.trainable is not None:
         _check_pattern(training.trainable)
@@ -116,8 +118,9 @@ def denoising(
             load_frozen, network, reading=Reading(training.ckpt_check, training.ckpt_variant)
         ),
         load_released=functools.partial(load_released, network),
+        layout=functools.partial(find_layout, network),
         export_file=functools.partial(export_single_file, network, noise),
-        export_folder=functools.partial(export_diffusers, network, noise),
+        export_folder=functools.partial(export_diffusers, network, noise, about=about),
         pictures=functools.partial(draw_pictures, drawing, setting),
         headline=("loss_simple", "loss_x0"),
         drawing=drawing,
@@ -153,7 +156,7 @@ def _check_sources(
 ) -> None:
     source = released_source(training)
     if source is not None:
-        open_network(source, "unet", variant=training.ckpt_variant)
+        open_network(source, denoiser_kind(network), variant=training.ckpt_variant)
         check_claims(compare(source) if training.ckpt_check else [], source)
     check_frozen(network, source, Reading(training.ckpt_check, training.ckpt_variant))
 

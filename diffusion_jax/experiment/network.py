@@ -1,7 +1,7 @@
 """The `model` and `conditioning` sections -> a network with its embedders."""
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -41,6 +41,7 @@ from diffusion_jax.models.conditioning.routing import (
     named_inputs,
     network_inputs,
 )
+from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
 from diffusion_jax.models.unet.video_unet import VideoUNet, image_options
@@ -49,7 +50,12 @@ from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
 MODEL = Section(
     "config.model",
     "The network that is trained.",
-    table={"unet": UNet, "video_unet": VideoUNet, "multiview_unet": MultiviewUNet},
+    table={
+        "unet": UNet,
+        "video_unet": VideoUNet,
+        "multiview_unet": MultiviewUNet,
+        "dit": DiT,
+    },
     own=(),
 )
 CONDITIONING = Section(
@@ -311,7 +317,7 @@ def build_network(
     pick(CONDITIONING_KEYS, options.key, f"{CONDITIONING.path}.key")
     for name in options.force_uc_zero:
         pick(options.embedders, name, f"{CONDITIONING.path}.force_uc_zero")
-    embedders = {name: _embedder(name, section) for name, section in options.embedders.items()}
+    embedders = {name: _embedder(name, options.embedders[name]) for name in _ordered(options)}
     stage = None if first_stage is None else build_first_stage(first_stage, data_shape)
     image_shape = data_shape if stage is None else stage.latent_shape
     derived = _derived(options.key, embedders, image_shape, is_latent=stage is not None)
@@ -329,6 +335,17 @@ def build_network(
         options.object_share,
         options.first_views,
     )
+
+
+def _ordered(options: ConditioningOptions) -> Sequence[str]:
+    """List the names of the embedders in the order of the config."""
+    names = list(options.embedders)
+    if options.order and sorted(options.order) != sorted(names):
+        raise ConfigError(
+            f"{CONDITIONING.path}.order = {options.order!r} should name each embedder once: "
+            f"{', '.join(names)}"
+        )
+    return options.order or names
 
 
 def conditioning_shapes(

@@ -14,6 +14,8 @@ class ConditioningOptions(NamedTuple):
     """How the outputs of the embedders enter the network, and which there are.
 
     key: a row of routing.CONDITIONING_KEYS. embedders: name -> section of an embedder.
+    order: the names of all embedders as their outputs are joined and their encoders counted; () is
+    the order of the alphabet, because a config has none of its own.
     force_uc_zero: names of embedders whose outputs are zero in the unconditional half of guidance.
     frame_noise: mean and standard deviation of ln(sigma) of the noise that training adds to the
     conditioning frame of a video. frame_fit: how a picture of any size becomes that frame in
@@ -26,6 +28,7 @@ class ConditioningOptions(NamedTuple):
 
     key: str = "none"
     embedders: dict[str, Any] = {}
+    order: tuple[str, ...] = ()
     force_uc_zero: tuple[str, ...] = ()
     frame_noise: tuple[float, float] = (-3.0, 0.5)
     frame_fit: Literal["cover", "object"] = "cover"

@@ -30,6 +30,7 @@ from diffusion_jax.experiment.task import Training
 from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipImage, OpenClipText
 from diffusion_jax.models.conditioning.video_embedders import EncodedFrames
+from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
@@ -46,6 +47,7 @@ KINDS: dict[type[nn.Module], str] = {
     UNet: "unet",
     VideoUNet: "unet",
     MultiviewUNet: "unet",
+    DiT: "dit",
     Autoencoder: "vae",
     ClipText: "clip text",
     OpenClipText: "clip text",
@@ -85,10 +87,11 @@ def load_released(
     Raises ValueError when the file does not fit; the message lists what is missing or left over.
     """
     reading = Reading(training.ckpt_check, training.ckpt_variant)
+    kind = denoiser_kind(network)
     found = import_network(
         params["network"],
-        open_network(path, "unet", variant=reading.variant),
-        "unet",
+        open_network(path, kind, variant=reading.variant),
+        kind,
         ema=training.ckpt_ema,
         ignore_keys=training.ignore_keys,
         allow_missing=training.ignore_keys,
@@ -103,6 +106,12 @@ def load_released(
         else:
             conditioner[name] = _import_embedder(network, name, own, path, reading)
     return {**params, "network": found, "conditioner": conditioner}, mutable, not_loaded
+
+
+def denoiser_kind(network: Network) -> str:
+    """Say what convert calls the network that denoises; a user's own is looked for as a UNet."""
+    module = type(network.module)
+    return KINDS[module] if module in KINDS else "unet"
 
 
 def check_frozen(network: Network, source: str | None, reading: Reading = CHECKED) -> None:

@@ -110,10 +110,8 @@ def online_losses(online, frozen):
     return losses(online, frozen, batches)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [("float32", 1e-5), pytest.param("float16", 2e-3, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 2e-3)])
 def test_the_loss_curve_is_that_of_online_training(
     tmp_path, monkeypatch, frozen, online_losses, one_encoder, dtype, tolerance
 ):

@@ -1,13 +1,9 @@
-"""Folders that diffusers loads: weights, and the config.json from which it builds each network.
-
-Tokenizers are not written, because they are no parameters: load a whole pipeline with
-from_pretrained(folder, tokenizer=...).
-"""
+"""Folders that diffusers loads: weights, and the config.json from which it builds each network."""
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,8 @@ from diffusion_jax.types import PyTree
 
 # The configs are valid from this version of diffusers on.
 VERSION = "0.36.0"
+# The folder of the tokenizer of each text encoder.
+TOKENIZERS = {"text": "tokenizer", "text_2": "tokenizer_2"}
 Config = dict[str, Any]
 
 
@@ -118,7 +116,7 @@ def refuse(module: Any, bad: Mapping[str, bool], theirs: str) -> None:
     for field in (field for field, is_bad in bad.items() if is_bad):
         raise ValueError(
             f"{field} = {getattr(module, field)!r} has no counterpart in diffusers' {theirs}; "
-            "export this network in the names of latent-diffusion"
+            "export this network as a .safetensors file"
         )
 
 
@@ -286,6 +284,8 @@ def save_diffusers(
     folder: str | os.PathLike,
     components: Mapping[str, Any],
     configs: Mapping[str, Config],
+    tokenizers: Mapping[str, Mapping[str, str]] | None = None,
+    card: Callable[..., str] | None = None,
     *,
     dtype: Any = None,
     nonfinite: bool = False,
@@ -295,8 +295,8 @@ def save_diffusers(
     components: see places.export_checkpoint, with the slots of places.DIFFUSERS. configs: by
     component ("network", "first_stage", "text", ...), and of "scheduler" and "feature_extractor",
     which have no weights. With a network comes a model_index.json of a Stable Diffusion or Stable
-    Video Diffusion pipeline.
-    nonfinite: see export_params.
+    Video Diffusion pipeline. tokenizers: the files of the tokenizer of "text" or "text_2". card:
+    (name, pipeline) -> the text of README.md. nonfinite: see export_params.
     Raises FileExistsError when the folder exists, ValueError when a component has no config.
     """
     folder = Path(folder)
@@ -320,14 +320,25 @@ def save_diffusers(
         for name, file in _WITHOUT_WEIGHTS.items():
             if name in configs:
                 _write_json(unfinished / name / file, configs[name])
+        for name, files in (tokenizers or {}).items():
+            place = unfinished / TOKENIZERS[name]
+            place.mkdir(parents=True)
+            for file, text in files.items():
+                (place / file).write_text(text, encoding="utf-8")
         if "network" in slots:
-            _write_json(unfinished / "model_index.json", _model_index(slots, configs))
+            index = _model_index(slots, configs, tokenizers or {})
+            _write_json(unfinished / "model_index.json", index)
+            if card is not None:
+                text = card(folder.name, index["_class_name"])
+                (unfinished / "README.md").write_text(text, encoding="utf-8")
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _model_index(slots: Mapping[str, Any], configs: Mapping[str, Config]) -> Config:
+def _model_index(
+    slots: Mapping[str, Any], configs: Mapping[str, Config], tokenizers: Mapping[str, Any]
+) -> Config:
     """Write the model_index.json of the pipeline that has this network and these text encoders."""
     texts = tuple(name for name in ("text", "text_2") if name in slots)
     is_video = "num_frames" in configs["network"]
@@ -338,6 +349,7 @@ def _model_index(slots: Mapping[str, Any], configs: Mapping[str, Config]) -> Con
             index[slot.place] = ["transformers", configs[name]["architectures"][0]]
         else:
             index[slot.place] = ["diffusers", configs[name]["_class_name"]]
+    index |= {TOKENIZERS[name]: ["transformers", "CLIPTokenizer"] for name in tokenizers}
     if "scheduler" in configs:
         index["scheduler"] = ["diffusers", configs["scheduler"]["_class_name"]]
     if "feature_extractor" in configs:
