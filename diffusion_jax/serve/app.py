@@ -115,7 +115,9 @@ class _Guard:
 
 
 async def _file(name: str, kind: str, request: Request) -> Response:
-    text = importlib.resources.files("diffusion_jax.serve").joinpath(name).read_text(encoding="utf-8")
+    text = (
+        importlib.resources.files("diffusion_jax.serve").joinpath(name).read_text(encoding="utf-8")
+    )
     return Response(text, media_type=kind)
 
 
