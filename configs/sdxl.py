@@ -48,10 +48,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             weights=None,  # from train.ckpt_path; its float16 overflows, so float32
         )
     )
-    # The released weights expect the features in this order.
     config.conditioning = d(
         dict(
             key="crossattn-adm",
+            # The released weights expect the features in this order.
+            order=("clip", "open_clip", "original_size", "crop_top_left", "target_size"),
             embedders=dict(
                 clip=dict(
                     name="clip_text",

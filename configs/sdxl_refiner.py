@@ -44,10 +44,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             weights=None,  # from train.ckpt_path; its float16 overflows, so float32
         )
     )
-    # The released weights expect the features in this order.
     config.conditioning = d(
         dict(
             key="crossattn-adm",
+            # The released weights expect the features in this order.
+            order=("open_clip", "original_size", "crop_top_left", "aesthetic_score"),
             embedders=dict(
                 open_clip=dict(
                     name="open_clip_text",

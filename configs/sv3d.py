@@ -45,11 +45,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             weights=None,  # from train.ckpt_path
         )
     )
-    # The released weights expect the features in this order.
     number = dict(name="numbers", size=1)
     config.conditioning = d(
         dict(
             key="hybrid-adm",
+            # The released weights expect the features in this order.
+            order=("clip", "frame", "noise"),
             frame_fit="object",
             frame_noise=(-11.5, 0.0),  # almost none, which is how it was trained
             embedders=dict(
@@ -72,6 +73,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         angle = dict(name="numbers", size=1, outdim=512, frames=FRAMES)
         for name in ("polars_rad", "azimuths_rad"):
             config.conditioning.embedders[name] = d(dict(input_key=name, **angle))
+            config.conditioning.order += (name,)
     config.model = d(
         dict(
             name="video_unet",

@@ -1,9 +1,13 @@
 """SV4D: a moving object from eight more sides, 5 times of 8 views of 576 x 576 px a window.
 
-Released weights draw with `diffusion_jax.runs.views` (docs/sampling.md): variant "2" is SV4D 2 with
-12 times of 4 views, "2_8views" with 5 times of 8. 2.00 B parameters.
-
+python launch.py sample --checkpoint=sv4d.safetensors --config=configs/sv4d.py \\
+    --image=object.mp4 --orbit=sv3d_u.safetensors
+python launch.py sample --checkpoint=sv4d2.safetensors --config=configs/sv4d.py:2 --image=object.mp4
 python launch.py plan --config=configs/sv4d.py:2               # memory and time of a step
+
+21 frames of an object on white, or with an opacity, become as many from all other sides. The
+default goes on from an orbit of SV3D around the first frame; variant "2" is SV4D 2 with 12 times of
+4 views, "2_8views" with 5 times of 8. 2.00 B parameters.
 
 Hardware: a GPU with 80 GB. Time: not measured. Result: not measured. Training needs clips of
 several views with the angles of their cameras, which no source here has.
@@ -11,9 +15,9 @@ several views with the angles of their cameras, which no source here has.
 
 import ml_collections
 
-VARIANTS = ("2", "2_8views", "tiny")
+VARIANTS = ("2", "2_8views", "tiny", "2_tiny")
 # Times and views of a window.
-WINDOWS = {"": (5, 8), "2": (12, 4), "2_8views": (5, 8), "tiny": (2, 2)}
+WINDOWS = {"": (5, 8), "2": (12, 4), "2_8views": (5, 8), "tiny": (2, 2), "2_tiny": (3, 2)}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -22,6 +26,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.seed = 0
 
     times, views = WINDOWS[variant]
+    is_second = variant.startswith("2")
     frames = times * views
     config.data = d(
         dict(
@@ -43,12 +48,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             weights=None,  # from train.ckpt_path
         )
     )
-    # The released weights expect the features in this order.
     angle = dict(name="numbers", size=1, outdim=512, frames=frames)
     encoder = dict(name="encoded_frames", weights=None)
     config.conditioning = d(
         dict(
             key="hybrid-adm",
+            object_share=0.9 if is_second else 0.917,
+            first_views="drawn" if is_second else "orbit",
+            # The released weights expect the features in this order.
+            order=("clip", "frame", "polar", "azimuth", "view", "motion"),
             embedders=dict(
                 clip=dict(
                     name="open_clip_image",
@@ -100,9 +108,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             time_block_merge_strategy="learned_with_images",
             time_block_merge_factor=0.0,
             time_kernel_size=(3, 1, 1),
-            use_camera_emb=variant.startswith("2"),
-            use_3d_attention=variant == "2",
-            separate_motion_merge_factor=variant.startswith("2"),
+            use_camera_emb=is_second,
+            use_3d_attention=variant in ("2", "2_tiny"),
+            separate_motion_merge_factor=is_second,
             dtype="bfloat16",
             remat="full",
         )
@@ -111,8 +119,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.loss = d(dict(name="denoiser"))
     config.sigma_sampling = d(dict(name="lognormal", p_mean=0.7, p_std=1.6))
     config.discretization = d(dict(name="edm", sigma_min=0.002, sigma_max=700.0))
-    config.sampler = d(dict(name="euler", num_steps=50 if variant.startswith("2") else 20))
-    if variant == "2":
+    config.sampler = d(dict(name="euler", num_steps=50 if is_second else 20))
+    if variant in ("2", "2_tiny"):
         config.guidance = d(dict(name="linear", scale=2.0, min_scale=1.0))
     else:
         scales = dict(scale=2.5, min_scale=1.5) if variant == "2_8views" else dict(scale=2.0)
@@ -132,7 +140,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.hooks = d(dict(scalars=dict(every=50), images=dict(batch_frequency=1000, max_images=2)))
     config.checkpoint = d(dict(every=1000, keep_last=2))
 
-    if variant == "tiny":
+    if variant.endswith("tiny"):
         config.data.source = d(dict(name="moving_digits", num_examples=32))
         config.data.splits = d(dict(train="train", validation="validation", test="test"))
         config.data.batches.update(dict(image_size=32, num_frames=frames))

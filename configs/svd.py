@@ -47,11 +47,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             weights=None,  # from train.ckpt_path
         )
     )
-    # The released weights expect the features in this order.
     number = dict(name="numbers", size=1)
     config.conditioning = d(
         dict(
             key="hybrid-adm",
+            # The released weights expect the features in this order.
+            order=("clip", "fps", "motion", "frame", "noise"),
             embedders=dict(
                 clip=dict(
                     name="open_clip_image",

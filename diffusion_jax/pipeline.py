@@ -1,5 +1,6 @@
 """The programmatic sampling API: a trained model as a function from conditions to uint8 images."""
 
+import functools
 import logging
 import os
 import pathlib
@@ -34,11 +35,16 @@ from diffusion_jax.runs.inputs import (
     as_image,
     as_mask,
     as_noises,
-    number,
+    check_image_use,
+    steps_of_call,
+    steps_of_shares,
     whole_number,
 )
+from diffusion_jax.runs.native import find_about
 from diffusion_jax.runs.released import config_for
 from diffusion_jax.runs.start import open_run
+from diffusion_jax.runs.views import draw_views
+from diffusion_jax.runs.watched import OnStep, draw_watched
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
@@ -75,7 +81,11 @@ class Pipeline(NamedTuple):
     latents: x at denoising_start, from such a call or from `invert`.
     num_frames, fps, motion_bucket_id, cond_aug: of a model of videos, the config's when None. Its
         conditions are pictures, or a dict with them as "image"; it draws uint8 [B, T, H, W, C].
-        fps is SVD's fps_id, frames per second less 1; cond_aug is the noise on the picture.
+        fps is SVD's fps_id, frames per second less 1; cond_aug is the noise on the picture. A model
+        of several views (SV4D) takes one video and draws a clip for each new view, see
+        runs.views.draw_views.
+    on_step: called with (steps done, steps in all) before each step, from another thread; False
+        stops, and the call raises Stopped.
     noise, step_noise: float [B, h, w, c] and [B, steps, h, w, c], N(0, 1): the noise of the
         start and of each step, instead of what `seed` gives.
     """
@@ -117,13 +127,13 @@ class Pipeline(NamedTuple):
         overrides: Sequence[str] = (),
         ema: bool = False,
     ) -> "Pipeline":
-        """Load released weights: a .safetensors or .ckpt file, or a folder of diffusers.
+        """Load a native file of a run, or released weights: a file, or a folder of diffusers.
 
         config: the path of a config file, with its variant if any ("configs/sdxl.py"), and
-        overrides for it ("--config.sampler.num_steps=30"), or a ConfigDict; None is the shipped
-        config that describes the file, as far as it says of itself. A frozen network whose
-        config names a weights file is read from that. ema takes the averages that training files
-        (.ckpt) keep of the network.
+        overrides for it ("--config.sampler.num_steps=30"), or a ConfigDict; None is the config in
+        a native file, or the shipped one that describes the file, as far as it says of itself. A
+        frozen network whose config names a weights file is read from that. ema takes the averages
+        that training files (.ckpt) and native files with both keep of the network.
         Raises FileNotFoundError for a missing file, ValueError when the file is damaged or does not
         fit the config; the message says what it is, or what is missing or left over.
         """
@@ -133,18 +143,14 @@ class Pipeline(NamedTuple):
             raise ValueError(f"overrides = {overrides!r} are for the path of a config file")
         built = make_experiment(config)
         trained, _ = load_checkpoint_file(built, path, ema=ema)
-        return cls(built, trained.params, trained.frozen)
+        about = find_about(path)
+        names = None if about is None else about.class_names
+        return cls(built, trained.params, trained.frozen, names)
 
     def with_lora(self, loras: Mapping[str | os.PathLike, float]) -> "Pipeline":
-        """Add LoRA files of PEFT, diffusers or kohya's scripts, each times a number.
-
-        >>> pipe.with_lora({"style.safetensors": 0.8, "face.safetensors": 1.0})
-
-        Raises FileNotFoundError for a missing file, ValueError for one that does not fit.
-        """
-        network = self.experiment.network
-        params, frozen = with_loras(network, self.params, self.frozen, loras)
-        return self._replace(params=params, frozen=frozen)
+        """Add LoRA files, each times a number, such as {"style.safetensors": 0.8}."""
+        found = with_loras(self.experiment.network, self.params, self.frozen, loras)
+        return self._replace(params=found[0], frozen=found[1])
 
     def __call__(
         self,
@@ -171,6 +177,7 @@ class Pipeline(NamedTuple):
         denoising_start: Number = 0.0,
         denoising_end: Number = 1.0,
         output: Literal["pixels", "latents"] = "pixels",
+        on_step: OnStep | None = None,
     ) -> np.ndarray:
         """Draw images, uint8 [B, H, W, C], or videos; the class says what the options are.
 
@@ -178,18 +185,20 @@ class Pipeline(NamedTuple):
         is compiled. Warns with NonFiniteWarning when images hold NaN or infinity.
         """
         check_choice("output", output, ("pixels", "latents"))
-        _check_image_use(image, mask, strength)
+        check_image_use(image, mask, strength)
         num_steps, total = self._num_steps(num_steps, guidance_scale)
-        steps = _steps(total, denoising_start, denoising_end, strength, latents)
+        steps = steps_of_call(total, denoising_start, denoising_end, strength, latents)
         size = self._size(height, width)
         numbers = {"fps": fps, "motion_bucket_id": motion_bucket_id, "cond_aug": cond_aug}
+        if self.experiment.network.num_views is not None:
+            noises = {"latents": latents, "noise": noise, "step_noise": step_noise}
+            others = {"n": n, "batch_size": batch_size, "negative": negative, "image": image}
+            _check_unset(others | noises | numbers, steps == (0, total) and output == "pixels")
+            shared = {"num_steps": num_steps, "guidance_scale": guidance_scale, "size": size}
+            return self._draw_views(conditions, num_frames, seed=_seed(seed), **shared)
         num_frames = check_frames(self.experiment.network, num_frames)
         arrays, count = self._conditions(conditions, negative, n, size, num_frames, numbers)
-        if image is not None:
-            self._check_images("image, strength and mask are")
-            arrays["image"] = as_image("image", image, count, self._shape(size))
-        if mask is not None:
-            arrays["mask"] = as_mask(mask, count, size)
+        arrays |= self._pictures(image, mask, count, size)
         shape = self.experiment.network.shape_of(size, num_frames)
         arrays |= as_noises(count, total, shape, latents, noise, step_noise)
         drawn = self._draw(
@@ -204,6 +213,7 @@ class Pipeline(NamedTuple):
             size=size,
             num_frames=num_frames,
             decode=output == "pixels",
+            on_step=on_step,
         )
         _warn_of_non_finite(drawn)
         if output == "latents":
@@ -256,7 +266,7 @@ class Pipeline(NamedTuple):
             batch_size,
             num_steps=num_steps,
             guidance_scale=guidance_scale,
-            steps=_shares(total, denoising_start, 1.0),
+            steps=steps_of_shares(total, denoising_start, 1.0),
             size=size,
             invert=iterations,
         )
@@ -278,6 +288,7 @@ class Pipeline(NamedTuple):
         count: int,
         seed: int,
         batch_size: Whole | None,
+        on_step: OnStep | None = None,
         **options: Any,
     ) -> np.ndarray:
         """Sample `count` images in calls of one size, the last one padded -> float32 x."""
@@ -294,13 +305,19 @@ class Pipeline(NamedTuple):
         for start in range(0, count, rows_at_once):
             rows = np.minimum(np.arange(start, start + rows_at_once), count - 1)
             chosen = jax.tree.map(lambda value, rows=rows: value[rows], arrays)
-            samples = self.experiment.sample_fn(
+            draw = functools.partial(
+                self.experiment.sample_fn,
                 self.params,
                 self.frozen,
                 keys=sample_keys(root, jnp.asarray(rows)),
                 **chosen,
                 **options,
             )
+            if on_step is None:
+                samples = draw()
+            else:
+                rounds = (start // rows_at_once, -(-count // rows_at_once))
+                samples = draw_watched(draw, on_step, options["steps"], rounds)
             drawn.append(jax.device_get(samples.x)[: count - start])
         return np.concatenate(drawn)
 
@@ -332,6 +349,27 @@ class Pipeline(NamedTuple):
         inputs, count = encode_conditions(network, conditions, n, self._class_names, size)
         found = {"inputs": inputs, "negative": encode_negative(network, negative, count)}
         return {name: value for name, value in found.items() if value is not None}, count
+
+    def _pictures(
+        self, image: Any, mask: Any, count: int, size: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        arrays = {}
+        if image is not None:
+            self._check_images("image, strength and mask are")
+            arrays["image"] = as_image("image", image, count, self._shape(size))
+        if mask is not None:
+            arrays["mask"] = as_mask(mask, count, size)
+        return arrays
+
+    def _draw_views(
+        self, conditions: Conditions, num_frames: Whole | None, **options: Any
+    ) -> np.ndarray:
+        if num_frames is not None:
+            num_frames = whole_number("num_frames", num_frames)
+        options |= {"num_frames": num_frames}
+        drawn = draw_views(self.experiment, self.params, self.frozen, conditions, **options)
+        _warn_of_non_finite(drawn)
+        return to_pixels(drawn)
 
     def _check_images(self, what: str) -> None:
         if self.experiment.network.num_frames is not None:
@@ -386,52 +424,12 @@ def _warn_of_non_finite(drawn: np.ndarray) -> None:
         warnings.warn(message, NonFiniteWarning, stacklevel=3)
 
 
-def _check_image_use(image: Picture | None, mask: Picture | None, strength: Number | None) -> None:
-    if strength is not None:
-        number("strength", strength)
-    if mask is not None and image is None:
-        raise ValueError("inpainting needs both image and mask")
-    if strength is None and image is not None and mask is None:
-        raise ValueError("an image needs strength, how much of it is redrawn, or a mask")
-    if strength is not None and image is None:
-        raise ValueError(f"strength = {strength} needs an image to begin with")
-
-
-def _steps(
-    total: int,
-    start: Number,
-    end: Number,
-    strength: Number | None,
-    latents: np.ndarray | None,
-) -> tuple[int, int] | None:
-    """Find the steps (first, last) of a call; None where `strength` says how many."""
-    steps = _shares(total, start, end)
-    if strength is not None and (latents is not None or steps != (0, total)):
-        raise ValueError(
-            f"strength = {strength} cannot be joined with latents, denoising_start = {start} and "
-            f"denoising_end = {end}"
-        )
-    if latents is None and start > 0.0:
-        raise ValueError(
-            f"denoising_start = {start} needs latents, x after that share of the steps"
-        )
-    return None if strength is not None else steps
-
-
-def _shares(total: int, start: Number, end: Number) -> tuple[int, int]:
-    """Turn shares of a run into its steps (first, last), rounded to the nearest step."""
-    start, end = number("denoising_start", start), number("denoising_end", end)
-    if not 0.0 <= start < end <= 1.0:
-        raise ValueError(
-            f"denoising_start = {start}, denoising_end = {end} should be two numbers from 0 to 1 "
-            "in this order"
-        )
-    steps = (round(start * total), round(end * total))
-    if steps[0] == steps[1]:
-        raise ValueError(
-            f"denoising_start = {start}, denoising_end = {end} leave none of {total} steps"
-        )
-    return steps
+def _check_unset(options: Mapping[str, Any], is_whole: bool) -> None:
+    """Raise ValueError for options that a model of several views does not have."""
+    for name in (name for name, value in options.items() if value is not None):
+        raise ValueError(f"{name} does not fit: this model draws views of a video")
+    if not is_whole:
+        raise ValueError("this model draws views of a video with all steps, as pixels")
 
 
 def _seed(seed: Whole | None) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 XLA_FLAGS = (
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
@@ -38,6 +39,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+import support.shape_checks  # noqa: E402
 from absl import flags  # noqa: E402
 
 # Hooks.
@@ -47,7 +49,7 @@ from support.scheduling import (  # noqa: E402, F401
 )
 from support.tally import pytest_terminal_summary  # noqa: E402, F401
 
-jaxtyping.install_import_hook("diffusion_jax", "beartype.beartype")
+jaxtyping.install_import_hook("diffusion_jax", f"{support.shape_checks.__name__}.checked")
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)

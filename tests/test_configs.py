@@ -1,11 +1,15 @@
 """Every shipped config, in every variant, builds abstractly; every kind of mistake in one is told
 in a sentence."""
 
+import logging
 import pathlib
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
+from diffusion_jax.data.sources import folder_content
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.config_files import load_config
@@ -43,11 +47,15 @@ QUICK = ["configs/mnist.py", *(path for path in VARIANTS if path.endswith(":tiny
 WHOLE = sorted({*VARIANTS, *COUNTS} - {*QUICK})
 
 
+def quick_or_slow(path, *slow):
+    return pytest.param(path, marks=pytest.mark.slow) if any(s in path for s in slow) else path
+
+
 def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("path", QUICK)
+@pytest.mark.parametrize("path", [quick_or_slow(path, "/sv3d", "/sv4d") for path in QUICK])
 def test_every_config_builds_and_its_step_traces(path):
     check(path)
 
@@ -71,9 +79,7 @@ def check(path):
     assert metrics["loss"].shape == ()
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=pytest.mark.slow) if "/sv" in p else p for p in COUNTS]
-)
+@pytest.mark.parametrize("path", [quick_or_slow(path, "/sv") for path in COUNTS])
 def test_networks_have_the_parameters_of_the_released_ones(path):
     built = make_experiment(load_config(path, ["--config.train.batch_size=8"]))
     params = jax.eval_shape(built.init, jax.random.key(0)).params
@@ -209,3 +215,45 @@ def test_a_missing_section_is_named():
         del config.data
     with pytest.raises(ConfigError, match=r"config\.data is missing"):
         make_experiment(config)
+
+
+@pytest.mark.parametrize(
+    ("files", "embedder", "words"),
+    [
+        ({}, None, "classes: none; captions: none"),
+        ({"a/0.png": None, "b/0.png": None}, "class_label", "classes: 2 (a, b); captions: none"),
+        ({"0.txt": "red", "1.txt": "blue"}, "transformer_text", "captions: text files"),
+        ({"metadata.csv": "file_name,caption\n0.png,red\n1.png,blue"}, "transformer_text", ".csv"),
+        (
+            {"metadata.jsonl": '{"file_name": "0.png", "text": "red"}'},
+            "transformer_text",
+            "captions: metadata.jsonl",
+        ),
+        ({"metadata.csv": "file_name,label\n0.png,red\n1.png,blue"}, "class_label", "2 (blue, r"),
+    ],
+)
+def test_pictures_are_conditioned_on_what_their_folder_holds(
+    tmp_path, caplog, files, embedder, words
+):
+    folder_content.say_once.cache_clear()
+    pictures = [name for name in files if name.endswith(".png")] or ["0.png", "1.png"]
+    for name in (*pictures, *files):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name.endswith(".png"):
+            Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / name)
+        else:
+            (tmp_path / name).write_text(files[name])
+    with caplog.at_level(logging.INFO):
+        folder = f"--config.data.source.folder={tmp_path}"
+        config = load_config("configs/pictures.py:tiny", [folder])
+    lines = [line for line in caplog.messages if line.startswith(str(tmp_path))]
+    assert len(lines) == 1 and words in lines[0]
+    network = make_experiment(config).network
+    sections = config.conditioning.embedders if "conditioning" in config else {}
+    assert [s.name for s in sections.values()] == [embedder] * (embedder is not None)
+    assert len(network.embedders) == len(sections)
+    assert config.guidance.name == ("none" if embedder is None else "cfg")
+    whole = load_config("configs/pictures.py", [folder])
+    assert [*whole.to_dict()] == [*config.to_dict()] and whole.guidance == config.guidance
+    own = load_config("configs/pictures.py", [folder, "--config.conditioning.key=none"])
+    assert "embedders" not in own.conditioning and own.guidance.name == "none"

@@ -80,7 +80,8 @@ def test_a_run_leaves_what_it_promises(whole):
     assert saved_steps(workdir / "checkpoints") == [4, 8, 12]
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
 def test_a_killed_run_continues_bit_for_bit(folder, whole, how):
     workdir = folder / how
     process = start(*train(workdir))
@@ -104,6 +105,7 @@ def test_a_killed_run_continues_bit_for_bit(folder, whole, how):
             np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_resume_takes_a_run_or_one_of_its_checkpoints(folder, whole):
     workdir = folder / "resumed"
     shutil.copytree(whole[0], workdir)

@@ -20,7 +20,7 @@ QUICK += ["--config.hooks.images.increase_log_steps=False", "--config.checkpoint
 DRAW = ["--prompt=a red fox", "--n=2", "--steps=2", "--batch_size=2"]
 
 
-pytestmark = pytest.mark.usefixtures("shared_experiments")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_experiments")]
 ok = functools.partial(succeed, devices=1)
 
 

@@ -1,7 +1,9 @@
 """Small files that the documentation mentions, made for tools/run_docs.py."""
 
+import io
 import runpy
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,20 @@ def photos() -> None:
             _image(index).save(folder / f"{index}.png")
 
 
+def shards() -> None:
+    """Write a tar shard with 4 images of two classes."""
+    (HOME / "shards").mkdir()
+    with tarfile.open(HOME / "shards" / "train-0000.tar", "w") as shard:
+        for index in range(4):
+            image = io.BytesIO()
+            _image(index).save(image, "PNG")
+            name = ("cat", "dog")[index % 2].encode()
+            for ending, content in (("png", image.getvalue()), ("cls", name)):
+                member = tarfile.TarInfo(f"{index:04}.{ending}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+
+
 def released_yaml() -> None:
     """Write sd_xl_base.yaml, with the content that the tests of the converter know."""
     tested = runpy.run_path("tests/convert/yaml/conftest.py")
@@ -49,5 +65,6 @@ def _image(seed: int) -> Image.Image:
 
 
 if __name__ == "__main__":
-    made = {"photo": photo, "pictures": pictures, "photos": photos, "yaml": released_yaml}
+    folders = {"pictures": pictures, "photos": photos, "shards": shards}
+    made = {"photo": photo, "yaml": released_yaml, **folders}
     made[sys.argv[1]]()

@@ -71,6 +71,7 @@ PREPARED = (
     Preparation("photo.png", ["python tools/doc_fixtures.py photo"]),
     Preparation("~/pictures", ["python tools/doc_fixtures.py pictures"]),
     Preparation("~/photos", ["python tools/doc_fixtures.py photos"]),
+    Preparation("~/shards", ["python tools/doc_fixtures.py shards"]),
 )
 
 

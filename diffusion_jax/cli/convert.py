@@ -8,8 +8,10 @@ import numpy as np
 
 from diffusion_jax.experiment.binding import DTYPES
 from diffusion_jax.experiment.config_files import load_config
-from diffusion_jax.runs.export import convert_weights, convert_yaml
+from diffusion_jax.runs.export import Form, convert_weights, convert_yaml
 from diffusion_jax.runs.lora import parse_loras
+
+_FORMS: dict[str, Form] = {".safetensors": "safetensors", ".stablehlo": "stablehlo"}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -19,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not (arguments.source and arguments.to):
         raise ValueError("give --from=FILE|FOLDER|RUN and --to=..., or --from_yaml=; see --help")
     target = pathlib.Path(arguments.to)
-    form = arguments.format or ("safetensors" if target.suffix == ".safetensors" else None)
+    form = arguments.format or _FORMS.get(target.suffix)
     if form is None:
         raise ValueError(f"--to={target} is a folder: say --format=diffusers or --format=run")
     variant = [f"--config.train.ckpt_variant={arguments.variant}"] if arguments.variant else []
@@ -39,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         nonfinite=arguments.nonfinite,
         loras=parse_loras(arguments.lora),
         base=arguments.base,
+        batch_size=arguments.batch_size,
     )
     print("\n".join(said))
     return 0

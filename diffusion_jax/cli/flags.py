@@ -15,6 +15,7 @@ def flag(name: str, help: str, **options: Any) -> tuple[str, dict[str, Any]]:
     return name, {"help": help, **options}
 
 
+LOCAL = "127.0.0.1"
 SWITCH = {"action": "store_true"}
 CONFIG = flag("--config", "configs/x.py[:variant]; --config.a.b=v overrides a value")
 RUN = flag("--workdir", "folder of a run", required=True)
@@ -30,6 +31,7 @@ PROCESSES = (
     flag("--process_id", "number of this process, from 0", type=int),
     flag("--local_device_ids", "GPUs of this host to use: 0,1 (default: all)"),
 )
+FORMS = ("safetensors", "native", "diffusers", "run", "stablehlo", "peft", "kohya")
 _TRAIN = (
     CONFIG,
     flag("--workdir", "folder of this run; continues the run that is in it"),
@@ -46,7 +48,7 @@ _TRAIN = (
 _SAMPLE = (
     flag("--workdir", "folder of a run"),
     STEP,
-    flag("--checkpoint", "instead: .safetensors, .ckpt or diffusers folder"),
+    flag("--checkpoint", "instead: .safetensors, native or released, .ckpt, diffusers folder"),
     flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
     *RELEASED,
     LORA,
@@ -57,7 +59,12 @@ _SAMPLE = (
     flag("--steps", "sampling steps (default: the config's)", type=int),
     flag("--guidance_scale", "1 is off (default: the config's)", type=float),
     *(flag(f"--{x}", "pixels (default: the config's)", type=int) for x in ("height", "width")),
-    flag("--image", "to begin with (--strength), to complete (--mask), or a video's first frame"),
+    flag(
+        "--image",
+        "to begin with (--strength), to complete (--mask), a video's first frame, or a "
+        "video to draw from other sides (SV4D)",
+    ),
+    flag("--orbit", "for SV4D: SV3D's weights, or the video that it drew of the first frame"),
     flag("--strength", "share of the steps that redraws --image", type=float),
     flag("--mask", "file, white where --image is kept"),
     flag("--seed", "image i depends on (seed, i) only", type=int, default=0),
@@ -71,15 +78,15 @@ _SAMPLE = (
     flag("--raw", "raw weights instead of a run's EMA", **SWITCH),
     flag("--out", "folder for the images (default: WORKDIR/samples/...)"),
 )
-FORMATS = ("safetensors", "diffusers", "run", "peft", "kohya")
 _CONVERT = (
     flag("--from", "run, .safetensors, .ckpt, diffusers folder", dest="source"),
     flag("--config", "the config that describes --from, if that is no run and not known"),
     *RELEASED,
     LORA,
     flag("--base", "with --format=peft or kohya: the LoRA of what --from changed of this file"),
-    flag("--to", "new .safetensors file, folder, or config file"),
-    flag("--format", "of --to, if open", choices=FORMATS),
+    flag("--to", "new .safetensors or .stablehlo file, folder, or config file"),
+    flag("--batch_size", "images that a .stablehlo program draws", type=int, default=1),
+    flag("--format", "of --to, if open", choices=FORMS),
     flag("--dtype", "of the file (default: as is)", choices=("float32", "bfloat16", "float16")),
     STEP,
     flag("--raw", "raw weights of a run, not its EMA", **SWITCH),
@@ -109,6 +116,14 @@ _EVALUATE = (
     flag("--reference", ".npz file of EDM, ADM or this package instead of the data"),
     flag("--samples", "new .npz file for the samples"),
 )
+_SERVE = (
+    flag("--workdir", "folder of a run"),
+    flag("--checkpoint", "instead: a file, or a folder of diffusers"),
+    flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
+    flag("--host", "address to listen at; others than this machine need a token", default=LOCAL),
+    flag("--port", "0 takes any that is free", type=int, default=7860),
+    flag("--token", "what requests must know (default: drawn where --host needs one)"),
+)
 COMMANDS = {
     "train": Command("train a model (the default command)", (*_TRAIN, *PROCESSES)),
     "sample": Command("draw images from a run or from released weights", _SAMPLE),
@@ -118,6 +133,7 @@ COMMANDS = {
     "convert": Command("weights between runs, .safetensors and diffusers; YAML configs", _CONVERT),
     "describe": Command("say what a released file is and which config describes it", _DESCRIBE),
     "report": Command("summarise a run: progress, losses, speed, checkpoints", (RUN,)),
+    "serve": Command("try a model on a page in the browser", _SERVE),
     "cache": Command("encode a training split into a latent cache", (*_CACHE, *PROCESSES)),
     "plan": Command("memory, FLOPs and time of a config on a pod that you do not have", _PLAN),
     "options": Command("what a config may hold: keys, types, defaults, choices", _OPTIONS),

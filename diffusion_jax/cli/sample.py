@@ -26,6 +26,9 @@ def run(arguments: argparse.Namespace) -> int:
     pipe = pipe.with_lora(loras) if loras else pipe
     if pipe.experiment.network.num_frames is not None:
         return draw_videos(pipe, arguments, folder)
+    for name in ("elevation", "azimuths", "orbit"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"--{name} does not fit: this model draws images")
     count = check_count(DEFAULT_COUNT if arguments.n is None else arguments.n)
     conditions, n = _conditions(pipe, arguments, count)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.cli.drawing import draw
+from diffusion_jax.cli.sample_views import draw_views
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.conditions import FRAME_NAME, required_inputs
 from diffusion_jax.runs.frames import POLARS, frame_rate
@@ -17,11 +18,15 @@ _FOR_IMAGES = ("label", "prompt", "negative_prompt", "strength", "mask")
 
 
 def draw_videos(pipe: Pipeline, arguments: argparse.Namespace, folder: pathlib.Path) -> int:
-    """Draw arguments.n clips, 1 by default; return 0, or 1 if any is not finite."""
+    """Draw arguments.n clips, 1 by default, or views; return 0, or 1 if any is not finite."""
     for name in _FOR_IMAGES:
         if getattr(arguments, name) is not None:
             flag = "class" if name == "label" else name
             raise ValueError(f"--{flag} does not fit: this model makes videos of a picture")
+    if pipe.experiment.network.num_views is not None:
+        return draw_views(pipe, arguments, folder, _angles(arguments))
+    if arguments.orbit is not None:
+        raise ValueError("--orbit does not fit: this model draws one view")
     conditions = _conditions(pipe, arguments)
 
     def write(clips: np.ndarray) -> str:
@@ -45,11 +50,16 @@ def _conditions(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]
     for name, value in angles.items():
         if value is not None and POLARS not in known:
             raise ValueError(f"--{name} does not fit: this model is not told where the camera is")
+    return {**conditions, **_angles(arguments)} or None
+
+
+def _angles(arguments: argparse.Namespace) -> dict[str, Any]:
+    angles: dict[str, Any] = {}
     if arguments.elevation is not None:
-        conditions["elevations"] = arguments.elevation
+        angles["elevations"] = arguments.elevation
     if arguments.azimuths is not None:
-        conditions["azimuths"] = _numbers("--azimuths", arguments.azimuths)
-    return conditions or None
+        angles["azimuths"] = _numbers("--azimuths", arguments.azimuths)
+    return angles
 
 
 def _numbers(flag: str, text: str) -> list[float]:

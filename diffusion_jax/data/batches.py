@@ -1,6 +1,9 @@
 """Batches as a pure function of (seed, step): shuffled for training, in order for evaluation."""
 
 import functools
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -351,7 +354,7 @@ def prefetched(
             workers = grain.MultiprocessingOptions(
                 num_workers=num_workers, per_worker_buffer_size=max(1, prefetch // num_workers)
             )
-            batches = batches.mp_prefetch(workers)
+            batches = batches.mp_prefetch(workers, worker_init_fn=end_with_parent)
             if finish is not None:
                 batches = grain.experimental.ThreadPrefetchIterDataset(
                     batches.map(finish), prefetch_buffer_size=max(1, prefetch)
@@ -360,6 +363,23 @@ def prefetched(
         return iter(batches)
 
     return iterate
+
+
+def end_with_parent(worker: int, num_workers: int) -> None:
+    """End this process as soon as the process that started it is gone, however it went.
+
+    A training process that gets SIGKILL cannot end its workers. They would stay, with their memory.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, (
+        f"worker {worker} of {num_workers} was not started by multiprocessing"
+    )
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end_with_parent", daemon=True).start()
 
 
 def _from_workers(batches: Iterator[Any]) -> Iterator[Any]:

@@ -19,6 +19,7 @@ from diffusion_jax.experiment.claims import (
     check_claims,
 )
 from diffusion_jax.experiment.first_stage_weights import (
+    FIRST_STAGE_LAYOUT,
     check_lpips,
     export_first_stage,
     export_first_stage_folder,
@@ -131,6 +132,7 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
         check_sources=functools.partial(_check_sources, net, lpips_file, training, compare),
         load_frozen=functools.partial(_load_frozen, net, lpips_file),
         load_released=load_first_stage,
+        layout=lambda trained: FIRST_STAGE_LAYOUT,
         export_file=export_first_stage,
         export_folder=functools.partial(export_first_stage_folder, module, regularizer.name),
         pictures=functools.partial(reconstruct_pictures, networks, setting),

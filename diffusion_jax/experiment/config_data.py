@@ -63,7 +63,7 @@ def write_json(path: pathlib.Path, data: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        file.write(json_text(data) + "\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -76,16 +76,25 @@ def write_json(path: pathlib.Path, data: Any) -> None:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Read an object from a JSON file; ConfigError, naming the file, for anything else."""
+    with path.open("rb") as file:
+        return parse_json(file.read(_MAX_BYTES + 1), str(path))
+
+
+def json_text(data: Any) -> str:
+    """Write data as JSON that stays the same whenever the data do."""
+    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False)
+
+
+def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
+    """Read an object from a text of JSON; ConfigError, naming where, for anything else."""
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is empty, cut or no JSON: {error}") from error
+        raise ConfigError(f"{where} is empty, cut or no JSON: {error}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds {type(data).__name__} and should hold an object")
+        raise ConfigError(f"{where} holds {type(data).__name__} and should hold an object")
     return data
 
 

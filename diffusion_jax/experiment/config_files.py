@@ -1,11 +1,12 @@
 """A config file, one of its variants and overrides -> a ConfigDict."""
 
 import ast
+import contextlib
 import os
 import pathlib
 import traceback
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -27,7 +28,10 @@ def load_config(
 ) -> ml_collections.ConfigDict:
     """Load configs/x.py[:variant], a run's config.json or a shipped config ("mnist"); override it.
 
-    overrides: "--config.a.b=value" in the order in which they apply, or {"a.b": value}. A key that
+    A file may have a function finish(config, given) that looks, after the overrides, at what they
+    name, such as a folder; given are the keys that were overridden.
+    overrides: "--config.a.b=value" in the order in which they apply, or {"a.b": value}. Options of
+    a section go when it gets another name that does not take them. A key that
     the file has keeps its type (an int serves as a float), unless either value is None; one that it
     lacks is added. The value `delete` removes a key or a section. As text, a tuple is (1,2) or 1,2,
     a section is a dict literal, and a text may be quoted: "'None'" is not None.
@@ -35,7 +39,12 @@ def load_config(
     Raises FileNotFoundError for a missing file, and ConfigError for a mistake in the file, an
     unknown variant and a value that does not fit.
     """
-    config = override_config(load_config_file(*find_config(path)), overrides)
+    file, variant = find_config(path)
+    config, finish = _execute(file, variant)
+    override_config(config, overrides)
+    if finish is not None:
+        with config.unlocked(), _told(file):
+            finish(config, [key for key, _ in _pairs(overrides)])
     try:
         config.to_dict()  # reads every value
     except config_dict.RequiredValueError as error:
@@ -47,11 +56,32 @@ def override_config(
     config: ml_collections.ConfigDict, overrides: Sequence[str] | Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
     """Override values of a config in place, as load_config describes, and return it."""
-    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_split, overrides)
+    pairs, before = _pairs(overrides), names_of(config)
     with config.unlocked():
         for key, value in pairs:
             _override(config, key, value)
+        after = names_of(config)
+        if any(path in after and after[path] != name for path, name in before.items()):
+            from diffusion_jax.experiment.leftovers import drop_leftovers  # it knows all sections
+
+            drop_leftovers(config, before, after, [key for key, _ in pairs])
     return config
+
+
+def names_of(config: Any, path: str = "") -> dict[str, Any]:
+    """Map the path of each section to its name; None for a section without one."""
+    found: dict[str, Any] = {}
+    for key, value in config.items(preserve_field_references=True):
+        if isinstance(value, ml_collections.ConfigDict):
+            section: Any = value
+            own = dict(section.items(preserve_field_references=True))
+            found[f"{path}{key}"] = own["name"] if "name" in own else None
+            found |= names_of(section, f"{path}{key}.")
+    return found
+
+
+def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return list(overrides.items() if isinstance(overrides, Mapping) else map(_split, overrides))
 
 
 def find_config(path: str) -> tuple[pathlib.Path, str]:
@@ -86,13 +116,20 @@ def load_config_file(path: pathlib.Path, variant: str = "") -> ml_collections.Co
     Raises FileNotFoundError for a missing file, and ConfigError, naming file and line, for any
     error inside.
     """
+    return _execute(path, variant)[0]
+
+
+def _execute(
+    path: pathlib.Path, variant: str
+) -> tuple[ml_collections.ConfigDict, Callable[..., None] | None]:
+    """Load a config file -> (config, its function `finish` if it has one)."""
     if not path.is_file():
         raise FileNotFoundError(f"the config file {path} does not exist")
     if path.suffix == ".json":
-        return saved_config(read_json(path), str(path))
+        return saved_config(read_json(path), str(path)), None
     module = types.ModuleType(f"config_{path.stem}")
     module.__file__ = str(path)
-    try:
+    with _told(path):
         exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
         known = getattr(module, "VARIANTS", (variant,))
         if variant and variant not in known:
@@ -100,10 +137,17 @@ def load_config_file(path: pathlib.Path, variant: str = "") -> ml_collections.Co
         config = module.get_config(variant) if variant else module.get_config()
         if not isinstance(config, ml_collections.ConfigDict):
             raise ConfigError(f"get_config() = {config!r:.80} should be a ConfigDict")
+    return config, getattr(module, "finish", None)
+
+
+@contextlib.contextmanager
+def _told(path: pathlib.Path) -> Iterator[None]:
+    """Turn an error inside a config file into a ConfigError with its file and line."""
+    try:
+        yield
     except (Exception, SystemExit) as error:
         words = " ".join(f"{_place(path, error)}: {error}".split())
         raise ConfigError(words if len(words) < 500 else f"{words[:500]} ...") from error
-    return config
 
 
 def saved_config(record: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:

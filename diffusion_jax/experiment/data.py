@@ -106,7 +106,7 @@ class Data(NamedTuple):
         or nothing of this content is prepared, the data stay as they are.
         """
         folder = self.source_options["folder"] if "folder" in self.source_options else None
-        of_user = self.name in ("image_folder", "video_folder")
+        of_user = self.name.endswith("_folder")
         if not of_user or folder is None or Path(os.path.expanduser(folder)).exists():
             return self
         options = self.source_options

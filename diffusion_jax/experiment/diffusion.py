@@ -13,7 +13,7 @@ from diffusion_jax.experiment.adapters import Parts, make_parts
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.claims import Contradiction, check_claims, contradictions
 from diffusion_jax.experiment.data import Data
-from diffusion_jax.experiment.export import export_diffusers, export_single_file
+from diffusion_jax.experiment.export import About, export_diffusers, export_single_file, find_layout
 from diffusion_jax.experiment.network import Network, build_network
 from diffusion_jax.experiment.noise import build_noise
 from diffusion_jax.experiment.objective import build_objective
@@ -24,6 +24,7 @@ from diffusion_jax.experiment.task import Drawing, Setting, Task, Trained, Train
 from diffusion_jax.experiment.weights import (
     Reading,
     check_frozen,
+    denoiser_kind,
     released_source,
     scale_by_std,
 )
@@ -85,6 +86,7 @@ def denoising(
     parts = make_parts(network, mesh, training, sections)
     read = (sections["sampler"], sections["guidance"], mesh, parts.whole)
     drawing = Drawing(network, noise, *build_sample_fn(network, noise, *read), parts.whole)
+    about = About(data.name, *read[:2], drawing.num_steps)
     loss_fn = _of_whole(parts, prepare(objective.loss_fn))
     if training.trainable is not None:
         _check_pattern(training.trainable)
@@ -113,8 +115,11 @@ def denoising(
         check_sources=functools.partial(_check_sources, network, parts, training, compare),
         load_frozen=parts.load_frozen,
         load_released=parts.load_released,
+        layout=functools.partial(_layout, network, parts),
         export_file=_merging(parts, functools.partial(export_single_file, network, noise)),
-        export_folder=_merging(parts, functools.partial(export_diffusers, network, noise)),
+        export_folder=_merging(
+            parts, functools.partial(export_diffusers, network, noise, about=about)
+        ),
         pictures=functools.partial(draw_pictures, drawing, setting),
         headline=("loss_simple", "loss_x0"),
         drawing=drawing,
@@ -132,6 +137,11 @@ def _of_whole(parts: Parts, loss_fn: LossFn) -> LossFn:
         return loss_fn(params, mutable, frozen, *args, **keywords)
 
     return loss
+
+
+def _layout(network: Network, parts: Parts, trained: Trained) -> str | None:
+    params, frozen = parts.whole(trained.params, trained.frozen)
+    return find_layout(network, trained._replace(params=params, frozen=frozen))
 
 
 def _merging(parts: Parts, export: Callable[..., Any]) -> Callable[..., Any]:
@@ -178,7 +188,7 @@ def _check_sources(
         )
     source = released_source(training)
     if source is not None:
-        open_network(source, "unet", variant=training.ckpt_variant)
+        open_network(source, denoiser_kind(network), variant=training.ckpt_variant)
         check_claims(compare(source) if training.ckpt_check else [], source)
     check_frozen(network, source, Reading(training.ckpt_check, training.ckpt_variant))
 

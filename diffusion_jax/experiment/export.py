@@ -1,42 +1,43 @@
 """A model of this program -> a file or folder that other programs load."""
 
+import functools
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from diffusion_jax.convert.weights.claims import (
     EDM_LEVELS,
     METADATA_KEY,
-    SCHEDULES,
     V_MARK,
     ZERO_SNR_MARK,
 )
 from diffusion_jax.convert.weights.diffusers_folder import (
-    edm_scheduler_config,
-    flow_scheduler_config,
     penultimate_text,
     save_diffusers,
-    scheduler_config,
     text_config,
     unet_config,
     vae_config,
 )
+from diffusion_jax.convert.weights.diffusers_pipeline import model_card, tokenizer_files
 from diffusion_jax.convert.weights.diffusers_video import (
     join_vae,
+    pixels_config,
     video_unet_config,
     video_vae_config,
     vision_config,
 )
 from diffusion_jax.convert.weights.places import export_checkpoint
-from diffusion_jax.diffusion.samplers.sigmas import FLOW_NOISE
-from diffusion_jax.diffusion.schedule import make_schedule
-from diffusion_jax.experiment.binding import ConfigError, value_of
-from diffusion_jax.experiment.claims import alphas_cumprod_of, is_zero_snr, prediction_of
+from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.claims import is_zero_snr, prediction_of
+from diffusion_jax.experiment.diffusers_scheduler import diffusers_scheduler
 from diffusion_jax.experiment.network import Network, conditioning_shapes
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.task import Trained
 from diffusion_jax.models.conditioning.conditioner import Embedder
+from diffusion_jax.models.conditioning.embedders import ConcatTimestepEmbedder
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipImage, OpenClipText
 from diffusion_jax.models.conditioning.video_embedders import EncodedFrames
 from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
@@ -56,7 +57,6 @@ LAYOUT_OF_FRAMES: dict[tuple[int, ...], str] = {
     (0, 1, 4): "sv4d",
     (0, 1, 4, 5): "sv4d",
 }
-_PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 # Buffers of the originals that are fields of the Schedule; their loaders miss them otherwise.
 _BUFFERS = (
     "betas",
@@ -87,6 +87,23 @@ class Encoder(NamedTuple):
     number: int
 
 
+class About(NamedTuple):
+    """What a folder of diffusers says of a model beside its networks.
+
+    data: the name of its data set. sampler, guidance: the sections. num_steps: of sampling.
+    """
+
+    data: str = "data of its own"
+    sampler: Mapping[str, Any] | None = None
+    guidance: Mapping[str, Any] | None = None
+    num_steps: int = 50
+
+    @property
+    def scale(self) -> float:
+        """The scale of guidance; 1 is none."""
+        return float(self.guidance["scale"]) if self.guidance and "scale" in self.guidance else 1.0
+
+
 def export_single_file(
     network: Network,
     noise: Noise,
@@ -104,7 +121,7 @@ def export_single_file(
     Raises ValueError for a model that no layout fits.
     """
     encoders = _encoders(network)
-    layout = _layout(encoders)
+    layout = _layout(encoders, _others(encoders, trained))
     prediction = prediction_of(noise)
     extras, metadata = _marks(noise, prediction), {}
     if prediction is not None:
@@ -147,16 +164,25 @@ def export_diffusers(
     trained: Trained,
     folder: str | os.PathLike,
     *,
+    about: About | None = None,
     dtype: Any = None,
     nonfinite: bool = False,
 ) -> None:
-    """Write a folder that diffusers loads; tokenizers, which it wants beside, are not written.
+    """Write a folder that diffusers loads as a whole pipeline, with tokenizers and a README.md.
 
     Raises ValueError for an option that has no counterpart in diffusers.
     """
+    about = About() if about is None else about
     encoders, stage = _encoders(network), network.first_stage
     components = _components(encoders, trained)
-    configs = {"network": _network_config(network), "scheduler": _scheduler(noise)}
+    is_video = isinstance(network.module, VideoUNet)
+    scheduler, chosen = diffusers_scheduler(noise, about.sampler, is_video=is_video)
+    configs = {"network": _network_config(network), "scheduler": scheduler}
+    tokenizers = {
+        encoder.slot: tokenizer_files(network.tokenize[encoder.embedder.text.tokens_key][1])
+        for encoder in encoders
+        if encoder.embedder.text is not None
+    }
     scale = float(trained.frozen["scale_factor"]) if stage is not None else 1.0
     if stage is not None and isinstance(stage.module, VideoAutoencoder):
         configs["first_stage"] = video_vae_config(stage.module, scale_factor=scale)
@@ -171,6 +197,7 @@ def export_diffusers(
         module = encoder.embedder.module
         if encoder.kind == "image":
             configs[encoder.slot] = vision_config(module.tower)
+            configs["feature_extractor"] = pixels_config(module.tower)
             continue
         if encoder.kind == "open_clip_legacy" and module.layer == "penultimate":
             # diffusers has no such choice: its SD 2 encoder ends one layer earlier.
@@ -181,7 +208,14 @@ def export_diffusers(
             num_heads=module.tower.num_heads,
             hidden_act=module.tower.activation,
         )
-    save_diffusers(folder, components, configs, dtype=dtype, nonfinite=nonfinite)
+    card = functools.partial(
+        model_card,
+        data=about.data,
+        num_steps=about.num_steps,
+        scale=None if network.num_frames is not None else about.scale,
+        scheduler=chosen,
+    )
+    save_diffusers(folder, components, configs, tokenizers, card, dtype=dtype, nonfinite=nonfinite)
 
 
 def _network_config(network: Network) -> dict[str, Any]:
@@ -191,43 +225,27 @@ def _network_config(network: Network) -> dict[str, Any]:
     module = network.module
     if isinstance(module, VideoUNet):
         assert network.num_frames is not None
-        size = {"sample_size": height, "num_frames": network.num_frames}
-        return video_unet_config(module, channels + extra, **size)
-    return unet_config(module, channels + extra, sample_size=height)
-
-
-def _scheduler(noise: Noise) -> dict[str, Any]:
-    prediction = prediction_of(noise)
-    if prediction in ("edm", "v_edm"):
-        grid, natural = noise.grid(2), {"sigma_data": 0.5} | dict(noise.natural_weighting or {})
-        return edm_scheduler_config(
-            prediction,
-            sigma_min=float(grid[1]),
-            sigma_max=float(grid[0]),
-            sigma_data=natural["sigma_data"],
+        return video_unet_config(
+            module,
+            channels + extra,
+            sample_size=height,
+            num_frames=network.num_frames,
+            **_channels_of_numbers(network),
         )
-    if prediction == "flow":
-        grid = noise.grid(2)
-        return flow_scheduler_config(float(grid[1]) if grid[0] == FLOW_NOISE else 1.0)
-    if prediction is None or noise.sigmas is None or not noise.quantize_c_noise:
+    numbers = _channels_of_numbers(network)
+    return unet_config(module, channels + extra, sample_size=height, **numbers)
+
+
+def _channels_of_numbers(network: Network) -> dict[str, Any]:
+    """Find in how many channels each number of the conditions is embedded, if there are numbers."""
+    modules = [embedder.module for embedder in network.embedders.values()]
+    dims = {module.outdim for module in modules if isinstance(module, ConcatTimestepEmbedder)}
+    if len(dims) > 1:
         raise ConfigError(
-            "config.denoiser has no counterpart among the schedulers of diffusers; export this "
-            "model as .safetensors"
+            f"config.conditioning.embedders has numbers of outdim {', '.join(map(str, dims))}, and "
+            "diffusers has one for all of them"
         )
-    options, zero_snr = noise.schedule_options, is_zero_snr(noise)
-    said = {
-        "prediction_type": _PREDICTIONS[prediction],
-        "num_timesteps": len(noise.sigmas),
-        "zero_snr": zero_snr,
-    }
-    given = value_of(make_schedule, options, "given_betas")
-    if noise.on_timesteps and given is None and options["name"] in SCHEDULES.values():
-        start, end = (value_of(make_schedule, options, f"linear_{end}") for end in ("start", "end"))
-        return scheduler_config(beta_start=start, beta_end=end, schedule=options["name"], **said)
-    abar = alphas_cumprod_of(noise)
-    if zero_snr:
-        abar[-1] = 0.0
-    return scheduler_config(betas=1.0 - abar / np.append(1.0, abar[:-1]), **said)
+    return {"time_dim": dims.pop()} if dims else {}
 
 
 def _encoders(network: Network) -> list[Encoder]:
@@ -250,19 +268,44 @@ def _encoders(network: Network) -> list[Encoder]:
     return found
 
 
-def _layout(encoders: list[Encoder]) -> str:
+def find_layout(network: Network, trained: Trained) -> str | None:
+    """Name the layout of released files that export_single_file writes; None where none fits."""
+    encoders = _encoders(network)
+    return None if _others(encoders, trained) else _find_layout(encoders)
+
+
+def _others(encoders: list[Encoder], trained: Trained) -> list[str]:
+    """Name the parts of the conditions that have weights and no place in released layouts."""
+    both = {**trained.frozen["conditioner"], **trained.params["conditioner"]}
+    named = {encoder.name for encoder in encoders}
+    return [name for name, own in both.items() if name not in named and jax.tree.leaves(own)]
+
+
+def _find_layout(encoders: list[Encoder]) -> str | None:
     kinds = tuple(encoder.kind for encoder in encoders)
     places = tuple(encoder.number for encoder in encoders)
     if kinds[:2] == ("image", "frames") and places in LAYOUT_OF_FRAMES:
         return LAYOUT_OF_FRAMES[places]
-    if kinds not in LAYOUT_OF_TEXTS:
+    return LAYOUT_OF_TEXTS[kinds] if kinds in LAYOUT_OF_TEXTS else None
+
+
+def _layout(encoders: list[Encoder], others: list[str]) -> str:
+    if others:
         raise ConfigError(
-            f"no released layout has the text encoders {list(kinds)} of this model; the layouts "
+            f"no released layout has a place for config.conditioning.embedders.{others[0]}; "
+            "--format=native writes all of a model"
+        )
+    layout = _find_layout(encoders)
+    if layout is None:
+        kinds = [encoder.kind for encoder in encoders]
+        raise ConfigError(
+            f"no released layout has the text encoders {kinds} of this model; the layouts "
             f"have {', '.join(str(list(k)) for k in LAYOUT_OF_TEXTS)}, and those of videos an "
             f"image encoder and encoders of frames in the places "
-            f"{', '.join(str(list(k)) for k in LAYOUT_OF_FRAMES)} of the embedders"
+            f"{', '.join(str(list(k)) for k in LAYOUT_OF_FRAMES)} of the embedders; "
+            "--format=native writes any model"
         )
-    return LAYOUT_OF_TEXTS[kinds]
+    return layout
 
 
 def _components(encoders: list[Encoder], trained: Trained) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.lpips import load_lpips
 from diffusion_jax.types import PyTree
 
+FIRST_STAGE_LAYOUT = "first stage of latent-diffusion"
+
 
 def load_first_stage(
     params: PyTree, mutable: PyTree, path: str | os.PathLike, training: Training
@@ -62,7 +64,7 @@ def export_first_stage(
     )
     ema = None if trained.ema is None else trained.ema["autoencoder"]
     save_first_stage(path, tree, dtype=dtype, ema=ema, nonfinite=nonfinite)
-    return "first stage of latent-diffusion"
+    return FIRST_STAGE_LAYOUT
 
 
 def export_first_stage_folder(

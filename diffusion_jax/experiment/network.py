@@ -1,7 +1,7 @@
 """The `model` and `conditioning` sections -> a network with its embedders."""
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -41,6 +41,7 @@ from diffusion_jax.models.conditioning.routing import (
     named_inputs,
     network_inputs,
 )
+from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
 from diffusion_jax.models.unet.video_unet import VideoUNet, image_options
@@ -49,7 +50,12 @@ from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
 MODEL = Section(
     "config.model",
     "The network that is trained.",
-    table={"unet": UNet, "video_unet": VideoUNet, "multiview_unet": MultiviewUNet},
+    table={
+        "unet": UNet,
+        "video_unet": VideoUNet,
+        "multiview_unet": MultiviewUNet,
+        "dit": DiT,
+    },
     own=(),
 )
 CONDITIONING = Section(
@@ -72,7 +78,7 @@ class Network(NamedTuple):
     batch -> (name of the strings that they come from, strings -> int32 [n l]). force_uc_zero:
     embedders whose outputs are zero in the unconditional half of guidance. num_frames: of the clips
     that a network of videos denoises, arrays [b t h w c] wherever [b h w c] is said below; None for
-    images. frame_noise, frame_fit: see ConditioningOptions.
+    images. frame_noise, frame_fit, object_share, first_views: see ConditioningOptions.
     """
 
     module: nn.Module
@@ -85,11 +91,19 @@ class Network(NamedTuple):
     num_frames: int | None = None
     frame_noise: tuple[float, float] = ConditioningOptions().frame_noise
     frame_fit: str = ConditioningOptions().frame_fit
+    object_share: float | None = ConditioningOptions().object_share
+    first_views: str = ConditioningOptions().first_views
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """The shape of a sample that is denoised: (h, w, c), or (t, h, w, c) for videos."""
         return with_frames(self.num_frames, self.image_shape)
+
+    @property
+    def num_views(self) -> int | None:
+        """How many views of each time a clip has; None where it is not of several views."""
+        views = [e.frames for e in self.embedders.values() if e.input_key == VIEWS]
+        return views[0] if views else None
 
     def init(self, key: Array) -> PyTree:
         """Initialise what is trained: {"network": ..., "conditioner": {embedder: ...}}, float32."""
@@ -168,6 +182,12 @@ class Network(NamedTuple):
             known = expand(batch[IMAGE_ONLY][:, 0], conditioning[VIEWS])
             return {**conditioning, VIEWS: known * conditioning[VIEWS]}
         return {**conditioning, IMAGE_ONLY: batch[IMAGE_ONLY]}
+
+    @property
+    def reads_first_frame(self) -> bool:
+        """Whether embedders read the first frame of a clip, see frames.add_frame."""
+        read = {e.input_key for e in self.embedders.values() if e.frames is None}
+        return self.num_frames is not None and bool(read.intersection(FRAME_INPUTS))
 
     def with_conditioning_frame(self, batch: Batch, keys: Keys) -> Batch:
         """Add to a batch what embedders read of the conditioning frame, see frames.add_frame."""
@@ -297,7 +317,7 @@ def build_network(
     pick(CONDITIONING_KEYS, options.key, f"{CONDITIONING.path}.key")
     for name in options.force_uc_zero:
         pick(options.embedders, name, f"{CONDITIONING.path}.force_uc_zero")
-    embedders = {name: _embedder(name, section) for name, section in options.embedders.items()}
+    embedders = {name: _embedder(name, options.embedders[name]) for name in _ordered(options)}
     stage = None if first_stage is None else build_first_stage(first_stage, data_shape)
     image_shape = data_shape if stage is None else stage.latent_shape
     derived = _derived(options.key, embedders, image_shape, is_latent=stage is not None)
@@ -312,7 +332,20 @@ def build_network(
         num_frames,
         options.frame_noise,
         options.frame_fit,
+        options.object_share,
+        options.first_views,
     )
+
+
+def _ordered(options: ConditioningOptions) -> Sequence[str]:
+    """List the names of the embedders in the order of the config."""
+    names = list(options.embedders)
+    if options.order and sorted(options.order) != sorted(names):
+        raise ConfigError(
+            f"{CONDITIONING.path}.order = {options.order!r} should name each embedder once: "
+            f"{', '.join(names)}"
+        )
+    return options.order or names
 
 
 def conditioning_shapes(

@@ -14,18 +14,26 @@ class ConditioningOptions(NamedTuple):
     """How the outputs of the embedders enter the network, and which there are.
 
     key: a row of routing.CONDITIONING_KEYS. embedders: name -> section of an embedder.
+    order: the names of all embedders as their outputs are joined and their encoders counted; () is
+    the order of the alphabet, because a config has none of its own.
     force_uc_zero: names of embedders whose outputs are zero in the unconditional half of guidance.
     frame_noise: mean and standard deviation of ln(sigma) of the noise that training adds to the
     conditioning frame of a video. frame_fit: how a picture of any size becomes that frame in
     sampling: "cover" cuts the middle out; "object" puts what is opaque on white, and the picture
-    takes the place of the last frame drawn, as in SV3D.
+    takes the place of the last frame drawn, as in SV3D. object_share: how much of the side of a
+    picture or video the object takes; None is as it is given.
+    first_views: where a model of several views begins: "drawn" draws the first window without any
+    new view known, as SV4D 2; "orbit" is given an orbit of SV3D around the first frame, as SV4D.
     """
 
     key: str = "none"
     embedders: dict[str, Any] = {}
+    order: tuple[str, ...] = ()
     force_uc_zero: tuple[str, ...] = ()
     frame_noise: tuple[float, float] = (-3.0, 0.5)
     frame_fit: Literal["cover", "object"] = "cover"
+    object_share: float | None = None
+    first_views: Literal["drawn", "orbit"] = "drawn"
 
 
 class DenoiserOptions(NamedTuple):

@@ -73,6 +73,7 @@ _NAMES = {
         "num_heads num_groups patch_size attention_resolutions attn_resolutions context_dim "
         "adm_in_channels num_classes n_embed resolution z_channels embed_dim num_codes ndf "
         "n_layers outdim size shape factor width mlp_dim head_dim num_layers projection_dim "
+        "hidden_size depth "
         "vocab_size video_kernel_size time_kernel_size time_context_dim motion_context_dim "
         "transformer_depth_middle "
         # noise and sampling
@@ -97,7 +98,7 @@ _NAMES = {
         "sigma_max sigma_data p_std gradient_clip_norm exponent power div_factor "
         "final_div_factor decay_rate clip_threshold clipping_threshold estim_lr0 estim_lr_coef "
         "timestep_scaling eta_plus max_step_size scaling trust_coefficient consistent_rms "
-        "max_ddpm_temb_period shift std"
+        "max_ddpm_temb_period shift std mlp_ratio"
     ),
     SHARE: "ucg_rate ucg_from ema_decay rescale v_posterior",
     BELOW_1: "dropout b1 b2 b3 adam_b1 adam_b2 beta3 betas decay momentum",
@@ -109,7 +110,7 @@ _NAMES = {
         # merge_factor is a share with merge_strategy = "fixed", and otherwise its logit.
         "merge_factor time_block_merge_factor motion_block_merge_factor"
     ),
-    Range(0, 1, above=True): "dynamic_percentile",
+    Range(0, 1, above=True): "dynamic_percentile object_share",
     Range(0, 0.5): "edge_perc",
     Range(0, 1000): "learning_rate",
     Range(1, 1000): "max_aspect",

@@ -130,6 +130,7 @@ class Task(NamedTuple):
     load_frozen: (abstract frozen, () -> random frozen, path of a released file or None) -> the
       frozen networks.
     load_released: (params, mutable, path, training) -> (params, mutable, what the file had not).
+    layout: Trained -> the name of the layout that export_file writes; None where it cannot.
     export_file, export_folder: (Trained, path, dtype=None) -> write a .safetensors file as the
       originals do, a folder that diffusers loads; export_file returns what it wrote, in words.
     pictures: (frozen, *, max_images, class_names, and options of config.hooks.images) ->
@@ -158,6 +159,7 @@ class Task(NamedTuple):
     check_sources: Callable[[], None]
     load_frozen: Callable[[PyTree, Callable[[], PyTree], str | os.PathLike | None], PyTree]
     load_released: Callable[..., tuple[PyTree, PyTree, list[str]]]
+    layout: Callable[[Trained], str | None]
     export_file: Callable[..., str]
     export_folder: Callable[..., None]
     pictures: Callable[..., Callable[[TrainState, Mapping[str, Any]], dict[str, Any]]]

@@ -2,14 +2,14 @@
 
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from diffusion_jax.experiment.binding import ConfigError, choices
 from diffusion_jax.experiment.config_data import from_data, to_data
-from diffusion_jax.experiment.config_files import PREFIX
+from diffusion_jax.experiment.config_files import PREFIX, override_config
 
 # What may differ when a run is continued: how long, how fast, where, and what is watched; never
 # what a step computes. lr_schedule is among them because it is as long as the run.
@@ -38,6 +38,7 @@ MAY_CHANGE_LATER = (
     "data",
     "mesh",
     "train.batch_size",
+    "train.ckpt_check",
     "first_stage.samples_at_a_time",
     "first_stage.tile",
 )
@@ -85,6 +86,27 @@ def check_keys(saved: ml_collections.ConfigDict, config: ml_collections.ConfigDi
             raise ConfigError(f"{PREFIX}{name} is not a section; {choices(name, list(saved))}")
 
 
+def override_later(
+    config: ml_collections.ConfigDict, overrides: Sequence[str] | Mapping[str, Any], where: str
+) -> ml_collections.ConfigDict:
+    """Override in place what does not change a trained model, and return the config.
+
+    where: what was trained with it. Raises ValueError for anything else than MAY_CHANGE_LATER.
+    """
+    if not overrides:
+        return config
+    saved = from_data(to_data(config), where)
+    override_config(config, overrides)
+    check_keys(saved, config)
+    wrong = differences(saved, config, MAY_CHANGE_LATER)
+    if wrong:
+        raise ValueError(
+            f"{where} was trained with another config, which differs in {'; '.join(wrong)}: only "
+            f"config.{', config.'.join(MAY_CHANGE_LATER)} can be changed afterwards"
+        )
+    return config
+
+
 def with_whole_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Copy a config and make its relative paths whole, so that it means the same in any folder.
 
@@ -99,6 +121,18 @@ def with_whole_paths(config: ml_collections.ConfigDict) -> ml_collections.Config
             place = pathlib.Path(value)
             if (place.exists() or path == "latent_cache.folder") and not value.startswith("~"):
                 config.update_from_flattened_dict({path: str(place.absolute())})
+    return config
+
+
+def without_places(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Copy a config for other machines: paths keep their last name, and no mesh is asked for."""
+    config = from_data(to_data(config), "the config")
+    with config.unlocked():
+        if "mesh" in config:
+            del config["mesh"]
+        for path, value in leaves(to_plain(config)).items():
+            if _LOCATIONS.fullmatch(path) and isinstance(value, str) and "package:" not in value:
+                config.update_from_flattened_dict({path: pathlib.Path(value).name})
     return config
 
 

@@ -15,14 +15,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.config_data import from_data, read_json, to_data, write_json
-from diffusion_jax.experiment.config_files import override_config, saved_config
-from diffusion_jax.runs.comparison import (
-    MAY_CHANGE,
-    MAY_CHANGE_LATER,
-    check_keys,
-    differences,
-)
+from diffusion_jax.experiment.config_data import read_json, to_data, write_json
+from diffusion_jax.experiment.config_files import saved_config
+from diffusion_jax.runs.comparison import MAY_CHANGE, differences, override_later
 from diffusion_jax.train.checkpoints.reading import DamagedCheckpoint, load_metadata, saved_steps
 
 SAVED_CONFIG = "config.json"
@@ -246,16 +241,4 @@ def load_run_config(
     Raises FileNotFoundError when the folder holds no run, ValueError for an override of anything
     else than MAY_CHANGE_LATER.
     """
-    config = load_saved_config(workdir)
-    if not overrides:
-        return config
-    saved = from_data(to_data(config), str(workdir))
-    override_config(config, overrides)
-    check_keys(saved, config)
-    wrong = differences(saved, config, MAY_CHANGE_LATER)
-    if wrong:
-        raise ValueError(
-            f"{workdir} was trained with another config, which differs in {'; '.join(wrong)}: only "
-            f"config.{', config.'.join(MAY_CHANGE_LATER)} can be changed afterwards"
-        )
-    return config
+    return override_later(load_saved_config(workdir), overrides, str(workdir))

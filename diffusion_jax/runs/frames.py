@@ -103,7 +103,8 @@ def as_frames(
     return np.stack(frames).astype(np.float32) / 127.5 - 1.0
 
 
-def _covering(picture: Any, size: tuple[int, int], channels: int) -> np.ndarray:
+def covering(picture: Any, size: tuple[int, int], channels: int) -> np.ndarray:
+    """Cut the middle out of a picture, as large as it has one of these proportions."""
     pixels = _decoded(picture, channels)
     options: Any = {"image_size": size, "crop": "center", "resize": "bicubic", "pad": 0}
     return transforms.fit(pixels, **options).pixels
@@ -123,4 +124,4 @@ def _decoded(picture: Any, channels: int) -> np.ndarray:
 
 
 # ConditioningOptions.frame_fit -> (picture, (h, w), channels) -> uint8 [h w channels]
-_FITS = {"cover": _covering, "object": _on_white}
+_FITS = {"cover": covering, "object": _on_white}

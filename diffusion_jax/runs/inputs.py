@@ -155,6 +155,55 @@ def number(name: str, value: Number) -> float:
     return float(array)
 
 
+def check_image_use(image: Picture | None, mask: Picture | None, strength: Number | None) -> None:
+    """Raise ValueError where image, mask and strength are not what goes together."""
+    if strength is not None:
+        number("strength", strength)
+    if mask is not None and image is None:
+        raise ValueError("inpainting needs both image and mask")
+    if strength is None and image is not None and mask is None:
+        raise ValueError("an image needs strength, how much of it is redrawn, or a mask")
+    if strength is not None and image is None:
+        raise ValueError(f"strength = {strength} needs an image to begin with")
+
+
+def steps_of_call(
+    total: int,
+    start: Number,
+    end: Number,
+    strength: Number | None,
+    latents: np.ndarray | None,
+) -> tuple[int, int] | None:
+    """Find the steps (first, last) of a call; None where `strength` says how many."""
+    steps = steps_of_shares(total, start, end)
+    if strength is not None and (latents is not None or steps != (0, total)):
+        raise ValueError(
+            f"strength = {strength} cannot be joined with latents, denoising_start = {start} and "
+            f"denoising_end = {end}"
+        )
+    if latents is None and start > 0.0:
+        raise ValueError(
+            f"denoising_start = {start} needs latents, x after that share of the steps"
+        )
+    return None if strength is not None else steps
+
+
+def steps_of_shares(total: int, start: Number, end: Number) -> tuple[int, int]:
+    """Turn shares of a run into its steps (first, last), rounded to the nearest step."""
+    start, end = number("denoising_start", start), number("denoising_end", end)
+    if not 0.0 <= start < end <= 1.0:
+        raise ValueError(
+            f"denoising_start = {start}, denoising_end = {end} should be two numbers from 0 to 1 "
+            "in this order"
+        )
+    steps = (round(start * total), round(end * total))
+    if steps[0] == steps[1]:
+        raise ValueError(
+            f"denoising_start = {start}, denoising_end = {end} leave none of {total} steps"
+        )
+    return steps
+
+
 def _read(path: str | os.PathLike, flag: str, act: Callable[[bytes], Any]) -> Any:
     try:
         return act(_bytes_of(pathlib.Path(path), flag))

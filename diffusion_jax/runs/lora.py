@@ -20,12 +20,12 @@ from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.types import PyTree
 
 
-def parse_loras(texts: Sequence[str]) -> dict[str, float]:
+def parse_loras(texts: Sequence[str]) -> dict[str | os.PathLike, float]:
     """Read the values of --lora: "style.safetensors:0.8", or a file alone, which counts once.
 
     Raises ValueError for a weight that is no number, and for a file that is given twice.
     """
-    loras: dict[str, float] = {}
+    loras: dict[str | os.PathLike, float] = {}
     for text in texts:
         path, colon, weight = text.rpartition(":")
         if not colon or "/" in weight:

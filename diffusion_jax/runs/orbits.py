@@ -8,6 +8,9 @@ from PIL import Image
 
 from diffusion_jax.data.transforms import RESIZE_FILTERS
 
+# The mean of the colours of a pixel above which it is background, where frames have no opacity.
+_WHITE = 250
+
 
 class Orbit(NamedTuple):
     """Where the camera is in each frame, float32 [t] radians; the last frame is the picture's.
@@ -58,9 +61,48 @@ def object_on_white(
     if not rows.size:
         raise ValueError("the picture is wholly transparent: it shows no object")
     part = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    height, width = part.shape[:2]
-    largest = max(height, width)
+    largest = max(part.shape[:2])
     side = max(rgba.shape[1], largest) if share is None else int(largest / share)
+    return _on_white(part, side, size)
+
+
+def objects_on_white(
+    pictures: Sequence[Image.Image | np.ndarray] | np.ndarray, size: tuple[int, int], share: float
+) -> np.ndarray:
+    """Cut the same square out of all frames of a video, on white: uint8 [t *size 3].
+
+    The square has the pictures' middle and is as small as all objects of the video allow; share
+    says how much of its side they take, in (0, 1].
+    pictures: of one size. What is not transparent is the object; without an opacity, what is
+      darker than white.
+    Source: generative-models, sv4d_helpers.py, preprocess_video.
+    """
+    frames = [np.asarray(_picture(picture).convert("RGBA")) for picture in pictures]
+    sizes = {frame.shape[:2] for frame in frames}
+    if len(sizes) != 1:
+        raise ValueError(f"the frames of the video have {len(sizes)} sizes; they should have one")
+    height, width = sizes.pop()
+    masks = [_shows_object(frame) for frame in frames]
+    rows, columns = (np.flatnonzero(np.any(masks, axis=(0, axis))) for axis in (2, 1))
+    if not rows.size:
+        raise ValueError("the video is wholly white or transparent: it shows no object")
+    middle = (height // 2, width // 2)
+    ends = ((rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1))
+    half = max(abs(int(end) - own) for own, both in zip(middle, ends, strict=True) for end in both)
+    top, left = (max(0, own - half) for own in middle)
+    parts = [frame[top : middle[0] + half, left : middle[1] + half] for frame in frames]
+    return np.stack([_on_white(part, int(2 * half / share), size) for part in parts])
+
+
+def _shows_object(rgba: np.ndarray) -> np.ndarray:
+    if rgba[..., 3].min() < 255:
+        return rgba[..., 3] > 0
+    return rgba[..., :3].mean(-1) <= _WHITE
+
+
+def _on_white(part: np.ndarray, side: int, size: tuple[int, int]) -> np.ndarray:
+    """Put the pixels [h w 4] of an object in the middle of a white square: uint8 [*size 3]."""
+    height, width = part.shape[:2]
     square = np.zeros((side, side, 4), np.uint8)
     top, left = side // 2 - height // 2, side // 2 - width // 2
     top, left = min(top, side - height), min(left, side - width)

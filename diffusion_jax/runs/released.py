@@ -1,5 +1,6 @@
 """Released files without a config: what they are, and which shipped config describes them."""
 
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -8,10 +9,13 @@ import ml_collections
 
 from diffusion_jax.convert.weights.claims import Claims, read_claims
 from diffusion_jax.convert.weights.identify import describe_weights, list_networks
+from diffusion_jax.convert.weights.reading import open_weights
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.claims import overrides_of
 from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.runs.comparison import override_later
 from diffusion_jax.runs.folder import has_run
+from diffusion_jax.runs.native import About, find_about
 
 # A family of UNets -> the shipped configs that describe it, by what the network predicts; None is
 # for files that do not say it.
@@ -26,6 +30,7 @@ CONFIGS: dict[str, dict[str | None, tuple[str, ...]]] = {
     "sv4d": {None: ("sv4d",)},
     "sv4d2": {None: ("sv4d:2", "sv4d:2_8views")},
 }
+_NAMES_SHOWN = 10
 _SAID = "prediction zero_snr sigma_min sigma_max sigma_data scale_factor spacing".split()
 
 
@@ -37,6 +42,9 @@ def describe_file(path: str | os.PathLike) -> list[str]:
     path = pathlib.Path(os.path.expanduser(path))
     if has_run(path):
         raise ValueError(f"{path} is a run of this program; `report` says what it did")
+    about = find_about(path)
+    if about is not None:
+        return _describe_native(path, about)
     networks = list_networks(path)
     sizes = [f"{held.count:,} numbers ({', '.join(held.dtypes)})" for held in networks]
     lines = describe_weights(path)
@@ -59,16 +67,39 @@ def describe_file(path: str | os.PathLike) -> list[str]:
     return [*lines, f"config: {' or '.join(fitting) or 'none of the shipped ones'}"]
 
 
+def _describe_native(path: pathlib.Path, about: About) -> list[str]:
+    tensors = open_weights(path).tensors
+    count = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
+    config, names = about.config, about.class_names
+    of = "" if about.step is None else f" of step {about.step}"
+    beside = ", its averages beside them" if any(n.startswith("ema/") for n in tensors) else ""
+    lines = [
+        f"a native file of this program: {config.model.name}, {count:,} numbers ({dtypes})",
+        f"weights: {about.weights}{of}{beside}",
+        f"trained on: {config.data.source.name}",
+    ]
+    if names:
+        more = ", ..." if len(names) > _NAMES_SHOWN else ""
+        lines.append(f"classes: {len(names)} ({', '.join(names[:_NAMES_SHOWN])}{more})")
+    return [*lines, "config: inside the file; no --config is needed"]
+
+
 def config_for(
     path: str | os.PathLike, config: str | None = None, overrides: Sequence[str] = ()
 ) -> ml_collections.ConfigDict:
     """Load the config that describes a released file: the given one, or a shipped one that fits.
 
-    A shipped one follows what the file says of itself; overrides come last.
-    Raises ValueError when no shipped config, or more than one, describes the file.
+    A native file has its config inside. A shipped one follows what the file says of itself;
+    overrides come last.
+    Raises ValueError when no shipped config, or more than one, describes the file, and for
+    overrides that would change the model of a native file.
     """
     if config is not None:
         return load_config(config, overrides)
+    about = find_about(path)
+    if about is not None:
+        return override_later(about.config, overrides, str(path))
     fitting = _fitting(path, read_claims(path))
     if len(fitting) != 1:
         held = ", ".join(describe_weights(path))

@@ -145,15 +145,23 @@ def open_run(
     when there is no such checkpoint or it is damaged.
     """
     experiment = make_experiment(folder.load_run_config(workdir, overrides))
+    metadata = known_of(workdir, step)
+    return with_saved_data(experiment, metadata), metadata
+
+
+def known_of(workdir: pathlib.Path, step: int | None = None) -> Mapping[str, Any]:
+    """Read the metadata of a run's checkpoint, the newest when step is None.
+
+    They are empty when there is no such checkpoint or it is damaged.
+    """
     steps = saved_steps(workdir / "checkpoints")
     step = steps[-1] if step is None and steps else step
-    metadata = _peek(workdir / "checkpoints", step) if step in steps else None
-    return with_saved_data(experiment, metadata), metadata or {}
+    return (_peek(workdir / "checkpoints", step) if step in steps else None) or {}
 
 
 def with_saved_data(experiment: Experiment, metadata: Mapping[str, Any] | None) -> Experiment:
     """Read what was prepared of a folder of images that has moved, if a checkpoint knows it."""
-    if metadata is None or "data" not in metadata:
+    if not metadata or "data" not in metadata:
         return experiment
     content = metadata["data"]["train"]["digest"]
     data = experiment.data.without_folder(content)

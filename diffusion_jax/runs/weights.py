@@ -1,5 +1,6 @@
 """The weights of a run: its frozen networks, saved once, and what was trained, read back."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -7,6 +8,8 @@ from typing import Any
 
 import jax
 
+from diffusion_jax.convert.weights.native import import_tree, read_about
+from diffusion_jax.convert.weights.reading import open_weights
 from diffusion_jax.experiment.claims import check_claims
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.task import Trained
@@ -124,6 +127,8 @@ def load_checkpoint_file(
     values. Raises ValueError when the file does not fit, naming what is missing or left over, and
     when it says of itself what the config contradicts, naming the overrides to add.
     """
+    if read_about(path) is not None:
+        return _load_native(experiment, path, ema), []
     abstract = experiment.abstract_state()
     training = experiment.training._replace(
         ckpt_ema=ema, ignore_keys=(), load_only_unet=False, keep_dims=None
@@ -146,8 +151,33 @@ def load_checkpoint_file(
     return Trained(params, mutable, make_frozen(experiment, path)), absent
 
 
+def _load_native(experiment: Experiment, path: str | os.PathLike, ema: bool) -> Trained:
+    """Read all of a native file, the averages in place of what is averaged if ema says so."""
+    weights = open_weights(os.path.expanduser(path))
+    abstract, frozen = experiment.abstract_state(), experiment.frozen_constants()
+    read = functools.partial(
+        import_tree, weights=weights, nonfinite=not experiment.training.ckpt_check
+    )
+    params = read(abstract.params, prefix="params/")
+    if ema:
+        if not any(name.startswith("ema/") for name in weights.tensors):
+            raise ValueError(f"{path} has no averages (EMA) beside its weights; leave ema out")
+        params |= read(experiment.task.averaged_part(abstract.params), prefix="ema/")
+    held = frozen_weights(experiment, experiment.abstract_frozen())
+    return Trained(
+        params,
+        read(abstract.mutable, prefix="mutable/"),
+        frozen | read(held, prefix="frozen/"),
+    )
+
+
 def _is_abstract(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def frozen_weights(experiment: Experiment, frozen: PyTree) -> PyTree:
+    """Return frozen without the constants, which the config alone decides."""
+    return _weights_of(frozen, experiment.task.constants)
 
 
 def _weights_of(frozen: PyTree, constants: Mapping[str, Any]) -> PyTree:

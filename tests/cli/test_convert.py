@@ -23,6 +23,8 @@ def asked(monkeypatch):
     ("to", "flags", "form"),
     [
         ("x.safetensors", [], "safetensors"),
+        ("x.safetensors", ["--format=native"], "native"),
+        ("x.stablehlo", [], "stablehlo"),
         ("folder", ["--format=diffusers"], "diffusers"),
         ("folder", ["--format=run"], "run"),
     ],
@@ -41,7 +43,7 @@ def test_options_reach_the_library(asked):
     assert options.pop("dtype") == np.dtype("bfloat16") and options.pop("overrides") == [flags[-1]]
     assert options.pop("loras") == {"x": 0.5, "y": 1.0} and options.pop("base") == "z"
     assert options == dict(
-        config=None, step=8, raw=False, with_ema=True, ema=False, nonfinite=False
+        config=None, step=8, raw=False, with_ema=True, ema=False, nonfinite=False, batch_size=1
     )
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.experiments import built
 from support.trees import drawn
 
 from diffusion_jax.experiment.binding import ConfigError
@@ -137,3 +138,29 @@ def test_dtype_is_for_computing_and_parameters_stay_float32(dtype):
 def test_unknown_dtype_lists_the_choices():
     with pytest.raises(ConfigError, match=r"config\.model\.dtype = 'bf16' is unknown.*bfloat16"):
         build_network(UNET | dict(dtype="bf16"), {}, (8, 8, 1))
+
+
+@pytest.mark.parametrize(
+    ("config", "order"),
+    [  # generative-models: the emb_models of sd_xl_base, sd_xl_refiner, svd and sv4d, by input
+        ("sdxl", "caption caption original_size crop_top_left target_size"),
+        ("sdxl_refiner", "caption original_size crop_top_left aesthetic_score"),
+        ("svd", "cond_frames_without_noise fps_id motion_bucket_id cond_frames cond_aug"),
+        ("sv3d", "cond_frames_without_noise cond_frames cond_aug"),
+        ("sv4d", "cond_frames_without_noise cond_frames polar_rad azimuth_rad cond_view "
+                 "cond_motion"),
+    ],
+)  # fmt: skip
+def test_features_are_joined_in_the_order_of_the_released_weights(config, order):
+    """A ConfigDict sorts its keys, and what it was made from is forgotten."""
+    network = built(f"configs/{config}.py:tiny").network
+    keys = [e.input_key if e.text is None else e.text.source for e in network.embedders.values()]
+    assert keys == order.split()
+
+
+def test_an_order_names_each_embedder_once():
+    embedders = {"b": dict(name="numbers", input_key="b"), "a": dict(name="numbers", input_key="a")}
+    for order in (("a",), ("a", "b", "b"), ("a", "c")):
+        with pytest.raises(ConfigError, match="order = .* should name each embedder once"):
+            section = dict(key="adm", embedders=embedders, order=order)
+            build_network(UNET, section, (8, 8, 1))

@@ -32,7 +32,8 @@ COMMAND = (
 )  # fmt: skip
 CLOCK = ("perf/", "time", "step")
 # All cases run one config: it is traced and compiled once.
-pytestmark = pytest.mark.usefixtures("shared_experiments")
+# They run whole trainings.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_experiments")]
 
 
 def train(workdir, *more, at=(), batches=None):
@@ -440,8 +441,9 @@ def a_process_that_is_stopped(folder):
     same(folder / "run")
 
 
-def a_worker_that_is_killed(folder):
-    """In a process of its own: grain cannot pickle functions that these tests' checks wrap."""
+@contextlib.contextmanager
+def training_with_a_worker(folder):
+    """A run in a process of its own, as grain cannot pickle functions that these tests wrap."""
     metrics = folder / "run/metrics.jsonl"
     options = ("--config.data.batches.cache=False", "--config.data.batches.num_workers=1")
     length = ("--config.train.num_steps=100000", "--config.checkpoint.every=50000")
@@ -455,52 +457,76 @@ def a_worker_that_is_killed(folder):
         children = [c for thread in threads for c in (thread / "children").read_text().split()]
         workers = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
         assert workers
+        yield process, workers
+    finally:
+        process.kill()
+
+
+def a_worker_that_is_killed(folder):
+    with training_with_a_worker(folder) as (process, workers):
         for worker in workers:
             os.kill(int(worker), signal.SIGKILL)
         said = process.communicate(timeout=60)[0]
-    finally:
-        process.kill()
     assert process.returncode == 2, said
     one_line(said, "error: cannot read the batch of step", "has died: it was killed or ran out")
     assert saved_steps(folder / "run/checkpoints")
 
 
+def is_running(pid):
+    """Whether a process still has a command line, which one that only awaits its parent has not."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def a_run_that_is_killed_beside_its_worker(folder):
+    with training_with_a_worker(folder) as (process, workers):
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 20
+        while any(map(is_running, workers)):
+            assert time.monotonic() < deadline, f"{workers} outlive their run"
+            time.sleep(0.2)
+
+
 test_what_raises_or_hangs = faults(
     [
-        Fault("data that raise once", data_that_raise, slow=True),
-        Fault("a hook that raises", a_hook_that_raises, slow=True),
-        Fault("validation that raises", validation_that_raises, slow=True),
-        Fault("data that hang", data_that_hang, slow=True),
+        Fault("data that raise once", data_that_raise),
+        Fault("a hook that raises", a_hook_that_raises),
+        Fault("validation that raises", validation_that_raises),
+        Fault("data that hang", data_that_hang),
         Fault("a loss that is NaN", a_loss_that_is_nan),
     ]
 )
 test_signals = faults(
     [
-        Fault("several signals at once", many_signals, slow=True),
+        Fault("several signals at once", many_signals),
         Fault("signals in the last save", a_signal_while_the_last_save_is_written),
-        Fault("Ctrl-C in the final test", a_signal_in_the_test, slow=True),
+        Fault("Ctrl-C in the final test", a_signal_in_the_test),
     ]
 )
 test_folders_and_disks = faults(
     [
         Fault("checkpoints deleted", checkpoints_deleted),
-        Fault("checkpoints replaced by a file", checkpoints_replaced_by_a_file, slow=True),
-        Fault("a disk read-only for a while", a_disk_that_is_read_only_for_a_while, slow=True),
+        Fault("checkpoints replaced by a file", checkpoints_replaced_by_a_file),
+        Fault("a disk read-only for a while", a_disk_that_is_read_only_for_a_while),
         Fault("a full disk for one save", a_full_disk_for_one_save),
-        Fault("a full disk until the end", a_full_disk_until_the_end, slow=True),
-        Fault("a disk unmounted", a_disk_that_is_unmounted, slow=True),
-        Fault("metrics.jsonl deleted", metrics_deleted, slow=True),
-        Fault("metrics.jsonl replaced by a folder", metrics_replaced_by_a_folder, slow=True),
-        Fault("TensorBoard's file deleted", events_deleted, slow=True),
-        Fault("a partial checkpoint of a dead process", left_by_a_dead_process, slow=True),
-        Fault("an empty checkpoint", an_empty_checkpoint, slow=True),
+        Fault("a full disk until the end", a_full_disk_until_the_end),
+        Fault("a disk unmounted", a_disk_that_is_unmounted),
+        Fault("metrics.jsonl deleted", metrics_deleted),
+        Fault("metrics.jsonl replaced by a folder", metrics_replaced_by_a_folder),
+        Fault("TensorBoard's file deleted", events_deleted),
+        Fault("a partial checkpoint of a dead process", left_by_a_dead_process),
+        Fault("an empty checkpoint", an_empty_checkpoint),
         Fault("two runs in one folder", two_at_the_same_time),
     ]
 )
 test_time_and_processes = faults(
     [
-        Fault("a clock that jumps", a_clock_that_jumps, slow=True),
-        Fault("SIGSTOP and SIGCONT", a_process_that_is_stopped, slow=True),
-        Fault("a worker of the data killed", a_worker_that_is_killed, slow=True),
+        Fault("a clock that jumps", a_clock_that_jumps),
+        Fault("SIGSTOP and SIGCONT", a_process_that_is_stopped),
+        Fault("a worker of the data killed", a_worker_that_is_killed),
+        Fault("SIGKILL beside a data worker", a_run_that_is_killed_beside_its_worker),
     ]
 )

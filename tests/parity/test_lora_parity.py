@@ -174,7 +174,16 @@ def drawn(trees, *, dora, ranks):
     lora = {}
     for slot, tree in trees.items():
         for path, leaf in leaves_of(tree).items():
-            wanted = ("to_q", "to_k", "to_out_0", "in_layers_2", "net_2", "q_proj", "fc1")
+            wanted = (
+                "to_q",
+                "to_k",
+                "to_out_0",
+                "in_layers_2",
+                "net_2",
+                "q_proj",
+                "out_proj",
+                "fc1",
+            )
             if path.split("/")[-2] not in wanted or not path.endswith("/kernel"):
                 continue
             for index in (
@@ -202,6 +211,7 @@ def test_a_lora_of_ours_is_loaded_by_diffusers(peer, layout, dora, tmp_path):
     Magnitudes of a text encoder are checked with the files that it writes.
     """
     lora = drawn(peer.trees, dora=dora, ranks=(2, 2) if layout == "kohya" else (2, 3))
+    package("peft")
     write_lora(lora, tmp_path / "x.safetensors", peer.trees, layout)
     pipeline = peer.pipeline()
     pipeline.load_lora_weights(tmp_path, weight_name="x.safetensors")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.runs.orbits import object_on_white, orbit
+from diffusion_jax.runs.orbits import object_on_white, objects_on_white, orbit
 
 
 def test_an_orbit_goes_once_around_and_ends_at_the_picture():
@@ -56,3 +56,28 @@ def test_an_object_higher_than_the_picture_is_wide_fits_and_none_is_refused():
         object_on_white(np.zeros((5, 5, 4), np.uint8), (8, 8))
     with pytest.raises(ValueError, match=r"share = 1.5 should be above 0 and at most 1"):
         object_on_white(tall, (8, 8), 1.5)
+
+
+def test_all_frames_of_a_video_are_cut_alike():
+    """A bar of 4 x 2 pixels that moves from the middle, 8 pixels to the right: a square of 20."""
+    frames = np.full((3, 32, 32, 3), 255, np.uint8)
+    for time, frame in enumerate(frames):
+        frame[14:18, 16 + 4 * time : 18 + 4 * time] = [0, 0, 200]
+    drawn = objects_on_white(frames, (40, 40), 0.5)  # 40 pixels of the original, as it is
+    assert drawn.shape == (3, 40, 40, 3)
+    for time, frame in enumerate(drawn):
+        found = np.argwhere(frame[..., 0] < 128)
+        np.testing.assert_array_equal(found.min(0), [18, 20 + 4 * time])
+        np.testing.assert_array_equal(found.max(0), [21, 21 + 4 * time])
+
+
+def test_an_opacity_says_what_the_object_of_a_video_is():
+    """White is background only where nothing is transparent; frames may be wider than high."""
+    frames = np.zeros((2, 20, 40, 4), np.uint8)
+    frames[0, 5:15, 15:25], frames[1, 5:15, 10:20] = 255, 255
+    frames[:, :, :, :3] = 200
+    drawn = objects_on_white(frames, (20, 20), 1.0)  # 10 pixels to the left of the middle
+    np.testing.assert_array_equal(np.argwhere(drawn[0, ..., 0] < 228)[[0, -1]], [[5, 5], [14, 14]])
+    np.testing.assert_array_equal(np.argwhere(drawn[1, ..., 0] < 228)[[0, -1]], [[5, 0], [14, 9]])
+    with pytest.raises(ValueError, match="have 2 sizes; they should have one"):
+        objects_on_white([frames[0], frames[1, :, :30]], (20, 20), 1.0)

@@ -74,6 +74,7 @@ def test_nothing_is_printed_and_any_thread_will_do(tmp_path, capfd, trained):
     assert jax.tree.all(same)  # the same config in another folder: the same bits
 
 
+@pytest.mark.slow
 def test_resume_says_what_to_do_with_a_run_that_is_there(tmp_path, trained):
     workdir, result, _ = trained
     with pytest.raises(ValueError, match="resume = False, but .* holds a run"):
@@ -156,6 +157,7 @@ def test_a_checkpoint_knows_what_it_was_made_from(trained):
     assert pipe.class_names == tuple(found["class_names"])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_a_change_that_it_records(copy):
     said = []
     with first_devices(1):
@@ -174,6 +176,7 @@ def test_a_run_goes_on_with_a_change_that_it_records(copy):
         train_run(config(), copy)
 
 
+@pytest.mark.slow
 def test_a_fork_has_all_of_its_checkpoint(trained, tmp_path):
     workdir, result, _ = trained
     with first_devices(1):
@@ -253,6 +256,7 @@ def test_a_learning_rate_may_reach_0_at_its_end_or_be_0_in_between():
         check_learning_rate(rates([1, 0]), 10**9)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_early_says_so_again_and_ends(copy, monkeypatch):
     made = config(8)
     made.hooks.validation.every = 2

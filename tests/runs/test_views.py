@@ -1,9 +1,24 @@
 """Windows over time and views go on from what is drawn, as the scripts of SV4D do."""
 
+import types
+
 import numpy as np
 import pytest
+from PIL import Image
+from support.experiments import built, trained
 
-from diffusion_jax.runs.views import by_anchors, by_windows, relative_angles, views_of_orbit
+from diffusion_jax.pipeline import Pipeline
+from diffusion_jax.runs.views import (
+    by_anchors,
+    by_windows,
+    draw_views,
+    relative_angles,
+    used_frames,
+    views_of_orbit,
+)
+
+TINY = "configs/sv4d.py:tiny"  # two times of two views, and three frames a video
+SECOND = "configs/sv4d.py:2_tiny"  # three times of two views
 
 
 class Recorder:
@@ -36,7 +51,7 @@ def test_windows_of_sv4d_2_go_on_from_views_that_are_drawn():
 
 def test_windows_that_overlap_share_a_frame():
     draw = Recorder(8)
-    by_windows(draw, video(21), 5, 8, overlap=1)
+    by_windows(draw, video(21), 5, 8)
     assert [asked[0][0] for asked in draw.asked] == [0, 4, 8, 12, 16]
     assert [asked[1] for asked in draw.asked] == [0.0, 4.5, 8.5, 12.5, 16.5]
 
@@ -76,8 +91,104 @@ def test_the_views_of_an_orbit_begin_with_the_picture():
         (lambda: by_anchors(Recorder(8), video(5), 5, video(8)), "has 5 frames; it should have 21"),
         (lambda: views_of_orbit(video(3)), "has 3 frames; it should have 21"),
         (lambda: relative_angles([1.0, 2.0], [0, 1, 2]), "are 2 elevations and 3 azimuths"),
+        (lambda: relative_angles(0.0, [0, float("nan")]), "nan. should be finite numbers"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def frames(count):
+    """A dark square on white that moves to the right."""
+    found = np.full((count, 32, 32, 3), 255, np.uint8)
+    for time, frame in enumerate(found):
+        frame[12:20, 8 + 2 * time : 16 + 2 * time] = 40
+    return found
+
+
+@pytest.fixture
+def draw():
+    """draw(config, conditions, **options) -> (views, what each call of sample_fn was given)."""
+
+    def draw(config, conditions, **options):
+        calls = []
+
+        def sample_fn(params, frozen, inputs, keys, **given):
+            calls.append((inputs, given))
+            clip = (1, given["num_frames"], *given["size"], 3)
+            return types.SimpleNamespace(x=np.full(clip, 0.1 * len(calls), np.float32))
+
+        task = built(config).task
+        assert task.drawing is not None
+        drawing = task.drawing._replace(sample_fn=sample_fn)
+        experiment = built(config)._replace(task=task._replace(drawing=drawing))
+        return draw_views(experiment, {}, {}, conditions, size=(32, 32), **options), calls
+
+    return draw
+
+
+def test_a_video_becomes_views_and_the_first_window_knows_none(draw):
+    views, calls = draw(SECOND, frames(5), num_steps=7)
+    assert views.shape == (2, 5, 32, 32, 3) and len(calls) == 2
+    (first, given), (second, _) = calls
+    assert given["num_steps"] == 7 and given["num_frames"] == 6
+    assert not first["image_only_indicator"].any() and second["image_only_indicator"].all()
+    np.testing.assert_allclose(second["cond_view"], 0.1)  # drawn by the first
+    np.testing.assert_array_equal(first["cond_motion"][0, 2], second["cond_motion"][0, 0])
+    turns = np.rad2deg(first["azimuth_rad"][0, :, 0])
+    np.testing.assert_allclose(turns, [120, 240] * 3, rtol=1e-5)  # t-major
+    np.testing.assert_allclose(np.rad2deg(first["polar_rad"]), 90.0, rtol=1e-6)
+    assert first["cond_frames_without_noise"].max() == 1.0  # the background is white
+
+
+def test_sv4d_goes_on_from_an_orbit(draw):
+    orbit = np.zeros((21, 16, 16, 3), np.uint8) + np.arange(21, dtype=np.uint8)[:, None, None, None]
+    given = {"video": [Image.fromarray(f) for f in frames(9)], "orbit": orbit, "elevations": 30.0}
+    views, calls = draw(TINY, given)
+    assert views.shape == (2, 3, 32, 32, 3) and len(calls) == 3
+    inputs, options = calls[0]
+    shown = np.rint((inputs["cond_view"][0, :, 0, 0, 0] + 1) * 127.5)
+    np.testing.assert_array_equal(shown, [6, 13])  # a third and two thirds of 21, from 0
+    np.testing.assert_allclose(np.rad2deg(inputs["azimuth_rad"][0, :2, 0]), [120, 240], rtol=1e-5)
+    np.testing.assert_allclose(np.rad2deg(inputs["polar_rad"]), 60.0, rtol=1e-5)
+    assert options["backward"] is None and calls[1][1]["backward"] is not None
+
+
+@pytest.mark.parametrize(
+    ("config", "conditions", "message"),
+    [
+        (SECOND, {"video": frames(4), "orbit": 1}, r"'orbit'\] is no input; choose from video, el"),
+        (TINY, frames(4), r"it needs conditions\['orbit'\]"),
+        (SECOND, None, r"it needs conditions\['video'\]"),
+        (SECOND, [], "the video has no frames"),
+        (SECOND, frames(2), "has 2 frames; it should have at least 3"),
+        (SECOND, np.full((4, 8, 8, 3), 255, np.uint8), "wholly white or transparent"),
+        (SECOND, {"video": frames(4), "azimuths": [0, 1]}, "1 views of 3 times are 3 frames; this"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(draw, config, conditions, message):
+    with pytest.raises(ValueError, match=message):
+        draw(config, conditions)
+
+
+def test_the_scripts_use_21_frames():
+    network = built(SECOND).network
+    assert used_frames(network) == 21 and used_frames(network, 40) == 40
+    with pytest.raises(ValueError, match="num_frames = 4 should be 3 for this model"):
+        used_frames(built(TINY).network, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [TINY, SECOND])
+def test_a_network_draws_views_end_to_end(config):
+    weights = trained(config)
+    pipe = Pipeline(built(config), weights.params, weights.frozen)
+    given = {"video": frames(3)}
+    if config == TINY:
+        given["orbit"] = np.repeat(frames(3), 7, axis=0)
+    views = pipe(given, num_steps=2, seed=1)
+    assert views.shape == (2, 3, 32, 32, 3) and views.dtype == np.uint8 and views.std() > 1
+    assert np.abs(views.astype(int) - pipe(given, num_steps=2, seed=2)).max() > 1
+    with pytest.raises(ValueError, match="n does not fit: this model draws views of a video"):
+        pipe(given, n=3)

@@ -236,6 +236,10 @@ def _of_scheduler(path: Path) -> dict[str, Any]:
         return found | {name: _value(path, name, value, number) for name, value in levels.items()}
     if _value(path, "_class_name", "", str).startswith("FlowMatch"):
         return {"prediction": "flow"}
+    is_continuous = _value(path, "timestep_type", "discrete", str) == "continuous"
+    if is_continuous and found["prediction"] == "v":
+        levels = {name: _value(path, name, None, number) for name in ("sigma_min", "sigma_max")}
+        return {"prediction": "v_edm", "sigma_data": 1.0, **levels}
     found["zero_snr"] = _value(path, "rescale_betas_zero_snr", False, bool)
     found["spacing"] = _value(path, "timestep_spacing", None, str)
     count = _value(path, "num_train_timesteps", 1000, int)

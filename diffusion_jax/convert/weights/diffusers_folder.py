@@ -1,13 +1,9 @@
-"""Folders that diffusers loads: weights, and the config.json from which it builds each network.
-
-Tokenizers are not written, because they are no parameters: load a whole pipeline with
-from_pretrained(folder, tokenizer=...).
-"""
+"""Folders that diffusers loads: weights, and the config.json from which it builds each network."""
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,8 @@ from diffusion_jax.types import PyTree
 
 # The configs are valid from this version of diffusers on.
 VERSION = "0.36.0"
+# The folder of the tokenizer of each text encoder.
+TOKENIZERS = {"text": "tokenizer", "text_2": "tokenizer_2"}
 Config = dict[str, Any]
 
 
@@ -118,7 +116,7 @@ def refuse(module: Any, bad: Mapping[str, bool], theirs: str) -> None:
     for field in (field for field, is_bad in bad.items() if is_bad):
         raise ValueError(
             f"{field} = {getattr(module, field)!r} has no counterpart in diffusers' {theirs}; "
-            "export this network in the names of latent-diffusion"
+            "export this network as a .safetensors file"
         )
 
 
@@ -286,6 +284,8 @@ def save_diffusers(
     folder: str | os.PathLike,
     components: Mapping[str, Any],
     configs: Mapping[str, Config],
+    tokenizers: Mapping[str, Mapping[str, str]] | None = None,
+    card: Callable[..., str] | None = None,
     *,
     dtype: Any = None,
     nonfinite: bool = False,
@@ -293,9 +293,10 @@ def save_diffusers(
     """Write a folder that diffusers loads: weights and config.json of every component.
 
     components: see places.export_checkpoint, with the slots of places.DIFFUSERS. configs: by
-    component ("network", "first_stage", "text", ...), and "scheduler" if there is one. With a
-    network comes a model_index.json of a Stable Diffusion or Stable Video Diffusion pipeline.
-    nonfinite: see export_params.
+    component ("network", "first_stage", "text", ...), and of "scheduler" and "feature_extractor",
+    which have no weights. With a network comes a model_index.json of a Stable Diffusion or Stable
+    Video Diffusion pipeline. tokenizers: the files of the tokenizer of "text" or "text_2". card:
+    (name, pipeline) -> the text of README.md. nonfinite: see export_params.
     Raises FileExistsError when the folder exists, ValueError when a component has no config.
     """
     folder = Path(folder)
@@ -316,17 +317,28 @@ def save_diffusers(
             path = unfinished / slot.place / f"{stem}.safetensors"
             save_weights(path, [export_params(tree, named, dtype=dtype, nonfinite=nonfinite)])
             _write_json(path.with_name("config.json"), configs[name])
-        if "scheduler" in configs:
-            path = unfinished / "scheduler" / "scheduler_config.json"
-            _write_json(path, configs["scheduler"])
+        for name, file in _WITHOUT_WEIGHTS.items():
+            if name in configs:
+                _write_json(unfinished / name / file, configs[name])
+        for name, files in (tokenizers or {}).items():
+            place = unfinished / TOKENIZERS[name]
+            place.mkdir(parents=True)
+            for file, text in files.items():
+                (place / file).write_text(text, encoding="utf-8")
         if "network" in slots:
-            _write_json(unfinished / "model_index.json", _model_index(slots, configs))
+            index = _model_index(slots, configs, tokenizers or {})
+            _write_json(unfinished / "model_index.json", index)
+            if card is not None:
+                text = card(folder.name, index["_class_name"])
+                (unfinished / "README.md").write_text(text, encoding="utf-8")
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _model_index(slots: Mapping[str, Any], configs: Mapping[str, Config]) -> Config:
+def _model_index(
+    slots: Mapping[str, Any], configs: Mapping[str, Config], tokenizers: Mapping[str, Any]
+) -> Config:
     """Write the model_index.json of the pipeline that has this network and these text encoders."""
     texts = tuple(name for name in ("text", "text_2") if name in slots)
     is_video = "num_frames" in configs["network"]
@@ -337,8 +349,12 @@ def _model_index(slots: Mapping[str, Any], configs: Mapping[str, Config]) -> Con
             index[slot.place] = ["transformers", configs[name]["architectures"][0]]
         else:
             index[slot.place] = ["diffusers", configs[name]["_class_name"]]
+    index |= {TOKENIZERS[name]: ["transformers", "CLIPTokenizer"] for name in tokenizers}
     if "scheduler" in configs:
         index["scheduler"] = ["diffusers", configs["scheduler"]["_class_name"]]
+    if "feature_extractor" in configs:
+        kind = configs["feature_extractor"]["image_processor_type"]
+        index["feature_extractor"] = ["transformers", kind]
     return index
 
 
@@ -351,6 +367,11 @@ _STABLE_DIFFUSION: Config = {
 _STABLE_VIDEO_DIFFUSION: Config = {
     "_class_name": "StableVideoDiffusionPipeline",
     "feature_extractor": [None, None],
+}
+# Parts of a pipeline that have no weights -> the file of their config in the folder of that name.
+_WITHOUT_WEIGHTS = {
+    "scheduler": "scheduler_config.json",
+    "feature_extractor": "preprocessor_config.json",
 }
 # Text encoders -> pipeline: Stable Diffusion 1 and 2, SDXL base, SDXL refiner.
 _PIPELINES: dict[tuple[str, ...], Config] = {

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.convert.weights.diffusers_folder import VERSION, Config, refuse
+from diffusion_jax.models.conditioning.text_embedders import CLIP_MEAN, CLIP_STD
 from diffusion_jax.models.unet.options import per_level, sides_of
 from diffusion_jax.types import PyTree
 
@@ -70,6 +71,7 @@ def video_vae_config(vae: Any, *, scale_factor: float) -> Config:
     Raises ValueError for a field that has no counterpart in diffusers.
     """
     bad = {
+        "num_res_blocks": vae.num_res_blocks != 2,  # its middle has as many as its levels
         "time_mode": vae.time_mode != "conv-only",
         "video_kernel_size": sides_of(vae.video_kernel_size) != (3, 1, 1),
         "merge_strategy": vae.merge_strategy != "learned",
@@ -112,6 +114,50 @@ def vision_config(tower: Any, *, eps: float = 1e-5) -> Config:
         "patch_size": tower.patch_size,
         "hidden_act": tower.activation,
         "layer_norm_eps": eps,
+    }
+
+
+def pixels_config(tower: Any) -> Config:
+    """Describe what our ClipVisionTower expects of pixels as a config of CLIPImageProcessor."""
+    size = tower.image_size
+    return {
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": {"height": size, "width": size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+        "resample": 3,  # bicubic
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": size},
+    }
+
+
+def levels_config(*, sigma_min: float, sigma_max: float) -> Config:
+    """Describe v-prediction on EDM's noise levels as a config of EulerDiscreteScheduler.
+
+    The timesteps that the pipeline of Stable Video Diffusion gives to its network are ln(sigma) / 4
+    with it. Betas are written because it asks for them; no noise level is read from them.
+    """
+    return {
+        "_class_name": "EulerDiscreteScheduler",
+        "_diffusers_version": VERSION,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "interpolation_type": "linear",
+        "num_train_timesteps": 1000,
+        "prediction_type": "v_prediction",
+        "sigma_min": sigma_min,
+        "sigma_max": sigma_max,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",  # x begins with sqrt(sigma_max^2 + 1)
+        "timestep_type": "continuous",
+        "use_karras_sigmas": True,
     }
 
 

@@ -12,7 +12,6 @@ from jax.experimental import multihost_utils
 from diffusion_jax.convert.weights.names import (
     FileTensor,
     NameMap,
-    Part,
     average_name,
     file_tensors,
     find_kind,
@@ -38,8 +37,8 @@ def export_network(
 ) -> None:
     """Write one network into a new .safetensors file that import_network reads back.
 
-    kind: "unet", "vae", "clip text" or "clip vision". UNet and VAE get the names of the original
-    implementations, CLIP the names of transformers. dtype: None keeps the dtype of each leaf.
+    kind: "unet", "dit", "vae", "clip text" or "clip vision". CLIP gets the names of transformers,
+    the others the names of the original implementations. dtype: None keeps the dtype of each leaf.
     Raises ValueError for an unknown kind, and what export_params and save_weights raise.
     """
     save_weights(path, [export_params(params, find_kind(kind).name_map, dtype=dtype)])
@@ -144,8 +143,16 @@ def _extra(extras: Mapping[str, np.ndarray]) -> Exported:
 def _gather(
     tensor: FileTensor, leaves: Mapping[str, Any], dtype: np.dtype, nonfinite: bool
 ) -> np.ndarray:
-    arrays = [to_file(_on_host(part, leaves), tensor.axes) for part in tensor.parts]
+    arrays = [to_file(on_host(leaves[part.path], part.index), tensor.axes) for part in tensor.parts]
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    return as_written(tensor.name, array, dtype, nonfinite)
+
+
+def as_written(name: str, array: np.ndarray, dtype: np.dtype, nonfinite: bool) -> np.ndarray:
+    """Cast the numbers of a tensor to the dtype of the file.
+
+    Raises ValueError for numbers that are NaN, infinite or too large for it, unless nonfinite.
+    """
     with np.errstate(over="ignore"):  # it is an error below
         cast = array.astype(dtype, copy=False)
     count = 0 if nonfinite else count_nonfinite(cast)
@@ -154,18 +161,16 @@ def _gather(
     lost = count - count_nonfinite(array)
     if lost:
         raise ValueError(
-            f"{lost} numbers of {tensor.name} become infinite as {dtype}; choose dtype = bfloat16 "
+            f"{lost} numbers of {name} become infinite as {dtype}; choose dtype = bfloat16 "
             "or float32, or --nonfinite to write them all the same"
         )
     raise ValueError(
-        f"{count} numbers of {tensor.name} are NaN or infinite; --nonfinite writes them all the "
-        "same"
+        f"{count} numbers of {name} are NaN or infinite; --nonfinite writes them all the same"
     )
 
 
-def _on_host(part: Part, leaves: Mapping[str, Any]) -> np.ndarray:
-    """Fetch a leaf, or one block of a stacked one, to the host."""
-    leaf = leaves[part.path]
+def on_host(leaf: Any, index: int | None = None) -> np.ndarray:
+    """Fetch a leaf, or one block of a stacked one, to the host; on a pod all processes call it."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf if part.index is None else leaf[part.index])
+    return np.asarray(leaf if index is None else leaf[index])

@@ -16,6 +16,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 MARKERS = {
     "unet_ldm": r"input_blocks\.0\.0\.weight",
     "unet_diffusers": r"time_embedding\.linear_1\.weight",
+    "dit": r"blocks\.0\.adaLN_modulation\.1\.weight",
     "vae_ldm": r"(?:en|de)coder\.mid\.block_1\.norm1\.weight",
     "vae_diffusers": r"decoder\.mid_block\.resnets\.0\.(?:spatial_res_block\.)?norm1\.weight",
     "clip_text_hf": r"(?:text_model\.)?embeddings\.token_embedding\.weight",
@@ -26,6 +27,7 @@ MARKERS = {
 # The usual prefixes of released checkpoints; the first one that a file has is taken.
 PREFIXES = {
     "unet": ("model.diffusion_model.", "diffusion_model.", "unet.", ""),
+    "dit": ("model.diffusion_model.", "diffusion_model.", ""),
     "vae": ("first_stage_model.", "vae.", ""),
 }
 
@@ -131,7 +133,7 @@ def find_networks(names: Iterable[str]) -> list[FoundNetwork]:
 def find_network(
     names: Iterable[str], kind: str, path: object = "the file", number: int | None = None
 ) -> FoundNetwork:
-    """Find one network of a kind ("unet", "vae", "clip text", "clip vision") in a file.
+    """Find one network of a kind ("unet", "dit", "vae", "clip text", "clip vision") in a file.
 
     number: which of them, counted from 0 in the order of their prefixes; None for the only one, or
     the one with a usual prefix.

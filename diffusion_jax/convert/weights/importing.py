@@ -69,9 +69,9 @@ def import_network(
 ) -> PyTree:
     """Read one network out of a file or folder, whose names are recognised -> parameters.
 
-    tree, ema, rules: see import_params. kind: "unet", "vae", "clip text" or "clip vision". number:
-    which network of this kind, counted from 0; None for the only one, or the one with a usual
-    prefix. prefix: what its names start with, where this is known.
+    tree, ema, rules: see import_params. kind: "unet", "dit", "vae", "clip text" or "clip vision".
+    number: which network of this kind, counted from 0; None for the only one, or the one with a
+    usual prefix. prefix: what its names start with, where this is known.
     Raises ValueError when the file does not hold this network, and what import_params raises.
     """
     if not isinstance(weights, Weights):

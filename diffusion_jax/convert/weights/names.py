@@ -17,7 +17,7 @@ from diffusion_jax.types import PyTree
 # Without a number after it, such a module is scanned: its leaves hold blocks on their first axis.
 # Residual blocks over time have two of these names, too.
 STACKS = re.compile(
-    r"(^|/)(transformer_blocks(?=/)|layers(?=/)"
+    r"(^|/)(transformer_blocks(?=/)|layers(?=/)|blocks(?=/)"
     r"|(?:time_stack|time_mix_blocks|motion_blocks)(?=/(?:norm|attn|ff)))"
 )
 # OpenCLIP joins these three leaves, in this order, in one tensor (in_proj_weight).
@@ -222,6 +222,8 @@ NAME_MAPS: dict[str, NameMap] = {
         structural=first_stage_names.lpips_names,
         ignorable=first_stage_names.BUFFERS,
     ),
+    # The positions are computed.
+    "dit": NameMap("dit", tables.DIT_DOTTED, ignorable=(r"pos_embed$",)),
     # Networks whose names differ by dots alone.
     "dotted": NameMap("module", tables.DOTTED),
 }
@@ -236,6 +238,7 @@ class NetworkKind(NamedTuple):
 
 KINDS = {
     "unet": NetworkKind("unet", "unet_ldm"),
+    "dit": NetworkKind("transformer", "dit"),
     "vae": NetworkKind("vae", "vae_ldm"),
     "clip text": NetworkKind("text_encoder", "clip_text_hf"),
     "clip vision": NetworkKind("image_encoder", "clip_vision_hf"),

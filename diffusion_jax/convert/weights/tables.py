@@ -16,6 +16,15 @@ LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 # input_blocks_1_0 is input_blocks.1.0, to_out_0 is to_out.0.
 DOTTED: Renames = ((r"_(\d+)", r".\1"),)
 
+# blocks_0/attn_qkv is blocks.0.attn.qkv, t_embedder_mlp_0 is t_embedder.mlp.0.
+DIT_DOTTED: Renames = (
+    *DOTTED,
+    (r"\b(attn|mlp)_", r"\1."),
+    (r"^([xty]_embedder)_", r"\1."),
+    (r"^(t_embedder|y_embedder)\.mlp_", r"\1.mlp."),
+    (r"^final_layer_", "final_layer."),
+)
+
 # down_0_block_1 is down.0.block.1, but mid_block_1 is mid.block_1.
 VAE_DOTTED: Renames = (
     (r"\bmid_(block|attn)_(\d+)", r"mid.\1@\2"),

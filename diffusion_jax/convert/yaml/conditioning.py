@@ -104,6 +104,8 @@ def conditioning_section(found: Embedders) -> dict[str, Any]:
         number = sum(name.split("__")[0] == one.name for name in embedders) + 1
         embedders[one.name if number == 1 else f"{one.name}__{number}"] = one.section
     section: dict[str, Any] = {"key": CONDITIONING_KEYS[entries]}
+    if list(embedders) != sorted(embedders):
+        section["order"] = tuple(embedders)  # a config has no order of its own
     return section | ({"embedders": embedders} if embedders else {})
 
 

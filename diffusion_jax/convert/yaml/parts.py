@@ -31,6 +31,7 @@ def convert_unet(node: Node, *, ldm: bool) -> Sections:
         model = {"name": "unet"} | convert_options(params, tables.UNET)
         if params.take("use_spatial_transformer", False) if ldm else True:
             model["use_spatial_transformer"] = True
+    _keep_levels(model, params)
     context_dim = params.take("context_dim", None, (int, tuple))
     if context_dim is not None:
         widths = set(context_dim) if isinstance(context_dim, tuple) else {context_dim}
@@ -54,6 +55,20 @@ def convert_unet(node: Node, *, ldm: bool) -> Sections:
     if params.take("use_bf16", False) or params.peek("use_fp16"):
         model["dtype"] = "bfloat16"
     return model
+
+
+def _keep_levels(model: Sections, params: Node) -> None:
+    """Leave out resolutions of attention that the network does not have, as the originals do.
+
+    They are refused in a config of ours, where they are a mistake.
+    """
+    levels, wanted = model.get("channel_mult", ()), model.get("attention_resolutions", ())
+    if wanted and not {*wanted} & {2**level for level in range(len(levels))}:
+        model["attention_resolutions"] = ()
+        params.note(
+            "attention_resolutions",
+            f"{list(wanted)} names no level of this network, so none but the middle has attention",
+        )
 
 
 def convert_first_stage(node: Node) -> Sections | None:

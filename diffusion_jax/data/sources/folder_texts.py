@@ -134,12 +134,15 @@ def _row(
     return Row(
         path,
         None if label is None else _unicode(str(label).strip(), where),
-        _captions(caption, where),
+        captions_in(caption, where),
     )
 
 
-def _captions(value: Any, where: str) -> tuple[str, ...] | None:
-    """One caption or a list of them; a number may be a caption too."""
+def captions_in(value: Any, where: str) -> tuple[str, ...] | None:
+    """Read one caption or a list of them; a number may be a caption too, None and [] are none.
+
+    where: for messages. Raises ValueError for anything else.
+    """
     if value is None or value == []:
         return None
     texts = value if isinstance(value, list) else [value]

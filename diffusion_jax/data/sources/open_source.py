@@ -16,7 +16,9 @@ from diffusion_jax.data.sources import (
     mnist_subset,
     moving_digits,
     openmoji,
+    parquet_folder,
     preparation,
+    tar_folder,
     video_folder,
 )
 
@@ -27,6 +29,8 @@ OWN_BUILDERS: dict[str, Callable[..., tfds.core.DatasetBuilder]] = {
     "openmoji": openmoji.builder,
     "moving_digits": moving_digits.builder,
     "image_folder": image_folder.builder,
+    "tar_folder": tar_folder.builder,
+    "parquet_folder": parquet_folder.builder,
     "video_folder": video_folder.builder,
 }
 
@@ -47,7 +51,8 @@ def open_source(
     Args:
         name: "cifar10", "imagenette/160px-v2", "cifar10:3.0.2", ... as for tfds.builder; the name
             of a builder of this package (mnist_subset, openmoji, moving_digits, image_folder,
-            video_folder), which is prepared on first use; or the path of a prepared version
+            tar_folder, parquet_folder, video_folder), which is prepared on first use; or the path
+            of a prepared version
             (".../cifar10/3.0.2").
         split: "train", "train[:90%]", "train+test", ...
         data_dir: where data sets are prepared; default: the environment variable TFDS_DATA_DIR,

@@ -85,18 +85,23 @@ def dense(
     *,
     use_bias: bool = True,
     zero: bool = False,
+    kernel_init: nn.initializers.Initializer | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     name: str | None = None,
 ) -> nn.Dense:
-    """Make a dense layer over the last axis; zero starts weight and bias at 0."""
+    """Make a dense layer over the last axis; zero starts weight and bias at 0.
+
+    kernel_init: how the weight starts instead of as PyTorch's; the bias then starts at 0.
+    """
     uniform = torch_uniform(in_features)
+    zeros = nn.initializers.zeros
     return nn.Dense(
         features,
         use_bias=use_bias,
         dot_general=_placed(jax.lax.dot_general),
-        kernel_init=nn.initializers.zeros if zero else uniform,
-        bias_init=nn.initializers.zeros if zero else uniform,
+        kernel_init=zeros if zero else kernel_init or uniform,
+        bias_init=zeros if zero or kernel_init is not None else uniform,
         dtype=dtype,
         param_dtype=param_dtype,
         name=name,

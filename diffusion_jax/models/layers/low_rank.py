@@ -77,7 +77,7 @@ def _adapted(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any)
         x = jnp.where(kept, x / held[KEEP].astype(x.dtype), 0)
     down, up = held[DOWN], held[UP]
     narrow = layer.clone(features=down.shape[-1], use_bias=False, parent=None, name=None)
-    small = narrow.apply({"params": {"kernel": down}}, x)
+    small: Any = narrow.apply({"params": {"kernel": down}}, x)
     added = jnp.tensordot(small, up.astype(small.dtype), 1)
     if MAGNITUDE not in held:
         return y + added

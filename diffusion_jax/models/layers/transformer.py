@@ -17,7 +17,9 @@ from diffusion_jax.types import PyTree
 
 BLOCKS = "transformer_blocks"
 # The names of stacks of equal blocks, with _0, _1, ... behind them where they are not scanned.
-STACKS = (BLOCKS, "time_stack", "time_mix_blocks", "motion_blocks")
+STACKS = (BLOCKS, "blocks", "time_stack", "time_mix_blocks", "motion_blocks")
+# What a block of a transformer has. Residual blocks over time have two of the names, too, not this.
+_IN_A_BLOCK = {"norm1", "adaLN_modulation_1"}
 
 
 class CrossAttention(nn.Module):
@@ -286,8 +288,7 @@ def unstack_blocks(params: PyTree) -> PyTree:
         return params
     children = {name: unstack_blocks(child) for name, child in params.items()}
     for stack in STACKS:
-        # Residual blocks over time have two of these names, too; they have no norm1.
-        if stack in children and "norm1" in children[stack]:
+        if stack in children and _IN_A_BLOCK & set(children[stack]):
             stacked = children.pop(stack)
             for i in range(jax.tree.leaves(stacked)[0].shape[0]):
                 children[f"{stack}_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)

@@ -125,6 +125,12 @@ def test_what_a_folder_leaves_out_is_what_diffusers_takes_then(tmp_path):
              "sigma_max": 120.0, "sigma_data": 1.0},
             ("v_edm", 0.002, 120.0, 1.0),
         ),
+        (  # stabilityai/stable-video-diffusion-img2vid, as far as it is read
+            {"_class_name": "EulerDiscreteScheduler", "prediction_type": "v_prediction",
+             "sigma_min": 0.002, "sigma_max": 700.0, "timestep_type": "continuous",
+             "use_karras_sigmas": True, "beta_schedule": "scaled_linear"},
+            ("v_edm", 0.002, 700.0, 1.0),
+        ),
     ],
 )  # fmt: skip
 def test_schedulers_of_edm_are_known(tmp_path, scheduler, expected):

@@ -164,6 +164,7 @@ def test_the_convolution_after_the_encoder_is_folded_into_its_last_one():
         ({"time_mode": "all"}, "time_mode = 'all' has no counterpart"),
         ({"video_kernel_size": 3}, "video_kernel_size = 3 has no counterpart"),
         ({"num_groups": 4}, "num_groups = 4 has no counterpart"),
+        ({"num_res_blocks": 1}, "num_res_blocks = 1 has no counterpart"),
     ],
 )
 def test_what_diffusers_first_stage_has_no_place_for_is_named(fields, message):

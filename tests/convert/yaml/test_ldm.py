@@ -80,6 +80,21 @@ def test_a_map_that_is_rescaled_is_as_large_as_the_image(tmp_path, yamls):
     assert "model.params.cond_stage_config.target" not in yamls.listed(tree)
 
 
+def test_resolutions_that_no_level_has_get_no_attention(tmp_path, yamls):
+    """As in the originals, where such a number is never reached; the middle still attends."""
+    rescaler = yamls.node("x.SpatialRescaler", n_stages=2, in_channels=182, out_channels=3)
+    tree = small(
+        {"in_channels": 7, "attention_resolutions": [8]}, [1, 2, 4], rescaler, yamls,
+        cond_stage_key="segmentation", image_size=16,
+    )  # fmt: skip
+    built = yamls.build(yamls.load(tree, tmp_path))
+    names = jax.eval_shape(built.network.init, jax.random.key(0))["network"]
+    attending = {name for name, block in names.items() if "qkv" in block}
+    assert attending == {"middle_block_1"}
+    noted = yamls.listed(tree)["model.params.unet_config.params.attention_resolutions"]
+    assert "[8] names no level" in noted
+
+
 def test_the_upscaler_knows_the_noise_of_its_small_image_as_a_class(tmp_path, yamls):
     text = yamls.node("ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder", layer="penultimate")
     tree = small(

@@ -1,0 +1,114 @@
+"""Images in webdataset's tar shards: files of one name are one sample, nothing is unpacked."""
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffusion_jax.data.sources.folder_scan import SUFFIXES, TEXTS
+from diffusion_jax.data.sources.folder_texts import captions_in
+from diffusion_jax.data.sources.shard_folder import Format, Sample, ShardFolder, shard_builder
+
+_LABELS = (".cls", ".label")
+_MOST_BYTES = 2**30  # of one file in a shard
+_MOST_TEXT = 2**20
+
+
+def builder(
+    data_dir: str | os.PathLike[str],
+    *,
+    folder: str | os.PathLike[str],
+    max_corrupt: int = 10,
+) -> ShardFolder:
+    """Make the builder for a folder of tar shards, as webdataset and img2dataset write them.
+
+    A sample is what stands together and has one name up to the first dot: an image (a.jpg), and if
+    known its caption (a.txt, a line each), its class (a.cls), and a.json with "caption" or "text"
+    and "label". Which split a shard is of, see shard_folder.scan_shards.
+
+    Args:
+        data_dir: where TFDS data sets are prepared.
+        folder: the user's folder.
+        max_corrupt: samples without a readable image, or without the class or caption that others
+            have, to leave out with a warning before it is an error.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no shards, or one that is cut off or no tar file.
+    """
+    return shard_builder(FORMAT, Path(data_dir), Path(folder), max_corrupt)
+
+
+def read_tar(path: Path, images: bool) -> Iterator[Sample]:
+    """Read the samples of a shard in order; without images, their bytes are left out.
+
+    Raises ValueError for a shard that is cut off or no tar file.
+    """
+    key: str | None = None
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r:*") as shard:
+            for member in shard:
+                name, ending = _split(member.name)
+                if not member.isfile() or not ending or os.path.basename(name)[:1] in (".", ""):
+                    continue
+                if key is not None and name != key:
+                    yield from _sample(key, found)
+                    found = {}
+                key = name
+                if ending in SUFFIXES and not images:
+                    found[ending] = b""
+                elif ending in (*SUFFIXES, *TEXTS, *_LABELS, ".json"):
+                    most = _MOST_BYTES if ending in SUFFIXES else _MOST_TEXT
+                    file = shard.extractfile(member) if member.size <= most else None
+                    found[ending] = b"" if file is None else file.read()
+            if key is not None:
+                yield from _sample(key, found)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is cut off or no tar file: {error}") from error
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Split a name at the first dot of its last part, as webdataset does -> (name, ending)."""
+    folder, base = os.path.split(name)
+    stem, dot, rest = base.partition(".")
+    return os.path.join(folder, stem), f".{rest.lower()}" if dot else ""
+
+
+def _sample(key: str, found: dict[str, bytes]) -> Iterator[Sample]:
+    if not found:
+        return
+    image = next((found[ending] for ending in SUFFIXES if ending in found), None)
+    if image is None:
+        yield Sample(key, problem=f"{key} has no image, only {', '.join(found)}")
+        return
+    try:
+        label, captions = _texts(found)
+    except (ValueError, RecursionError) as error:
+        yield Sample(key, problem=f"{key}: {error}")
+        return
+    yield Sample(key, image, label, captions)
+
+
+def _texts(found: dict[str, bytes]) -> tuple[str | None, tuple[str, ...] | None]:
+    label, captions = None, None
+    if ".json" in found:
+        fields = json.loads(found[".json"])
+        if not isinstance(fields, dict):
+            raise ValueError(f"its .json is {type(fields).__name__} and should be an object")
+        label = fields["label"] if "label" in fields else None
+        if isinstance(label, (dict, list, bool)):
+            raise ValueError(f"label = {label!r:.80} should be a text or a number")
+        words = [fields[name] for name in ("caption", "text") if name in fields]
+        captions = captions_in(words[0], "its .json") if words else None
+    for ending in (e for e in TEXTS if e in found):
+        lines = [line.strip() for line in found[ending].decode().splitlines()]
+        captions = tuple(line for line in lines if line) or ("",)
+        break
+    for ending in (e for e in _LABELS if e in found):
+        label = found[ending].decode().strip()
+    return None if label is None else str(label).strip(), captions
+
+
+FORMAT = Format("tar", (".tar", ".tar.gz", ".tgz"), read_tar)
