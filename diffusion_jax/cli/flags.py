@@ -111,6 +111,13 @@ _EVALUATE = (
     flag("--reference", ".npz file of EDM, ADM or this package instead of the data"),
     flag("--samples", "new .npz file for the samples"),
 )
+_REPORT = (
+    flag("folders", "folders of runs", nargs="*", metavar="DIR"),
+    flag("--workdir", "folder of a run"),
+    flag("--out", "the page (default: report.html in the folder of a single run, or here)"),
+    flag("--json", "file to write everything to"),
+)
+_RUNS = (flag("folder", "folder that holds runs", nargs="?", default="logs", metavar="FOLDER"),)
 COMMANDS = {
     "train": Command("train a model (the default command)", (*_TRAIN, *PROCESSES)),
     "sample": Command("draw images from a run or from released weights", _SAMPLE),
@@ -119,7 +126,8 @@ COMMANDS = {
     ),
     "convert": Command("weights between runs, .safetensors and diffusers; YAML configs", _CONVERT),
     "describe": Command("say what a released file is and which config describes it", _DESCRIBE),
-    "report": Command("summarise a run: progress, losses, speed, checkpoints", (RUN,)),
+    "report": Command("show one or more runs on a page, and in short on the terminal", _REPORT),
+    "runs": Command("list the runs in a folder: state, step, age, best score", _RUNS),
     "cache": Command("encode a training split into a latent cache", (*_CACHE, *PROCESSES)),
     "plan": Command("memory, FLOPs and time of a config on a pod that you do not have", _PLAN),
     "options": Command("what a config may hold: keys, types, defaults, choices", _OPTIONS),

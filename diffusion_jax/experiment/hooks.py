@@ -28,6 +28,7 @@ from diffusion_jax.train.hooks.progress import progress
 from diffusion_jax.train.hooks.scalars import scalars
 from diffusion_jax.train.hooks.signals import signal_hook
 from diffusion_jax.train.hooks.validation import validation
+from diffusion_jax.train.wandb_writer import wandb_writer
 
 
 class Passes(NamedTuple):
@@ -49,6 +50,7 @@ _TARGETS: dict[str, tuple[Target, ...]] = {
     "metrics": ((metrics, ("score", "writer", "scores", "clock")), (ScoringOptions, ())),
     "early_stopping": ((early_stopping, ("scores",)),),
     "profiler": ((profiler, ("directory",)),),
+    "wandb": ((wandb_writer, ("workdir", "config")),),
 }
 _PICTURES = ("drawing", "networks", "setting", "frozen", "class_names", "max_images")
 ALWAYS = ("progress", "scalars", "nan_stop", "hang", "signals")
