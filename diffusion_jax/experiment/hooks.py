@@ -39,7 +39,7 @@ class Passes(NamedTuple):
 
 # Name of a hook -> what its keys go to, each with what the run supplies.
 _TARGETS: dict[str, tuple[Target, ...]] = {
-    "progress": ((progress, ("num_steps", "speed", "stream")),),
+    "progress": ((progress, ("num_steps", "speed", "stream", "lr_at", "scores", "monitor")),),
     "scalars": ((scalars, ("writer", "lr_at", "speed")),),
     "nan_stop": ((nan_stop, ("checkpoints",)),),
     "hang": ((watch_hangs, ()),),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.data.batches import Batches
+from diffusion_jax.data.progress import log_progress
 from diffusion_jax.devices.arrays import put
 from diffusion_jax.devices.mesh import batch_sharding, batch_shards, on_mesh, replicated
 from diffusion_jax.diffusion.vlb import bits_per_dim
@@ -60,7 +61,7 @@ def evaluate_run(
     """
     workdir = pathlib.Path(workdir)
     experiment, _ = open_run(workdir, overrides, step)
-    batches = experiment.eval_batches(split)
+    batches = _shown(experiment.eval_batches(split), f"evaluating {split}")
     frozen = run_frozen(experiment, workdir)
     state, _ = restore_state(workdir / "checkpoints", experiment.abstract_state(), step)
     losses = build_evaluate(experiment, frozen, batches, prefix=split)(state)
@@ -72,6 +73,12 @@ def evaluate_run(
         params = experiment.task.averaged(state) if has_ema(state.opt_state) else state.params
         bits = mean_bits(experiment, params, frozen, batches, bits_images)
     return Evaluation(int(state.step), batches.num_examples, losses, bits, bits_images, levels)
+
+
+def _shown(batches: Batches, doing: str) -> Batches:
+    """Tell how far the reading of batches is, whoever reads them."""
+    count = batches.steps_per_epoch
+    return batches._replace(iterate=lambda step: log_progress(batches.iterate(step), count, doing))
 
 
 def build_evaluate(
