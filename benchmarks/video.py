@@ -1,22 +1,28 @@
 """How good are the clips of a run, and how fast is a step, here and in diffusers?
 
-python benchmarks/video.py --workdir=RUN [--n=64]     # errors against what really follows
+python benchmarks/video.py --workdir=RUN [--n=64] [--step=500]    # against what really follows
 python benchmarks/video.py --peer_python=PYTHON       # speed and memory, see video_speed.py
 
 The run draws clips that begin with the first frames of the test split, with their frame rate and
 motion. All clips are uint8 [n t h w c], and all errors are root mean squares in grey levels, 0 to
-255.
+255. The Frechet video distances of --fvd clips take some minutes on a CPU; --fvd=0 leaves them out.
 """
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import video_speed
 
 from diffusion_jax.data.motion import motion_bucket, motion_speed
+from diffusion_jax.experiment.scoring import make_extractor
+from diffusion_jax.metrics.distances import frechet
 from diffusion_jax.metrics.neighbours import nearest as nearest_rows
+from diffusion_jax.metrics.statistics import moments
+from diffusion_jax.models.features import i3d
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.frames import frame_rate
 from diffusion_jax.train.pictures import to_pixels
@@ -47,12 +53,42 @@ class Neighbours(NamedTuple):
 
 def next_frames(samples: np.ndarray, truth: np.ndarray, *, seed: int = 0) -> NextFrames:
     """Compare samples with the true clips that begin with the same frames."""
+    clips = (samples, copied(truth), shuffled(samples, seed))
+    return NextFrames(*(rms(own[:, 1:], truth[:, 1:]) for own in clips))
+
+
+def copied(truth: np.ndarray) -> np.ndarray:
+    """Hold the first frame for the whole clip."""
+    return np.broadcast_to(truth[:, :1], truth.shape)
+
+
+def shuffled(samples: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Put the frames after the first in another order, one of its own for each clip."""
     rng = np.random.default_rng(seed)
-    copied = np.broadcast_to(truth[:, :1], truth.shape)
-    order = np.stack([1 + rng.permutation(truth.shape[1] - 1) for _ in truth])
-    shuffled = np.take_along_axis(samples, order[:, :, None, None, None], axis=1)
-    later = truth[:, 1:]
-    return NextFrames(rms(samples[:, 1:], later), rms(copied[:, 1:], later), rms(shuffled, later))
+    order = [[0, *(1 + rng.permutation(samples.shape[1] - 1))] for _ in samples]
+    return np.take_along_axis(samples, np.asarray(order, np.int64)[:, :, None, None, None], axis=1)
+
+
+def video_distances(sets: Mapping[str, np.ndarray], truth: np.ndarray) -> dict[str, float]:
+    """Compute the Frechet video distance (FVD) of sets of clips to the true ones.
+
+    I3D needs 9 frames, so those of shorter clips are all repeated equally often. Distances of so
+    few clips are too large, all about equally: compare them with each other, and with no paper.
+    """
+    extractor, times = make_extractor(i3d.NAME), -(-i3d.MIN_FRAMES // truth.shape[1])
+    features, stream = jax.jit(extractor.features), moments()
+
+    def seen(clips: np.ndarray) -> Any:
+        state = stream.init()
+        for number, clip in enumerate(clips):
+            rgb = np.broadcast_to(clip, (*clip.shape[:-1], 3))
+            frames = np.repeat(rgb, times, axis=0)[None].astype(np.float32)
+            found = np.asarray(features(extractor.params, frames))
+            state = stream.update(state, found, np.asarray([number]))
+        return stream.result(state)
+
+    wanted = seen(truth)
+    return {name: frechet(seen(clips), wanted) for name, clips in sets.items()}
 
 
 def frame_errors(samples: np.ndarray, truth: np.ndarray) -> list[float]:
@@ -87,11 +123,13 @@ def main(argv: list[str] | None = None) -> Any:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", help="folder of a run")
     parser.add_argument("--n", type=int, default=64, help="clips of the test split")
+    parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
+    parser.add_argument("--fvd", type=int, default=32, help="clips for Frechet video distances")
     parser.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
     arguments, rest = parser.parse_known_args(argv)
     if arguments.workdir is None:
         return video_speed.main(rest)
-    pipe = Pipeline.from_workdir(arguments.workdir)
+    pipe = Pipeline.from_workdir(arguments.workdir, step=arguments.step)
     batch = clips_of(pipe, "test", arguments.n)
     truth = to_pixels(batch.pop("image"))
     conditions = {"image": truth[:, 0], **batch}
@@ -104,6 +142,10 @@ def main(argv: list[str] | None = None) -> Any:
         "motion bucket": (mean_bucket(samples, fps), mean_bucket(truth, fps)),
         "nearest training clips": neighbours(samples, truth, training),
     }
+    if arguments.fvd:
+        few, real = samples[: arguments.fvd], truth[: arguments.fvd]
+        sets = {"samples": few, "copied": copied(real), "shuffled": shuffled(few)}
+        found["Frechet video distances"] = video_distances(sets, real)
     print(f"{len(samples)} clips of {arguments.workdir}")
     for name, value in found.items():
         print(f"  {name}: {value}")

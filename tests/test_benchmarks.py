@@ -200,3 +200,24 @@ def test_clips_are_compared_with_what_really_follows(scripts):
     near = video.neighbours(truth[:2], samples, truth)
     assert near.samples == pytest.approx(0, abs=1e-3)
     assert near.unseen == pytest.approx(video.rms(samples, truth), rel=0.1)
+
+
+def test_distances_of_videos_are_of_all_frames_that_i3d_needs(scripts, monkeypatch):
+    import types
+
+    import numpy as np
+    import video
+
+    lengths = set()
+
+    def features(params, frames):
+        lengths.add(frames.shape[1])
+        return frames.mean((1, 2, 3))
+
+    extractor = types.SimpleNamespace(features=features, params={})
+    monkeypatch.setattr(video, "make_extractor", lambda name: extractor)
+    truth = np.random.default_rng(0).integers(0, 100, (4, 8, 2, 2, 3)).astype(np.uint8)
+    found = video.video_distances({"same": truth, "brighter": truth + 2}, truth)
+    # Equal covariances: the squared distance of the means is left, 2 levels in 3 channels.
+    assert found["same"] == pytest.approx(0, abs=1e-3)
+    assert found["brighter"] == pytest.approx(3 * 2**2, abs=1e-2) and lengths == {16}

@@ -15,6 +15,7 @@ def flag(name: str, help: str, **options: Any) -> tuple[str, dict[str, Any]]:
     return name, {"help": help, **options}
 
 
+LOCAL = "127.0.0.1"
 SWITCH = {"action": "store_true"}
 CONFIG = flag("--config", "configs/x.py[:variant]; --config.a.b=v overrides a value")
 RUN = flag("--workdir", "folder of a run", required=True)
@@ -118,6 +119,14 @@ _REPORT = (
     flag("--json", "file to write everything to"),
 )
 _RUNS = (flag("folder", "folder that holds runs", nargs="?", default="logs", metavar="FOLDER"),)
+_SERVE = (
+    flag("--workdir", "folder of a run"),
+    flag("--checkpoint", "instead: a file, or a folder of diffusers"),
+    flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
+    flag("--host", "address to listen at; others than this machine need a token", default=LOCAL),
+    flag("--port", "0 takes any that is free", type=int, default=7860),
+    flag("--token", "what requests must know (default: drawn where --host needs one)"),
+)
 COMMANDS = {
     "train": Command("train a model (the default command)", (*_TRAIN, *PROCESSES)),
     "sample": Command("draw images from a run or from released weights", _SAMPLE),
@@ -128,6 +137,7 @@ COMMANDS = {
     "describe": Command("say what a released file is and which config describes it", _DESCRIBE),
     "report": Command("show one or more runs on a page, and in short on the terminal", _REPORT),
     "runs": Command("list the runs in a folder: state, step, age, best score", _RUNS),
+    "serve": Command("try a model on a page in the browser", _SERVE),
     "cache": Command("encode a training split into a latent cache", (*_CACHE, *PROCESSES)),
     "plan": Command("memory, FLOPs and time of a config on a pod that you do not have", _PLAN),
     "options": Command("what a config may hold: keys, types, defaults, choices", _OPTIONS),

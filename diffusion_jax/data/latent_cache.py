@@ -36,6 +36,7 @@ from diffusion_jax.data.latent_shards import (
 )
 from diffusion_jax.data.order import training_order
 from diffusion_jax.data.records import Record
+from diffusion_jax.data.transforms import to_float
 
 _READ_ERRORS = (RuntimeError, ValueError, IndexError, KeyError, struct.error)
 
@@ -100,7 +101,8 @@ def read_entry(cache: LatentCache, number: int) -> Entry:
     captions = None if captions is None else tuple(captions)
     clip = Clip(*header["clip"]) if "clip" in header else None
     record = Record(None, tuple(original), tuple(resized), label, captions, index, clip)
-    return Entry(record, header["bucket"], arrays.pop("moments"), arrays)
+    pixels = {name: arrays.pop(name) for name in header["pixels"]} if "pixels" in header else {}
+    return Entry(record, header["bucket"], arrays.pop("moments"), arrays, pixels)
 
 
 def cached_batches(
@@ -123,7 +125,8 @@ def cached_batches(
     The same records come in the same order, of a video always the same clip. "moments", float32
     [b, h, w, 2c], or of clips [b, t, h, w, 2c], stands for "image"; with random_flip "mirrored",
     bool [b], tells which rows are of mirrored images; the outputs of text encoders, [b, ...] as
-    they are stored, belong to the row's caption. All other columns and all arguments are as in
+    they are stored, belong to the row's caption; kept pixels [b, h, w, c] are float32 in [-1, 1].
+    All other columns and all arguments are as in
     make_batches.
 
     Raises:
@@ -145,12 +148,17 @@ def _cached_batch(
     rows = draw(step)._replace(places=CENTER)
     entries = [read_entry(cache, int(number)) for number in rows.ids]
     columns, _ = columns_of([entry.record for entry in entries], rows)
-    views = zip(entries, rows.mirror.astype(int), strict=True)
+    views = list(zip(entries, rows.mirror.astype(int), strict=True))
     moments = np.stack([entry.moments[view] for entry, view in views])
+    pixels = {
+        name: to_float(np.stack([entry.pixels[name][view] for entry, view in views]))
+        for name in entries[0].pixels
+    }
     return {
         "moments": moments.astype(np.float32),
         **({"mirrored": rows.mirror} if random_flip else {}),
         **columns,
+        **pixels,
         **{
             name: np.stack(picked([entry.outputs[name] for entry in entries], rows.picks))
             for name in entries[0].outputs

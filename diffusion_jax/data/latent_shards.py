@@ -31,6 +31,7 @@ DTYPES: dict[str, Any] = {
     "bfloat16": ml_dtypes.bfloat16,
     "float32": np.float32,
 }
+_STORED = {**DTYPES, "uint8": np.uint8}
 KEY_FILE, NULL_FILE = "key.json", "null.bin"
 _NEXT = "the next start makes it again"
 AGAIN = f"delete it, and {_NEXT}"
@@ -72,13 +73,15 @@ class Entry(NamedTuple):
 
     record: without its image; if that is unreadable, the record that takes its place online.
     bucket: the bucket that it was sorted into. moments: [f, h, w, 2c], or [f, t, h, w, 2c] of a
-    clip, where f = 2 adds the mirrored image. outputs: name in a batch -> [captions, ...].
+    clip, where f = 2 adds the mirrored image. outputs: name in a batch -> [captions, ...]. pixels:
+    name in a batch -> uint8 [f, h, w, c], kept as they are.
     """
 
     record: Record
     bucket: int
     moments: np.ndarray
     outputs: Mapping[str, np.ndarray]
+    pixels: Mapping[str, np.ndarray] = {}
 
 
 def claim_folder(folder: Path, parts: Mapping[str, Any]) -> str:
@@ -274,7 +277,9 @@ def _pack_entry(entry: Entry, number: int, dtype: str) -> bytes:
     header = {"record": (*stored, record.captions), "bucket": entry.bucket, "place": number}
     if record.clip is not None:
         header["clip"] = record.clip
-    return _pack(header, arrays)
+    if entry.pixels:
+        header["pixels"] = list(entry.pixels)
+    return _pack(header, {**arrays, **entry.pixels})
 
 
 def _pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -294,7 +299,7 @@ def unpack(packed: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     header, arrays, start = json.loads(bytes(body[:length])), {}, length
     for name, dtype, shape in header.pop("arrays"):
         count = int(np.prod(shape))
-        arrays[name] = np.frombuffer(body, DTYPES[dtype], count, start).reshape(shape)
+        arrays[name] = np.frombuffer(body, _STORED[dtype], count, start).reshape(shape)
         start += arrays[name].nbytes
     return header, arrays
 

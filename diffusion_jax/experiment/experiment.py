@@ -35,6 +35,7 @@ from diffusion_jax.experiment.binding import (
 )
 from diffusion_jax.experiment.data import Data, build_data
 from diffusion_jax.experiment.diffusion import make_diffusion
+from diffusion_jax.experiment.frames import FRAME
 from diffusion_jax.experiment.hooks import HookOptions, bind_hooks
 from diffusion_jax.experiment.latent_options import bind_latent_cache
 from diffusion_jax.experiment.network import Network
@@ -167,7 +168,7 @@ class Experiment(NamedTuple):
         embedders = self.task.embedders
         cached = [key for name in embedders for key in cached_outputs(batch, name)]
         inputs = [e.input_key for n, e in embedders.items() if not cached_outputs(batch, n)]
-        wanted = dict.fromkeys(["image", "moments", *inputs, *cached, IMAGE_ONLY, "weight"])
+        wanted = dict.fromkeys(["image", "moments", FRAME, *inputs, *cached, IMAGE_ONLY, "weight"])
         return shard_batch(self.mesh, {key: batch[key] for key in wanted if key in batch})
 
     def abstract_state(self) -> TrainState:

@@ -5,7 +5,6 @@ from typing import Any
 
 from diffusion_jax.experiment.binding import ConfigError, Section, bind_section
 from diffusion_jax.experiment.data import Data
-from diffusion_jax.experiment.frames import FRAME_INPUTS
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.options import LatentCacheOptions
 
@@ -35,10 +34,9 @@ def bind_latent_cache(
             "encodes an image once, and a random crop is another image each time"
         )
     for name, embedder in network.embedders.items():
-        if embedder.input_key in ("image", *FRAME_INPUTS):
-            what = "image" if network.num_frames is None else "first frame"
+        if embedder.input_key == "image" or embedder.frames is not None:
             raise ConfigError(
-                f"config.conditioning.embedders.{name} reads the {what}, which training from "
-                f"{path} does not have: leave one of them out"
+                f"config.conditioning.embedders.{name} reads the {embedder.input_key}, which "
+                f"training from {path} does not have: leave one of them out"
             )
     return options

@@ -183,6 +183,12 @@ class Network(NamedTuple):
             return {**conditioning, VIEWS: known * conditioning[VIEWS]}
         return {**conditioning, IMAGE_ONLY: batch[IMAGE_ONLY]}
 
+    @property
+    def reads_first_frame(self) -> bool:
+        """Whether embedders read the first frame of a clip, see frames.add_frame."""
+        read = {e.input_key for e in self.embedders.values() if e.frames is None}
+        return self.num_frames is not None and bool(read.intersection(FRAME_INPUTS))
+
     def with_conditioning_frame(self, batch: Batch, keys: Keys) -> Batch:
         """Add to a batch what embedders read of the conditioning frame, see frames.add_frame."""
         read = {embedder.input_key for embedder in self.embedders.values()}

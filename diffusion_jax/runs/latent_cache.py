@@ -30,6 +30,7 @@ from diffusion_jax.data.progress import log_progress
 from diffusion_jax.data.records import Record, Records
 from diffusion_jax.devices.mesh import batch_sharding, batch_shards, make_mesh, replicated
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.frames import FRAME
 from diffusion_jax.models.conditioning.conditioner import cached_outputs, name_outputs, outputs_of
 from diffusion_jax.runs.latent_key import cache_options, cached_embedders, describe_cache
 from diffusion_jax.runs.weights import has_frozen, make_frozen, run_frozen
@@ -133,7 +134,7 @@ def image_reader(
             pixels[rows["mirrored"]] = pixels[rows["mirrored"]][..., ::-1, :]
         embedders = experiment.network.embedders
         kept = [key for name in embedders for key in cached_outputs(rows, name)]
-        rows = {k: v for k, v in rows.items() if k not in ("moments", "mirrored", *kept)}
+        rows = {k: v for k, v in rows.items() if k not in ("moments", "mirrored", FRAME, *kept)}
         return {"image": transforms.to_float(pixels), **rows}
 
     return with_images
@@ -239,7 +240,7 @@ def _write_shards(
     encoder: _Encoder,
 ) -> None:
     options, dtype = experiment.data.batch_options, cache_options(experiment).dtype
-    images = _open(experiment, source)
+    images, first_frame = _open(experiment, source), experiment.network.reads_first_frame
     buckets = np.zeros(len(source), np.int64)
     for bucket, numbers in enumerate(images.members):
         buckets[numbers] = bucket
@@ -260,7 +261,7 @@ def _write_shards(
     )
     entries: dict[int, Entry] = {}
     for chunk, records in loaded:
-        found = _encode(encoder, chunk, records, flips=options["random_flip"])
+        found = _encode(encoder, chunk, records, options["random_flip"], first_frame)
         entries |= dict(zip(chunk.numbers.tolist(), found, strict=True))
         numbers = shards.records(chunk.shard)
         if len(entries) == len(numbers):
@@ -280,12 +281,14 @@ def _chunks(
 
 
 def _encode(
-    encoder: _Encoder, chunk: _Chunk, records: Sequence[Record], *, flips: bool
+    encoder: _Encoder, chunk: _Chunk, records: Sequence[Record], flips: bool, first_frame: bool
 ) -> list[Entry]:
     images: Any = [record.image for record in records]  # all readable: see read_or_next
-    image = transforms.to_float(np.stack(images))
+    image = np.stack(images)
     views = [image, np.ascontiguousarray(image[..., ::-1, :])] if flips else [image]
-    moments = np.stack([encoder.moments(view) for view in views], axis=1)
+    found = [encoder.moments(transforms.to_float(view)) for view in views]
+    moments = np.stack(found, axis=1)
+    firsts = np.stack([view[:, 0] for view in views], axis=1) if first_frame else None
     outputs: list[dict[str, np.ndarray]] = [{} for _ in records]
     if encoder.null:
         captions = [_captions(record) for record in records]
@@ -296,8 +299,14 @@ def _encode(
             for texts, end in zip(captions, ends, strict=True)
         ]
     return [
-        Entry(record._replace(image=None), chunk.bucket, own, texts)
-        for record, own, texts in zip(records, moments, outputs, strict=True)
+        Entry(
+            record._replace(image=None),
+            chunk.bucket,
+            moments[row],
+            outputs[row],
+            {} if firsts is None else {FRAME: firsts[row]},
+        )
+        for row, record in enumerate(records)
     ]
 
 

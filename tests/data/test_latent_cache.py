@@ -96,6 +96,7 @@ def test_clips_are_those_of_make_batches(tmp_path):
                 record._replace(image=None), 0,
                 np.stack([[moments_of(frame / 127.5 - 1) for frame in view]
                           for view in (record.image, record.image[..., ::-1, :])]), {},
+                {"first": np.stack([record.image[0], record.image[0, :, ::-1]])},
             )
             for record in records
         ]  # fmt: skip
@@ -106,9 +107,10 @@ def test_clips_are_those_of_make_batches(tmp_path):
     cached = cached_batches(open_cache(shards), **place)
     stills = 0
     for _, theirs, ours in zip(range(9), online.iterate(0), cached.iterate(0), strict=False):
-        assert set(theirs) - {"image"} == set(ours) - {"moments", "mirrored"}
+        assert set(theirs) - {"image"} == set(ours) - {"moments", "mirrored", "first"}
         for name in theirs.keys() & ours.keys():
             np.testing.assert_array_equal(theirs[name], ours[name])
+        np.testing.assert_array_equal(theirs["image"][:, 0], ours["first"])
         wanted = [[moments_of(frame) for frame in clip] for clip in theirs["image"]]
         np.testing.assert_allclose(ours["moments"], wanted, atol=1e-6)
         stills += ours["image_only_indicator"][:, 0].sum()

@@ -186,18 +186,40 @@ def same(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize(("model", "number"), [("svd", 3), ("sv3d_u", 1)])
-def test_a_video_model_is_one_file_that_is_read_back_bit_for_bit(model, number, tmp_path):
+BLOCK = "model.diffusion_model.input_blocks.1.1"
+VIEWS = {
+    "conditioner.embedders.4.encoder.encoder.mid.block_1.norm1.weight",
+    "conditioner.embedders.5.encoder.encoder.conv_in.weight",
+    "first_stage_model.decoder.conv_out.weight",
+    f"{BLOCK}.time_mix_blocks.0.attn1.to_q.weight",
+}
+ONE_VIEW = {
+    "first_stage_model.decoder.conv_out.time_mix_conv.weight",
+    "model.diffusion_model.input_blocks.1.0.time_mixer.mix_factor",
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "number", "some"),
+    [
+        ("svd", 3, ONE_VIEW),
+        ("sv3d_u", 1, ONE_VIEW),
+        pytest.param("sv4d", 1, VIEWS, marks=pytest.mark.slow),
+        pytest.param("sv4d2", 1, VIEWS | {f"{BLOCK}.time_mixer_motion.mix_factor"},
+                     marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_a_video_model_is_one_file_that_is_read_back_bit_for_bit(model, number, some, tmp_path):
     network, noise, trained = tiny(model)
     path = tmp_path / "x.safetensors"
-    assert export_single_file(network, noise, trained, path) == model.removesuffix("_u")
+    layout = {"sv3d_u": "sv3d", "sv4d2": "sv4d"}
+    found = export_single_file(network, noise, trained, path)
+    assert found == (layout[model] if model in layout else model)
     names = open_weights(path).tensors.keys()
-    assert names > {
+    assert names > some | {
         "conditioner.embedders.0.open_clip.model.visual.transformer.resblocks.0.attn.in_proj_weight",
         f"conditioner.embedders.{number}.encoder.encoder.mid.block_1.norm1.weight",
         f"conditioner.embedders.{number}.encoder.quant_conv.weight",
-        "first_stage_model.decoder.conv_out.time_mix_conv.weight",
-        "model.diffusion_model.input_blocks.1.0.time_mixer.mix_factor",
     }
     params, frozen = read_back(network, trained, path)
     same(params, trained.params)

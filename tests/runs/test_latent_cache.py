@@ -280,3 +280,39 @@ def test_texts_need_captions(tmp_path, frozen, one_encoder):
     bare = [{"image": record["image"]} for record in source()]
     with pytest.raises(ValueError, match="config.latent_cache.text = True needs captions"):
         make_latent_cache(built, frozen, bare)
+
+
+VIDEO = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "weights": "random"}
+
+
+def build_video(*overrides):
+    """The tiny image-to-video model in latents: its frame is encoded with noise of its own."""
+    config = load_config("configs/moving_digits.py:tiny", [f"--config.{o}" for o in overrides])
+    with config.unlocked():
+        config.data.batches.random_flip = True
+        config.train.batch_size = 4
+        config.first_stage = {"name": "autoencoder_kl", "scale_factor": 0.5, **VIDEO}
+        frame = {"name": "encoded_frames", "input_key": "cond_frames", "ucg_rate": 0.1, **VIDEO}
+        config.conditioning.embedders.frame = frame
+    return make_experiment(config, devices=jax.devices()[:1])
+
+
+@pytest.mark.slow
+def test_videos_from_a_cache_train_as_online_with_their_first_frame(tmp_path, monkeypatch):
+    numbers = np.random.default_rng(0)
+    clips = [
+        {"video": numbers.integers(0, 256, (4 if n else 1, 16, 16, 3), dtype=np.uint8), "fps": 8.0}
+        for n in range(10)
+    ]
+    online = build_video()
+    frozen = online.random_frozen()
+    wanted = losses(online, frozen, online.data.train_batches(clips, batch_size=4, seed=0))
+    built = build_video("latent_cache={}", *KEPT, f"latent_cache.folder={tmp_path}")
+    monkeypatch.setattr(latent_cache, "load_frozen", lambda *_: frozen)
+    cached = latent_cache.train_from_cache(built, clips)
+    rows = next(cached.batches.iterate(0))
+    assert "moments" in rows and rows["cond_frames_without_noise"].shape == (4, 16, 16, 3)
+    np.testing.assert_allclose(losses(built, cached.frozen, cached.batches), wanted, rtol=1e-5)
+    shown = cached.with_images(rows, 2)
+    np.testing.assert_array_equal(shown["image"][:, 0], rows["cond_frames_without_noise"][:2])
+    assert "cond_frames_without_noise" not in shown
