@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from diffusion_jax.data.progress import log_progress
 from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
@@ -297,7 +298,8 @@ class Pipeline(NamedTuple):
         rows_at_once = self.experiment.round_up(min(batch_size, count))
         root = seed_key(seed)
         drawn = []
-        for start in range(0, count, rows_at_once):
+        starts = range(0, count, rows_at_once)
+        for start in log_progress(starts, count, "drawing", size=lambda _: rows_at_once):
             rows = np.minimum(np.arange(start, start + rows_at_once), count - 1)
             chosen = jax.tree.map(lambda value, rows=rows: value[rows], arrays)
             draw = functools.partial(

@@ -115,6 +115,13 @@ _EVALUATE = (
     *_SCORING,
     flag("--samples", "new .npz file for the samples"),
 )
+_REPORT = (
+    flag("folders", "folders of runs", nargs="*", metavar="DIR"),
+    flag("--workdir", "folder of a run"),
+    flag("--out", "the page (default: report.html in the folder of a single run, or here)"),
+    flag("--json", "file to write everything to"),
+)
+_RUNS = (flag("folder", "folder that holds runs", nargs="?", default="logs", metavar="FOLDER"),)
 _SERVE = (
     flag("--workdir", "folder of a run"),
     flag("--checkpoint", "instead: a file, or a folder of diffusers"),
@@ -142,7 +149,8 @@ COMMANDS = {
     "ema": Command("average what a run trained over any length, after the fact", _EMA),
     "convert": Command("weights between runs, .safetensors and diffusers; YAML configs", _CONVERT),
     "describe": Command("say what a released file is and which config describes it", _DESCRIBE),
-    "report": Command("summarise a run: progress, losses, speed, checkpoints", (RUN,)),
+    "report": Command("show one or more runs on a page, and in short on the terminal", _REPORT),
+    "runs": Command("list the runs in a folder: state, step, age, best score", _RUNS),
     "serve": Command("try a model on a page in the browser", _SERVE),
     "cache": Command("encode a training split into a latent cache", (*_CACHE, *PROCESSES)),
     "plan": Command("memory, FLOPs and time of a config on a pod that you do not have", _PLAN),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from diffusion_jax.data.batches import Batches
+from diffusion_jax.data.progress import log_progress
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.scoring import Levels
 from diffusion_jax.runs.levels import BITS, build_evaluate_levels
@@ -55,7 +56,7 @@ def evaluate_run(
     """
     workdir = pathlib.Path(workdir)
     experiment, _ = open_run(workdir, overrides, step)
-    batches = experiment.eval_batches(split)
+    batches = _shown(experiment.eval_batches(split), f"evaluating {split}")
     frozen = run_frozen(experiment, workdir)
     state, _ = restore_state(workdir / "checkpoints", experiment.abstract_state(), step)
     losses = build_evaluate(experiment, frozen, batches, prefix=split)(state)
@@ -65,6 +66,12 @@ def evaluate_run(
         levels = build_evaluate_levels(experiment, frozen, batches, options)(state)
         bits = {name: levels.pop(name) for name in list(levels) if name.startswith(BITS)} or None
     return Evaluation(int(state.step), batches.num_examples, losses, bits, bits_images, levels)
+
+
+def _shown(batches: Batches, doing: str) -> Batches:
+    """Tell how far the reading of batches is, whoever reads them."""
+    count = batches.steps_per_epoch
+    return batches._replace(iterate=lambda step: log_progress(batches.iterate(step), count, doing))
 
 
 def build_evaluate(

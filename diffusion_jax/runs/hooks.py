@@ -96,8 +96,16 @@ def _progress(
 ) -> list[Hook]:
     if watched.progress is None:
         return []
-    steps = experiment.training.num_steps
-    return [progress(num_steps=steps, speed=speed, stream=watched.progress, **options)]
+    checkpoints = experiment.hooks.checkpoints
+    told = {
+        "num_steps": experiment.training.num_steps,
+        "speed": speed,
+        "stream": watched.progress,
+        "lr_at": experiment.task.lr_at,
+        "scores": watched.scores,
+        "monitor": checkpoints["monitor"] if "monitor" in checkpoints else None,
+    }
+    return [progress(**told, **options)]
 
 
 def _as_list(hooks: Hook | list[Hook]) -> list[Hook]:
