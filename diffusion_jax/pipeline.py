@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from diffusion_jax.data.progress import log_progress
 from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
+from diffusion_jax.experiment.guiders import GuidanceScale, check_scale
 from diffusion_jax.experiment.lora import with_loras
-from diffusion_jax.experiment.sampling import GuidanceScale, check_scale, check_steps
+from diffusion_jax.experiment.sampling import check_steps
 from diffusion_jax.randomness import sample_keys, seed_key
 from diffusion_jax.runs.conditions import (
     Conditions,
@@ -82,8 +84,7 @@ class Pipeline(NamedTuple):
     num_frames, fps, motion_bucket_id, cond_aug: of a model of videos, the config's when None. Its
         conditions are pictures, or a dict with them as "image"; it draws uint8 [B, T, H, W, C].
         fps is SVD's fps_id, frames per second less 1; cond_aug is the noise on the picture. A model
-        of several views (SV4D) takes one video and draws a clip for each new view, see
-        runs.views.draw_views.
+        of several views (SV4D) draws a clip of one video for each new view: runs.views.draw_views.
     on_step: called with (steps done, steps in all) before each step, from another thread; False
         stops, and the call raises Stopped.
     noise, step_noise: float [B, h, w, c] and [B, steps, h, w, c], N(0, 1): the noise of the
@@ -302,7 +303,8 @@ class Pipeline(NamedTuple):
         rows_at_once = self.experiment.round_up(min(batch_size, count))
         root = seed_key(seed)
         drawn = []
-        for start in range(0, count, rows_at_once):
+        starts = range(0, count, rows_at_once)
+        for start in log_progress(starts, count, "drawing", size=lambda _: rows_at_once):
             rows = np.minimum(np.arange(start, start + rows_at_once), count - 1)
             chosen = jax.tree.map(lambda value, rows=rows: value[rows], arrays)
             draw = functools.partial(
@@ -388,7 +390,7 @@ class Pipeline(NamedTuple):
         check_steps(num_steps, "num_steps")
         total = drawing.count_steps(num_steps)
         if guidance_scale is not None:
-            scale = check_scale(guidance_scale, total, drawing.network)
+            scale = check_scale(guidance_scale, total, drawing.guides)
             if np.any(scale == 0.0):
                 _log.warning("guidance_scale = 0 ignores the conditions; 1 is without guidance")
         return num_steps, total

@@ -12,9 +12,13 @@ from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.conditions import Conditions, check_count, required_inputs
 from diffusion_jax.runs.inputs import read_image, read_mask
 from diffusion_jax.runs.lora import parse_loras
+from diffusion_jax.runs.recipe import find_recipe, model_name
 from diffusion_jax.runs.samples import check_empty, default_folder, write_samples
 
 DEFAULT_COUNT = 16
+_TOLD = dict(
+    negative="negative_prompt", num_steps="steps", guidance_scale="guidance_scale", seed="seed"
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -33,7 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
     conditions, n = _conditions(pipe, arguments, count)
 
     def write(images: np.ndarray) -> str:
-        grid = write_samples(folder, images)
+        recipe = find_recipe(
+            pipe.experiment,
+            conditions,
+            images.shape[1:3],
+            model=model_name(arguments.workdir or arguments.checkpoint, arguments.step),
+            **{name: getattr(arguments, flag) for name, flag in _TOLD.items()},
+        )
+        grid = write_samples(folder, images, recipe)
         return f"wrote {len(images)} images to {folder} and their grid to {grid}"
 
     options = {"negative": arguments.negative_prompt, "strength": arguments.strength}

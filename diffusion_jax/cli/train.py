@@ -1,21 +1,22 @@
 """`train`: train a run, or continue it, then test it."""
 
 import argparse
+import functools
 import io
 import pathlib
 import sys
 from typing import cast
 
 import jax
-import ml_collections
 
+from diffusion_jax.cli.choosing import choose_run
 from diffusion_jax.cli.debugging import debugging
 from diffusion_jax.cli.program import EXIT_NOT_A_NUMBER, EXIT_SIGNAL, exit_code, program_name
+from diffusion_jax.cli.report import report_page
 from diffusion_jax.devices import processes
-from diffusion_jax.experiment.config_files import load_config, override_config
 from diffusion_jax.runs import folder as run_folder
-from diffusion_jax.runs.training import SIGNALS, Result, train_run
-from diffusion_jax.train.checkpoints.reading import resolve_checkpoint
+from diffusion_jax.runs.report.page import can_draw
+from diffusion_jax.runs.training import SIGNALS, Result, RunEvent, train_run
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,7 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    workdir, config, step = _run_folder_and_config(arguments)
+    workdir, config, step = choose_run(arguments)
+    fresh = not (arguments.workdir or arguments.resume)
     with debugging(arguments.debug):
         result = train_run(
             config,
@@ -36,12 +38,20 @@ def _train(arguments: argparse.Namespace) -> int:
             change=arguments.change or (),
             fork=arguments.resume if arguments.fork else None,
             accept_data_change=arguments.accept_data_change,
-            on_event=lambda event: print(event.text, flush=True),
+            on_event=functools.partial(_tell, workdir if fresh else None),
             progress=cast(io.TextIOBase, sys.stderr),
             donate=not arguments.debug,
             test=not arguments.no_test,
+            config_file=arguments.config,
         )
     return _finish(result, workdir)
+
+
+def _tell(new: pathlib.Path | None, event: RunEvent) -> None:
+    """Print what a run says; a new run in --logdir becomes its `latest` when it starts."""
+    print(event.text, flush=True)
+    if new is not None and event.kind == "starts":
+        run_folder.point_latest(new)
 
 
 def _finish(result: Result, workdir: pathlib.Path) -> int:
@@ -54,45 +64,11 @@ def _finish(result: Result, workdir: pathlib.Path) -> int:
         return EXIT_SIGNAL
     if result.experiment.task.drawing is not None:
         _say(f"draw images: {program_name()} sample --workdir={workdir}")
+    if jax.process_index() == 0 and can_draw():
+        report_page(workdir, program_name())
     return 0
 
 
 def _say(text: str) -> None:
     if jax.process_index() == 0:
         print(text, flush=True)
-
-
-def _run_folder_and_config(
-    arguments: argparse.Namespace,
-) -> tuple[pathlib.Path, ml_collections.ConfigDict, int | str | None]:
-    """Find what to train in which folder, and from which checkpoint."""
-    if arguments.resume and (arguments.config or arguments.workdir or arguments.name):
-        raise ValueError(
-            f"--resume={arguments.resume} brings its own config and folder; "
-            "drop --config, --workdir and --name"
-        )
-    if arguments.fork and not arguments.resume:
-        raise ValueError(f"--fork={arguments.fork} needs --resume=RUN, the run that it begins from")
-    step = None
-    if arguments.resume:
-        workdir = source = pathlib.Path(arguments.fork or arguments.resume)
-        if not (arguments.fork and run_folder.has_run(workdir)):  # which holds all that it needs
-            source, step = resolve_checkpoint(arguments.resume)
-        workdir = workdir if arguments.fork else pathlib.Path(source)
-        config = run_folder.load_saved_config(pathlib.Path(source))
-        config = override_config(config, arguments.overrides)
-    elif arguments.config:
-        config = load_config(arguments.config, arguments.overrides)
-        named = {"name": arguments.name, "postfix": arguments.postfix}
-        new = run_folder.new_run_folder(arguments.logdir, arguments.config, **named)
-        workdir = pathlib.Path(arguments.workdir or new)
-        # Its name holds the time, which may differ from process to process.
-        workdir = pathlib.Path(processes.same_for_all(str(workdir)))
-    else:
-        raise ValueError(
-            "nothing to train: give --config=configs/mnist.py, or --resume=RUN; see --help"
-        )
-    if arguments.seed is not None:
-        with config.unlocked():
-            config.seed = arguments.seed
-    return workdir, config, step

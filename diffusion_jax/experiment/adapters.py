@@ -117,7 +117,7 @@ def _adapted(
         base = {name: frozen[name] for name in ("network", "conditioner")}
         adapted = adapt(base, params["adapters"], found()[1], dropout=options.dropout)
         rest = {name: leaf for name, leaf in params.items() if name != "adapters"}
-        return {**rest, **adapted}, {**frozen, "conditioner": {}}
+        return {**rest, **adapted}, frozen
 
     def merged(trained: Trained, dtype: Any) -> Trained:
         kernels = None if dtype is None else jnp.float32  # to be rounded once, by the file

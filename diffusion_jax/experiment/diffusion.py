@@ -14,10 +14,11 @@ from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.claims import Contradiction, check_claims, contradictions
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.export import About, export_diffusers, export_single_file, find_layout
+from diffusion_jax.experiment.guiders import guides
 from diffusion_jax.experiment.network import Network, build_network
 from diffusion_jax.experiment.noise import build_noise
 from diffusion_jax.experiment.objective import build_objective
-from diffusion_jax.experiment.optimizer import build_optimizer
+from diffusion_jax.experiment.optimizer import bind_ema, build_optimizer
 from diffusion_jax.experiment.pictures import draw_pictures
 from diffusion_jax.experiment.sampling import build_sample_fn
 from diffusion_jax.experiment.task import Drawing, Setting, Task, Trained, Training
@@ -80,12 +81,14 @@ def denoising(
         training.batch_size,
         training.scale_lr,
         trainable=training.trainable,
+        power=bind_ema(sections["ema"]).power,
     )
     scaled = network.first_stage is not None and network.first_stage.options.scale_by_std
     compare = functools.partial(contradictions, network, noise, sections["sampler"])
     parts = make_parts(network, mesh, training, sections)
     read = (sections["sampler"], sections["guidance"], mesh, parts.whole)
-    drawing = Drawing(network, noise, *build_sample_fn(network, noise, *read), parts.whole)
+    more = (guides(sections["guidance"], network), parts.whole)
+    drawing = Drawing(network, noise, *build_sample_fn(network, noise, *read), *more)
     about = About(data.name, *read[:2], drawing.num_steps)
     loss_fn = _of_whole(parts, prepare(objective.loss_fn))
     if training.trainable is not None:
@@ -116,10 +119,8 @@ def denoising(
         load_frozen=parts.load_frozen,
         load_released=parts.load_released,
         layout=functools.partial(_layout, network, parts),
-        export_file=_merging(parts, functools.partial(export_single_file, network, noise)),
-        export_folder=_merging(
-            parts, functools.partial(export_diffusers, network, noise, about=about)
-        ),
+        export_file=_merging(parts, export_single_file, network, noise),
+        export_folder=_merging(parts, export_diffusers, network, noise, about=about),
         pictures=functools.partial(draw_pictures, drawing, setting),
         headline=("loss_simple", "loss_x0"),
         drawing=drawing,
@@ -144,11 +145,14 @@ def _layout(network: Network, parts: Parts, trained: Trained) -> str | None:
     return find_layout(network, trained._replace(params=params, frozen=frozen))
 
 
-def _merging(parts: Parts, export: Callable[..., Any]) -> Callable[..., Any]:
+def _merging(
+    parts: Parts, export: Callable[..., Any], *args: Any, **keywords: Any
+) -> Callable[..., Any]:
     """Let a function that writes a model see the whole network where adapters are trained."""
 
     def write(trained: Trained, path: Any, *, dtype: Any = None, **options: Any) -> Any:
-        return export(parts.merged(trained, dtype), path, dtype=dtype, **options)
+        merged = parts.merged(trained, dtype)
+        return export(*args, merged, path, dtype=dtype, **keywords, **options)
 
     return write
 

@@ -28,6 +28,7 @@ from diffusion_jax.train.hooks.progress import progress
 from diffusion_jax.train.hooks.scalars import scalars
 from diffusion_jax.train.hooks.signals import signal_hook
 from diffusion_jax.train.hooks.validation import validation
+from diffusion_jax.train.wandb_writer import wandb_writer
 
 
 class Passes(NamedTuple):
@@ -38,7 +39,7 @@ class Passes(NamedTuple):
 
 # Name of a hook -> what its keys go to, each with what the run supplies.
 _TARGETS: dict[str, tuple[Target, ...]] = {
-    "progress": ((progress, ("num_steps", "speed", "stream")),),
+    "progress": ((progress, ("num_steps", "speed", "stream", "lr_at", "scores", "monitor")),),
     "scalars": ((scalars, ("writer", "lr_at", "speed")),),
     "nan_stop": ((nan_stop, ("checkpoints",)),),
     "hang": ((watch_hangs, ()),),
@@ -49,6 +50,7 @@ _TARGETS: dict[str, tuple[Target, ...]] = {
     "metrics": ((metrics, ("score", "writer", "scores", "clock")), (ScoringOptions, ())),
     "early_stopping": ((early_stopping, ("scores",)),),
     "profiler": ((profiler, ("directory",)),),
+    "wandb": ((wandb_writer, ("workdir", "config")),),
 }
 _PICTURES = ("drawing", "networks", "setting", "frozen", "class_names", "max_images")
 ALWAYS = ("progress", "scalars", "nan_stop", "hang", "signals")

@@ -5,6 +5,7 @@ import datetime
 import fcntl
 import itertools
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from diffusion_jax.train.checkpoints.reading import DamagedCheckpoint, load_meta
 SAVED_CONFIG = "config.json"
 OLD_CONFIG = "configs/config.py"  # of runs of before; it is never executed
 LOCK = ".lock"
+LATEST = "latest"
 _log = logging.getLogger(__name__)
 
 
@@ -51,6 +53,25 @@ def new_run_folder(
     folder = pathlib.Path(logdir) / f"{stamp}_{label}{postfix}"
     copies = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([folder], copies) if not path.exists())
+
+
+def point_latest(workdir: pathlib.Path) -> None:
+    """Make `latest` beside a run a link to the run; another thing of that name stays."""
+    link = workdir.parent / LATEST
+    if link.exists() and not link.is_symlink():
+        _log.info("%s is no link and stays as it is", link)
+        return
+    fresh = link.with_name(f".{LATEST}.{os.getpid()}")
+    try:
+        fresh.symlink_to(workdir.name)
+        fresh.replace(link)
+    except OSError as error:
+        _log.warning("there is no link %s: %s", link, error.strerror)
+
+
+def without_link(workdir: pathlib.Path) -> pathlib.Path:
+    """Follow a link to a run, such as `latest`, which may point to another run soon."""
+    return workdir.resolve() if workdir.is_symlink() else workdir
 
 
 def has_run(workdir: pathlib.Path) -> bool:

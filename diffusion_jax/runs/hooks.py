@@ -26,6 +26,8 @@ from diffusion_jax.train.hooks.profiler import profiler
 from diffusion_jax.train.hooks.progress import progress
 from diffusion_jax.train.hooks.scalars import Speed, scalars
 from diffusion_jax.train.hooks.signals import signal_hook
+from diffusion_jax.train.hooks.snapshots import FOLDER as SNAPSHOTS
+from diffusion_jax.train.hooks.snapshots import snapshots
 from diffusion_jax.train.hooks.validation import Scores, validation
 from diffusion_jax.train.loop import Hook
 from diffusion_jax.train.state import TrainState
@@ -79,9 +81,14 @@ def build_hooks(experiment: Experiment, watched: Watched) -> list[Hook]:
     saving = checkpoint(
         watched.checkpoints, watched.metadata, scores=scores, writer=writer, **options.checkpoint
     )
+    kept, averages = experiment.ema, []
+    if kept.power:
+        place = watched.workdir / SNAPSHOTS
+        averages = [snapshots(place, count=kept.snapshots, every=kept.snapshot_every)]
     # A signal saves behind validation, so that a score of the same step is not lost.
     (signal_options,) = options.hooks["signals"]
-    return [*hooks, signal_hook(watched.signals, saving.end, **signal_options), saving]
+    signals = signal_hook(watched.signals, saving.end, **signal_options)
+    return [*hooks, *averages, signals, saving]
 
 
 def _progress(
@@ -89,8 +96,16 @@ def _progress(
 ) -> list[Hook]:
     if watched.progress is None:
         return []
-    steps = experiment.training.num_steps
-    return [progress(num_steps=steps, speed=speed, stream=watched.progress, **options)]
+    checkpoints = experiment.hooks.checkpoints
+    told = {
+        "num_steps": experiment.training.num_steps,
+        "speed": speed,
+        "stream": watched.progress,
+        "lr_at": experiment.task.lr_at,
+        "scores": watched.scores,
+        "monitor": checkpoints["monitor"] if "monitor" in checkpoints else None,
+    }
+    return [progress(**told, **options)]
 
 
 def _as_list(hooks: Hook | list[Hook]) -> list[Hook]:

@@ -8,23 +8,32 @@ import pathlib
 
 import numpy as np
 
+from diffusion_jax.runs.recipe import KEY, Recipe, recipe_text
 from diffusion_jax.train.pictures import image_grid, save_png
 from diffusion_jax.train.videos import save_clip
 
 _log = logging.getLogger(__name__)
 
 
-def write_samples(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
+def write_samples(
+    folder: pathlib.Path, images: np.ndarray, recipe: Recipe | None = None
+) -> pathlib.Path:
     """Write uint8 images [b h w c] as 00000.png, ... and grid.png -> the path of the grid.
 
+    recipe: how they were drawn, which each file tells. The grid tells how its first image was.
     Raises ValueError when the folder holds files already.
     """
     check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
-        save_png(folder / f"{index:05d}.png", image)
+        save_png(folder / f"{index:05d}.png", image, _texts(recipe, index))
     columns = int(np.ceil(np.sqrt(len(images))))
-    return save_png(folder / "grid.png", image_grid(images, columns=columns))
+    grid = image_grid(images, columns=columns)
+    return save_png(folder / "grid.png", grid, _texts(recipe, 0))
+
+
+def _texts(recipe: Recipe | None, index: int) -> dict[str, str]:
+    return {} if recipe is None else {KEY: recipe_text(recipe, index)}
 
 
 def write_clips(folder: pathlib.Path, clips: np.ndarray, fps: float) -> list[pathlib.Path]:

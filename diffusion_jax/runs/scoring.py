@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffusion_jax.data.images import ImageOptions
+from diffusion_jax.data.progress import log_progress
 from diffusion_jax.devices.arrays import shard_batch
 from diffusion_jax.devices.mesh import batch_shards
 from diffusion_jax.experiment.experiment import Experiment
@@ -192,7 +193,8 @@ def draw_samples(
     shards = 2 * batch_shards(experiment.mesh)  # even, for pairs
     size = -(-min(options.batch_size, options.num_samples) // shards) * shards
     root = stream_key(experiment.seed, Stream.SCORED_SAMPLES)
-    for first in range(0, options.num_samples, size):
+    firsts = range(0, options.num_samples, size)
+    for first in log_progress(firsts, options.num_samples, "drawing", size=lambda _: size):
         ids = np.arange(first, first + size)
         rows = np.minimum(ids, options.num_samples - 1)
         drawn = experiment.sample_fn(

@@ -18,7 +18,9 @@ from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.weights import is_released, native_trees
 from diffusion_jax.runs import folder, identity
+from diffusion_jax.runs.comparison import leaves, to_plain
 from diffusion_jax.runs.evaluation import build_evaluate
+from diffusion_jax.runs.facts import record_start
 from diffusion_jax.runs.hooks import Watched, build_hooks
 from diffusion_jax.runs.latent_cache import CachedTraining, train_from_cache
 from diffusion_jax.runs.start import Start, plan_start
@@ -41,6 +43,7 @@ from diffusion_jax.train.hooks.validation import Scores, scores_from
 from diffusion_jax.train.loop import Stop
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import jit_train_step
+from diffusion_jax.train.wandb_writer import wandb_writer
 from diffusion_jax.train.writers import Writer, open_writer
 from diffusion_jax.types import PyTree
 
@@ -104,6 +107,7 @@ def train_run(
     progress: io.TextIOBase | None = None,
     donate: bool = True,
     test: bool = True,
+    config_file: str | None = None,
 ) -> Result:
     """Train a config in a folder, or go on with the run that is in it, then test.
 
@@ -118,19 +122,31 @@ def train_run(
     on_event: is called with a RunEvent whenever there is something to say; nothing is printed.
     progress: where the progress line is written, such as sys.stderr; None writes none.
     donate: False keeps the previous state alive in each step (for debugging).
+    config_file: the file that the config came from, if it is known; the run records which values
+      differ from the file.
 
     Everything that can be wrong with config, data and folder is found before the first step is
     compiled. Raises ValueError, FileNotFoundError or OSError in one sentence for bad input, and
     Interrupted (a KeyboardInterrupt) for a signal before the first step or after the last save.
     """
     with handle_signals() as received, interruptible(received):
-        asked = plan_start(config, pathlib.Path(workdir), resume, change, fork)
+        place = folder.without_link(pathlib.Path(workdir))
+        asked = plan_start(config, place, resume, change, fork)
         return _train_run(
-            asked, accept_data_change, _in_process_0(on_event), progress, donate, test, received
+            asked,
+            accept_data_change,
+            _in_process_0(on_event),
+            progress,
+            donate,
+            test,
+            config_file,
+            received,
         )
 
 
-def _train_run(asked: Start, accept_data_change, say, progress, donate, test, received) -> Result:
+def _train_run(
+    asked: Start, accept_data_change, say, progress, donate, test, config_file, received
+) -> Result:
     workdir, config = asked.workdir, asked.config
     experiment = make_experiment(config)
     folder.check(workdir, config, asked.named)
@@ -159,7 +175,8 @@ def _train_run(asked: Start, accept_data_change, say, progress, donate, test, re
         stack.callback(checkpoints.close)
         state, scores, made = start(experiment, abstract, checkpoints, asked, made, say)
         first_step = int(state.step)
-        writer = open_writer(workdir, resume_step=first_step)
+        record_start(workdir, made, config, step=first_step, config_file=config_file)
+        writer = run_writer(experiment, workdir, config, first_step)
         stack.callback(writer.close)
         announce(experiment, state, data, workdir, writer, say)
         with watch_hangs(**experiment.hooks.hooks["hang"][0]) as hang:
@@ -353,6 +370,20 @@ def _load_start(experiment: Experiment, state: TrainState, path: str, say: Liste
         text = f"{path}: {len(names)} parameters {what}" + "".join(f"\n  {n}" for n in names)
         say(RunEvent("weights", text))
     return state._replace(params=params, mutable=mutable)
+
+
+def run_writer(
+    experiment: Experiment, workdir: pathlib.Path, config: ml_collections.ConfigDict, step: int
+) -> Writer:
+    """Open everything that metrics of a run go to, and show its config there."""
+    values = leaves(to_plain(config))
+    asked, more = experiment.hooks.hooks, []
+    if "wandb" in asked:
+        more = [wandb_writer(workdir, values, **asked["wandb"][0])]
+    monitor = values["checkpoint.monitor"] if "checkpoint.monitor" in values else None
+    writer = open_writer(workdir, *more, resume_step=step, monitor=monitor)
+    writer.write_hparams(values)
+    return writer
 
 
 def announce(

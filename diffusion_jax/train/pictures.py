@@ -3,10 +3,11 @@
 import io
 import pathlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, PngImagePlugin
 
 
 def to_pixels(images: np.ndarray, *, clamp: bool = True) -> np.ndarray:
@@ -51,10 +52,18 @@ def image_grid(images: np.ndarray, *, columns: int = 4, padding: int = 2) -> np.
     return grid
 
 
-def save_png(path: pathlib.Path, image: np.ndarray) -> pathlib.Path:
-    """Write one uint8 image [h w c], c 1 or 3, as a whole or not at all, and return its path."""
-    encoded = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(encoded, "png")
+def save_png(
+    path: pathlib.Path, image: np.ndarray, texts: Mapping[str, str] = MappingProxyType({})
+) -> pathlib.Path:
+    """Write one uint8 image [h w c], c 1 or 3, as a whole or not at all, and return its path.
+
+    texts: go into text chunks of these names.
+    """
+    encoded, chunks = io.BytesIO(), PngImagePlugin.PngInfo()
+    for name, text in texts.items():
+        chunks.add_text(name, text)
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    picture.save(encoded, "png", pnginfo=chunks)
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(encoded.getbuffer())

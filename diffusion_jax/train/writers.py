@@ -45,24 +45,28 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
 
 
 class Writer(NamedTuple):
-    """Five functions; a writer that has no use for one leaves it out, and it does nothing.
+    """Six functions; a writer that has no use for one leaves it out, and it does nothing.
 
     write_scalars(step, {name: number}); write_images(step, {name: uint8 [n h w c]});
-    write_texts(step, {name: str}); flush(); close().
+    write_texts(step, {name: str}); write_hparams({path: value of the config}); flush(); close().
     Values lie on the host: hooks read the device, a writer never does.
     """
 
     write_scalars: Callable[..., None] = _ignore
     write_images: Callable[..., None] = _ignore
     write_texts: Callable[..., None] = _ignore
+    write_hparams: Callable[..., None] = _ignore
     flush: Callable[[], None] = _ignore
     close: Callable[[], None] = _ignore
 
 
-def open_writer(workdir: str | os.PathLike, *, resume_step: int = 0) -> Writer:
+def open_writer(
+    workdir: str | os.PathLike, *more: Writer, resume_step: int = 0, monitor: str | None = None
+) -> Writer:
     """Open metrics.jsonl, images/ and TensorBoard events of a run, all written in the background.
 
-    resume_step: number of steps that the run starts with; what was written for later steps goes.
+    more: other writers beside these. resume_step: number of steps that the run starts with; what
+    was written for later steps goes. monitor: the metric by which TensorBoard compares configs.
     Process 0 writes, the others get a writer that does nothing.
     """
     if jax.process_index() != 0:
@@ -71,7 +75,8 @@ def open_writer(workdir: str | os.PathLike, *, resume_step: int = 0) -> Writer:
     return background_writer(
         jsonl_writer(workdir / "metrics.jsonl", resume_step=resume_step),
         image_writer(workdir / "images"),
-        tensorboard_writer(workdir, resume_step=resume_step),
+        tensorboard_writer(workdir, resume_step=resume_step, monitor=monitor),
+        *more,
     )
 
 
@@ -156,8 +161,12 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, float | int]]:
     return [{k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
 
 
-def tensorboard_writer(logdir: str | os.PathLike, *, resume_step: int = 0) -> Writer:
+def tensorboard_writer(
+    logdir: str | os.PathLike, *, resume_step: int = 0, monitor: str | None = None
+) -> Writer:
     """Write a file of TensorBoard events; TensorBoard drops older events past resume_step.
+
+    monitor: the metric that stands beside the config in the tab HPARAMS.
 
     tensorboardX encodes the events. Its own writer is not used: it has a thread that dies of the
     first error, after which its queue is never read and whoever writes waits for ever.
@@ -188,17 +197,24 @@ def tensorboard_writer(logdir: str | os.PathLike, *, resume_step: int = 0) -> Wr
         for name, text in texts.items():
             add(step=step, summary=summary.text(name, text))
 
+    def write_hparams(hparams: Mapping[str, Any]) -> None:
+        plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in hparams.items()}
+        for part in summary.hparams(plain, {} if monitor is None else {monitor: 0.0}):
+            add(summary=part)
+
     add(file_version="brain.Event:2")
     if resume_step:
         add(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START))
-    return Writer(write_scalars, write_images, write_texts, file.flush, file.close)
+    written = (write_scalars, write_images, write_texts, write_hparams)
+    return Writer(*written, flush=file.flush, close=file.close)
 
 
 def image_writer(directory: str | os.PathLike) -> Writer:
     """Write images as directory/{name}_gs-{step:06d}.png, several at once as a grid of 4 columns.
 
     A name like "train/samples" makes a sub-folder; a file of the same step is replaced. A moving
-    picture, uint8 [1 t h w c], becomes a .gif.
+    picture, uint8 [1 t h w c], becomes a .gif. A text whose name has a sub-folder, such as the
+    captions of pictures, becomes a .txt.
     """
 
     def write_images(step: int, images: Mapping[str, np.ndarray]) -> None:
@@ -212,7 +228,14 @@ def image_writer(directory: str | os.PathLike) -> Writer:
             else:
                 save_png(path, image_grid(pictures))
 
-    return Writer(write_images=write_images)
+    def write_texts(step: int, texts: Mapping[str, str]) -> None:
+        for name, text in texts.items():
+            if "/" in name:
+                path = pathlib.Path(directory) / f"{name}_gs-{step:06d}.txt"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+
+    return Writer(write_images=write_images, write_texts=write_texts)
 
 
 def background_writer(*writers: Writer) -> Writer:
@@ -241,7 +264,7 @@ def background_writer(*writers: Writer) -> Writer:
         background.do(None)
         background.finish()
 
-    return Writer(*(to_all(name) for name in Writer._fields[:3]), flush=flush, close=close)
+    return Writer(*map(to_all, Writer._fields[:4]), flush=flush, close=close)
 
 
 @final

@@ -113,3 +113,14 @@ def test_what_does_not_go_together_is_one_sentence(asked, capsys, flags, message
     assert main(flags) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_new_run_among_the_logs_becomes_the_latest(asked, tmp_path, capsys):
+    train._tell(None, RunEvent("starts", "x"))
+    assert main([f"--config={TINY}", f"--logdir={tmp_path}"]) == 0
+    workdir = asked.run[1]
+    workdir.mkdir()
+    train._tell(workdir, RunEvent("saved", "x"))
+    assert not (tmp_path / "latest").exists()
+    train._tell(workdir, RunEvent("starts", "x"))
+    assert (tmp_path / "latest").resolve() == workdir

@@ -1,5 +1,6 @@
 """Lines by the clock, not by the item."""
 
+import io
 import logging
 
 import pytest
@@ -33,3 +34,36 @@ def test_items_of_several_sizes_and_the_time_that_is_left(monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         assert list(progress.log_progress([2, 4, 4], 10, "x", size=int)) == [2, 4, 4]
     assert caplog.messages == ["x: 6 of 10, 0.3 a second, 0 min 14 s left"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_on_a_terminal_is_gone_at_the_end(monkeypatch, caplog):
+    monkeypatch.setattr(progress.sys, "stderr", Terminal())
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_DRAWINGS", -1.0)
+    with caplog.at_level(logging.INFO):
+        assert list(progress.log_progress(iter("abcd"), 4, "reading")) == list("abcd")
+    drawn = progress.sys.stderr.getvalue().split("\r")
+    assert [line.split()[2:5] for line in drawn if "reading" in line] == [
+        [str(n), "of", "4,"] for n in (1, 2, 3)
+    ]
+    assert "████████░░░░░░░░ 2 of 4" in drawn[2] and not drawn[-1].strip() and not caplog.messages
+
+
+def test_the_bar_goes_when_the_reader_stops(monkeypatch):
+    monkeypatch.setattr(progress.sys, "stderr", Terminal())
+    items = progress.log_progress(iter("abcd"), 4, "reading")
+    next(items)
+    items.close()
+    assert progress.sys.stderr.getvalue().endswith(" \r")
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "░░░░"), (0.5, "██░░"), (1.0, "████"), (7.0, "████"), (0.28125, "█▏░░")],
+)
+def test_bars_have_the_length_of_their_share(share, text):
+    assert progress.bar(share, 4) == text

@@ -152,3 +152,20 @@ def test_overrides_of_a_run_reach_what_was_not_trained_alone(workdir):
     with pytest.raises(ConfigError, match="--config.modle is not a section; did you mean 'model'"):
         run_folder.load_run_config(workdir, {"modle.name": "x"})
     assert "sampler" not in run_folder.load_saved_config(workdir)
+
+
+def test_latest_is_a_link_to_the_newest_run(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        run_folder.point_latest(tmp_path / name)
+        assert (tmp_path / "latest").readlink().name == name
+    assert run_folder.without_link(tmp_path / "latest") == tmp_path / "b"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "latest"]
+
+
+def test_what_is_called_latest_and_is_no_link_stays(tmp_path):
+    for name in ("latest", "a"):
+        (tmp_path / name).mkdir()
+    run_folder.point_latest(tmp_path / "a")
+    assert not (tmp_path / "latest").is_symlink()
+    assert run_folder.without_link(tmp_path / "a") == tmp_path / "a"

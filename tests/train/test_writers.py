@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from diffusion_jax.train import writers
 from diffusion_jax.train.writers import (
@@ -147,6 +148,29 @@ def test_tensorboard_is_told_from_where_a_resumed_run_goes_on(tmp_path):
     writer.close()
     starts = [e.step for e in tensorboard_events(tmp_path) if e.HasField("session_log")]
     assert starts == [21]  # TensorBoard drops what earlier files hold from this step on
+
+
+def test_tensorboard_shows_the_config_beside_the_monitored_metric(tmp_path):
+    writer = tensorboard_writer(tmp_path, monitor="val/loss")
+    writer.write_hparams({"seed": 3, "model.name": "unet", "model.mult": (1, 2), "x": None})
+    writer.close()
+    found = {
+        value.tag: HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        for event in tensorboard_events(tmp_path)
+        for value in event.summary.value
+    }
+    values = found["_hparams_/session_start_info"].session_start_info.hparams
+    assert values["seed"].number_value == 3 and values["model.name"].string_value == "unet"
+    assert values["model.mult"].string_value == "(1, 2)" and values["x"].string_value == "None"
+    experiment = found["_hparams_/experiment"].experiment
+    assert [metric.name.tag for metric in experiment.metric_infos] == ["val/loss"]
+
+
+def test_texts_of_pictures_become_files_beside_them(tmp_path):
+    texts = {"val/conditioning": "a fox\nb\n", "parameters": "not of pictures"}
+    image_writer(tmp_path).write_texts(7, texts)
+    (path,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert path == tmp_path / "val/conditioning_gs-000007.txt" and path.read_text() == "a fox\nb\n"
 
 
 def test_images_become_png_grids(tmp_path):
@@ -326,13 +350,15 @@ def test_rows_that_are_none_are_named_unless_they_were_cut_at_the_end(tmp_path, 
 
 
 def test_open_writer_writes_everything(workdir):
-    writer = open_writer(workdir)
+    more = []
+    writer = open_writer(workdir, Writer(write_scalars=lambda *given: more.append(given)))
     writer.write_scalars(1, {"loss": 1.0})
     writer.write_images(1, {"train/samples": np.zeros((1, 4, 4, 3), np.uint8)})
     writer.close()
     assert rows(workdir / "metrics.jsonl")[0]["loss"] == 1.0
     assert (workdir / "images/train/samples_gs-000001.png").is_file()
     assert list(workdir.glob("events.out.tfevents.*"))
+    assert more == [(1, {"loss": 1.0})]
 
 
 def test_only_the_first_process_writes(workdir, monkeypatch):

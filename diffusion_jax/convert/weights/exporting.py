@@ -19,6 +19,7 @@ from diffusion_jax.convert.weights.names import (
     to_file,
 )
 from diffusion_jax.convert.weights.safetensors import CODES, count_nonfinite, write_safetensors
+from diffusion_jax.data.progress import log_progress
 from diffusion_jax.types import PyTree
 
 # transformers refuses files that do not say which framework they are for.
@@ -117,7 +118,8 @@ def save_weights(
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with unfinished.open("xb") as file:
-            write_safetensors(file, described, tensors, METADATA | dict(metadata or {}))
+            shown = log_progress(tensors, len(described), f"writing {path.name}")
+            write_safetensors(file, described, shown, METADATA | dict(metadata or {}))
             file.flush()
             os.fsync(file.fileno())
         unfinished.rename(path)

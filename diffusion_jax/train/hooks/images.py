@@ -32,10 +32,10 @@ def images(
     """Make the hook: log_images(state, batch) -> {"samples": [n h w c] in [-1, 1], ...}.
 
     A value may also be [rows columns h w c], which keeps its rows (one sample each), or a list of
-    captions, which are drawn as text. The writer gets each as "{split}/{key}", one grid of four
-    columns; image_writer makes images/{split}/{key}_gs-000100.png of it. The value of "clips", [n t
-    h w c], is shown as one moving grid. With several processes, all draw the rows that process 0
-    has, and process 0 writes.
+    captions, which are drawn as pictures and written as text too, one a line. The writer gets each
+    as "{split}/{key}", one grid of four columns; image_writer makes
+    images/{split}/{key}_gs-000100.png of it. The value of "clips", [n t h w c], is shown as one
+    moving grid. With several processes, all draw the rows that process 0 has, and process 0 writes.
 
     Args:
         log_images: makes the pictures.
@@ -62,12 +62,16 @@ def images(
         with jax.transfer_guard("allow"):  # sampling is allowed to be careless, it waits anyway
             own = event.batch if batch is None else batch
             shown = log_images(event.state, _of_process_0(own, max_images))
-        grids = {}
+        grids, texts = {}, {}
         for key, value in shown.items():
             name = f"{split}/{key}"
             make = moving_picture if key == CLIPS else picture
             grids[name] = make(value, name, max_images=max_images, clamp=clamp)[None]
+            if _is_text(value):
+                texts[name] = "".join(f"{' '.join(str(v).split())}\n" for v in value[:max_images])
         writer.write_images(event.step, grids)
+        if texts:
+            writer.write_texts(event.step, texts)
 
     return Hook(due, act)
 
@@ -99,9 +103,13 @@ def picture(
 ) -> np.ndarray:
     """Make one uint8 grid [h w c] of images or captions; ValueError for anything else."""
     array = np.asarray(value)
-    if array.dtype.kind in "UO":
+    if _is_text(value):
         array = caption_tiles([str(caption) for caption in array[:max_images]])
     try:
         return image_grid(to_pixels(array[:max_images], clamp=clamp))
     except ValueError as error:
         raise ValueError(f"log_images cannot show {name!r}: {error}") from error
+
+
+def _is_text(value: np.ndarray | Sequence[str]) -> bool:
+    return np.asarray(value).dtype.kind in "UO"

@@ -6,10 +6,13 @@ import io
 import shutil
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 
-from diffusion_jax.train.hooks.scalars import Speed
+from diffusion_jax.data.progress import bar
+from diffusion_jax.train.hooks.scalars import Speed, memory_gib
+from diffusion_jax.train.hooks.validation import Scores
 from diffusion_jax.train.loop import Event, Hook, Stop, check_every
 
 _REDRAW_SECONDS = 0.2
@@ -23,10 +26,14 @@ def progress(
     every: int = 100,
     metric: str = "loss",
     stream: io.TextIOBase | None = None,
+    lr_at: Callable[[int], float] | None = None,
+    scores: Scores | None = None,
+    monitor: str | None = None,
 ) -> Hook:
     """Make the hook: step, percent, metric, images/s (or steps/s), MFU, time spent and time to go.
 
-    On a terminal the line redraws itself; elsewhere it is written every `every` steps. The step
+    On a terminal the line redraws itself, with a bar, the learning rate, the monitored score (else
+    any score) and the memory of the device; elsewhere it is written every `every` steps. The step
     that it shows is done. Only process 0 speaks. stream: sys.stderr by default.
     """
     check_every(every)
@@ -41,8 +48,12 @@ def progress(
     def show(event: Event, end: str) -> None:
         value = float(jax.device_get(event.metrics[metric]))
         readings.append((time.perf_counter(), event.step))
-        text = _line(readings, started, num_steps, speed, f"{metric} {value:.4f}")
+        step = f"step {event.step}/{num_steps} ({100 * event.step // num_steps}%)"
+        rest = _line(readings, started, num_steps, speed, f"{metric} {value:.4f}")
+        text = "  ".join([step, *rest])
         if live:
+            more = _state(event.step, lr_at, scores or {}, monitor)
+            text = "  ".join([f"{step} {bar(event.step / num_steps)}", *rest, *more])
             width = shutil.get_terminal_size().columns - 1
             text = "\r" + text[:width].ljust(width)
         out.write(text + end)
@@ -73,9 +84,9 @@ def _line(
     num_steps: int,
     speed: Speed | None,
     metric: str,
-) -> str:
+) -> list[str]:
     (then, first), (now, step) = readings[0], readings[-1]
-    parts = [f"step {step}/{num_steps} ({100 * step // num_steps}%)", metric]
+    parts = [metric]
     spent = _duration(now - started)
     if step > first:
         rate = (step - first) / (now - then)
@@ -88,7 +99,18 @@ def _line(
         parts.append(f"{spent} spent, {_duration((num_steps - step) / rate)} to go")
     else:
         parts.append(f"{spent} spent")
-    return "  ".join(parts)
+    return parts
+
+
+def _state(
+    step: int, lr_at: Callable[[int], float] | None, scores: Scores, monitor: str | None
+) -> list[str]:
+    parts = [] if lr_at is None else [f"lr {float(lr_at(step - 1)):.2g}"]
+    for found in [scores[max(scores)]] if scores else []:
+        name = monitor if monitor in found else next(iter(found))
+        parts.append(f"{name} {found[name]:.4f}")
+    used = memory_gib()
+    return parts + [f"{value:.1f} GiB" for value in list(used.values())[:1]]
 
 
 def _duration(seconds: float) -> str:

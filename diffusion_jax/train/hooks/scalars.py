@@ -66,7 +66,7 @@ def scalars(
         }
         if interval.attached is not None:
             row["lr"] = float(interval.attached)
-        writer.write_scalars(interval.steps[-1], row | _speed(interval, speed) | _memory())
+        writer.write_scalars(interval.steps[-1], row | _speed(interval, speed) | memory_gib())
 
     return late(write, every=every, attach=learning_rate)
 
@@ -90,7 +90,8 @@ def _speed(interval: Interval, speed: Speed | None) -> dict[str, float]:
     return row
 
 
-def _memory() -> dict[str, float]:
+def memory_gib() -> dict[str, float]:
+    """Tell the memory of the first device, used now and at most; {} where it does not say."""
     stats = jax.local_devices()[0].memory_stats()
     if not stats:
         return {}

@@ -48,7 +48,7 @@ def test_grids_are_what_was_logged(tmp_path, memory_writer):
 
     def log_images(state, batch):
         assert (state, batch) == ("state", "train batch")
-        return {"samples": samples, "diffusion_row": row, "captions": ["a fox", "b", "c"]}
+        return {"samples": samples, "diffusion_row": row, "captions": ["a\n fox", "b"]}
 
     writer = background_writer(memory, image_writer(tmp_path))
     hook = images(log_images, writer, max_images=5)
@@ -69,6 +69,8 @@ def test_grids_are_what_was_logged(tmp_path, memory_writer):
         (row.ravel()[::35][:6] + 1) * 127.5
     ).tolist()
     assert written.images[100]["train/captions"].max() == 255
+    assert written.texts == {100: {"train/captions": "a fox\nb\n"}}
+    assert (tmp_path / "train/captions_gs-000100.txt").read_text() == "a fox\nb\n"
 
 
 def test_clamp(tmp_path, memory_writer):

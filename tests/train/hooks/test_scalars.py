@@ -130,6 +130,6 @@ def test_memory_where_the_device_tells(monkeypatch):
         def memory_stats(self):
             return {"bytes_in_use": 2**30, "peak_bytes_in_use": 2**31}
 
-    assert module._memory() == {}  # CPU does not tell
+    assert module.memory_gib() == {}  # CPU does not tell
     monkeypatch.setattr(module.jax, "local_devices", lambda: [Device()])
-    assert module._memory() == {"perf/memory_gib": 1.0, "perf/memory_peak_gib": 2.0}
+    assert module.memory_gib() == {"perf/memory_gib": 1.0, "perf/memory_peak_gib": 2.0}

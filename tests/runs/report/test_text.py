@@ -1,20 +1,12 @@
 """`report` reads what a run wrote: its curve, its last values, what lies in its folders."""
 
-import json
 import math
 
 import pytest
+from support.reports import logged
 
 from diffusion_jax.cli import main
-from diffusion_jax.experiment.config_files import load_config
-from diffusion_jax.runs.folder import save_config
-from diffusion_jax.runs.report import BARS, report_run, sparkline
-
-
-def logged(workdir, rows):
-    save_config(workdir, load_config("configs/mnist.py:tiny", []))
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
+from diffusion_jax.runs.report.text import BARS, duration, few, report_run, sparkline
 
 ROWS = [
     {"step": 1, "time": 5.0, "train/loss": 4.0, "perf/images_per_second": 9.0},
@@ -31,13 +23,15 @@ def test_it_tells_progress_losses_speed_and_what_is_in_the_folder(workdir):
         (workdir / name).touch()
     lines = "\n".join(report_run(workdir)).splitlines()
     assert lines[0].endswith("run: step 3 of 8")
-    curve = next(i for i, line in enumerate(lines) if "train/loss" in line)
-    assert lines[curve].split() == ["train/loss", "█▁▃"]
-    assert lines[curve + 1].split() == "first 4, best 1, last 2".split()
-    assert any("val/loss_simple_ema" in line for line in lines)
+    assert lines[1] == "  stopped, 0:00:02 of training, 24 images seen"
     words = [line.split() for line in lines]
-    assert ["lr", "last", "0.125"] in words and ["perf/images_per_second", "last", "9"] in words
-    assert lines[-2:] == ["checkpoints: 3, 20", "pictures: 2 logged, 0 sampled"]
+    assert ["first", "lowest", "last"] in words
+    assert ["train/loss", "4", "1", "2", "█▁▃"] in words
+    assert any("val/loss_simple_ema" in line for line in lines)
+    assert ["lr", "0.25", "0.125", "0.125", "█▁"] in words
+    assert ["perf/images_per_second", "9", "9", "9", "▁"] in words
+    assert lines[-3:-1] == ["checkpoints: 3, 20", "best val/loss_simple_ema: 0.5 at step 3"]
+    assert lines[-1] == "pictures: 2 logged, 0 sampled"
 
 
 def test_a_folder_without_a_run_or_without_metrics_is_one_sentence(workdir, capsys):
@@ -77,7 +71,7 @@ def test_lines_that_cannot_be_read_are_left_out_and_told(workdir, bad, place):
     path.write_bytes(b"\n".join([*lines[:place], bad, *lines[place:]]) + b"\n")
     report = report_run(workdir)
     assert report[0].endswith("run: step 3 of 8")
-    assert report[1] == f"  {path} is damaged: lines left out: {place + 1}"
+    assert report[2] == f"  {path} is damaged: lines left out: {place + 1}"
     assert any(line.split()[:1] == ["val/loss_simple_ema"] for line in report)
 
 
@@ -99,3 +93,17 @@ def test_a_long_series_is_averaged_down(count, width, length):
     line = sparkline([float(i) for i in range(count)], width)
     assert len(line) == length and line[0] == BARS[0] and line[-1] == BARS[-1]
     assert list(line) == sorted(line)
+
+
+def test_numbers_that_repeat_are_told_once(workdir):
+    logged(workdir, [{**row, "train/loss_simple": row["train/loss"]} for row in ROWS])
+    lines = report_run(workdir)
+    assert lines[lines.index(next(x for x in lines if "train/loss " in x)) + 1].split() == (
+        "the same: train/loss_simple".split()
+    )
+    assert sum("█▁▃" in line for line in lines) == 1
+
+
+def test_durations_and_lists_are_short():
+    assert duration(90061.4) == "1 day, 1:01:01" and few([1, 2]) == "1, 2"
+    assert few(list(range(9))) == "0, 1, 2, 3, ..."

@@ -1,0 +1,32 @@
+"""The run that `train` is about comes from --config or --resume; test_train.py has more."""
+
+import argparse
+
+import pytest
+from support.reports import TINY, logged
+
+from diffusion_jax.cli.arguments import parse_arguments
+from diffusion_jax.cli.choosing import choose_run
+
+
+def chosen(*flags):
+    arguments = parse_arguments(["train", *flags])
+    assert isinstance(arguments, argparse.Namespace)
+    return choose_run(arguments)
+
+
+def test_a_config_brings_no_step_and_the_seed_of_the_flag_wins(tmp_path):
+    workdir, config, step = chosen(f"--config={TINY}", f"--workdir={tmp_path}", "--seed=9")
+    assert (workdir, config.seed, step) == (tmp_path, 9, None)
+
+
+def test_a_fork_begins_in_its_own_folder_from_the_config_of_the_other(tmp_path):
+    source = logged(tmp_path / "a", [], "seed=4")
+    (source / "checkpoints" / "8").mkdir(parents=True)
+    workdir, config, step = chosen(f"--resume={source}", f"--fork={tmp_path / 'b'}")
+    assert (workdir, config.seed, step) == (tmp_path / "b", 4, 8)
+
+
+def test_a_fork_needs_what_it_begins_from():
+    with pytest.raises(ValueError, match="--fork=b needs --resume=RUN"):
+        chosen("--fork=b")

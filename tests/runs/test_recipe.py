@@ -1,0 +1,50 @@
+"""The text in a PNG tells how it was drawn, in the form that other tools read."""
+
+import re
+
+from support.experiments import built
+
+from diffusion_jax.runs import recipe
+from diffusion_jax.runs.recipe import Recipe, find_recipe, model_name, recipe_text
+
+ASKED = dict(negative=None, num_steps=None, guidance_scale=None, seed=3, model="m")
+
+
+def read(text):
+    """Read it as AUTOMATIC1111's format is described: the last line is key: value pairs."""
+    *prompt, last = text.split("\n")
+    pairs = re.findall(r'\s*([\w ]+):\s*("(?:\\.|[^"])*"|[^,]*)(?:,|$)', last)
+    return prompt, dict(pairs)
+
+
+def test_the_text_can_be_read_back(monkeypatch):
+    monkeypatch.setattr(recipe, "code_facts", lambda: {"revision": "abc+"})
+    given = Recipe(["a fox, red", "owl"], "blur", 30, "euler", 5.5, 7, (64, 32), "sd, 1: x")
+    prompt, facts = read(recipe_text(given, 0))
+    assert prompt == ["a fox, red", "Negative prompt: blur"]
+    assert (facts["Steps"], facts["Sampler"], facts["CFG scale"]) == ("30", "euler", "5.5")
+    assert (facts["Seed"], facts["Size"], facts["Image"]) == ("7", "32x64", "0")
+    assert (facts["Model"], facts["Revision"]) == ('"sd, 1: x"', "abc+")
+    alone = given._replace(negative=None, guidance_scale=None)
+    prompt, facts = read(recipe_text(alone, 1))
+    assert prompt == ["owl"] and "CFG scale" not in facts and facts["Image"] == "1"
+    assert read(recipe_text(alone._replace(prompts=["same"]), 5))[0] == ["same"]
+    assert read(recipe_text(alone._replace(prompts=[]), 5))[0] == [""]
+
+
+def test_what_nobody_asked_for_is_as_the_config_says():
+    experiment = built("configs/mnist.py:tiny")
+    found = find_recipe(experiment, [7, "x"], (28, 14), **ASKED)
+    assert (found.sampler, found.guidance_scale) == (experiment.sections["sampler"]["name"], 2.0)
+    assert found.prompts == ["7", "x"] and found.size == (28, 14)
+    assert found.num_steps == experiment.drawing.num_steps
+    found = find_recipe(
+        experiment, "owl", (28, 14), **{**ASKED, "num_steps": 2, "guidance_scale": 1.0}
+    )
+    assert (found.num_steps, found.guidance_scale, found.seed) == (2, 1.0, 3)
+    assert found.prompts == ["owl"] and find_recipe(experiment, None, (1, 1), **ASKED).prompts == []
+
+
+def test_a_model_is_named_after_its_file_or_its_run():
+    assert model_name("runs/mnist/") == "mnist" and model_name("runs/mnist", 80) == "mnist@80"
+    assert model_name("x/sd_xl.safetensors") == "sd_xl.safetensors"
