@@ -20,6 +20,7 @@ from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.guiders import GuidanceScale, check_scale
+from diffusion_jax.experiment.lora import with_loras
 from diffusion_jax.experiment.sampling import check_steps
 from diffusion_jax.randomness import sample_keys, seed_key
 from diffusion_jax.runs.conditions import (
@@ -147,6 +148,11 @@ class Pipeline(NamedTuple):
         about = find_about(path)
         names = None if about is None else about.class_names
         return cls(built, trained.params, trained.frozen, names)
+
+    def with_lora(self, loras: Mapping[str | os.PathLike, float]) -> "Pipeline":
+        """Add LoRA files, each times a number, such as {"style.safetensors": 0.8}."""
+        found = with_loras(self.experiment.network, self.params, self.frozen, loras)
+        return self._replace(params=found[0], frozen=found[1])
 
     def __call__(
         self,

@@ -23,6 +23,7 @@ STEP = flag("--step", "checkpoint to use (default: the newest)", type=int)
 VARIANT = flag("--variant", "files of a diffusers folder: fp16, non_ema, ...")
 EMA = flag("--ema", "the averages in a .ckpt file", **SWITCH)
 RELEASED = (VARIANT, EMA)
+LORA = flag("--lora", "FILE or FILE:WEIGHT to add; may be repeated", action="append", default=[])
 DEBUG = flag("--debug", "no donation, NaN checks, debugger", **SWITCH)
 PROCESSES = (
     flag("--coordinator_address", "HOST:PORT of process 0, where nothing says it: docs/pods.md"),
@@ -30,7 +31,7 @@ PROCESSES = (
     flag("--process_id", "number of this process, from 0", type=int),
     flag("--local_device_ids", "GPUs of this host to use: 0,1 (default: all)"),
 )
-FORMS = ("safetensors", "native", "diffusers", "run", "stablehlo")
+FORMS = ("safetensors", "native", "diffusers", "run", "stablehlo", "peft", "kohya")
 _TRAIN = (
     CONFIG,
     flag("--workdir", "folder of this run; continues the run that is in it"),
@@ -50,6 +51,7 @@ _SAMPLE = (
     flag("--checkpoint", "instead: .safetensors, native or released, .ckpt, diffusers folder"),
     flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
     *RELEASED,
+    LORA,
     flag("--class", "class number or name, or a list: 7 or 1,2,3", dest="label"),
     flag("--prompt", "text, for models that read text"),
     flag("--negative_prompt", "text to lead away from"),
@@ -80,6 +82,8 @@ _CONVERT = (
     flag("--from", "run, .safetensors, .ckpt, diffusers folder", dest="source"),
     flag("--config", "the config that describes --from, if that is no run and not known"),
     *RELEASED,
+    LORA,
+    flag("--base", "with --format=peft or kohya: the LoRA of what --from changed of this file"),
     flag("--to", "new .safetensors or .stablehlo file, folder, or config file"),
     flag("--batch_size", "images that a .stablehlo program draws", type=int, default=1),
     flag("--format", "of --to, if open", choices=FORMS),

@@ -76,6 +76,7 @@ DISC_OPTIMIZER = OPTIMIZER._replace(
 )
 # Sections that the training of a diffusion model reads and this does not.
 DIFFUSION_ONLY = (
+    "adapters",
     "conditioning",
     "denoiser",
     "discretization",

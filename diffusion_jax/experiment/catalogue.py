@@ -21,6 +21,7 @@ from diffusion_jax.experiment import (
     optimizer,
     sampling,
 )
+from diffusion_jax.experiment.adapters import ADAPTERS, LAYERS
 from diffusion_jax.experiment.binding import (
     DTYPES,
     ConfigError,
@@ -57,6 +58,8 @@ def sections() -> dict[str, Section]:
             ((ImageOptions, ()), (make_batches, (*data._GIVEN, "image_options"))),
         ),
         experiment.TRAIN,
+        ADAPTERS,
+        LAYERS,
         optimizer.OPTIMIZER,
         optimizer.LR_SCHEDULE,
         optimizer.EMA,

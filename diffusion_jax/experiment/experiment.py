@@ -63,8 +63,8 @@ MESH = Section(
     ((make_mesh, ("devices",)),),
 )
 SECTIONS = (
-    "checkpoint conditioning data denoiser disc_optimizer discretization discriminator ema "
-    "first_stage guidance hooks latent_cache loss lr_schedule mesh model optimizer perceptual "
+    "adapters checkpoint conditioning data denoiser disc_optimizer discretization discriminator "
+    "ema first_stage guidance hooks latent_cache loss lr_schedule mesh model optimizer perceptual "
     "regularizer sampler schedule seed sigma_sampling train weighting"
 ).split()
 REQUIRED = ("model", "data", "train")

@@ -183,3 +183,30 @@ class LatentCacheOptions(NamedTuple):
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     shard_size: int = 512
     batch_size: int = 16
+
+
+class AdapterOptions(NamedTuple):
+    """Which layers get low-rank factors beside their frozen kernels, and of which size.
+
+    rank: of the factors. alpha: their product is multiplied by alpha / rank; None for rank.
+    dropout: of what enters the factors of the network, in training. dora: also train the norm of
+    each column of a kernel. layers: name -> layers to adapt, see AdaptedLayers.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    dora: bool = False
+    layers: dict[str, Any] = {"attention": {}}
+
+
+class AdaptedLayers(NamedTuple):
+    """Layers in whose path a regular expression is found, and the size of their factors.
+
+    pattern: None for what the name of the section means: attention, feed_forward or convolution of
+    the network, or text, the attention of the text encoders. rank, alpha: None for those of all.
+    """
+
+    pattern: str | None = None
+    rank: int | None = None
+    alpha: float | None = None

@@ -133,6 +133,8 @@ _SCOPED = {
     "restart.high": ABOVE_0,
     "plms.eta": Range(0, 0),
     "cosine_decay.alpha": SHARE,
+    "AdapterOptions.alpha": ABOVE_0,
+    "AdaptedLayers.alpha": ABOVE_0,
     "adadelta.rho": BELOW_1,
     "momo.beta": BELOW_1,
     "muon.beta": BELOW_1,

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,8 @@ SAMPLER = Section(
 )
 # See build_sample_fn.
 SampleFn = Callable[..., driver.Samples]
+# (params, frozen) as they are kept -> the same as Network reads them, see experiment.adapters.
+Whole: TypeAlias = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
 class _Plan(NamedTuple):
@@ -83,6 +85,7 @@ def build_sample_fn(
     sampler: Mapping[str, Any] | None,
     guider: Mapping[str, Any] | None,
     mesh: Mesh,
+    whole: Whole = lambda params, frozen: (params, frozen),
 ) -> tuple[SampleFn, int, Callable[[int], int]]:
     """Assemble the sample_fn of a config, its default number of steps, and what counts steps.
 
@@ -112,7 +115,7 @@ def build_sample_fn(
     invert: 0 to sample. More: go the way back, from `image` to the x from which these steps lead to
       it, and compute each of its steps so many times (samplers.inverse).
 
-    Compiles once per (b, size, num_steps, log_every) and kind of call.
+    whole: see Whole. Compiles once per (b, size, num_steps, log_every) and kind of call.
     Raises ValueError for a wrong option.
     """
     plan, default_steps = _plan(network, noise, sampler, guider, mesh)
@@ -121,17 +124,19 @@ def build_sample_fn(
     def count_steps(num_steps: int) -> int:
         return plan.sampler(noise.schedule, num_steps).num_steps
 
-    sample_fn = _make_sample_fn(plan, mesh, default_steps, count_steps)
+    run = _jit_run(plan, mesh, whole)
+    sample_fn = _make_sample_fn(plan, mesh, run, default_steps, count_steps)
     return sample_fn, default_steps, count_steps
 
 
 def _make_sample_fn(
     plan: _Plan,
     mesh: Mesh,
+    run: Callable[..., driver.Samples],
     default_steps: int,
     count_steps: Callable[[int], int],
 ) -> SampleFn:
-    network, guider, run = plan.network, plan.guider, _jit_run(plan, mesh)
+    network, guider = plan.network, plan.guider
 
     def sample_fn(
         params: PyTree,
@@ -200,15 +205,17 @@ def _make_sample_fn(
 _STATIC = "num_steps guided kept log_every steps shape decode invert watched".split()
 
 
-def _jit_run(plan: _Plan, mesh: Mesh) -> Callable[..., driver.Samples]:
+def _jit_run(plan: _Plan, mesh: Mesh, whole: Whole) -> Callable[..., driver.Samples]:
     network = plan.network
 
     @functools.partial(jax.jit, static_argnames=_STATIC, out_shardings=replicated(mesh))
     @functools.partial(on_mesh, mesh)
     def run(params, frozen, arrays, keys, scale, *, num_steps, guided, kept, log_every, steps,
             shape, decode, invert, watched):  # fmt: skip
-        whole = plan.sampler(frozen["schedule"], num_steps)
-        chosen = driver.segment(whole, *steps) if steps != (0, whole.num_steps) else whole
+        params, frozen = whole(params, frozen)
+        chosen = plan.sampler(frozen["schedule"], num_steps)
+        if steps != (0, chosen.num_steps):
+            chosen = driver.segment(chosen, *steps)
         bind = lambda inputs: _predict(  # noqa: E731
             plan,
             params,

@@ -55,6 +55,7 @@ def build_level_losses(
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     @functools.partial(on_mesh, mesh)
     def run(params: PyTree, frozen: PyTree, batch: Any, ids: jax.Array, sigmas: jax.Array) -> Any:
+        params, frozen = drawing.whole(params, frozen)
         x = network.encode_mode(frozen, batch["image"])
         keys = sample_keys(root, jnp.maximum(ids, 0))
         batch = network.with_conditioning_frame(batch, keys)

@@ -39,6 +39,7 @@ def build_bits(
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     @functools.partial(on_mesh, mesh)
     def bound(params: PyTree, frozen: PyTree, batch: dict[str, jax.Array], keys: jax.Array) -> Any:
+        params, frozen = experiment.drawing.whole(params, frozen)
         conditioning = network.embed(params, frozen, network.with_conditioning_frame(batch, keys))
         found = bits_per_dim(
             frozen["schedule"],
