@@ -1,5 +1,6 @@
 """The programmatic sampling API: a trained model as a function from conditions to uint8 images."""
 
+import functools
 import logging
 import os
 import pathlib
@@ -42,6 +43,7 @@ from diffusion_jax.runs.native import find_about
 from diffusion_jax.runs.released import config_for
 from diffusion_jax.runs.start import open_run
 from diffusion_jax.runs.views import draw_views
+from diffusion_jax.runs.watched import OnStep, draw_watched
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
@@ -81,6 +83,8 @@ class Pipeline(NamedTuple):
         fps is SVD's fps_id, frames per second less 1; cond_aug is the noise on the picture. A model
         of several views (SV4D) takes one video and draws a clip for each new view, see
         runs.views.draw_views.
+    on_step: called with (steps done, steps in all) before each step, from another thread; False
+        stops, and the call raises Stopped.
     noise, step_noise: float [B, h, w, c] and [B, steps, h, w, c], N(0, 1): the noise of the
         start and of each step, instead of what `seed` gives.
     """
@@ -167,6 +171,7 @@ class Pipeline(NamedTuple):
         denoising_start: Number = 0.0,
         denoising_end: Number = 1.0,
         output: Literal["pixels", "latents"] = "pixels",
+        on_step: OnStep | None = None,
     ) -> np.ndarray:
         """Draw images, uint8 [B, H, W, C], or videos; the class says what the options are.
 
@@ -202,6 +207,7 @@ class Pipeline(NamedTuple):
             size=size,
             num_frames=num_frames,
             decode=output == "pixels",
+            on_step=on_step,
         )
         _warn_of_non_finite(drawn)
         if output == "latents":
@@ -276,6 +282,7 @@ class Pipeline(NamedTuple):
         count: int,
         seed: int,
         batch_size: Whole | None,
+        on_step: OnStep | None = None,
         **options: Any,
     ) -> np.ndarray:
         """Sample `count` images in calls of one size, the last one padded -> float32 x."""
@@ -292,13 +299,19 @@ class Pipeline(NamedTuple):
         for start in range(0, count, rows_at_once):
             rows = np.minimum(np.arange(start, start + rows_at_once), count - 1)
             chosen = jax.tree.map(lambda value, rows=rows: value[rows], arrays)
-            samples = self.experiment.sample_fn(
+            draw = functools.partial(
+                self.experiment.sample_fn,
                 self.params,
                 self.frozen,
                 keys=sample_keys(root, jnp.asarray(rows)),
                 **chosen,
                 **options,
             )
+            if on_step is None:
+                samples = draw()
+            else:
+                rounds = (start // rows_at_once, -(-count // rows_at_once))
+                samples = draw_watched(draw, on_step, options["steps"], rounds)
             drawn.append(jax.device_get(samples.x)[: count - start])
         return np.concatenate(drawn)
 

@@ -10,6 +10,7 @@ from diffusion_jax import Pipeline
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.pipeline import NonFiniteWarning
+from diffusion_jax.runs.watched import Stopped
 
 
 @pytest.fixture(scope="module")
@@ -329,3 +330,20 @@ def test_prompts_negatives_and_sizes_change_the_image(base):
 def test_bad_requests_to_a_text_model_are_one_sentence(base, arguments, message):
     with pytest.raises(ValueError, match=message):
         base("a red fox", **({"num_steps": 4} | arguments))
+
+
+def test_a_call_says_how_far_it_is_and_is_stopped(pipe):
+    seen = []
+    watched = pipe([1, 2, 3], num_steps=4, batch_size=2, on_step=lambda *at: seen.append(at))
+    # Two rounds of four steps.
+    assert seen == [(step, 8) for step in range(8)]
+    np.testing.assert_array_equal(watched, pipe([1, 2, 3], num_steps=4, batch_size=2))
+    seen.clear()
+
+    def two_steps(done, total):
+        seen.append(done)
+        return done < 2
+
+    with pytest.raises(Stopped, match="on_step stopped the call"):
+        pipe([1], num_steps=4, on_step=two_steps)
+    assert seen[-1] >= 2 and pipe([1], num_steps=4).shape == (1, 28, 28, 1)

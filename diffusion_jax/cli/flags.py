@@ -15,6 +15,7 @@ def flag(name: str, help: str, **options: Any) -> tuple[str, dict[str, Any]]:
     return name, {"help": help, **options}
 
 
+LOCAL = "127.0.0.1"
 SWITCH = {"action": "store_true"}
 CONFIG = flag("--config", "configs/x.py[:variant]; --config.a.b=v overrides a value")
 RUN = flag("--workdir", "folder of a run", required=True)
@@ -111,6 +112,14 @@ _EVALUATE = (
     flag("--reference", ".npz file of EDM, ADM or this package instead of the data"),
     flag("--samples", "new .npz file for the samples"),
 )
+_SERVE = (
+    flag("--workdir", "folder of a run"),
+    flag("--checkpoint", "instead: a file, or a folder of diffusers"),
+    flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
+    flag("--host", "address to listen at; others than this machine need a token", default=LOCAL),
+    flag("--port", "0 takes any that is free", type=int, default=7860),
+    flag("--token", "what requests must know (default: drawn where --host needs one)"),
+)
 COMMANDS = {
     "train": Command("train a model (the default command)", (*_TRAIN, *PROCESSES)),
     "sample": Command("draw images from a run or from released weights", _SAMPLE),
@@ -120,6 +129,7 @@ COMMANDS = {
     "convert": Command("weights between runs, .safetensors and diffusers; YAML configs", _CONVERT),
     "describe": Command("say what a released file is and which config describes it", _DESCRIBE),
     "report": Command("summarise a run: progress, losses, speed, checkpoints", (RUN,)),
+    "serve": Command("try a model on a page in the browser", _SERVE),
     "cache": Command("encode a training split into a latent cache", (*_CACHE, *PROCESSES)),
     "plan": Command("memory, FLOPs and time of a config on a pod that you do not have", _PLAN),
     "options": Command("what a config may hold: keys, types, defaults, choices", _OPTIONS),

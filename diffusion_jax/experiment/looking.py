@@ -9,14 +9,16 @@ import jax
 import ml_collections
 
 from diffusion_jax.data.sources.folder_content import find_root, say_once
-from diffusion_jax.data.sources.folder_scan import scan
+from diffusion_jax.data.sources.folder_scan import IMAGES, scan
 from diffusion_jax.data.sources.parquet_folder import make_format
 from diffusion_jax.data.sources.shard_folder import scan_shards
 from diffusion_jax.data.sources.tar_folder import FORMAT
+from diffusion_jax.data.sources.video_folder import KINDS
 
 _log = logging.getLogger(__name__)
 # How much of the split "train" is held out for a split that a data set lacks, in percent.
 _HELD_OUT = 5
+_KINDS = {"image_folder": IMAGES, "video_folder": KINDS["frames"]}
 _FORMATS = {"tar_folder": lambda: FORMAT, "parquet_folder": make_format}
 
 
@@ -31,14 +33,13 @@ class Found(NamedTuple):
 def look_at(source: Mapping[str, Any]) -> Found | None:
     """Look at the data of a data.source section; one line in the log says what they hold.
 
-    Only image_folder, tar_folder and parquet_folder are looked at; None for another source, and for
-    a folder that is not there.
+    None for a source that is no folder of the user, and for a folder that is not there.
     Raises ValueError or OSError for a folder that the source cannot read.
     """
-    name = source["name"] if "name" in source else None
-    if name not in ("image_folder", *_FORMATS) or "folder" not in source:
+    name, folder = (source[key] if key in source else None for key in ("name", "folder"))
+    if name not in (*_KINDS, *_FORMATS) or not isinstance(folder, str):
         return None
-    root = find_root(source["folder"])
+    root = find_root(folder)
     if not Path(root).is_dir():
         return None
     if name in _FORMATS:
@@ -46,7 +47,8 @@ def look_at(source: Mapping[str, Any]) -> Found | None:
         shards = scan_shards(root, _FORMATS[name](**columns))
         say_once(f"{root} holds {shards.in_words()}")
         return Found(shards.counts, shards.classes, shards.has_captions)
-    found = scan(root, caption=source["caption"] if "caption" in source else "auto")
+    kind = KINDS[source["images"]] if source.get("images") in KINDS else _KINDS[name]
+    found = scan(root, caption=source["caption"] if "caption" in source else "auto", kind=kind)
     say_once(f"{root} holds {found.in_words()}")
     splits = {split: len(items) for split, items in found.splits.items()}
     return Found(splits, found.classes(), bool(found.captions))

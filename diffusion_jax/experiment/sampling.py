@@ -113,8 +113,8 @@ def build_sample_fn(
 
     sample_fn(params, frozen, inputs, keys, *, num_steps, guidance_scale, strength, log_every,
     steps, size, num_frames, decode, negative, image, mask, latents, noise, step_noise, backward,
-    invert) -> Samples, x float32 [b h w c], or [b t h w c] of videos. Sample i is a function of
-    keys[i] and row i of everything else.
+    invert, watched) -> Samples, x float32 [b h w c], or [b t h w c] of videos. Sample i is a
+    function of keys[i] and row i of everything else.
 
     inputs: what the embedders read, for example {"label": int32 [b]}. keys: one a sample.
     num_steps, guidance_scale: the config's by default. guidance_scale is one number, or one for
@@ -130,6 +130,7 @@ def build_sample_fn(
       place of what the keys give.
     backward: inputs for the even steps, which see the frames of several views back in time, see
       frames.alternating.
+    watched: ask samplers.watching.watch before each step whether to go on.
     invert: 0 to sample. More: go the way back, from `image` to the x from which these steps lead to
       it, and compute each of its steps so many times (samplers.inverse).
 
@@ -178,6 +179,7 @@ def _make_sample_fn(
         step_noise: np.ndarray | Array | None = None,
         backward: Mapping[str, np.ndarray | Array] | None = None,
         invert: int = 0,
+        watched: bool = False,
     ) -> driver.Samples:
         num_steps = default_steps if num_steps is None else num_steps
         total = count_steps(num_steps)
@@ -211,12 +213,13 @@ def _make_sample_fn(
             shape=network.shape_of(size, num_frames),
             decode=decode,
             invert=invert,
+            watched=watched,
         )
 
     return sample_fn
 
 
-_STATIC = "num_steps guided kept log_every steps shape decode invert".split()
+_STATIC = "num_steps guided kept log_every steps shape decode invert watched".split()
 
 
 def _jit_run(plan: _Plan, mesh: Mesh) -> Callable[..., driver.Samples]:
@@ -225,7 +228,7 @@ def _jit_run(plan: _Plan, mesh: Mesh) -> Callable[..., driver.Samples]:
     @functools.partial(jax.jit, static_argnames=_STATIC, out_shardings=replicated(mesh))
     @functools.partial(on_mesh, mesh)
     def run(params, frozen, arrays, keys, scale, *, num_steps, guided, kept, log_every, steps,
-            shape, decode, invert):  # fmt: skip
+            shape, decode, invert, watched):  # fmt: skip
         whole = plan.sampler(frozen["schedule"], num_steps)
         chosen = driver.segment(whole, *steps) if steps != (0, whole.num_steps) else whole
         bind = lambda inputs: _predict(  # noqa: E731
@@ -261,6 +264,7 @@ def _jit_run(plan: _Plan, mesh: Mesh) -> Callable[..., driver.Samples]:
             per_step=per_step,
             log_every=log_every,
             before_step=before,
+            watched=watched,
         )
         return _decoded(network, frozen, found) if decode and not invert else found
 

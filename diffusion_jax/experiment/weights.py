@@ -15,10 +15,12 @@ from diffusion_jax.convert.weights.claims import read_claims
 from diffusion_jax.convert.weights.diffusers_folder import unused_of_penultimate
 from diffusion_jax.convert.weights.diffusers_video import fold_quant_conv
 from diffusion_jax.convert.weights.importing import count_networks, import_network, open_network
+from diffusion_jax.convert.weights.native import read_about, read_tree
 from diffusion_jax.convert.weights.reading import (
     INDEXES,
     TORCH_SUFFIXES,
     diffusers_components,
+    open_weights,
     variants_of,
 )
 from diffusion_jax.devices.mesh import on_mesh, replicated
@@ -69,10 +71,15 @@ CHECKED = Reading()
 
 
 def is_released(path: str | os.PathLike) -> bool:
-    """Tell whether a path is a released file or folder of diffusers, and no run of this program."""
+    """Tell whether a path is a released file or folder of diffusers, and no run of this program.
+
+    A native file counts as a run.
+    """
     path = pathlib.Path(os.path.expanduser(path))
     if path.is_dir():
         return bool(diffusers_components(path) or variants_of(path))
+    if read_about(path) is not None:
+        return False
     return path.is_file() or path.name.lower().endswith((".safetensors", *TORCH_SUFFIXES, *INDEXES))
 
 
@@ -304,9 +311,21 @@ def released_source(training: Training) -> str | None:
     return path if path is not None and is_released(path) else None
 
 
+def native_trees(path: str | os.PathLike, *, ema: bool = False) -> tuple[PyTree, PyTree] | None:
+    """Read a native file -> (parameters, mutable collections) of NumPy arrays; None for others.
+
+    ema: the averages that are kept beside raw parameters, in the place of those that they follow.
+    """
+    if read_about(path) is None:
+        return None
+    weights = open_weights(os.path.expanduser(path))
+    params = read_tree(weights, "params/") | (read_tree(weights, "ema/") if ema else {})
+    return params, read_tree(weights, "mutable/")
+
+
 def _is_run(path: str | os.PathLike) -> bool:
     folder = pathlib.Path(os.path.expanduser(path))
-    return folder.is_dir() and not is_released(folder)
+    return read_about(folder) is not None or (folder.is_dir() and not is_released(folder))
 
 
 def _run_weights(path: pathlib.Path, abstract: PyTree, where: str) -> PyTree:
@@ -314,12 +333,16 @@ def _run_weights(path: pathlib.Path, abstract: PyTree, where: str) -> PyTree:
 
     Without a decoder in abstract there is none of the run's. where: what the weights are for.
     """
-    workdir, step = resolve_checkpoint(path)
-    params = load_params(workdir / "checkpoints", step=step)
+    native = native_trees(path, ema=True)
+    if native is None:
+        workdir, step = resolve_checkpoint(path)
+        params = load_params(workdir / "checkpoints", step=step)
+        averages = load_mutable(workdir / "checkpoints", step=step)
+    else:
+        params, averages = native
     if "autoencoder" not in params:
         raise ValueError(f"{path} is a run that trained no first stage: it has {sorted(params)}")
     own = params["autoencoder"]
-    averages = load_mutable(workdir / "checkpoints", step=step)
     if CODEBOOK in abstract and "regularizer" in averages:  # ema_vq has its codes there
         codes = averages["regularizer"]["codebook"]["embedding"]
         own = {**own, CODEBOOK: {"embedding": codes}}

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from diffusion_jax.convert.weights.native import read_about
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.weights import is_released
+from diffusion_jax.experiment.weights import is_released, native_trees
 from diffusion_jax.runs import folder, identity
 from diffusion_jax.runs.evaluation import build_evaluate
 from diffusion_jax.runs.hooks import Watched, build_hooks
@@ -270,7 +271,7 @@ def check_sources(experiment: Experiment, asked: Start) -> None:
     if asked.metadata is not None and holds_frozen(experiment, asked.home):
         return
     path = experiment.training.ckpt_path
-    if path is not None and not is_released(path):
+    if path is not None and not is_released(path) and read_about(path) is None:
         resolve_checkpoint(path)
     experiment.task.check_sources()
 
@@ -332,16 +333,21 @@ def _load_start(experiment: Experiment, state: TrainState, path: str, say: Liste
         )
         lists = {"not loaded": absent}
     else:
+        native = native_trees(path, ema=training.ckpt_ema)
+        given, given_mutable = (None, None) if native is None else native
         loaded = warm_start(
             state.params,
             path,
+            given=given,
             ignore_keys=training.ignore_keys,
             load_only_unet=training.load_only_unet,
             ema=training.ckpt_ema,
         )
         params, mutable = loaded.params, state.mutable
         if jax.tree.leaves(mutable):
-            mutable = warm_start_mutable(mutable, path, ignore_keys=training.ignore_keys)
+            mutable = warm_start_mutable(
+                mutable, path, given=given_mutable, ignore_keys=training.ignore_keys
+            )
         lists = {"not loaded": loaded.not_loaded, "not used": loaded.unused}
     for what, names in lists.items():
         text = f"{path}: {len(names)} parameters {what}" + "".join(f"\n  {n}" for n in names)

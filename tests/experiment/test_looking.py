@@ -20,3 +20,4 @@ def test_a_folder_is_looked_at_and_other_sources_are_not(tmp_path):
         look_at({**source, "caption": "txt"})
     for other in ({"name": "cifar10"}, {"name": "image_folder", "folder": "none"}, {}):
         assert look_at(other) is None
+    assert look_at({"name": "video_folder", "folder": 3}) is None

@@ -12,7 +12,7 @@ from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.runs.export import convert_weights, convert_yaml, write_run
 from diffusion_jax.runs.folder import load_saved_config, save_config
 from diffusion_jax.runs.weights import load_trained, start_frozen
-from diffusion_jax.train.checkpoints.reading import saved_steps
+from diffusion_jax.train.checkpoints.reading import load_metadata, saved_steps
 from diffusion_jax.train.checkpoints.saving import open_checkpoints
 from diffusion_jax.train.ema import ema_params
 
@@ -28,7 +28,8 @@ def same(found, expected):
 def run(tmp_path_factory):
     """A run made from weights, on one device."""
     workdir = tmp_path_factory.mktemp("export") / "run"
-    write_run(built(TINY), trained(TINY), load_config(TINY, []), workdir)
+    known = {"class_names": ["zero", "one"], "seed": 3}
+    write_run(built(TINY), trained(TINY), load_config(TINY, []), workdir, known)
     return workdir
 
 
@@ -38,6 +39,8 @@ def test_a_run_of_weights_has_them_raw_and_as_averages_at_step_0(run):
     for ema in (False, True):
         same(load_trained(built(TINY), run, ema=ema).params, params)
     assert load_saved_config(run) == load_config(TINY, [])
+    metadata = load_metadata(run / "checkpoints")
+    assert metadata["class_names"] == ["zero", "one"] and "seed" not in metadata
 
 
 @pytest.mark.parametrize(

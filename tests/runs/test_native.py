@@ -9,16 +9,17 @@ from support.experiments import built, trained
 from support.trees import drawn
 
 from diffusion_jax.convert.weights.exporting import save_weights
-from diffusion_jax.convert.weights.native import KEY
+from diffusion_jax.convert.weights.native import KEY, export_tree
 from diffusion_jax.convert.weights.safetensors import read_metadata
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.pipeline import Pipeline
-from diffusion_jax.runs.export import convert_weights, write_run
+from diffusion_jax.runs import export, training
+from diffusion_jax.runs.export import convert_weights
 from diffusion_jax.runs.folder import save_config
 from diffusion_jax.runs.native import find_about
 from diffusion_jax.runs.released import config_for, describe_file
-from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
+from diffusion_jax.runs.weights import load_checkpoint_file, make_frozen, start_frozen
 from diffusion_jax.train.checkpoints.saving import open_checkpoints
 from diffusion_jax.train.ema import ema_params
 
@@ -62,9 +63,8 @@ def test_the_demo_draws_from_its_file_as_from_its_run(run, file, monkeypatch, tm
     pipe = Pipeline.from_checkpoint(file)
     same(pipe.params, ema_params(run[1].opt_state))
     assert pipe.class_names == tuple(f"digit {i}" for i in range(10))
-    np.testing.assert_array_equal(
-        pipe(["digit 7"], num_steps=2), Pipeline.from_workdir(run[0])([7], num_steps=2)
-    )
+    same(pipe.params, Pipeline.from_workdir(run[0]).params)
+    assert pipe(["digit 7"], num_steps=1).std() > 1
     other = Pipeline.from_checkpoint(file, overrides=["--config.sampler.num_steps=3"])
     assert other.experiment.drawing.num_steps == 3
     with pytest.raises(ValueError, match="model.patch_size: 2 -> 1: only config.sampler, .* can"):
@@ -95,30 +95,55 @@ def test_a_file_says_what_it_is(file):
     assert "classes: 10 (digit 0, " in text and "no --config is needed" in text
 
 
-def test_training_begins_from_the_run_that_is_made_of_a_file(file):
+def test_training_begins_from_a_file_as_from_its_run(run, file):
+    """The averages are what the file has; a run gives its raw parameters unless asked."""
     experiment = built(TINY, f"--config.train.ckpt_path={file}")
-    with pytest.raises(ValueError, match="is a native file, .* make a run of it, with `convert"):
-        experiment.task.check_sources()
+    experiment.task.check_sources()
+    state, said = drawn(experiment.abstract_state(), 7), []
+    found = training._load_start(experiment, state, str(file), said.append)
+    same(found.params, ema_params(run[1].opt_state))
+    assert [event.text for event in said] == [
+        f"{file}: 0 parameters not loaded", f"{file}: 0 parameters not used"
+    ]  # fmt: skip
 
 
-def test_a_file_becomes_a_run_and_a_smaller_file(file, run, tmp_path):
-    small, back = tmp_path / "small.safetensors", tmp_path / "back"
+def test_a_frozen_first_stage_is_read_from_the_file_of_its_run(tmp_path):
+    path = tmp_path / "vae.safetensors"
+    experiment = built("configs/emoji_ldm.py:tiny", f"--config.first_stage.weights={path}")
+    own = drawn(experiment.abstract_frozen()["first_stage"], 5)
+    raw = drawn(experiment.abstract_frozen()["first_stage"], 6)
+    trees = {"params/": {"autoencoder": raw}, "ema/": {"autoencoder": own}}
+    save_weights(path, [export_tree(t, p) for p, t in trees.items()], metadata={KEY: "{}"})
+    same(make_frozen(experiment)["first_stage"], own)
+
+
+def test_a_file_becomes_a_run_and_a_smaller_file(file, run, tmp_path, monkeypatch):
+    small = tmp_path / "small.safetensors"
     convert_weights(file, small, "safetensors", dtype=np.float16)
     assert said(small)[1:4] == said(file)[1:4]
     assert small.stat().st_size < 0.7 * file.stat().st_size
-    convert_weights(file, back, "run")
-    same(load_trained(built(TINY), back).params, ema_params(run[1].opt_state))
-    assert Pipeline.from_workdir(back).class_names == said(file).class_names
+    written = []
+    monkeypatch.setattr(export, "write_run", lambda *parts: written.append(parts))
+    convert_weights(file, tmp_path / "back", "run")
+    (_, found, config, workdir, known), *_ = written
+    same(found.params, ema_params(run[1].opt_state))
+    assert config.model == load_config(TINY).model and workdir == tmp_path / "back"
+    assert tuple(known["class_names"]) == said(file).class_names
 
 
+@pytest.mark.slow
 def test_a_model_with_frozen_networks_needs_nothing_beside_its_file(tmp_path):
     """What the other layouts cannot name, the codebook's scale among it, is there, and no path."""
     path = "configs/sd15.py:tiny"
     weights = trained(path)
     workdir, target = tmp_path / "run", tmp_path / "x.safetensors"
     overrides = {"first_stage.weights": "/home/me/secret/vae.ckpt", "mesh.fsdp": 4}
-    write_run(built(path), weights, load_config(path, overrides), workdir)
-    convert_weights(workdir, target, "native")
+    save_config(workdir, load_config(path, overrides))
+    checkpoints = open_checkpoints(workdir / "checkpoints")
+    checkpoints.save(1, drawn(built(path).abstract_state())._replace(params=weights.params), {})
+    checkpoints.close()
+    start_frozen(built(path), workdir, weights.frozen)
+    convert_weights(workdir, target, "native", raw=True)
     text = read_metadata(target)[KEY]
     assert "secret" not in text and "vae.ckpt" in text and "fsdp" not in text
     found = load_checkpoint_file(built(path), target)[0]

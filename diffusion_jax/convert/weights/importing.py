@@ -24,7 +24,6 @@ from diffusion_jax.convert.weights.names import (
     leaves_of,
     to_ours,
 )
-from diffusion_jax.convert.weights.native import read_about
 from diffusion_jax.convert.weights.reading import Weights, diffusers_components, open_weights
 from diffusion_jax.convert.weights.safetensors import LazyTensor, count_nonfinite
 from diffusion_jax.types import PyTree
@@ -92,15 +91,10 @@ def open_network(
 ) -> Weights:
     """Open a file, or the part of a diffusers folder with the number-th network of a kind.
 
-    variant: see open_weights. Raises ValueError when the folder has fewer of them, for a native
-    file of this program, and what open_weights raises.
+    variant: see open_weights. Raises ValueError when the folder has fewer of them, and what
+    open_weights raises.
     """
     path, wanted = Path(os.path.expanduser(path)), find_kind(kind).folder
-    if read_about(path) is not None:
-        raise ValueError(
-            f"{path} is a native file, which is read as a whole; make a run of it, with `convert "
-            f"--from={path} --to=RUN --format=run`, and name that run"
-        )
     parts = diffusers_components(path)
     if not parts:
         return open_weights(path, variant=variant)

@@ -44,7 +44,7 @@ from diffusion_jax.data.sources.folder_scan import (
 from diffusion_jax.data.sources.video_files import CorruptVideoError, Video, open_video
 
 # What image files are -> what a folder is searched for.
-_KINDS = {
+KINDS = {
     "frames": Kind("video", "videos", VIDEO_SUFFIXES, frames=True),
     "stills": Kind("video", "videos and stills", tuple(dict.fromkeys(VIDEO_SUFFIXES + SUFFIXES))),
 }
@@ -114,7 +114,7 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         del dl_manager
         config = self._options
-        found = scan(Path(config.folder), caption=config.caption, kind=_KINDS[config.images])
+        found = scan(Path(config.folder), caption=config.caption, kind=KINDS[config.images])
         if _content(found, Path(config.memory), config) != config.content:
             raise ValueError(f"{config.folder} changed while it was read; start again")
         return {split: self._examples(items) for split, items in found.splits.items()}
@@ -197,7 +197,7 @@ def builder(
         max_corrupt=max_corrupt,
     )
     _check(config)
-    found = scan(root, caption=caption, kind=_KINDS[images])
+    found = scan(root, caption=caption, kind=KINDS[images])
     say_once(f"{root} holds {found.in_words()}")
     _check_frames(found, fps)
     content = _content(found, Path(config.memory), config)
@@ -221,7 +221,7 @@ def _check(config: VideoFolderConfig) -> None:
             raise ValueError(f"{name} = {value} should be at least 1")
     if config.fps is not None and not 0 < config.fps < math.inf:
         raise ValueError(f"fps = {config.fps} should be above 0")
-    for name, choices in (("images", _KINDS), ("encoding", _ENCODINGS)):
+    for name, choices in (("images", KINDS), ("encoding", _ENCODINGS)):
         value = getattr(config, name)
         if value not in choices:
             raise ValueError(f"{name} = {value!r} is unknown; choose from {', '.join(choices)}")

@@ -1,13 +1,15 @@
 """The one loop that every sampler runs in: from noise to images in a single scan."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import io_callback
 from jaxtyping import Array, Float
 
+from diffusion_jax.diffusion.samplers.watching import ask
 from diffusion_jax.randomness import SamplerStream, fold_in_all, noise_like
 from diffusion_jax.types import Keys, PyTree
 
@@ -80,6 +82,7 @@ def sample(
     per_step: PyTree = None,
     log_every: int | None = None,
     before_step: BeforeStep | None = None,
+    watched: bool = False,
 ) -> Samples:
     """Run a sampler from x_T to x_0 in one lax.scan: x_{i+1} = step(x_i).
 
@@ -93,6 +96,7 @@ def sample(
     log_every: with r steps to go after a step, it is logged when r % log_every == 0, and so is the
       first (upstream's log_every_t). Memory grows with the logged steps, not with all of them.
     before_step: changes x before each step, for example `inpaint`.
+    watched: ask the watcher of `watching.watch` before each step whether to go on.
 
     Raises ValueError when log_every is not positive, or step_noise or per_step has other lengths.
     """
@@ -126,8 +130,23 @@ def sample(
 
     numbers = np.arange(num_steps, dtype=np.uint32) + np.uint32(sampler.first_step)
     steps = (numbers, slots, sampler.coefficients, step_noise, per_step)
-    (x, _, logs), _ = jax.lax.scan(advance, (x, sampler.init(x), logs), steps)
+    start = (x, sampler.init(x), logs)
+    if watched:
+        ((x, _, logs), _), _ = jax.lax.scan(_while_watched(advance), (start, True), steps)
+    else:
+        (x, _, logs), _ = jax.lax.scan(advance, start, steps)
     return Samples(x, *(logs if logs is not None else (None, None)))
+
+
+def _while_watched(advance: Callable[..., Any]) -> Callable[..., Any]:
+    def asked(carry, inputs):
+        inner, go_on = carry
+        answer = io_callback(ask, jax.ShapeDtypeStruct((), np.bool_), inputs[0], ordered=True)
+        go_on = go_on & answer
+        inner = jax.lax.cond(go_on, lambda c: advance(c, inputs)[0], lambda c: c, inner)
+        return (inner, go_on), None
+
+    return asked
 
 
 def segment(sampler: Sampler, first: int, last: int) -> Sampler:

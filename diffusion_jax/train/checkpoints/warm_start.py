@@ -35,6 +35,7 @@ def warm_start(
     params: PyTree,
     ckpt_path: str | os.PathLike,
     *,
+    given: PyTree = None,
     ignore_keys: Sequence[str] = (),
     load_only_unet: bool = False,
     ema: bool = False,
@@ -44,6 +45,7 @@ def warm_start(
     Args:
         params: initial parameters, {"network": ..., "conditioner": ...}.
         ckpt_path: what --resume takes.
+        given: the parameters at ckpt_path, where it is no checkpoint and they are read already.
         ignore_keys: regular expressions matched from the start of a name such as
             "network/out_2/kernel", so a prefix will do; what matches is not taken.
         load_only_unet: take the network alone.
@@ -54,33 +56,43 @@ def warm_start(
 
     Source: latent-diffusion, DDPM.init_from_ckpt.
     """
-    workdir, step = resolve_checkpoint(ckpt_path)
-    source = named_leaves(load_params(workdir / "checkpoints", step=step, ema=ema))
+    where = str(ckpt_path)
+    if given is None:
+        workdir, step = resolve_checkpoint(ckpt_path)
+        given = load_params(workdir / "checkpoints", step=step, ema=ema)
+        where = f"checkpoint {step} in {workdir}"
+    source = named_leaves(given)
     own, wanted = named_leaves(params), _wanted(source, ignore_keys)
     if load_only_unet:
         wanted = {name: value for name, value in wanted.items() if name.startswith(_UNET)}
-    loaded = _take(params, wanted, f"checkpoint {step} in {workdir}")
+    loaded = _take(params, wanted, where)
     taken = [name for name in own if name in wanted]
     if not taken:
         raise ValueError(
-            f"nothing was loaded from checkpoint {step} in {workdir}: it has {few(source)}, "
-            f"this run has {few(own)}"
+            f"nothing was loaded from {where}: it has {few(source)}, this run has {few(own)}"
         )
     not_loaded = [name for name in own if name not in wanted]
     return WarmStart(loaded, not_loaded, [name for name in source if name not in taken])
 
 
 def warm_start_mutable(
-    mutable: PyTree, ckpt_path: str | os.PathLike, *, ignore_keys: Sequence[str] = ()
+    mutable: PyTree,
+    ckpt_path: str | os.PathLike,
+    *,
+    given: PyTree = None,
+    ignore_keys: Sequence[str] = (),
 ) -> PyTree:
     """Take mutable collections (running statistics, codebook averages) from a checkpoint.
 
-    What it lacks, or ignore_keys match, keeps its initial values.
+    What it lacks, or ignore_keys match, keeps its initial values. given: see warm_start.
     Raises ValueError when a shape differs.
     """
-    workdir, step = resolve_checkpoint(ckpt_path)
-    source = named_leaves(load_mutable(workdir / "checkpoints", step=step))
-    return _take(mutable, _wanted(source, ignore_keys), f"checkpoint {step} in {workdir}")
+    where = str(ckpt_path)
+    if given is None:
+        workdir, step = resolve_checkpoint(ckpt_path)
+        given = load_mutable(workdir / "checkpoints", step=step)
+        where = f"checkpoint {step} in {workdir}"
+    return _take(mutable, _wanted(named_leaves(given), ignore_keys), where)
 
 
 def _wanted(source: dict[str, Any], ignore_keys: Sequence[str]) -> dict[str, Any]:

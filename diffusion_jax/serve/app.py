@@ -1,0 +1,173 @@
+"""The web application of the playground: three files, and four requests."""
+
+import functools
+import importlib.resources
+import ipaddress
+import json
+import secrets
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from diffusion_jax.pipeline import Pipeline
+from diffusion_jax.serve.asking import describe, read
+from diffusion_jax.serve.jobs import MOST_WAITING, Jobs
+
+MOST_BYTES = 16 * 2**20
+FILES = {"/": ("page.html", "text/html"), "/page.js": ("page.js", "text/javascript"),
+         "/page.css": ("page.css", "text/css")}  # fmt: skip
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+# A sampler's name, "" for the config's -> the model with it; ValueError when it does not fit.
+WithSampler = Callable[[str], Pipeline]
+
+
+def make_app(with_sampler: WithSampler, token: str | None, hosts: list[str]) -> Starlette:
+    """Make the application.
+
+    token: what requests must know, None for a page that only this machine can reach. hosts: names
+    under which it may be called; others are refused, so that no page of another site can.
+    """
+    about, jobs = describe(with_sampler("")), Jobs()
+
+    async def model(request: Request) -> Response:
+        return JSONResponse(about)
+
+    async def draw(request: Request) -> Response:
+        try:
+            asked = read(_object(await _body(request)), with_sampler(""))
+            pipe = with_sampler(asked.sampler)
+        except ValueError as error:
+            return _refused(400, str(error))
+        call = functools.partial(pipe, asked.conditions, **asked.options)
+        job = jobs.add(lambda on_step: call(on_step=on_step))
+        if job is None:
+            return _refused(503, f"{MOST_WAITING} calls are waiting already; try again later")
+        return JSONResponse({"id": job.id})
+
+    async def look(request: Request) -> Response:
+        found = jobs.find(request.path_params["job"])
+        if found is None:
+            return _refused(404, "this call is not known, or was forgotten")
+        job, before = found
+        if request.method == "DELETE":
+            job.stop.set()
+        return JSONResponse(job.report(before))
+
+    async def image(request: Request) -> Response:
+        found, index = jobs.find(request.path_params["job"]), request.path_params["index"]
+        if found is None or not 0 <= index < len(found[0].images):
+            return _refused(404, "there is no such image")
+        return Response(found[0].images[index], media_type="image/png")
+
+    routes = [
+        *(Route(path, functools.partial(_file, *file)) for path, file in FILES.items()),
+        Route("/api/model", model),
+        Route("/api/jobs", draw, methods=["POST"]),
+        Route("/api/jobs/{job:str}", look, methods=["GET", "DELETE"]),
+        Route("/api/jobs/{job:str}/{index:int}.png", image),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+            Middleware(_Guard, token=token),
+        ],
+    )
+
+
+class _Guard:
+    """Add the headers of safety, and refuse requests to /api that do not know the token."""
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self._app, self._token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(k.lower().encode(), v.encode()) for k, v in _HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *extra]}
+            await send(message)
+
+        if scope["type"] == "http" and scope["path"].startswith("/api") and self._token is not None:
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not secrets.compare_digest(given, f"Bearer {self._token}".encode()):
+                refused = _refused(401, "open the address that the program printed, with its token")
+                await refused(scope, receive, with_headers)
+                return
+        await self._app(scope, receive, with_headers)
+
+
+async def _file(name: str, kind: str, request: Request) -> Response:
+    text = (
+        importlib.resources.files("diffusion_jax.serve").joinpath(name).read_text(encoding="utf-8")
+    )
+    return Response(text, media_type=kind)
+
+
+async def _body(request: Request) -> bytes:
+    # A page of another site can send a form, but no JSON without asking first.
+    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        raise ValueError("the request should be JSON")
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise ValueError(f"the request has more than {MOST_BYTES >> 20} MiB; send less")
+    return body
+
+
+def _object(body: bytes) -> Mapping[str, Any]:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("the request should be JSON") from error
+    if not isinstance(found, dict):
+        raise ValueError("the request should be an object of fields")
+    return found
+
+
+def _refused(status: int, sentence: str) -> JSONResponse:
+    return JSONResponse({"error": sentence}, status_code=status)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the port before anything long begins; ValueError when it is taken or not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"--host={host} --port={port} cannot be listened at: {reason}; choose another --port"
+        ) from error
+
+
+def run_server(app: Starlette, listener: socket.socket) -> None:
+    """Serve until Ctrl-C."""
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+    server.run(sockets=[listener])
