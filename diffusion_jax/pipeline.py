@@ -19,7 +19,9 @@ from diffusion_jax.data.progress import log_progress
 from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
-from diffusion_jax.experiment.sampling import GuidanceScale, check_scale, check_steps
+from diffusion_jax.experiment.guiders import GuidanceScale, check_scale
+from diffusion_jax.experiment.lora import with_loras
+from diffusion_jax.experiment.sampling import check_steps
 from diffusion_jax.randomness import sample_keys, seed_key
 from diffusion_jax.runs.conditions import (
     Conditions,
@@ -146,6 +148,11 @@ class Pipeline(NamedTuple):
         about = find_about(path)
         names = None if about is None else about.class_names
         return cls(built, trained.params, trained.frozen, names)
+
+    def with_lora(self, loras: Mapping[str | os.PathLike, float]) -> "Pipeline":
+        """Add LoRA files, each times a number, such as {"style.safetensors": 0.8}."""
+        found = with_loras(self.experiment.network, self.params, self.frozen, loras)
+        return self._replace(params=found[0], frozen=found[1])
 
     def __call__(
         self,
@@ -384,7 +391,7 @@ class Pipeline(NamedTuple):
         check_steps(num_steps, "num_steps")
         total = drawing.count_steps(num_steps)
         if guidance_scale is not None:
-            scale = check_scale(guidance_scale, total, drawing.network)
+            scale = check_scale(guidance_scale, total, drawing.guides)
             if np.any(scale == 0.0):
                 _log.warning("guidance_scale = 0 ignores the conditions; 1 is without guidance")
         return num_steps, total

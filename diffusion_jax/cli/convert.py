@@ -9,6 +9,7 @@ import numpy as np
 from diffusion_jax.experiment.binding import DTYPES
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.runs.export import Form, convert_weights, convert_yaml
+from diffusion_jax.runs.lora import parse_loras
 
 _FORMS: dict[str, Form] = {".safetensors": "safetensors", ".stablehlo": "stablehlo"}
 
@@ -38,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
         ema=arguments.ema,
         overrides=overrides,
         nonfinite=arguments.nonfinite,
+        loras=parse_loras(arguments.lora),
+        base=arguments.base,
         batch_size=arguments.batch_size,
     )
     print("\n".join(said))

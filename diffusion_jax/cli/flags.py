@@ -23,6 +23,7 @@ STEP = flag("--step", "checkpoint to use (default: the newest)", type=int)
 VARIANT = flag("--variant", "files of a diffusers folder: fp16, non_ema, ...")
 EMA = flag("--ema", "the averages in a .ckpt file", **SWITCH)
 RELEASED = (VARIANT, EMA)
+LORA = flag("--lora", "FILE or FILE:WEIGHT to add; may be repeated", action="append", default=[])
 DEBUG = flag("--debug", "no donation, NaN checks, debugger", **SWITCH)
 PROCESSES = (
     flag("--coordinator_address", "HOST:PORT of process 0, where nothing says it: docs/pods.md"),
@@ -30,7 +31,7 @@ PROCESSES = (
     flag("--process_id", "number of this process, from 0", type=int),
     flag("--local_device_ids", "GPUs of this host to use: 0,1 (default: all)"),
 )
-FORMS = ("safetensors", "native", "diffusers", "run", "stablehlo")
+FORMS = ("safetensors", "native", "diffusers", "run", "stablehlo", "peft", "kohya")
 _TRAIN = (
     CONFIG,
     flag("--workdir", "folder of this run; continues the run that is in it"),
@@ -50,6 +51,7 @@ _SAMPLE = (
     flag("--checkpoint", "instead: .safetensors, native or released, .ckpt, diffusers folder"),
     flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
     *RELEASED,
+    LORA,
     flag("--class", "class number or name, or a list: 7 or 1,2,3", dest="label"),
     flag("--prompt", "text, for models that read text"),
     flag("--negative_prompt", "text to lead away from"),
@@ -80,6 +82,8 @@ _CONVERT = (
     flag("--from", "run, .safetensors, .ckpt, diffusers folder", dest="source"),
     flag("--config", "the config that describes --from, if that is no run and not known"),
     *RELEASED,
+    LORA,
+    flag("--base", "with --format=peft or kohya: the LoRA of what --from changed of this file"),
     flag("--to", "new .safetensors or .stablehlo file, folder, or config file"),
     flag("--batch_size", "images that a .stablehlo program draws", type=int, default=1),
     flag("--format", "of --to, if open", choices=FORMS),
@@ -100,16 +104,19 @@ _PLAN = (
 )
 _DESCRIBE = (flag("file", ".safetensors, .ckpt, diffusers folder", nargs="?", default=""),)
 _OPTIONS = (flag("section", "for example sampler or sampler.ddim", nargs="?", default=""),)
-_EVALUATE = (
-    RUN,
-    STEP,
-    flag("--split", "train, validation or test (default: test; train for --metrics)"),
-    flag("--metrics", "of samples, instead of losses: mind,kernel,precision,... (docs/metrics.md)"),
+_SCORING = (
     flag("--features", "network that --metrics look through"),
     flag("--weights", "file of --features, if no package ships them"),
     flag("--num_samples", "samples that --metrics draw", type=int),
     flag("--num_steps", "sampling steps (default: the config's)", type=int),
     flag("--reference", ".npz file of EDM, ADM or this package instead of the data"),
+)
+_EVALUATE = (
+    RUN,
+    STEP,
+    flag("--split", "train, validation or test (default: test; train for --metrics)"),
+    flag("--metrics", "of samples, instead of losses: mind,kernel,precision,... (docs/metrics.md)"),
+    *_SCORING,
     flag("--samples", "new .npz file for the samples"),
 )
 _REPORT = (
@@ -127,12 +134,23 @@ _SERVE = (
     flag("--port", "0 takes any that is free", type=int, default=7860),
     flag("--token", "what requests must know (default: drawn where --host needs one)"),
 )
+_EMA = (
+    RUN,
+    STEP,
+    flag("--length", "share of the training so far to average over, such as 0.1", type=float),
+    flag("--out", "new folder for the run with that average (default: WORKDIR/ema/...)"),
+    flag("--lengths", "instead: evaluate several, such as 0.02,0.05,0.1,0.15"),
+    flag("--split", "of the losses of --lengths (default: validation; train for --metrics)"),
+    flag("--metrics", "of samples, besides the losses of --lengths (docs/metrics.md)"),
+    *_SCORING,
+)
 COMMANDS = {
     "train": Command("train a model (the default command)", (*_TRAIN, *PROCESSES)),
     "sample": Command("draw images from a run or from released weights", _SAMPLE),
     "evaluate": Command(
         "compute the losses of a run on a split, or metrics of its samples", _EVALUATE
     ),
+    "ema": Command("average what a run trained over any length, after the fact", _EMA),
     "convert": Command("weights between runs, .safetensors and diffusers; YAML configs", _CONVERT),
     "describe": Command("say what a released file is and which config describes it", _DESCRIBE),
     "report": Command("show one or more runs on a page, and in short on the terminal", _REPORT),

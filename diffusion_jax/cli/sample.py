@@ -11,6 +11,7 @@ from diffusion_jax.cli.sample_video import draw_videos
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.conditions import Conditions, check_count, required_inputs
 from diffusion_jax.runs.inputs import read_image, read_mask
+from diffusion_jax.runs.lora import parse_loras
 from diffusion_jax.runs.recipe import find_recipe, model_name
 from diffusion_jax.runs.samples import check_empty, default_folder, write_samples
 
@@ -24,7 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw arguments.n images for each condition asked for; return 0, or 1 if any is not finite."""
     folder = pathlib.Path(arguments.out) if arguments.out else default_folder(arguments.workdir)
     check_empty(folder)
+    loras = parse_loras(arguments.lora)
     pipe = _pipeline(arguments)
+    pipe = pipe.with_lora(loras) if loras else pipe
     if pipe.experiment.network.num_frames is not None:
         return draw_videos(pipe, arguments, folder)
     for name in ("elevation", "azimuths", "orbit"):

@@ -13,6 +13,7 @@ from diffusion_jax.experiment import (
     autoencoding,
     data,
     experiment,
+    guiders,
     hooks,
     network,
     noise,
@@ -20,6 +21,7 @@ from diffusion_jax.experiment import (
     optimizer,
     sampling,
 )
+from diffusion_jax.experiment.adapters import ADAPTERS, LAYERS
 from diffusion_jax.experiment.binding import (
     DTYPES,
     ConfigError,
@@ -56,8 +58,11 @@ def sections() -> dict[str, Section]:
             ((ImageOptions, ()), (make_batches, (*data._GIVEN, "image_options"))),
         ),
         experiment.TRAIN,
+        ADAPTERS,
+        LAYERS,
         optimizer.OPTIMIZER,
         optimizer.LR_SCHEDULE,
+        optimizer.EMA,
         experiment.MESH,
         LATENT_CACHE,
         experiment.MODEL,
@@ -77,7 +82,7 @@ def sections() -> dict[str, Section]:
         objective.LEVELS,
         objective.WEIGHTING,
         sampling.SAMPLER,
-        sampling.GUIDANCE,
+        guiders.GUIDANCE,
         REGULARIZER,
         TEMPERATURE,
         autoencoding.DISCRIMINATOR,

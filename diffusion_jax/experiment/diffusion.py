@@ -9,24 +9,23 @@ import jax.numpy as jnp
 
 from diffusion_jax.convert.weights.importing import open_network
 from diffusion_jax.devices.mesh import on_mesh
+from diffusion_jax.experiment.adapters import Parts, make_parts
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.claims import Contradiction, check_claims, contradictions
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.export import About, export_diffusers, export_single_file, find_layout
-from diffusion_jax.experiment.layout import frozen_rules, state_rules
+from diffusion_jax.experiment.guiders import guides
 from diffusion_jax.experiment.network import Network, build_network
 from diffusion_jax.experiment.noise import build_noise
 from diffusion_jax.experiment.objective import build_objective
-from diffusion_jax.experiment.optimizer import build_optimizer
+from diffusion_jax.experiment.optimizer import bind_ema, build_optimizer
 from diffusion_jax.experiment.pictures import draw_pictures
 from diffusion_jax.experiment.sampling import build_sample_fn
-from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
+from diffusion_jax.experiment.task import Drawing, Setting, Task, Trained, Training
 from diffusion_jax.experiment.weights import (
     Reading,
     check_frozen,
     denoiser_kind,
-    load_frozen,
-    load_released,
     released_source,
     scale_by_std,
 )
@@ -82,13 +81,16 @@ def denoising(
         training.batch_size,
         training.scale_lr,
         trainable=training.trainable,
+        power=bind_ema(sections["ema"]).power,
     )
     scaled = network.first_stage is not None and network.first_stage.options.scale_by_std
     compare = functools.partial(contradictions, network, noise, sections["sampler"])
-    sampling = build_sample_fn(network, noise, sections["sampler"], sections["guidance"], mesh)
-    drawing = Drawing(network, noise, *sampling)
-    about = About(data.name, sections["sampler"], sections["guidance"], drawing.num_steps)
-    loss_fn = prepare(objective.loss_fn)
+    parts = make_parts(network, mesh, training, sections)
+    read = (sections["sampler"], sections["guidance"], mesh, parts.whole)
+    sampling = build_sample_fn(network, noise, *read)
+    drawing = Drawing(network, noise, *sampling, guides(sections["guidance"], network), parts.whole)
+    about = About(data.name, *read[:2], drawing.num_steps)
+    loss_fn = _of_whole(parts, prepare(objective.loss_fn))
     if training.trainable is not None:
         _check_pattern(training.trainable)
         loss_fn = only_trainable(training.trainable, loss_fn)
@@ -100,33 +102,58 @@ def denoising(
         rounded=_rounded(network, training),
     )
     return Task(
-        init=on_mesh(mesh, lambda key: init_state(network.init(key) | objective.learned, tx)),
+        init=on_mesh(mesh, lambda key: init_state(parts.init(key) | objective.learned, tx)),
         train_step=on_mesh(mesh, train_step),
         eval_step=on_mesh(mesh, make_eval_step(loss_fn, seed=seed)),
         lr_at=lr_at,
         constants=noise.constants() | objective.constants | network.constants(),
-        init_frozen=network.init_frozen,
-        rules=state_rules(network, mesh),
-        frozen_rules=frozen_rules(network, mesh),
+        init_frozen=parts.init_frozen,
+        rules=parts.rules,
+        frozen_rules=parts.frozen_rules,
         embedders=network.embedders,
         example_inputs=network.example_inputs,
         with_inputs=network.with_inputs,
         averaged=lambda state: ema_params(state.opt_state),
         averaged_part=lambda params: params,
-        check_sources=functools.partial(_check_sources, network, training, compare),
-        load_frozen=functools.partial(
-            load_frozen, network, reading=Reading(training.ckpt_check, training.ckpt_variant)
+        check_sources=functools.partial(_check_sources, network, parts, training, compare),
+        load_frozen=parts.load_frozen,
+        load_released=parts.load_released,
+        layout=functools.partial(_layout, network, parts),
+        export_file=_merging(parts, functools.partial(export_single_file, network, noise)),
+        export_folder=_merging(
+            parts, functools.partial(export_diffusers, network, noise, about=about)
         ),
-        load_released=functools.partial(load_released, network),
-        layout=functools.partial(find_layout, network),
-        export_file=functools.partial(export_single_file, network, noise),
-        export_folder=functools.partial(export_diffusers, network, noise, about=about),
         pictures=functools.partial(draw_pictures, drawing, setting),
         headline=("loss_simple", "loss_x0"),
         drawing=drawing,
         first_frozen=functools.partial(scale_by_std, network, mesh, seed) if scaled else None,
         contradictions=compare,
+        adapters=parts.adapters,
     )
+
+
+def _of_whole(parts: Parts, loss_fn: LossFn) -> LossFn:
+    """Let a loss see the whole network where adapters are trained."""
+
+    def loss(params: PyTree, mutable: PyTree, frozen: PyTree, *args: Any, **keywords: Any) -> Any:
+        params, frozen = parts.whole(params, frozen)
+        return loss_fn(params, mutable, frozen, *args, **keywords)
+
+    return loss
+
+
+def _layout(network: Network, parts: Parts, trained: Trained) -> str | None:
+    params, frozen = parts.whole(trained.params, trained.frozen)
+    return find_layout(network, trained._replace(params=params, frozen=frozen))
+
+
+def _merging(parts: Parts, export: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function that writes a model see the whole network where adapters are trained."""
+
+    def write(trained: Trained, path: Any, *, dtype: Any = None, **options: Any) -> Any:
+        return export(parts.merged(trained, dtype), path, dtype=dtype, **options)
+
+    return write
 
 
 def _check_pattern(pattern: str) -> None:
@@ -152,8 +179,16 @@ def _rounded(network: Network, training: Training) -> Callable[[PyTree], PyTree]
 
 
 def _check_sources(
-    network: Network, training: Training, compare: Callable[[str], list[Contradiction]]
+    network: Network,
+    parts: Parts,
+    training: Training,
+    compare: Callable[[str], list[Contradiction]],
 ) -> None:
+    if parts.adapters is not None and training.ckpt_path is None:
+        raise ConfigError(
+            "config.train.ckpt_path is not set: config.adapters needs the weights to adapt, a file "
+            "or folder that was released, or a run"
+        )
     source = released_source(training)
     if source is not None:
         open_network(source, denoiser_kind(network), variant=training.ckpt_variant)

@@ -46,6 +46,24 @@ def state_rules(network: Network, mesh: Mesh) -> tuple[Rule, ...]:
     return rules
 
 
+def adapter_rules(mesh: Mesh) -> tuple[Rule, ...]:
+    """Make the rules for a TrainState of adapters: only large ones are split, over fsdp."""
+    return () if mesh.shape["fsdp"] == 1 else ((SHARDED, parallel(())),)
+
+
+def base_rules(network: Network, mesh: Mesh) -> tuple[Rule, ...]:
+    """Make the rules for the weights that adapters adapt, and for the other frozen ones."""
+    if mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:
+        return ()
+    held = jax.eval_shape(network.init, jax.random.key(0))["conditioner"]
+    trained = ((SHARDED_FROZEN, parallel((), min_size=MIN_SIZE)),) if held else ()
+    return (
+        (r"^network/", _unet_layout(network.module)),
+        *_embedder_rules(network, "^", trainable=True),
+        *(frozen_rules(network, mesh) or trained),
+    )
+
+
 def first_stage_rules(mesh: Mesh) -> tuple[Rule, ...]:
     """Make the rules for the TrainState of a first stage: large leaves are split over fsdp."""
     if mesh.shape["tensor"] > 1:

@@ -79,10 +79,35 @@ class SamplerOptions(NamedTuple):
     num_steps: int = 50
 
 
+class AutoguidanceOptions(NamedTuple):
+    """The weaker model that autoguidance leads away from.
+
+    path: the folder of a run or one of its checkpoints, trained on the same data for fewer steps,
+    with a smaller network, or both. ema: its averages, False for its raw weights.
+    """
+
+    path: str
+    ema: bool = True
+
+
 class WarmupOptions(NamedTuple):
     """warmup_steps: the learning rate rises linearly over so many steps, whatever the schedule."""
 
     warmup_steps: int = 0
+
+
+class EmaOptions(NamedTuple):
+    """What training keeps for averages whose length is chosen afterwards (`launch.py ema`).
+
+    power: the lengths, as shares of the training so far (sigma_rel), of two or more averages that
+    every step updates, such as (0.05, 0.1); () keeps none. snapshots: how many snapshots of the
+    longest one are kept in the run folder, two bytes a parameter each. snapshot_every: they are
+    taken at multiples of this step, each 1.25 times as late as the one before.
+    """
+
+    power: tuple[float, ...] = ()
+    snapshots: int = 3
+    snapshot_every: int = 1000
 
 
 class FirstStageOptions(NamedTuple):
@@ -158,3 +183,30 @@ class LatentCacheOptions(NamedTuple):
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     shard_size: int = 512
     batch_size: int = 16
+
+
+class AdapterOptions(NamedTuple):
+    """Which layers get low-rank factors beside their frozen kernels, and of which size.
+
+    rank: of the factors. alpha: their product is multiplied by alpha / rank; None for rank.
+    dropout: of what enters the factors of the network, in training. dora: also train the norm of
+    each column of a kernel. layers: name -> layers to adapt, see AdaptedLayers.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    dora: bool = False
+    layers: dict[str, Any] = {"attention": {}}
+
+
+class AdaptedLayers(NamedTuple):
+    """Layers in whose path a regular expression is found, and the size of their factors.
+
+    pattern: None for what the name of the section means: attention, feed_forward or convolution of
+    the network, or text, the attention of the text encoders. rank, alpha: None for those of all.
+    """
+
+    pattern: str | None = None
+    rank: int | None = None
+    alpha: float | None = None

@@ -11,12 +11,13 @@ from typing import Any, Literal, NamedTuple
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from diffusion_jax.convert.weights.lora import Lora, Spot
 from diffusion_jax.devices.partition import Rule
 from diffusion_jax.experiment.claims import Contradiction
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
-from diffusion_jax.experiment.sampling import SampleFn
+from diffusion_jax.experiment.sampling import SampleFn, Whole
 from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.train.first_stage.loss import Networks
@@ -68,7 +69,9 @@ class Drawing(NamedTuple):
     """How a model draws images: its network, its noise levels, and the one sample_fn.
 
     num_steps: the default number of sampling steps. count_steps: num_steps -> how many the sampler
-    takes, which may be more; ValueError where there is no such number.
+    takes, which may be more; ValueError where there is no such number. guides: whether guidance
+    scales other than 1 mean something. whole: what a run keeps, (params, frozen), -> the same as
+    network reads them.
     """
 
     network: Network
@@ -76,6 +79,8 @@ class Drawing(NamedTuple):
     sample_fn: SampleFn
     num_steps: int
     count_steps: Callable[[int], int]
+    guides: bool = True
+    whole: Whole = lambda params, frozen: (params, frozen)
 
 
 class Reconstructing(NamedTuple):
@@ -97,6 +102,17 @@ class Trained(NamedTuple):
     mutable: PyTree
     frozen: PyTree
     ema: PyTree = None
+
+
+class Adapters(NamedTuple):
+    """What a model whose adapters are trained has beside others.
+
+    lora: Trained -> what a LoRA file holds of it. ranks: base, {"network": ..., "conditioner": ...}
+    -> the rank of each layer that is adapted.
+    """
+
+    lora: Callable[[Trained], Lora]
+    ranks: Callable[[PyTree], dict[Spot, int]]
 
 
 class Task(NamedTuple):
@@ -126,6 +142,7 @@ class Task(NamedTuple):
     first_frozen: (frozen, first batch on the devices) -> frozen, called once in a run; None where
       nothing waits for data.
     contradictions: path of a released file -> what it says of its model and the config contradicts.
+    adapters: of a model whose adapters are trained; train.ckpt_path is then a part of frozen.
     """
 
     init: Callable[[Array], TrainState]
@@ -153,3 +170,4 @@ class Task(NamedTuple):
     reconstructing: Reconstructing | None = None
     first_frozen: Callable[[PyTree, Mapping[str, Array]], PyTree] | None = None
     contradictions: Callable[[str | os.PathLike], list[Contradiction]] = lambda path: []
+    adapters: Adapters | None = None

@@ -3,19 +3,23 @@
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import jax
 import ml_collections
 
 from diffusion_jax.convert.weights.exporting import check_target
+from diffusion_jax.convert.weights.lora import LAYOUTS, LoraLayout
 from diffusion_jax.convert.yaml.from_yaml import config_from_yaml
 from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.lora import with_loras
 from diffusion_jax.experiment.task import Trained
 from diffusion_jax.runs import folder
 from diffusion_jax.runs.comparison import with_whole_paths
 from diffusion_jax.runs.identity import made_from
+from diffusion_jax.runs.lora import convert_lora
 from diffusion_jax.runs.native import find_about, write_native
 from diffusion_jax.runs.released import config_for
 from diffusion_jax.runs.stablehlo import write_stablehlo
@@ -30,7 +34,7 @@ from diffusion_jax.runs.weights import (
 from diffusion_jax.train.checkpoints.saving import open_checkpoints, state_bytes
 from diffusion_jax.train.ema import has_ema, reset_ema
 
-Form: TypeAlias = Literal["safetensors", "native", "diffusers", "run", "stablehlo"]
+Form: TypeAlias = Literal["safetensors", "native", "diffusers", "run", "stablehlo"] | LoraLayout
 
 
 def convert_weights(
@@ -46,6 +50,8 @@ def convert_weights(
     ema: bool = False,
     overrides: Sequence[str] = (),
     nonfinite: bool = False,
+    loras: Mapping[str | os.PathLike, float] = MappingProxyType({}),
+    base: str | os.PathLike | None = None,
     batch_size: int = 1,
 ) -> list[str]:
     """Convert a run, or a released file that config describes -> sentences about what was done.
@@ -57,55 +63,66 @@ def convert_weights(
     step, raw, with_ema: of a run, which checkpoint, its raw weights in place of the averages, or
     its raw weights with the averages beside them; overrides of its config, see load_run_config.
     ema: the averages of a training file (.ckpt). nonfinite: NaN and infinite numbers are written,
-    too. batch_size: how many images a program ("stablehlo") draws, see runs.stablehlo.
+    too. loras: files to add to the weights, each times a number. base: see runs.lora.convert_lora,
+    which writes the forms "peft" and "kohya". batch_size: how many images a program ("stablehlo")
+    draws, see runs.stablehlo.
     Raises ValueError or FileNotFoundError for what does not fit; nothing is overwritten.
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
     is_run = folder.has_run(source)
-    _check(source, target, form, is_run, with_ema)
+    _check(source, target, form, is_run, with_ema, base, is_described=is_run or config is not None)
     about = find_about(source)
     known = known_of(source, step) if is_run else {} if about is None else about.facts
     if config is None and is_run:
         config = folder.load_run_config(source, overrides)
     config = config_for(source, None, overrides) if config is None else config
     described = with_whole_paths(config)
+    if form in LAYOUTS:
+        options = {"base": base, "dtype": dtype, "step": step, "raw": raw, "ema": ema}
+        return convert_lora(source, target, form, described, is_run=is_run, **options)
     experiment = _build(described, form)
     if is_run:
         trained, said = _load_run(experiment, source, step, raw, with_ema), []
     else:
         trained, absent = load_checkpoint_file(experiment, source, ema=ema)
         said = [f"{source} has no {' and no '.join(absent)}: initial values stay"] if absent else []
+    trained = _with_loras(experiment, trained, loras)
+    written = {"dtype": dtype, "nonfinite": nonfinite}
     layout = None if form == "native" else experiment.task.layout(trained)
     if form == "run":
         write_run(experiment, trained, described, target, known)
     elif form == "native" or (form == "safetensors" and layout is None):
         averaged = is_run and trained.ema is None and not raw
-        write_native(
-            target,
-            config,
-            trained,
-            frozen_weights(experiment, trained.frozen),
-            weights="averages" if averaged or ema else "raw" if about is None else about.weights,
-            step=known["next_batch"] if "next_batch" in known else about and about.step,
-            known=known,
-            dtype=dtype,
-            nonfinite=nonfinite,
-        )
+        held = "averages" if averaged or ema else "raw" if about is None else about.weights
+        of = known["next_batch"] if "next_batch" in known else about and about.step
+        rest = (trained, frozen_weights(experiment, trained.frozen))
+        write_native(target, config, *rest, weights=held, step=of, known=known, **written)
         said.append("layout native: this program reads it without --config")
     elif form == "stablehlo":
         options = {"batch_size": batch_size, "dtype": dtype}
         said.append(write_stablehlo(experiment, trained, target, **options))
     elif form == "diffusers":
-        experiment.task.export_folder(trained, target, dtype=dtype, nonfinite=nonfinite)
+        experiment.task.export_folder(trained, target, **written)
     else:
-        layout = experiment.task.export_file(trained, target, dtype=dtype, nonfinite=nonfinite)
+        layout = experiment.task.export_file(trained, target, **written)
         said.append(f"layout {layout}")
     return [*said, f"wrote {target}"]
 
 
 def _check(
-    source: pathlib.Path, target: pathlib.Path, form: Form, is_run: bool, with_ema: bool
+    source: pathlib.Path,
+    target: pathlib.Path,
+    form: Form,
+    is_run: bool,
+    with_ema: bool,
+    base: str | os.PathLike | None,
+    *,
+    is_described: bool,
 ) -> None:
+    if base is not None and form not in LAYOUTS:
+        raise ValueError(f"--base={base} is for --format={' or '.join(LAYOUTS)}")
+    if form in LAYOUTS and base is None and not is_described:
+        raise ValueError(f"--from={source} needs --config=, the model that the LoRA is for")
     if target.exists():
         raise ValueError(f"--to={target} exists; choose another name, nothing is overwritten")
     if is_run and form == "run":
@@ -113,6 +130,16 @@ def _check(
     if with_ema and not is_run:
         raise ValueError("--with_ema is for runs: a released file has one set of weights")
     check_target(target)
+
+
+def _with_loras(
+    experiment: Experiment, trained: Trained, loras: Mapping[str | os.PathLike, float]
+) -> Trained:
+    if not loras:
+        return trained
+    network, weights = experiment.network, (trained.params, trained.frozen)
+    params, frozen = with_loras(network, *weights, loras)
+    return trained._replace(params=params, frozen=frozen)
 
 
 def _build(config: ml_collections.ConfigDict, form: Form) -> Experiment:

@@ -330,7 +330,7 @@ def start(
 def _initial(experiment: Experiment, say: Listener) -> tuple[TrainState, Scores]:
     """Make the initial state, from train.ckpt_path if the config names one."""
     state = experiment.init_state()
-    if experiment.training.ckpt_path is None:
+    if experiment.training.ckpt_path is None or experiment.task.adapters is not None:
         return state, {}
     state = _load_start(experiment, state, experiment.training.ckpt_path, say)
     # The average starts from the loaded weights; upstream leaves it at the random ones it was made

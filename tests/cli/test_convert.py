@@ -36,10 +36,12 @@ def test_the_name_of_the_target_or_the_format_says_what_to_write(asked, capsys, 
 
 
 def test_options_reach_the_library(asked):
-    flags = ["--dtype=bfloat16", "--step=8", "--with_ema", "--config.seed=3"]
+    more = ["--lora=x:0.5", "--lora=y", "--base=z"]
+    flags = [*more, "--dtype=bfloat16", "--step=8", "--with_ema", "--config.seed=3"]
     assert main(["convert", "--from=runs/x", "--to=x.safetensors", *flags]) == 0
     options = asked[0][3]
     assert options.pop("dtype") == np.dtype("bfloat16") and options.pop("overrides") == [flags[-1]]
+    assert options.pop("loras") == {"x": 0.5, "y": 1.0} and options.pop("base") == "z"
     assert options == dict(
         config=None, step=8, raw=False, with_ema=True, ema=False, nonfinite=False, batch_size=1
     )

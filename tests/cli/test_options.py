@@ -58,7 +58,7 @@ def test_sections_below_a_path_are_listed_together(capsys):
     [
         (
             "samplr",
-            "config.samplr is not a section; did you mean 'sampler'? choose from checkpoint",
+            "config.samplr is not a section; did you mean 'sampler'? choose from adapters",
         ),
         ("sampler.dim", "config.sampler.name = 'dim' is unknown; did you mean 'ddim'? choose from"),
         ("hooks.image", "config.hooks.image is not a section; did you mean 'hooks.images'?"),

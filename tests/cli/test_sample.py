@@ -124,3 +124,10 @@ def test_a_file_needs_its_config_and_a_folder_has_to_be_empty(drawn, tmp_path, c
     for out in ("mine.txt", "mine.txt/below"):
         assert main(["sample", "--workdir=classes", f"--out={tmp_path}/{out}"]) == 2
         assert "mine.txt is a file; choose an empty folder with --out" in capsys.readouterr().err
+
+
+def test_loras_are_added_each_with_its_weight(drawn, monkeypatch):
+    given = []
+    monkeypatch.setattr(Pipeline, "with_lora", lambda self, loras: given.append(loras) or self)
+    drawn("text", "--prompt=a fox", "--lora=x:0.5", "--lora=y")
+    assert given == [{"x": 0.5, "y": 1.0}]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from diffusion_jax.models.layers.low_rank import heeding
 from diffusion_jax.randomness import fold_in_all
 from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
 
@@ -256,7 +257,8 @@ def _replaced(embedder: Embedder, value: Array, dropped: Bool[Array, "b"]) -> Ar
 
 def outputs_of(embedder: Embedder, params: PyTree, value: Array) -> list[Array]:
     """Apply an embedder to its input [b ...]; one output or two, without any dropout."""
-    outputs: Any = embedder.module.apply({"params": params}, value)
+    with heeding(params):
+        outputs: Any = embedder.module.apply({"params": params}, value)
     return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
 

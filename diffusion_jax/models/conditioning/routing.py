@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
+from diffusion_jax.models.layers.low_rank import heeding
 from diffusion_jax.types import Conditioning, PyTree
 
 # conditioning key -> the entries of a Conditioning that it needs.
@@ -103,14 +104,15 @@ def apply_network(
     inputs = network_inputs(conditioning_key, x, conditioning)
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     named = named_inputs(conditioning)
-    output = module.apply(
-        {"params": params},
-        inputs.x,
-        t,
-        context=inputs.context,
-        y=inputs.y,
-        train=dropout_key is not None,
-        rngs=rngs,
-        **named,
-    )
+    with heeding(params):
+        output = module.apply(
+            {"params": params},
+            inputs.x,
+            t,
+            context=inputs.context,
+            y=inputs.y,
+            train=dropout_key is not None,
+            rngs=rngs,
+            **named,
+        )
     return jnp.asarray(output, jnp.float32)

@@ -1,0 +1,354 @@
+"""Files of LoRAs, in the names of PEFT and diffusers and in those of kohya's scripts, both ways.
+
+A LoRA is kept as {Spot: Factors}: the layers of the networks that it changes, and how. The trees of
+parameters that it belongs to are given by slot: "network", "text" and "text_2", as in places.py.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from diffusion_jax.convert.weights.exporting import save_weights
+from diffusion_jax.convert.weights.names import Part, file_tensors, leaves_of, to_file, to_ours
+from diffusion_jax.convert.weights.reading import Weights, open_weights
+from diffusion_jax.convert.weights.safetensors import count_nonfinite
+from diffusion_jax.models.layers.low_rank import column_norms, merged_kernel
+from diffusion_jax.types import PyTree
+
+LoraLayout: TypeAlias = Literal["peft", "kohya"]
+LAYOUTS: tuple[LoraLayout, ...] = ("peft", "kohya")
+_KERNEL = "/kernel"
+_SHOWN = 5
+# The end of a tensor's name -> what it is.
+_ROLES = {
+    "down": r"\.(lora_A|lora_down|lora\.down|lora_linear_layer\.down)\.(default\.)?weight$",
+    "up": r"\.(lora_B|lora_up|lora\.up|lora_linear_layer\.up)\.(default\.)?weight$",
+    "alpha": r"\.alpha$",
+    "magnitude": r"\.(dora_scale|lora_magnitude_vector(\.default)?(\.weight)?)$",
+}
+# How the name of a module begins in files -> the slot of its network. "." and "_" are alike here.
+_SLOTS = (
+    (r"^(lora_)?unet_", "network"),
+    (r"^(lora_te2_|text_encoder_2_)(text_model_)?", "text_2"),
+    (r"^(lora_te1?_|text_encoder_)(text_model_)?", "text"),
+)
+_PEFT = {"network": "unet", "text": "text_encoder", "text_2": "text_encoder_2"}
+# diffusers and PEFT keep here what their config of a LoRA says.
+_ADAPTER_METADATA = "lora_adapter_metadata"
+
+
+class Spot(NamedTuple):
+    """A layer: the slot of its network, and the kernel, or the block of a stacked one."""
+
+    slot: str
+    part: Part
+
+
+class Factors(NamedTuple):
+    """What a LoRA does to a kernel [*k i o]: it adds alpha / rank times down [*k i r] up [r o].
+
+    magnitude [o]: the norm that each column of the sum gets (DoRA), or None.
+    """
+
+    down: np.ndarray
+    up: np.ndarray
+    alpha: float
+    magnitude: np.ndarray | None = None
+
+    @property
+    def scale(self) -> float:
+        """What multiplies the product of the factors."""
+        return self.alpha / self.down.shape[-1]
+
+
+Lora: TypeAlias = dict[Spot, Factors]
+
+
+def read_lora(path: str | os.PathLike, trees: Mapping[str, PyTree]) -> Lora:
+    """Read a file, in whichever names it has, for the networks of trees, {slot: parameters}.
+
+    Raises ValueError, saying how many and which, for layers that the networks do not have, for
+    factors of another shape, and for factors that are not there.
+    """
+    weights = open_weights(Path(os.path.expanduser(path)))
+    spots = _spots(trees)
+    held, unknown = _sort(weights, spots)
+    kernels = {slot: leaves_of(tree) for slot, tree in trees.items()}
+    lora, missing, shapes, nonfinite = {}, [], [], []
+    for spot, (module, names) in held.items():
+        absent = [role for role in ("down", "up") if role not in names]
+        if absent:
+            missing.append(f"{absent[0]} of {module}")
+            continue
+        arrays = {role: weights.tensors[name].load() for role, name in names.items()}
+        nonfinite += [names[role] for role, array in arrays.items() if count_nonfinite(array)]
+        found = _factors(arrays, _kernel_shape(kernels, spot), _said_scale(weights, spot, module))
+        if isinstance(found, str):
+            shapes.append(f"{module} {found}")
+        else:
+            lora[spot] = found
+    problems = (
+        (unknown, "are of no layer here"),
+        (missing, "are missing"),
+        (shapes, "are of another shape"),
+        (nonfinite, "hold NaN or infinite numbers"),
+    )
+    if any(names for names, _ in problems):
+        told = "; ".join(f"{len(names)} {what}: {_few(names)}" for names, what in problems if names)
+        raise ValueError(f"{path} does not fit the networks here: {told}")
+    return lora
+
+
+def write_lora(
+    lora: Lora,
+    path: str | os.PathLike,
+    trees: Mapping[str, PyTree],
+    layout: LoraLayout,
+    *,
+    dtype: Any = None,
+) -> None:
+    """Write a new .safetensors file.
+
+    "peft" is what diffusers and PEFT read and write; their files have no alphas, so `up` is
+    multiplied by alpha / rank where that is not 1. "kohya" is what the scripts of kohya and most
+    programs with a user interface read; an SDXL network has the names of generative-models there.
+    dtype: of the factors, None for their own.
+    Raises ValueError for layers that the layout has no names for, and what save_weights raises.
+    """
+    names, kernels = _names(trees, layout), {s: leaves_of(tree) for s, tree in trees.items()}
+    lost = [f"{spot.slot}/{spot.part.path}" for spot in lora if spot not in names]
+    if lost:
+        raise ValueError(f"{len(lost)} layers have no names in the layout {layout}: {_few(lost)}")
+    tensors: dict[str, np.ndarray] = {}
+    for spot, factors in lora.items():
+        is_conv = len(_kernel_shape(kernels, spot)) > 2
+        tensors |= _tensors(names[spot], factors, layout, is_conv=is_conv)
+    if dtype is not None:
+        tensors = {name: array.astype(dtype) for name, array in tensors.items()}
+    save_weights(path, [], tensors, _metadata(lora) if layout == "kohya" else {})
+
+
+def merge_lora(trees: Mapping[str, PyTree], lora: Lora, weight: float = 1.0) -> dict[str, PyTree]:
+    """Add a LoRA to the kernels of networks, in float32; they keep their dtypes and shardings.
+
+    weight: how much of the change, 1 for all of it.
+    """
+    changes: dict[tuple[str, str], list[tuple[int | None, Factors]]] = {}
+    for (slot, part), factors in lora.items():
+        changes.setdefault((slot, part.path), []).append((part.index, factors))
+
+    def merged(slot: str, path: Any, leaf: Any) -> Any:
+        own = changes.get((slot, "/".join(entry.key for entry in path)), [])
+        for index, factors in own:
+            if index is None:
+                leaf = _changed(leaf, factors, weight)
+            else:
+                leaf = leaf.at[index].set(_changed(leaf[index], factors, weight))
+        return leaf
+
+    return {
+        slot: jax.tree_util.tree_map_with_path(lambda p, x, s=slot: merged(s, p, jnp.asarray(x)), t)
+        for slot, t in trees.items()
+    }
+
+
+def extract_lora(
+    base: Mapping[str, PyTree], tuned: Mapping[str, PyTree], ranks: Mapping[Spot, int]
+) -> Lora:
+    """Approximate what training changed of kernels by factors of given ranks (SVD of W' - W).
+
+    The factors are the best ones in the sum of squares (Eckart & Young 1936).
+    """
+    trees = {slot: (leaves_of(base[slot]), leaves_of(tuned[slot])) for slot in base}
+    lora = {}
+    for (slot, part), rank in ranks.items():
+        before, after = (np.asarray(tree[part.path], np.float32) for tree in trees[slot])
+        change = after - before if part.index is None else (after - before)[part.index]
+        left, sizes, right = np.linalg.svd(
+            change.reshape(-1, change.shape[-1]), full_matrices=False
+        )
+        roots = np.sqrt(sizes[:rank])
+        down = (left[:, :rank] * roots).reshape(*change.shape[:-1], len(roots))
+        lora[Spot(slot, part)] = Factors(down, roots[:, None] * right[:rank], float(len(roots)))
+    return lora
+
+
+def magnitude_of(kernel: Any, relative: Any) -> np.ndarray:
+    """Turn norms relative to those of a kernel's columns into norms."""
+    return np.asarray(jnp.asarray(relative) * column_norms(jnp.asarray(kernel, jnp.float32)))
+
+
+def _changed(kernel: Any, factors: Factors, weight: float) -> Any:
+    return _compute(kernel, factors.down, factors.up, factors.magnitude, factors.scale, weight)
+
+
+@jax.jit
+def _compute(
+    kernel: Array, down: Array, up: Array, magnitude: Array | None, scale: Any, weight: Any
+) -> Array:
+    before = kernel.astype(jnp.float32)
+    relative = None if magnitude is None else magnitude / column_norms(before)
+    change = merged_kernel(before, down, scale * up.astype(jnp.float32), relative) - before
+    return (before + weight * change).astype(kernel.dtype)
+
+
+def _sort(
+    weights: Weights, spots: Mapping[tuple[str, str], Spot]
+) -> tuple[dict[Spot, tuple[str, dict[str, str]]], list[str]]:
+    """Sort the tensors of a file by layer: {spot: (module, {role: name})}, and the unknown ones."""
+    held: dict[Spot, tuple[str, dict[str, str]]] = {}
+    unknown = []
+    for name in weights.tensors:
+        role, module = _role_of(name)
+        spot = None if role is None else spots.get(_plain_name(module))
+        if spot is None or role is None or (spot in held and role in held[spot][1]):
+            unknown.append(name)
+        else:
+            held.setdefault(spot, (module, {}))[1][role] = name
+    return held, unknown
+
+
+def _role_of(name: str) -> tuple[str | None, str]:
+    for role, pattern in _ROLES.items():
+        match = re.search(pattern, name)
+        if match:
+            return role, name[: match.start()]
+    return None, name
+
+
+def _plain_name(module: str) -> tuple[str, str]:
+    """Name a module without its separators -> (slot, name); the slot is "" for an unknown one."""
+    plain = module.replace(".", "_")
+    for pattern, slot in _SLOTS:
+        rest, count = re.subn(pattern, "", plain)
+        if count:
+            return slot, rest
+    return "", plain
+
+
+def _spots(trees: Mapping[str, PyTree]) -> dict[tuple[str, str], Spot]:
+    """Find the spot of every plain name that a file may have for a layer."""
+    found = {}
+    for slot, tree in trees.items():
+        for name_map in ("unet_ldm", "unet_diffusers") if slot == "network" else ("clip_text_hf",):
+            for name, spot in _modules(slot, tree, name_map):
+                plain = name.removeprefix("text_model.").replace(".", "_")
+                found[slot, plain] = spot
+    return found
+
+
+def _names(trees: Mapping[str, PyTree], layout: LoraLayout) -> dict[Spot, str]:
+    """Name the module of each layer in a layout."""
+    is_xl = "text_2" in trees
+    names = {}
+    for slot, tree in trees.items():
+        name_map = "clip_text_hf"
+        if slot == "network":
+            name_map = "unet_ldm" if layout == "kohya" and is_xl else "unet_diffusers"
+        for name, spot in _modules(slot, tree, name_map):
+            if layout == "peft":
+                names[spot] = f"{_PEFT[slot]}.{name}"
+            else:
+                texts = {"text": "te1" if is_xl else "te", "text_2": "te2"}
+                prefix = "unet" if slot == "network" else texts[slot]
+                names[spot] = f"lora_{prefix}_{name.replace('.', '_')}"
+    return names
+
+
+def _modules(slot: str, tree: PyTree, name_map: str) -> Iterator[tuple[str, Spot]]:
+    """Name the layers of a tree; none where the names have no place for such a network."""
+    try:
+        tensors = file_tensors(tree, name_map)
+    except ValueError:
+        if name_map != "unet_diffusers":
+            raise
+        return
+    for tensor in tensors:
+        if tensor.parts[0].path.endswith(_KERNEL) and len(tensor.parts) == 1:
+            yield tensor.name.removesuffix(".weight"), Spot(slot, tensor.parts[0])
+
+
+def _kernel_shape(kernels: Mapping[str, Mapping[str, Any]], spot: Spot) -> tuple[int, ...]:
+    shape = tuple(kernels[spot.slot][spot.part.path].shape)
+    return shape if spot.part.index is None else shape[1:]
+
+
+def _factors(
+    arrays: Mapping[str, np.ndarray], kernel: tuple[int, ...], scale: float
+) -> Factors | str:
+    """Turn the arrays of a file into factors for a kernel; a string tells what does not fit."""
+    down, up = arrays["down"], arrays["up"]
+    rank = down.shape[0] if down.ndim else 0
+    told = f"{down.shape} and {up.shape} (the kernel here is {kernel})"
+    if down.ndim < 2 or up.ndim < 2 or rank < 1 or any(side != 1 for side in up.shape[2:]):
+        return told
+    down = to_ours(down, "kernel")
+    if all(side == 1 for side in (*kernel[:-2], *down.shape[:-2])):
+        down = down.reshape(*kernel[:-2], *down.shape[-2:])  # a 1 x 1 convolution is a dense layer
+    if down.shape != (*kernel[:-1], rank) or up.shape[:2] != (kernel[-1], rank):
+        return told
+    magnitude = arrays["magnitude"].reshape(-1) if "magnitude" in arrays else None
+    if magnitude is not None and magnitude.shape != kernel[-1:]:
+        return f"magnitude {arrays['magnitude'].shape} ({kernel[-1:]} here)"
+    alpha = float(arrays["alpha"].reshape(-1)[0]) if "alpha" in arrays else scale * rank
+    return Factors(down, up.reshape(up.shape[:2]).T, alpha, magnitude)
+
+
+def _said_scale(weights: Weights, spot: Spot, module: str) -> float:
+    """Read alpha / rank of a module out of the words that diffusers writes; 1 without them."""
+    if _ADAPTER_METADATA not in weights.metadata:
+        return 1.0
+    prefix, said = _PEFT[spot.slot], json.loads(weights.metadata[_ADAPTER_METADATA])
+
+    def of(pattern: str, default: str) -> float:
+        for ending, value in said.get(f"{prefix}.{pattern}", {}).items():
+            if module == ending or module.endswith(f".{ending}"):
+                return float(value)
+        return float(said.get(f"{prefix}.{default}", 1.0))
+
+    alpha, rank = of("alpha_pattern", "lora_alpha"), of("rank_pattern", "r")
+    return alpha / (np.sqrt(rank) if said.get(f"{prefix}.use_rslora") else rank)
+
+
+def _tensors(
+    module: str, factors: Factors, layout: LoraLayout, *, is_conv: bool
+) -> dict[str, np.ndarray]:
+    """Name the arrays of a layer as a layout does, with the axes of PyTorch."""
+    down, up, alpha, magnitude = factors
+    down, up = to_file(down, "kernel"), up.T
+    if is_conv:
+        up = up.reshape(*up.shape, *(1,) * (down.ndim - 2))
+    if layout == "peft":
+        scaled = up if factors.scale == 1.0 else (up.astype(np.float32) * factors.scale)
+        found = {"lora_A.weight": down, "lora_B.weight": scaled.astype(up.dtype)}
+        shape = (1, -1, *(1,) * (down.ndim - 2)) if is_conv else (-1,)
+        extra = {} if magnitude is None else {"lora_magnitude_vector": magnitude.reshape(shape)}
+    else:
+        found = {"lora_down.weight": down, "lora_up.weight": up}
+        found["alpha"] = np.asarray(alpha, down.dtype)
+        shape = (-1, *(1,) * (down.ndim - 1))
+        extra = {} if magnitude is None else {"dora_scale": magnitude.reshape(shape)}
+    return {f"{module}.{name}": array for name, array in (found | extra).items()}
+
+
+def _metadata(lora: Lora) -> dict[str, str]:
+    """Say what kohya's scripts say of their files: the largest rank, and its alpha."""
+    largest = max(lora.values(), key=lambda factors: factors.down.shape[-1])
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(largest.down.shape[-1]),
+        "ss_network_alpha": f"{largest.alpha:g}",
+    }
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
