@@ -66,7 +66,7 @@ def shuffled(samples: np.ndarray, seed: int = 0) -> np.ndarray:
     """Put the frames after the first in another order, one of its own for each clip."""
     rng = np.random.default_rng(seed)
     order = [[0, *(1 + rng.permutation(samples.shape[1] - 1))] for _ in samples]
-    return np.take_along_axis(samples, np.asarray(order)[:, :, None, None, None], axis=1)
+    return np.take_along_axis(samples, np.asarray(order, np.int64)[:, :, None, None, None], axis=1)
 
 
 def video_distances(sets: Mapping[str, np.ndarray], truth: np.ndarray) -> dict[str, float]:

@@ -18,7 +18,8 @@ import numpy as np
 from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
-from diffusion_jax.experiment.sampling import GuidanceScale, check_scale, check_steps
+from diffusion_jax.experiment.guiders import GuidanceScale, check_scale
+from diffusion_jax.experiment.sampling import check_steps
 from diffusion_jax.randomness import sample_keys, seed_key
 from diffusion_jax.runs.conditions import (
     Conditions,
@@ -382,7 +383,7 @@ class Pipeline(NamedTuple):
         check_steps(num_steps, "num_steps")
         total = drawing.count_steps(num_steps)
         if guidance_scale is not None:
-            scale = check_scale(guidance_scale, total, drawing.network)
+            scale = check_scale(guidance_scale, total, drawing.guides)
             if np.any(scale == 0.0):
                 _log.warning("guidance_scale = 0 ignores the conditions; 1 is without guidance")
         return num_steps, total

@@ -26,10 +26,11 @@ from diffusion_jax.diffusion.sigma_sampling import SIGMA_SAMPLINGS
 from diffusion_jax.diffusion.weighting import WEIGHTINGS
 from diffusion_jax.experiment.data import Splits
 from diffusion_jax.experiment.experiment import SECTIONS
+from diffusion_jax.experiment.guiders import GUIDERS
 from diffusion_jax.experiment.options import ClipOptions, Codes
 from diffusion_jax.experiment.pictures import draw_pictures
 from diffusion_jax.experiment.regularizer import QUANTIZERS, REGULARIZERS
-from diffusion_jax.experiment.sampling import GUIDERS, SAMPLERS
+from diffusion_jax.experiment.sampling import SAMPLERS
 from diffusion_jax.experiment.task import Training
 from diffusion_jax.models.conditioning.embedders import EMBEDDERS
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder

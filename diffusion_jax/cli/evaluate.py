@@ -4,7 +4,7 @@ import argparse
 
 from diffusion_jax.experiment.scoring import ScoringOptions
 from diffusion_jax.runs.evaluation import evaluate_run
-from diffusion_jax.runs.levels import level_lines
+from diffusion_jax.runs.levels import BITS, level_lines
 from diffusion_jax.runs.scoring import score_run
 
 # Flags that go to ScoringOptions by their own names.
@@ -17,11 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _metrics(arguments: argparse.Namespace) -> int:
-    asked = {name: getattr(arguments, name) for name in _SCORING}
-    asked["split"] = arguments.split
-    given = {name: value for name, value in asked.items() if value is not None}
-    names = tuple(name for name in arguments.metrics.split(",") if name)
-    options = ScoringOptions(metrics=names, **given)
+    options = scoring_options(arguments)
     found = score_run(
         arguments.workdir,
         options,
@@ -37,10 +33,23 @@ def _metrics(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _losses(arguments: argparse.Namespace) -> int:
-    wrong = [name for name in (*_SCORING, "samples") if getattr(arguments, name) is not None]
+def scoring_options(arguments: argparse.Namespace) -> ScoringOptions:
+    """Make the options of --metrics from the flags beside it."""
+    asked = {name: getattr(arguments, name) for name in (*_SCORING, "split")}
+    given = {name: value for name, value in asked.items() if value is not None}
+    names = tuple(name for name in arguments.metrics.split(",") if name)
+    return ScoringOptions(metrics=names, **given)
+
+
+def check_no_scoring(arguments: argparse.Namespace, *more: str) -> None:
+    """Raise ValueError for flags of --metrics, and more, when it is not given."""
+    wrong = [name for name in (*_SCORING, *more) if getattr(arguments, name) is not None]
     if wrong:
         raise ValueError(f"--{wrong[0]} should come with --metrics")
+
+
+def _losses(arguments: argparse.Namespace) -> int:
+    check_no_scoring(arguments, "samples")
     split = arguments.split or "test"
     found = evaluate_run(
         arguments.workdir, split, step=arguments.step, overrides=arguments.overrides
@@ -51,8 +60,11 @@ def _losses(arguments: argparse.Namespace) -> int:
         print(f"  {name:32} {value:.6g}")
     for line in [] if found.levels is None else level_lines(found.levels):
         print(f"  {line}")
-    if found.bits is not None:
-        count = min(found.bits_images, found.num_examples)
-        name = f"{split}/bits_per_dim"
-        print(f"  {name:32} {found.bits:.4f}, at most, over the first {count} images")
+    count = min(found.bits_images, found.num_examples)
+    for end in ("", "_ema"):
+        if found.bits is not None and f"{BITS}{end}" in found.bits:
+            bits, half = found.bits[f"{BITS}{end}"], found.bits[f"{BITS}_ci{end}"]
+            name = f"{split}/bits_per_dim{end}"
+            over = f"at most, over the first {count} images (± {half:.2g})"
+            print(f"  {name:32} {bits:.4f}, {over}")
     return 0

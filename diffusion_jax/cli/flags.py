@@ -100,16 +100,19 @@ _PLAN = (
 )
 _DESCRIBE = (flag("file", ".safetensors, .ckpt, diffusers folder", nargs="?", default=""),)
 _OPTIONS = (flag("section", "for example sampler or sampler.ddim", nargs="?", default=""),)
-_EVALUATE = (
-    RUN,
-    STEP,
-    flag("--split", "train, validation or test (default: test; train for --metrics)"),
-    flag("--metrics", "of samples, instead of losses: mind,kernel,precision,... (docs/metrics.md)"),
+_SCORING = (
     flag("--features", "network that --metrics look through"),
     flag("--weights", "file of --features, if no package ships them"),
     flag("--num_samples", "samples that --metrics draw", type=int),
     flag("--num_steps", "sampling steps (default: the config's)", type=int),
     flag("--reference", ".npz file of EDM, ADM or this package instead of the data"),
+)
+_EVALUATE = (
+    RUN,
+    STEP,
+    flag("--split", "train, validation or test (default: test; train for --metrics)"),
+    flag("--metrics", "of samples, instead of losses: mind,kernel,precision,... (docs/metrics.md)"),
+    *_SCORING,
     flag("--samples", "new .npz file for the samples"),
 )
 _SERVE = (
@@ -120,12 +123,23 @@ _SERVE = (
     flag("--port", "0 takes any that is free", type=int, default=7860),
     flag("--token", "what requests must know (default: drawn where --host needs one)"),
 )
+_EMA = (
+    RUN,
+    STEP,
+    flag("--length", "share of the training so far to average over, such as 0.1", type=float),
+    flag("--out", "new folder for the run with that average (default: WORKDIR/ema/...)"),
+    flag("--lengths", "instead: evaluate several, such as 0.02,0.05,0.1,0.15"),
+    flag("--split", "of the losses of --lengths (default: validation; train for --metrics)"),
+    flag("--metrics", "of samples, besides the losses of --lengths (docs/metrics.md)"),
+    *_SCORING,
+)
 COMMANDS = {
     "train": Command("train a model (the default command)", (*_TRAIN, *PROCESSES)),
     "sample": Command("draw images from a run or from released weights", _SAMPLE),
     "evaluate": Command(
         "compute the losses of a run on a split, or metrics of its samples", _EVALUATE
     ),
+    "ema": Command("average what a run trained over any length, after the fact", _EMA),
     "convert": Command("weights between runs, .safetensors and diffusers; YAML configs", _CONVERT),
     "describe": Command("say what a released file is and which config describes it", _DESCRIBE),
     "report": Command("summarise a run: progress, losses, speed, checkpoints", (RUN,)),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion.schedule import check_choice
@@ -64,8 +65,7 @@ def cfg(
         out = apply(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
         out_u, out_c = jnp.split(out.astype(jnp.promote_types(out.dtype, jnp.float32)), 2)
         factor = _factor(jnp.asarray(scale, out_u.dtype), t, interval, scale_schedule)
-        if factor.ndim:
-            factor = factor.reshape(factor.shape + (1,) * (out_u.ndim - factor.ndim))
+        factor = _beside(factor, out_u)
         guided = out_u + factor * (out_c - out_u)
         if rescale > 0.0:
             guided = rescale_std(guided, out_c, rescale)
@@ -74,6 +74,59 @@ def cfg(
         if norm_limit is not None:
             guided = norm_threshold(guided, norm_limit)
         return guided
+
+    return predict
+
+
+def cfgpp(
+    apply: Apply,
+    conditioning: Conditioning,
+    unconditional: Conditioning,
+    scale: float | Float[Array, ""] | Float[Array, "b"],
+) -> Predict:
+    """Guide what is predicted and not the direction of a step (CFG++), with cfgpp_scales.
+
+    A step of Euler's method or DDIM goes to x_0 + sigma_next eps. CFG++ takes x_0 from
+    u + s (c - u), with s in [0, 1], and eps from u alone. In the coordinates x = x_0 + sigma eps
+    that is the step of `cfg` with the scale s / (1 - sigma_next / sigma), another one in each step;
+    this function is that `cfg`.
+    Source: Chung et al. 2024, CFG++, algorithm 2.
+    """
+    return cfg(apply, conditioning, unconditional, scale)
+
+
+def cfgpp_scales(scale: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+    """Return the scale for `cfgpp` in each step: s / (1 - sigma_next / sigma), float32 [S].
+
+    scale: s in [0, 1], one number or one for each step. ratios [S]: sigma_next / sigma, below 1.
+    Raises ValueError for a scale outside of [0, 1].
+    """
+    if not np.all((scale >= 0.0) & (scale <= 1.0)):
+        raise ValueError(f"guidance_scale = {scale} should be between 0 and 1 for cfgpp")
+    return np.asarray(scale / (1.0 - ratios), np.float32)
+
+
+def against(
+    apply: Apply,
+    conditioning: Conditioning,
+    weaker: Predict,
+    scale: float | Float[Array, ""] | Float[Array, "b"],
+    *,
+    interval: tuple[float, float] | None = None,
+) -> Predict:
+    """Guide away from a weaker model of the same distribution: out = w + scale (c - w).
+
+    weaker: its prediction w, conditions bound. scale: 1 is no guidance. interval: as in `cfg`.
+    Raises ValueError for an interval whose low end is above its high end.
+    Source: Karras et al. 2024, Guiding a Diffusion Model with a Bad Version of Itself, equation 3.
+    """
+    _check_interval(interval, "constant")
+
+    def predict(x: Array, t: Array) -> Array:
+        both = (apply(x, t, conditioning), weaker(x, t))
+        out, out_w = (y.astype(jnp.promote_types(y.dtype, jnp.float32)) for y in both)
+        factor = _factor(jnp.asarray(scale, out.dtype), t, interval, "constant")
+        return out_w + _beside(factor, out) * (out - out_w)
 
     return predict
 
@@ -153,6 +206,11 @@ def _factor(
     inside = (level >= low) & (level <= high)
     growth = _GROWTH[scale_schedule](jnp.clip((high - level) / (high - low), 0.0, 1.0))
     return jnp.where(inside, 1.0 + (scale - 1.0) * growth, 1.0)
+
+
+def _beside(factor: Array, out: Array) -> Array:
+    """Give a factor of each sample, or of each frame, the axes of an output."""
+    return factor.reshape(factor.shape + (1,) * (out.ndim - factor.ndim)) if factor.ndim else factor
 
 
 def _double(conditioning: Conditioning, unconditional: Conditioning) -> dict[str, Array]:

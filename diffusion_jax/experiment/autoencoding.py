@@ -27,7 +27,7 @@ from diffusion_jax.experiment.first_stage_weights import (
     read_lpips,
 )
 from diffusion_jax.experiment.layout import first_stage_rules
-from diffusion_jax.experiment.optimizer import OPTIMIZER, build_optimizer
+from diffusion_jax.experiment.optimizer import OPTIMIZER, bind_ema, build_optimizer
 from diffusion_jax.experiment.options import LearnOptions, LogvarOptions, PerceptualOptions
 from diffusion_jax.experiment.pictures import reconstruct_pictures
 from diffusion_jax.experiment.regularizer import CODEBOOK, Regularizer, build_regularizer
@@ -104,7 +104,8 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
     learn = LearnOptions(**learn).learn_logvar
     networks = _networks(module, discriminator, regularizer, net)
     rate = (sections["lr_schedule"], training.batch_size, training.scale_lr)
-    tx, lr_at = build_optimizer(sections["optimizer"], *rate)
+    power = bind_ema(sections["ema"]).power
+    tx, lr_at = build_optimizer(sections["optimizer"], *rate, power=power)
     disc_tx, _ = build_optimizer(_disc_optimizer(sections), *rate, path=DISC_OPTIMIZER.path)
 
     def init(key: Array) -> TrainState:

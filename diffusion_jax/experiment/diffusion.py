@@ -13,11 +13,12 @@ from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.claims import Contradiction, check_claims, contradictions
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.export import About, export_diffusers, export_single_file, find_layout
+from diffusion_jax.experiment.guiders import guides
 from diffusion_jax.experiment.layout import frozen_rules, state_rules
 from diffusion_jax.experiment.network import Network, build_network
 from diffusion_jax.experiment.noise import build_noise
 from diffusion_jax.experiment.objective import build_objective
-from diffusion_jax.experiment.optimizer import build_optimizer
+from diffusion_jax.experiment.optimizer import bind_ema, build_optimizer
 from diffusion_jax.experiment.pictures import draw_pictures
 from diffusion_jax.experiment.sampling import build_sample_fn
 from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
@@ -82,11 +83,12 @@ def denoising(
         training.batch_size,
         training.scale_lr,
         trainable=training.trainable,
+        power=bind_ema(sections["ema"]).power,
     )
     scaled = network.first_stage is not None and network.first_stage.options.scale_by_std
     compare = functools.partial(contradictions, network, noise, sections["sampler"])
     sampling = build_sample_fn(network, noise, sections["sampler"], sections["guidance"], mesh)
-    drawing = Drawing(network, noise, *sampling)
+    drawing = Drawing(network, noise, *sampling, guides(sections["guidance"], network))
     about = About(data.name, sections["sampler"], sections["guidance"], drawing.num_steps)
     loss_fn = prepare(objective.loss_fn)
     if training.trainable is not None:

@@ -39,7 +39,8 @@ from diffusion_jax.experiment.frames import FRAME
 from diffusion_jax.experiment.hooks import HookOptions, bind_hooks
 from diffusion_jax.experiment.latent_options import bind_latent_cache
 from diffusion_jax.experiment.network import Network
-from diffusion_jax.experiment.options import LatentCacheOptions
+from diffusion_jax.experiment.optimizer import bind_ema
+from diffusion_jax.experiment.options import EmaOptions, LatentCacheOptions
 from diffusion_jax.experiment.sampling import SampleFn
 from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
 from diffusion_jax.experiment.video import make_video
@@ -62,9 +63,9 @@ MESH = Section(
     ((make_mesh, ("devices",)),),
 )
 SECTIONS = (
-    "checkpoint conditioning data denoiser disc_optimizer discretization discriminator first_stage "
-    "guidance hooks latent_cache loss lr_schedule mesh model optimizer perceptual regularizer "
-    "sampler schedule seed sigma_sampling train weighting"
+    "checkpoint conditioning data denoiser disc_optimizer discretization discriminator ema "
+    "first_stage guidance hooks latent_cache loss lr_schedule mesh model optimizer perceptual "
+    "regularizer sampler schedule seed sigma_sampling train weighting"
 ).split()
 REQUIRED = ("model", "data", "train")
 MAX_SEED = 2**32 - 1  # jax.random.key drops what is above
@@ -74,7 +75,7 @@ class Experiment(NamedTuple):
     """What a config describes. The functions of its task are pure and not jitted, but sample_fn.
 
     sections: every section, None where the config has none. hooks: the options of what watches a
-    run, and of its checkpoints.
+    run, and of its checkpoints. ema: what is kept for averages of any length.
     """
 
     sections: Mapping[str, Any]
@@ -82,6 +83,7 @@ class Experiment(NamedTuple):
     task: Task
     hooks: HookOptions
     latent_cache: LatentCacheOptions | None = None
+    ema: EmaOptions = EmaOptions()
 
     def __repr__(self) -> str:
         """Say in one line what is trained, on what and where; the fields would fill pages."""
@@ -248,7 +250,8 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     task = _maker(data, is_first_stage)(sections, setting)
     hooks = bind_hooks(sections, task, data.splits)
     draws = None if task.drawing is None else task.drawing.network
-    return Experiment(sections, setting, task, hooks, bind_latent_cache(sections, data, draws))
+    latent_cache = bind_latent_cache(sections, data, draws)
+    return Experiment(sections, setting, task, hooks, latent_cache, bind_ema(sections["ema"]))
 
 
 def _maker(data: Data, is_first_stage: bool) -> Callable[[Mapping[str, Any], Setting], Task]:

@@ -1,7 +1,7 @@
 """The `optimizer` and `lr_schedule` sections -> an optax chain and the rate at every step."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from diffusion_jax.experiment.binding import (
     parameters_of,
     value_of,
 )
-from diffusion_jax.experiment.options import WarmupOptions
+from diffusion_jax.experiment.options import EmaOptions, WarmupOptions
 from diffusion_jax.train.lr_schedules import LR_SCHEDULES, with_warmup
 from diffusion_jax.train.optimizer import (
     OPTIMIZERS,
@@ -23,12 +23,13 @@ from diffusion_jax.train.optimizer import (
     make_optimizer,
     scaled_learning_rate,
 )
+from diffusion_jax.train.power_ema import check_lengths
 from diffusion_jax.types import PyTree
 
 OPTIMIZER = Section(
     "config.optimizer",
     "The optimizer with its learning rate, clipping and the average of the parameters.",
-    ((make_optimizer, ("name", "lr_multiplier", "trainable")),),
+    ((make_optimizer, ("name", "lr_multiplier", "trainable", "power")),),
     OPTIMIZERS,
     # make_optimizer passes the first four to a row itself; a config cannot hold the others, which
     # are functions, transformations and trees.
@@ -49,6 +50,24 @@ LR_SCHEDULE = Section(
 )
 
 
+EMA = Section(
+    "config.ema",
+    "Averages whose length is chosen after training; by default none are kept.",
+    ((EmaOptions, ()),),
+)
+
+
+def bind_ema(section: Mapping[str, Any] | None) -> EmaOptions:
+    """Bind the `ema` section; ConfigError for lengths that do not fit together."""
+    options = EmaOptions(**bind_section(EMA, section).own[0])
+    try:
+        if options.power:
+            check_lengths(options.power)
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
+    return options
+
+
 def build_optimizer(
     optimizer: Mapping[str, Any] | None,
     lr_schedule: Mapping[str, Any] | None,
@@ -56,11 +75,12 @@ def build_optimizer(
     scale_lr: bool,
     path: str = OPTIMIZER.path,
     trainable: str | None = None,
+    power: Sequence[float] = (),
 ) -> Optimizer:
     """Build the optimizer; the schedule is a multiplier of optimizer.learning_rate.
 
     scale_lr multiplies the learning rate by the global batch size, as latent-diffusion does.
-    trainable: see Training.
+    trainable: see Training. power: see EmaOptions.
     Raises ValueError naming the option, its value and the choices.
     """
     bound = bind_section(OPTIMIZER._replace(path=path), optimizer)
@@ -69,6 +89,7 @@ def build_optimizer(
     options = bound.keywords | chain
     options["learning_rate"] = scaled_learning_rate(rate, batch_size, scale_lr=scale_lr)
     options["lr_multiplier"] = _multiplier(lr_schedule)
+    options["power"] = power
     make = functools.partial(make_optimizer, bound.name, **options)
     made = make()
     try:

@@ -79,10 +79,35 @@ class SamplerOptions(NamedTuple):
     num_steps: int = 50
 
 
+class AutoguidanceOptions(NamedTuple):
+    """The weaker model that autoguidance leads away from.
+
+    path: the folder of a run or one of its checkpoints, trained on the same data for fewer steps,
+    with a smaller network, or both. ema: its averages, False for its raw weights.
+    """
+
+    path: str
+    ema: bool = True
+
+
 class WarmupOptions(NamedTuple):
     """warmup_steps: the learning rate rises linearly over so many steps, whatever the schedule."""
 
     warmup_steps: int = 0
+
+
+class EmaOptions(NamedTuple):
+    """What training keeps for averages whose length is chosen afterwards (`launch.py ema`).
+
+    power: the lengths, as shares of the training so far (sigma_rel), of two or more averages that
+    every step updates, such as (0.05, 0.1); () keeps none. snapshots: how many snapshots of the
+    longest one are kept in the run folder, two bytes a parameter each. snapshot_every: they are
+    taken at multiples of this step, each 1.25 times as late as the one before.
+    """
+
+    power: tuple[float, ...] = ()
+    snapshots: int = 3
+    snapshot_every: int = 1000
 
 
 class FirstStageOptions(NamedTuple):

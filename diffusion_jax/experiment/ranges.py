@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.train.power_ema import LARGEST_LENGTH
+
 # What a float32 and an int32 hold; every number of a config ends up in one of them.
 LARGEST = float(np.finfo(np.float32).max)
 LARGEST_INT = int(np.iinfo(np.int32).max)
@@ -67,7 +69,7 @@ _NAMES = {
         # data and caches
         "channels bucket_divisor max_examples shard_size samples_at_a_time tile frame_stride "
         "hop short_side num_examples frames_at_a_time overlap frames copies level_dim "
-        "num_images num_levels num_samples "
+        "num_images num_levels num_samples snapshot_every "
         # networks
         "model_channels out_channels in_channels out_ch ch ch_mult channel_mult num_res_blocks "
         "num_heads num_groups patch_size attention_resolutions attn_resolutions context_dim "
@@ -83,7 +85,8 @@ _NAMES = {
         "update_proj_gap update_interval ns_steps min_dim_size_to_factor"
     ),
     FROM_0: (
-        "keep_best min_delta max_corrupt pad prefetch num_threads num_workers "
+        "keep_best snapshots bits_images min_delta max_corrupt pad prefetch num_threads "
+        "num_workers "
         "transformer_depth num_attention_blocks n_stages cosine_s eta s_churn s_noise s_tmin "
         "temperature interval offset_noise_level l_simple_weight original_elbo_weight disc_start "
         "disc_factor disc_weight perceptual_weight regularization_weights beta kl_weight "
@@ -122,6 +125,7 @@ _NAMES = {
 }
 # Where one name means several things: "function.option".
 _SCOPED = {
+    "EmaOptions.power": Range(0, LARGEST_LENGTH, above=True),
     "ddim.eta": SHARE,
     "restart.low": ABOVE_0,
     # A share with merge_strategy = "fixed", and otherwise its logit.

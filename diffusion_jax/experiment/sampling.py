@@ -2,18 +2,17 @@
 
 import functools
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array
 
 from diffusion_jax.devices.arrays import put
 from diffusion_jax.devices.mesh import batch_sharding, batch_shards, on_mesh, replicated
-from diffusion_jax.diffusion import frame_guidance, guidance, samplers
+from diffusion_jax.diffusion import guidance, samplers
 from diffusion_jax.diffusion.samplers import driver
 from diffusion_jax.diffusion.schedule import Schedule
 from diffusion_jax.experiment.binding import (
@@ -26,11 +25,11 @@ from diffusion_jax.experiment.binding import (
 )
 from diffusion_jax.experiment.familiar import overrides_of
 from diffusion_jax.experiment.frames import FRAME, alternating
+from diffusion_jax.experiment.guiders import WEAKER, GuidanceScale, Guider, build_guider
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.options import SamplerOptions
-from diffusion_jax.models.conditioning.conditioner import can_guide
-from diffusion_jax.types import Batch, Conditioning, Keys, Predict, PyTree
+from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
 
 # Samplers that visit timesteps of the schedule, and samplers that visit noise levels.
 TIMESTEP_SAMPLERS = {
@@ -55,16 +54,6 @@ LEVEL_SAMPLERS = {
     "lms": samplers.lms,
 }
 SAMPLERS = TIMESTEP_SAMPLERS | LEVEL_SAMPLERS
-# These have a scale for each frame of a video.
-FRAME_GUIDERS = {
-    "linear": frame_guidance.linear,
-    "triangle": frame_guidance.triangle,
-    "trapezoid": frame_guidance.trapezoid,
-    "spatiotemporal": frame_guidance.spatiotemporal,
-}
-GUIDERS = {"none": guidance.identity, "cfg": guidance.cfg} | FRAME_GUIDERS
-# Options of a guider that need predicted images, which timestep samplers do not give it.
-ON_IMAGES = ("dynamic_percentile", "norm_limit")
 SAMPLER = Section(
     "config.sampler",
     "How samples are drawn: the steps from noise to an image.",
@@ -74,19 +63,8 @@ SAMPLER = Section(
     default="ddim",
     own=("schedule", "sigmas", "num_steps", "parameterization"),
 )
-GUIDANCE = Section(
-    "config.guidance",
-    "How the predictions with and without conditions are combined.",
-    table=GUIDERS,
-    given=("apply", "conditioning", "unconditional"),
-    default="none",
-    own=("apply", "conditioning", "unconditional"),
-)
-
 # See build_sample_fn.
 SampleFn = Callable[..., driver.Samples]
-# A number for all steps, or a sequence of one for each; see check_scale.
-GuidanceScale: TypeAlias = Any
 
 
 class _Plan(NamedTuple):
@@ -96,7 +74,7 @@ class _Plan(NamedTuple):
     noise: Noise
     sampler: Callable[[Schedule, int], driver.Sampler]
     on_timesteps: bool
-    guide: Callable[..., Predict]
+    guider: Guider
 
 
 def build_sample_fn(
@@ -137,14 +115,13 @@ def build_sample_fn(
     Compiles once per (b, size, num_steps, log_every) and kind of call.
     Raises ValueError for a wrong option.
     """
-    plan, default_steps = _plan(network, noise, sampler, guider)
-    default_scale = _default_scale(guider, network)
+    plan, default_steps = _plan(network, noise, sampler, guider, mesh)
 
     @functools.cache
     def count_steps(num_steps: int) -> int:
         return plan.sampler(noise.schedule, num_steps).num_steps
 
-    sample_fn = _make_sample_fn(plan, mesh, default_steps, default_scale, count_steps)
+    sample_fn = _make_sample_fn(plan, mesh, default_steps, count_steps)
     return sample_fn, default_steps, count_steps
 
 
@@ -152,10 +129,9 @@ def _make_sample_fn(
     plan: _Plan,
     mesh: Mesh,
     default_steps: int,
-    default_scale: float,
     count_steps: Callable[[int], int],
 ) -> SampleFn:
-    network, run = plan.network, _jit_run(plan, mesh)
+    network, guider, run = plan.network, plan.guider, _jit_run(plan, mesh)
 
     def sample_fn(
         params: PyTree,
@@ -183,9 +159,11 @@ def _make_sample_fn(
     ) -> driver.Samples:
         num_steps = default_steps if num_steps is None else num_steps
         total = count_steps(num_steps)
-        scale = check_scale(
-            default_scale if guidance_scale is None else guidance_scale, total, network
-        )
+        make = functools.partial(plan.sampler, plan.noise.schedule, num_steps)
+        scale = guider.scale_of(guidance_scale, total, make)
+        guided = bool(np.any(scale != 1.0))
+        if guided and guider.weaker is not None:
+            frozen = {**frozen, WEAKER: guider.weaker.params()}
         if strength is not None:
             steps = (total - driver.steps_of_strength(total, strength), total)
         optional = {
@@ -206,7 +184,7 @@ def _make_sample_fn(
             keys,
             jnp.asarray(scale),
             num_steps=num_steps,
-            guided=bool(np.any(scale != 1.0)),
+            guided=guided,
             kept=_kept(network, given),
             log_every=log_every,
             steps=(0, total) if steps is None else steps,
@@ -276,6 +254,7 @@ def _plan(
     noise: Noise,
     sampler: Mapping[str, Any] | None,
     guider: Mapping[str, Any] | None,
+    mesh: Mesh,
 ) -> tuple[_Plan, int]:
     _check_familiar(sampler)
     bound = bind_section(SAMPLER, sampler)
@@ -295,8 +274,8 @@ def _plan(
         return bound.make(noise.grid(num_steps))
 
     make(noise.schedule, default_steps)  # a wrong value should not wait for the first image
-    guide = _guide(guider, on_timesteps, network)
-    return _Plan(network, noise, make, on_timesteps, guide), default_steps
+    built = build_guider(guider, network, noise, bound, on_timesteps, mesh)
+    return _Plan(network, noise, make, on_timesteps, built), default_steps
 
 
 def _check_familiar(sampler: Mapping[str, Any] | None) -> None:
@@ -307,61 +286,9 @@ def _check_familiar(sampler: Mapping[str, Any] | None) -> None:
         raise ConfigError(f"config.sampler.name = {name!r} is unknown; here it is {here}")
 
 
-def _guide(
-    guider: Mapping[str, Any] | None, on_timesteps: bool, network: Network
-) -> Callable[..., Predict]:
-    bound = bind_section(GUIDANCE, guider)
-    if bound.factory is guidance.identity:
-        return guidance.cfg  # for who asks for a scale all the same
-    if bound.name in FRAME_GUIDERS and network.num_frames is None:
-        raise ConfigError(
-            f"config.guidance.name = {bound.name!r} has a scale for each frame of a video; images "
-            "are guided by cfg"
-        )
-    options = {key: value for key, value in bound.keywords.items() if key != "scale"}
-    for name in ON_IMAGES:
-        if on_timesteps and name in options:
-            raise ConfigError(
-                f"config.guidance.{name} = {options[name]!r} works on predicted images; choose "
-                f"config.sampler.name from {', '.join(LEVEL_SAMPLERS)}"
-            )
-    return functools.partial(bound.factory, **options)
-
-
 def check_steps(num_steps: Any, path: str) -> None:
     """Raise ConfigError unless num_steps is a whole number of at least 1."""
     check_range(check_type(num_steps, int, path), path, low=1)
-
-
-def _default_scale(guider: Mapping[str, Any] | None, network: Network) -> float:
-    # Without a guider the conditional prediction is followed: a scale of 1.
-    scale = float(guider["scale"] if guider is not None and "scale" in guider else 1.0)
-    if scale != 1.0 and not can_guide(network.embedders):
-        raise ConfigError(
-            f"config.guidance.scale = {scale} needs an embedder with ucg_rate > 0: without "
-            "dropped conditions in training there is no unconditional prediction to guide away from"
-        )
-    return scale
-
-
-def check_scale(scale: GuidanceScale, num_steps: int, network: Network) -> np.ndarray:
-    """Return guidance scales as float32 [] or [num_steps]; ValueError for what cannot be used."""
-    if isinstance(scale, Tracer):
-        raise ValueError("guidance_scale is traced by JAX and has no value yet; give a number")
-    values = np.asarray(scale)
-    if values.dtype.kind not in "fiu":
-        raise ValueError(f"guidance_scale = {scale!r} should be one number or one for each step")
-    values = values.astype(np.float32)
-    if values.shape not in ((), (num_steps,)):
-        raise ValueError(
-            f"guidance_scale has the shape {values.shape}; it should be one number or {num_steps}, "
-            "one for each step"
-        )
-    guides = can_guide(network.embedders)
-    if not np.all(np.isfinite(values)) or (np.any(values != 1.0) and not guides):
-        wanted = "finite" if guides else "1: no condition was dropped in training"
-        raise ValueError(f"guidance_scale = {scale} should be {wanted}")
-    return values
 
 
 def _kept(network: Network, given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -390,10 +317,12 @@ def _predict(
     conditioning = network.embed(params, frozen, inputs)
     if scale is None:
         return guidance.identity(apply, conditioning)
-    if "negative" in arrays:
-        inputs = {**inputs, **arrays["negative"]}
-    unconditional = network.embed(params, frozen, inputs, unconditional=True, kept=kept)
-    guide = functools.partial(plan.guide, apply, conditioning, unconditional)
+    third: Any = plan.guider.third(apply, conditioning, frozen, inputs)
+    if third is None:
+        if "negative" in arrays:
+            inputs = {**inputs, **arrays["negative"]}
+        third = network.embed(params, frozen, inputs, unconditional=True, kept=kept)
+    guide = functools.partial(plan.guider.guide, apply, conditioning, third)
     return guide(scale) if scale.ndim == 0 else lambda x, level, row: guide(row)(x, level)
 
 

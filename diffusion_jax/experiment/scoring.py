@@ -47,10 +47,15 @@ class ScoringOptions(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """How many noise levels are looked at, on how many images of the validation split."""
+    """How many noise levels are looked at, on how many images of the validation split.
+
+    bits_images: for how many of them the bits per dimension of a pixel model are bounded as well,
+    one network call for each image and timestep; 0 for none.
+    """
 
     num_levels: int = 10
     num_images: int = 64
+    bits_images: int = 0
 
 
 def check_scoring(options: ScoringOptions) -> None:

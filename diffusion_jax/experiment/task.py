@@ -68,7 +68,8 @@ class Drawing(NamedTuple):
     """How a model draws images: its network, its noise levels, and the one sample_fn.
 
     num_steps: the default number of sampling steps. count_steps: num_steps -> how many the sampler
-    takes, which may be more; ValueError where there is no such number.
+    takes, which may be more; ValueError where there is no such number. guides: whether guidance
+    scales other than 1 mean something.
     """
 
     network: Network
@@ -76,6 +77,7 @@ class Drawing(NamedTuple):
     sample_fn: SampleFn
     num_steps: int
     count_steps: Callable[[int], int]
+    guides: bool = True
 
 
 class Reconstructing(NamedTuple):

@@ -38,7 +38,7 @@ KINDS = (
     "collective",
 )
 # Lines of these files and packages are the optimizer's.
-_OPTIMIZER = re.compile(r"/optax/|diffusion_jax/train/(optimizer|ema|lr_schedules)\.py$")
+_OPTIMIZER = re.compile(r"/optax/|diffusion_jax/train/(optimizer|(power_)?ema|lr_schedules)\.py$")
 # Where derivatives come from says more than the rule that calls them.
 _OURS = re.compile(r"\bdiffusion_jax/(?!plan/|models/layers/derivatives).*\.py$")
 

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from diffusion_jax.train.ema import EmaState
+from diffusion_jax.train.power_ema import PowerEmaState
 from diffusion_jax.types import PyTree
 
 
 class Held(NamedTuple):
-    """Bytes per device. moments: the optimizer's state without the average. other: counters."""
+    """Bytes per device. moments: the optimizer's state without the averages. other: counters."""
 
     parameters: int
     moments: int
@@ -26,7 +27,7 @@ def held_bytes(arguments: tuple[PyTree, PyTree, PyTree]) -> Held:
     """Sum the bytes of the arguments of a train step on one device."""
     state, batch, frozen = arguments
     found = jax.tree.leaves(state.opt_state, is_leaf=_is_average)
-    averages = [node.params for node in found if _is_average(node)]
+    averages = [node[1] for node in found if _is_average(node)]  # without the counter
     ema = device_bytes(averages)
     return Held(
         parameters=device_bytes(state.params),
@@ -50,7 +51,7 @@ def read_bytes(arguments: tuple[PyTree, PyTree, PyTree], used: Sequence[bool]) -
 
 
 def _is_average(node: Any) -> bool:
-    return isinstance(node, EmaState)
+    return isinstance(node, EmaState | PowerEmaState)
 
 
 def _leaf_bytes(leaf: Any) -> int:

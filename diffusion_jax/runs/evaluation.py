@@ -1,6 +1,5 @@
 """Losses of a state on a whole split, with raw and with averaged weights; bits per dimension."""
 
-import functools
 import itertools
 import os
 import pathlib
@@ -8,17 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from diffusion_jax.data.batches import Batches
-from diffusion_jax.devices.arrays import put
-from diffusion_jax.devices.mesh import batch_sharding, batch_shards, on_mesh, replicated
-from diffusion_jax.diffusion.vlb import bits_per_dim
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.scoring import Levels
-from diffusion_jax.randomness import Stream, sample_keys, stream_key
-from diffusion_jax.runs.levels import build_evaluate_levels
+from diffusion_jax.runs.levels import BITS, build_evaluate_levels
+from diffusion_jax.runs.likelihood import has_likelihood
 from diffusion_jax.runs.start import open_run
 from diffusion_jax.runs.weights import run_frozen
 from diffusion_jax.train.checkpoints.saving import restore_state
@@ -31,14 +25,15 @@ from diffusion_jax.types import PyTree
 class Evaluation(NamedTuple):
     """What a run's checkpoint came to on a split: its step, the number of records, the losses.
 
-    bits: the bound on bits per dimension of the first bits_images images, or None. levels: losses
-    by noise level, see levels.build_evaluate_levels; None where the model does not denoise.
+    bits: bounds on the bits per dimension of the first bits_images images, by the names of
+    levels.build_evaluate_levels, None where they are not defined. levels: losses by noise level;
+    None where the model does not denoise.
     """
 
     step: int
     num_examples: int
     losses: dict[str, float]
-    bits: float | None
+    bits: dict[str, float] | None
     bits_images: int
     levels: dict[str, float] | None = None
 
@@ -64,13 +59,11 @@ def evaluate_run(
     frozen = run_frozen(experiment, workdir)
     state, _ = restore_state(workdir / "checkpoints", experiment.abstract_state(), step)
     losses = build_evaluate(experiment, frozen, batches, prefix=split)(state)
-    levels = None
+    levels = bits = None
     if experiment.task.drawing is not None:
-        levels = build_evaluate_levels(experiment, frozen, batches, Levels())(state)
-    bits = None
-    if bits_images > 0 and has_likelihood(experiment):
-        params = experiment.task.averaged(state) if has_ema(state.opt_state) else state.params
-        bits = mean_bits(experiment, params, frozen, batches, bits_images)
+        options = Levels(bits_images=bits_images if has_likelihood(experiment) else 0)
+        levels = build_evaluate_levels(experiment, frozen, batches, options)(state)
+        bits = {name: levels.pop(name) for name in list(levels) if name.startswith(BITS)} or None
     return Evaluation(int(state.step), batches.num_examples, losses, bits, bits_images, levels)
 
 
@@ -89,68 +82,33 @@ def build_evaluate(
     The noise of a batch depends on its number only, so two evaluations differ by the weights
     alone. prefix is the part before the slash; num_batches stops early (default: the whole split).
     """
-    eval_step = jax.jit(experiment.task.eval_step)
-
-    def losses(params: PyTree, state: TrainState) -> dict[str, float]:
-        found = []
-        for number, batch in enumerate(itertools.islice(batches.iterate(0), num_batches)):
-            found.append(
-                eval_step(params, state.mutable, frozen, experiment.to_devices(batch), number)
-            )
-        return mean_metrics(found)
+    losses = build_losses(experiment, frozen, batches, prefix=prefix, num_batches=num_batches)
 
     def evaluate(state: TrainState) -> dict[str, Any]:
-        scalars = {f"{prefix}/{name}": value for name, value in losses(state.params, state).items()}
+        scalars = losses(state.params, state.mutable)
         if has_ema(state.opt_state):
-            averaged = losses(experiment.task.averaged(state), state)
-            scalars |= {f"{prefix}/{name}_ema": value for name, value in averaged.items()}
+            averaged = losses(experiment.task.averaged(state), state.mutable)
+            scalars |= {f"{name}_ema": value for name, value in averaged.items()}
         return scalars
 
     return evaluate
 
 
-def has_likelihood(experiment: Experiment) -> bool:
-    """Tell whether bits per dimension are defined: pixels, and a network on the timesteps."""
-    drawing = experiment.task.drawing
-    if drawing is None or drawing.network.first_stage is not None:
-        return False
-    return drawing.noise.on_timesteps
+def build_losses(
+    experiment: Experiment,
+    frozen: PyTree,
+    batches: Batches,
+    *,
+    prefix: str,
+    num_batches: int | None = None,
+) -> Callable[[PyTree, PyTree], dict[str, float]]:
+    """Make losses(params, mutable) -> {"val/loss_simple": ...}, see build_evaluate."""
+    eval_step = jax.jit(experiment.task.eval_step)
 
+    def losses(params: PyTree, mutable: PyTree) -> dict[str, float]:
+        found = []
+        for number, batch in enumerate(itertools.islice(batches.iterate(0), num_batches)):
+            found.append(eval_step(params, mutable, frozen, experiment.to_devices(batch), number))
+        return {f"{prefix}/{name}": value for name, value in mean_metrics(found).items()}
 
-def mean_bits(
-    experiment: Experiment, params: PyTree, frozen: PyTree, batches: Batches, count: int
-) -> float:
-    """Bound the mean bits per dimension of the first `count` images of a split from above.
-
-    One evaluation of the network for each image and timestep, with its own conditions.
-    Source: Ho et al. 2020, equation 5.
-    """
-    network, noise, mesh = experiment.network, experiment.drawing.noise, experiment.mesh
-
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    @functools.partial(on_mesh, mesh)
-    def bound(params: PyTree, frozen: PyTree, batch: dict[str, jax.Array], keys: jax.Array) -> Any:
-        conditioning = network.embed(params, frozen, network.with_conditioning_frame(batch, keys))
-        found = bits_per_dim(
-            frozen["schedule"],
-            lambda x, t: network.apply(params, x, t, conditioning),
-            batch["image"],
-            keys,
-            parameterization=noise.parameterization,
-        )
-        return found.total
-
-    names = ("image", *sorted({e.input_key for e in network.embedders.values()}))
-    key = stream_key(experiment.seed, Stream.LIKELIHOOD)
-    bits: list[float] = []
-    for batch in batches.iterate(0):
-        real = np.flatnonzero(batch["weight"])[: count - len(bits)]
-        keys = sample_keys(key, jnp.arange(len(bits), len(bits) + len(real)))
-        rows = np.pad(np.arange(len(real)), (0, -len(real) % batch_shards(mesh)), mode="edge")
-        given = [name for name in names if name in batch]
-        chosen = {name: np.asarray(batch[name])[real[rows]] for name in given}
-        arguments = put((chosen, keys[rows]), batch_sharding(mesh))
-        bits += np.asarray(bound(params, frozen, *arguments))[: len(real)].tolist()
-        if len(bits) >= count:
-            break
-    return float(np.mean(bits))
+    return losses

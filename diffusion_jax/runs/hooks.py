@@ -26,6 +26,8 @@ from diffusion_jax.train.hooks.profiler import profiler
 from diffusion_jax.train.hooks.progress import progress
 from diffusion_jax.train.hooks.scalars import Speed, scalars
 from diffusion_jax.train.hooks.signals import signal_hook
+from diffusion_jax.train.hooks.snapshots import FOLDER as SNAPSHOTS
+from diffusion_jax.train.hooks.snapshots import snapshots
 from diffusion_jax.train.hooks.validation import Scores, validation
 from diffusion_jax.train.loop import Hook
 from diffusion_jax.train.state import TrainState
@@ -79,9 +81,14 @@ def build_hooks(experiment: Experiment, watched: Watched) -> list[Hook]:
     saving = checkpoint(
         watched.checkpoints, watched.metadata, scores=scores, writer=writer, **options.checkpoint
     )
+    kept, averages = experiment.ema, []
+    if kept.power:
+        place = watched.workdir / SNAPSHOTS
+        averages = [snapshots(place, count=kept.snapshots, every=kept.snapshot_every)]
     # A signal saves behind validation, so that a score of the same step is not lost.
     (signal_options,) = options.hooks["signals"]
-    return [*hooks, signal_hook(watched.signals, saving.end, **signal_options), saving]
+    signals = signal_hook(watched.signals, saving.end, **signal_options)
+    return [*hooks, *averages, signals, saving]
 
 
 def _progress(

@@ -1,7 +1,7 @@
 """The loss of a denoiser at each of several noise levels, on noise that is always the same."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,10 +20,13 @@ from diffusion_jax.experiment.objective import WEIGHTING
 from diffusion_jax.experiment.scoring import Levels
 from diffusion_jax.metrics.intervals import Interval, change, interval
 from diffusion_jax.randomness import Stream, fold_in_all, noise_like, sample_keys, stream_key
+from diffusion_jax.runs.likelihood import build_bits, has_likelihood
 from diffusion_jax.train.ema import has_ema
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.types import PyTree
 
+# The name of the bits per dimension among the scalars.
+BITS = "levels/bits_per_dim"
 # params -> losses [n levels] of the same images with the same noise
 LevelLosses = Callable[[PyTree], np.ndarray]
 
@@ -106,46 +109,69 @@ def build_evaluate_levels(
     "levels/03" is the mean loss at level 3, "levels/03_ci" the half width of its 95 % confidence
     interval, "levels/03_change" the mean change since the call before on the same images and noise,
     with "levels/03_change_ci"; "_ema" follows each name for the averages. "levels/03_sigma" is the
-    level itself.
+    level itself. With options.bits_images, "levels/bits_per_dim" and its companions are bounds on
+    the bits per dimension.
+
+    Raises ValueError for bits of a model that has none, or of a single image.
     """
     sigmas, losses = build_level_losses(experiment, frozen, batches, options)
-    before: dict[str, np.ndarray] = {}
+    names = [f"levels/{i:02d}" for i in range(len(sigmas))]
+    measures = [(names, losses)]
+    if options.bits_images:
+        _check_bits(experiment, options.bits_images)
+        bits = build_bits(experiment, frozen, batches, options.bits_images)
+        measures.append(([BITS], lambda params: bits(params)[:, None]))
+    before: dict[tuple[int, str], np.ndarray] = {}
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        found = {f"levels/{i:02d}_sigma": float(sigma) for i, sigma in enumerate(sigmas)}
+        found = {f"{name}_sigma": float(s) for name, s in zip(names, sigmas, strict=True)}
         weights = {"": state.params}
         if has_ema(state.opt_state):
             weights["_ema"] = experiment.task.averaged(state)
         for end, params in weights.items():
-            own = losses(params)
-            found |= _named(interval(own), "", end)
-            if end in before:
-                found |= _named(change(before[end], own), "_change", end)
-            before[end] = own
+            for number, (own_names, measure) in enumerate(measures):
+                own = measure(params)
+                found |= _named(interval(own), own_names, "", end)
+                if (number, end) in before:
+                    found |= _named(change(before[number, end], own), own_names, "_change", end)
+                before[number, end] = own
         return found
 
     return evaluate
 
 
-def _named(found: Interval, what: str, end: str) -> dict[str, float]:
+def _check_bits(experiment: Experiment, count: int) -> None:
+    if count < 2:
+        raise ValueError(f"bits_images = {count} should be 0, or at least 2 for an interval")
+    if not has_likelihood(experiment):
+        raise ValueError(
+            f"bits_images = {count} should be 0: bits per dimension are defined for models of "
+            "pixels whose network knows the timesteps of the schedule"
+        )
+
+
+def _named(found: Interval, names: Sequence[str], what: str, end: str) -> dict[str, float]:
     named: dict[str, float] = {}
-    for i, (mean, half) in enumerate(zip(*found, strict=True)):
-        named[f"levels/{i:02d}{what}{end}"] = float(mean)
-        named[f"levels/{i:02d}{what}_ci{end}"] = float(half)
+    for name, mean, half in zip(names, *found, strict=True):
+        named[f"{name}{what}{end}"] = float(mean)
+        named[f"{name}{what}_ci{end}"] = float(half)
     return named
 
 
 def level_lines(found: Mapping[str, float]) -> list[str]:
     """Lay out the scalars of build_evaluate_levels as a table, one line a noise level."""
-    lines = []
-    for sigma in (name for name in found if name.endswith("_sigma")):
-        at = sigma.removesuffix("_sigma")
-        parts = [f"sigma {found[sigma]:<9.4g}"]
-        for end, label in (("", ""), ("_ema", " ema")):
-            for what, form in (("", ".4g"), ("_change", "+.2g")):
-                if f"{at}{what}{end}" in found:
-                    mean, half = found[f"{at}{what}{end}"], found[f"{at}{what}_ci{end}"]
-                    word = what.strip("_") or "loss"
-                    parts.append(f"{word}{label} {mean:{form}} ± {half:.2g}")
-        lines.append("  ".join(parts))
+    levels = [name.removesuffix("_sigma") for name in found if name.endswith("_sigma")]
+    lines = [_line(found, at, f"sigma {found[f'{at}_sigma']:<9.4g}", "loss") for at in levels]
+    if BITS in found:
+        lines.append(_line(found, BITS, " " * len("sigma 123456789"), "bits per dimension"))
     return lines
+
+
+def _line(found: Mapping[str, float], at: str, start: str, measure: str) -> str:
+    parts = [start]
+    for end, label in (("", ""), ("_ema", " ema")):
+        for what, form in (("", ".4g"), ("_change", "+.2g")):
+            if f"{at}{what}{end}" in found:
+                mean, half = found[f"{at}{what}{end}"], found[f"{at}{what}_ci{end}"]
+                parts.append(f"{what.strip('_') or measure}{label} {mean:{form}} ± {half:.2g}")
+    return "  ".join(parts)

@@ -5,7 +5,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ import optax
 import optax.contrib
 
 from diffusion_jax.train.ema import ema
+from diffusion_jax.train.power_ema import power_ema
 from diffusion_jax.train.rounding import check_dtype, round_at_random
 from diffusion_jax.types import PyTree
 
@@ -122,12 +123,13 @@ def make_optimizer(
     ema_use_num_updates: bool = True,
     trainable: str | None = None,
     ema_dtype: Literal["float32", "bfloat16"] = "float32",
+    power: Sequence[float] = (),
     **options: Any,
 ) -> Optimizer:
     """Make the chain clip -> optimizer -> EMA, and the learning rate as a function of the step.
 
-    The state is a dictionary with the keys "clip", "optimizer" and, with an average, "ema". Moments
-    have the dtype of the parameters unless an option says otherwise (mu_dtype).
+    The state is a dictionary: "clip", "optimizer" and, with averages, "ema" and "power_ema".
+    Moments have the dtype of the parameters unless an option says otherwise (mu_dtype).
 
     Args:
         name: a row of `OPTIMIZERS`.
@@ -141,6 +143,7 @@ def make_optimizer(
         trainable: see `trainable_mask`; the other parameters have no moments. Their gradients
             should be 0, as `only_trainable` makes them.
         ema_dtype: see `train.ema.ema`.
+        power: see `train.power_ema.power_ema`; () keeps no such averages.
         **options: keywords of the optax factory.
 
     Raises:
@@ -163,11 +166,8 @@ def make_optimizer(
 
     rate = _rate(name, signature, learning_rate, lr_at, scheduled=lr_multiplier is not None)
     mask = _mask(name, signature, weight_decay_mask)
-    clip = (
-        optax.identity()
-        if gradient_clip_norm is None
-        else optax.clip_by_global_norm(gradient_clip_norm)
-    )
+    limit = gradient_clip_norm
+    clip = optax.identity() if limit is None else optax.clip_by_global_norm(limit)
     try:
         chosen = factory(**rate, **mask, **options)
     except (TypeError, ValueError) as error:
@@ -178,6 +178,8 @@ def make_optimizer(
     if ema_decay is not None:
         average = ema(ema_decay, use_num_updates=ema_use_num_updates, dtype=ema_dtype)
         links.append(("ema", average))
+    if power:
+        links.append(("power_ema", power_ema(power)))
     return Optimizer(optax.named_chain(*links), lr_at)
 
 

@@ -5,6 +5,7 @@ import pytest
 from diffusion_jax.cli import evaluate, main
 from diffusion_jax.experiment.scoring import ScoringOptions
 from diffusion_jax.runs.evaluation import Evaluation
+from diffusion_jax.runs.levels import BITS
 
 
 @pytest.mark.parametrize(
@@ -15,7 +16,8 @@ def test_every_loss_is_a_line_and_bits_say_over_how_many_images(monkeypatch, cap
 
     def evaluate_run(workdir, split, *, step, overrides):
         asked.append((workdir, split, step, overrides))
-        return Evaluation(8, 250, {"test/loss_ema": 0.5, "test/loss": 2 / 3}, bits, 16)
+        found = None if bits is None else {BITS: bits, f"{BITS}_ci": 0.25}
+        return Evaluation(8, 250, {"test/loss_ema": 0.5, "test/loss": 2 / 3}, found, 16)
 
     monkeypatch.setattr(evaluate, "evaluate_run", evaluate_run)
     flags = ["--split=validation", "--step=8", "--config.train.batch_size=4"]
@@ -36,6 +38,16 @@ def test_losses_by_noise_level_are_a_table(monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "evaluate_run", lambda *given, **options: found)
     assert main(["evaluate", "--workdir=runs/x"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split() == "sigma 0.01 loss 0.9 ± 0.1".split()
+
+
+def test_bits_are_a_line_for_raw_and_for_averaged_weights(monkeypatch, capsys):
+    bits = {BITS: 4.0, f"{BITS}_ci": 0.5, f"{BITS}_ema": 3.0, f"{BITS}_ci_ema": 0.25}
+    found = Evaluation(8, 250, {"test/loss": 0.5}, bits, 16)
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda *given, **options: found)
+    assert main(["evaluate", "--workdir=runs/x"]) == 0
+    told = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert told[0] == "test/bits_per_dim 4.0000, at most, over the first 16 images (± 0.5)"
+    assert told[1] == "test/bits_per_dim_ema 3.0000, at most, over the first 16 images (± 0.25)"
 
 
 def test_metrics_go_to_the_library_and_are_a_line_each(monkeypatch, capsys):

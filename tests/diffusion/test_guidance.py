@@ -177,3 +177,58 @@ def test_norm_thresholding_bounds_the_root_mean_square():
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         guidance.cfg(apply, COND, NULL, 2.0, **options)
+
+
+def test_a_weaker_model_is_led_away_from():
+    """Two Gaussians with the same mean, the weaker one wider: the denoisers are known."""
+
+    def denoise(std):
+        def predict(x, sigma, conditioning=None):
+            return 0.4 + std**2 / (std**2 + sigma[:, None, None, None] ** 2) * (x - 0.4)
+
+        return predict
+
+    sigma = jnp.array([0.5, 3.0])
+    strong, weak = (denoise(std)(X, sigma) for std in (0.6, 0.9))
+    for scale in (1.0, 2.5, jnp.array([1.0, 2.5])):
+        guided = guidance.against(denoise(0.6), COND, denoise(0.9), scale)(X, sigma)
+        each = np.reshape(scale, (-1, 1, 1, 1))
+        np.testing.assert_allclose(
+            guided, each * strong + (1.0 - each) * weak, rtol=1e-4, atol=1e-5
+        )
+    inside = guidance.against(denoise(0.6), COND, denoise(0.9), 2.5, interval=(1.0, 9.0))(X, sigma)
+    np.testing.assert_allclose(inside[0], strong[0], rtol=1e-5)
+    assert np.abs(inside[1] - strong[1]).max() > 0.1
+    with pytest.raises(ValueError, match="interval = "):
+        guidance.against(denoise(0.6), COND, denoise(0.9), 2.0, interval=(3.0, 1.0))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.6, 1.0])
+def test_cfgpp_steps_from_the_guided_image_in_the_unconditional_direction(scale):
+    """Against the step of the paper, written out, at three pairs of levels."""
+    x = np.linspace(-2.0, 2.0, 24, dtype=np.float64).reshape(2, 3, 4, 1)
+
+    def denoise(x, sigma, conditioning):
+        share = 0.36 / (0.36 + sigma.reshape(-1, 1, 1, 1) ** 2)
+        mean = conditioning["mean"].reshape(-1, 1, 1, 1)
+        return mean + share * (x - mean)
+
+    means = {"mean": np.array([1.0, 2.0])}, {"mean": np.array([-1.0, 0.5])}
+    now, after = np.array([9.0, 2.0, 0.5]), np.array([2.0, 1.9, 0.0])
+    scales = guidance.cfgpp_scales(np.asarray(scale, np.float32), after / now)
+    for sigma, sigma_next, own in zip(now, after, scales, strict=True):
+        level = np.full(2, sigma)
+        with_, without = (denoise(x, level, mean) for mean in means)
+        image = without + scale * (with_ - without)
+        expected = image + sigma_next / sigma * (x - without)
+        arrays = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (means, x, level))
+        (yes, no), x32, level32 = arrays
+        found = guidance.cfgpp(denoise, yes, no, float(own))(x32, level32)
+        step = found + sigma_next / sigma * (x32 - found)
+        np.testing.assert_allclose(step, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [-0.1, 7.5])
+def test_cfgpp_has_scales_from_0_to_1(scale):
+    with pytest.raises(ValueError, match="should be between 0 and 1 for cfgpp"):
+        guidance.cfgpp_scales(np.asarray(scale, np.float32), np.array([0.5]))

@@ -1,11 +1,14 @@
 """The optimizer of a config: one list of choices, a schedule that multiplies, a warm-up for all."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.config_files import load_config
-from diffusion_jax.experiment.optimizer import build_optimizer
+from diffusion_jax.experiment.optimizer import bind_ema, build_optimizer
+from diffusion_jax.experiment.options import EmaOptions
+from diffusion_jax.train.power_ema import find_tracks
 
 
 def rates(schedule, optimizer=None, steps=(0, 1, 4, 8), **options):
@@ -87,3 +90,24 @@ def test_mistakes_are_told_with_all_choices(optimizer, schedule, message):
 def test_what_optax_would_say_late_is_told_at_once(section, message):
     with pytest.raises(ValueError, match=message):
         build_optimizer(section, None, 2, False)
+
+
+def test_averages_of_any_length_are_kept_where_a_config_asks_for_them():
+    assert bind_ema(None) == EmaOptions() and bind_ema(None).power == ()
+    tx = build_optimizer(None, None, 1, scale_lr=False, power=(0.05, 0.1)).tx
+    assert len(find_tracks(tx.init({"w": jnp.zeros(2)})).tracks) == 2
+    assert find_tracks(build_optimizer(None, None, 1, scale_lr=False).tx.init({})) is None
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"power": (0.1, 0.05)}, r"config\.ema\.power = \(0\.1, 0\.05\) should be two or more len"),
+        ({"power": (0.1, 0.5)}, r"config\.ema\.power"),
+        ({"snapshots": -1}, r"config\.ema\.snapshots = -1 should be at least 0"),
+        ({"snapshot_every": 0}, r"config\.ema\.snapshot_every = 0 should be at least 1"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_said(section, message):
+    with pytest.raises(ConfigError, match=message):
+        bind_ema(section)

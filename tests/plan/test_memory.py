@@ -7,6 +7,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.plan.memory import Held, device_bytes, held_bytes, read_bytes
 from diffusion_jax.train.ema import EmaState
+from diffusion_jax.train.power_ema import PowerEmaState
 from diffusion_jax.train.state import TrainState
 
 MESH = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "fsdp"))
@@ -35,6 +36,13 @@ def test_the_average_is_not_counted_with_the_moments():
     assert held_bytes((state, batch, frozen)) == Held(
         parameters=96, moments=192 + 4 + 4, ema=96, other=4 + 12, frozen=10, batch=16
     )
+
+
+def test_averages_of_any_length_are_averages():
+    params = {"w": leaf(8, 6, spec=("fsdp",))}
+    averages = (EmaState(leaf(), params), PowerEmaState(leaf(), (params, params)))
+    held = held_bytes((TrainState(leaf(), params, averages, {}), {}, {}))
+    assert (held.ema, held.moments) == (3 * 96, 8)
 
 
 def test_only_what_is_used_is_read():

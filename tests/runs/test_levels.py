@@ -10,12 +10,14 @@ from diffusion_jax.data.batches import Batches
 from diffusion_jax.experiment.frames import FRAME, NOISED_FRAME
 from diffusion_jax.experiment.scoring import Levels
 from diffusion_jax.randomness import Stream, fold_in_all, noise_like, sample_keys, stream_key
+from diffusion_jax.runs import levels
 from diffusion_jax.runs.levels import (
     build_evaluate_levels,
     build_level_losses,
     level_lines,
     noise_levels,
 )
+from diffusion_jax.train.ema import ema
 from diffusion_jax.train.state import TrainState
 
 TINY = "configs/mnist.py:tiny"
@@ -93,6 +95,43 @@ def test_changes_are_paired_with_the_call_before(silent):
         assert second[f"levels/0{i}_change_ci"] < 0.3
     line = level_lines(second)[1].split()
     assert line[0] == "sigma" and "change" in line and len(level_lines(first)) == 2
+
+
+def test_bits_per_dimension_come_raw_and_averaged_and_paired_over_steps(silent, monkeypatch):
+    """Images whose bounds are 3, 5 plus what the weights are: means, spreads and changes follow."""
+    monkeypatch.setattr(
+        levels, "build_bits", lambda *g: lambda params: np.array([3.0, 5.0]) + float(params["w"])
+    )
+    experiment = silent._replace(
+        task=silent.task._replace(averaged=lambda state: {"w": 2 * state.params["w"]})
+    )
+    options, tx = Levels(num_levels=1, num_images=2, bits_images=2), ema(0.5)
+    evaluate = build_evaluate_levels(
+        experiment, silent.frozen_constants(), split([(0, 1)]), options
+    )
+    trees = [{"w": jnp.float32(n)} for n in (0, 1)]
+    states = [TrainState(jnp.int32(0), tree, tx.init(tree), {}) for tree in trees]
+    first, second = map(evaluate, states)
+    assert (first[levels.BITS], first[f"{levels.BITS}_ema"]) == (4.0, 4.0)
+    assert first[f"{levels.BITS}_ci"] == pytest.approx(1.96, abs=1e-2)
+    assert (second[levels.BITS], second[f"{levels.BITS}_ema"]) == (5.0, 6.0)
+    assert second[f"{levels.BITS}_change"] == 1.0 and second[f"{levels.BITS}_change_ema"] == 2.0
+    assert second[f"{levels.BITS}_change_ci"] == 0.0  # paired: the images' spread cancels
+    told = " ".join(level_lines(second)[-1].split())
+    assert told.startswith("bits per dimension 5 ± 2 change +1 ± 0 bits per dimension ema 6 ± 2")
+
+
+@pytest.mark.parametrize(
+    ("path", "count", "message"),
+    [
+        (TINY, 1, "bits_images = 1 should be 0, or at"),
+        ("configs/emoji_ldm.py:tiny", 4, "bits_images = 4 should be 0: bits"),
+    ],
+)
+def test_bits_of_one_image_or_of_latents_are_refused(path, count, message):
+    experiment = built(path)
+    with pytest.raises(ValueError, match=message):
+        build_evaluate_levels(experiment, {}, split([(0, 1)]), Levels(bits_images=count))
 
 
 @pytest.mark.parametrize("options", [Levels(num_levels=0), Levels(num_images=1)])

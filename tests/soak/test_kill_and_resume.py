@@ -1,4 +1,4 @@
-"""The soak script in short: three kills of a diffusion model and of a first stage."""
+"""The soak script in short: three kills of models of images and videos, and of a first stage."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ ROOT = SCRIPT.parents[2]
 QUICK = ("--config.hooks.images.batch_frequency=1000", "--config.hooks.validation.every=25")
 
 
-@pytest.mark.parametrize("config", ["mnist", "emoji_vae"])
+@pytest.mark.parametrize("config", ["mnist", "emoji_vae", "moving_digits"])
 def test_killed_three_times_and_nothing_is_lost(tmp_path, config):
     done = subprocess.run(
         [

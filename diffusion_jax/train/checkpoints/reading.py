@@ -88,6 +88,31 @@ def load_params(
     return _load_under(prefix, directory, step, tree, record, abstract_params)
 
 
+def load_track(
+    directory: str | os.PathLike,
+    number: int,
+    abstract_params: PyTree,
+    *,
+    step: int | str | None = None,
+) -> PyTree:
+    """Read and check one track of the power averages of a checkpoint, see train.power_ema.
+
+    abstract_params: shapes, float32 dtypes and shardings to read it into. step: None for the
+    newest. Raises ValueError when the run keeps no such averages.
+    """
+    directory = epath.Path(directory).absolute()
+    step = _choose(directory, step)
+    tree, record = _read_description(directory, step)
+    found = [name for name in named_leaves(tree) if "power_ema/tracks/" in name]
+    if not found:
+        raise ValueError(
+            f"the checkpoint {directory / str(step)} holds no averages of any length; set "
+            "config.ema.power, such as (0.05, 0.1), before training"
+        )
+    prefix = f"{found[0].partition('tracks/')[0]}tracks/{number}/"
+    return _load_under(prefix, directory, step, tree, record, abstract_params)
+
+
 def load_mutable(directory: str | os.PathLike, *, step: int | str | None = None) -> PyTree:
     """Read and check only the mutable collections, such as running statistics, as NumPy arrays."""
     directory = epath.Path(directory).absolute()
