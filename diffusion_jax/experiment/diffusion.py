@@ -87,8 +87,8 @@ def denoising(
     compare = functools.partial(contradictions, network, noise, sections["sampler"])
     parts = make_parts(network, mesh, training, sections)
     read = (sections["sampler"], sections["guidance"], mesh, parts.whole)
-    more = (guides(sections["guidance"], network), parts.whole)
-    drawing = Drawing(network, noise, *build_sample_fn(network, noise, *read), *more)
+    sampling = build_sample_fn(network, noise, *read)
+    drawing = Drawing(network, noise, *sampling, guides(sections["guidance"], network), parts.whole)
     about = About(data.name, *read[:2], drawing.num_steps)
     loss_fn = _of_whole(parts, prepare(objective.loss_fn))
     if training.trainable is not None:
@@ -119,8 +119,10 @@ def denoising(
         load_frozen=parts.load_frozen,
         load_released=parts.load_released,
         layout=functools.partial(_layout, network, parts),
-        export_file=_merging(parts, export_single_file, network, noise),
-        export_folder=_merging(parts, export_diffusers, network, noise, about=about),
+        export_file=_merging(parts, functools.partial(export_single_file, network, noise)),
+        export_folder=_merging(
+            parts, functools.partial(export_diffusers, network, noise, about=about)
+        ),
         pictures=functools.partial(draw_pictures, drawing, setting),
         headline=("loss_simple", "loss_x0"),
         drawing=drawing,
@@ -145,14 +147,11 @@ def _layout(network: Network, parts: Parts, trained: Trained) -> str | None:
     return find_layout(network, trained._replace(params=params, frozen=frozen))
 
 
-def _merging(
-    parts: Parts, export: Callable[..., Any], *args: Any, **keywords: Any
-) -> Callable[..., Any]:
+def _merging(parts: Parts, export: Callable[..., Any]) -> Callable[..., Any]:
     """Let a function that writes a model see the whole network where adapters are trained."""
 
     def write(trained: Trained, path: Any, *, dtype: Any = None, **options: Any) -> Any:
-        merged = parts.merged(trained, dtype)
-        return export(*args, merged, path, dtype=dtype, **keywords, **options)
+        return export(parts.merged(trained, dtype), path, dtype=dtype, **options)
 
     return write
 

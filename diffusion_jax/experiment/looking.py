@@ -1,6 +1,5 @@
 """What a user's own data hold, found out before a config is built for them."""
 
-import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,6 @@ from diffusion_jax.data.sources.shard_folder import scan_shards
 from diffusion_jax.data.sources.tar_folder import FORMAT
 from diffusion_jax.data.sources.video_folder import KINDS
 
-_log = logging.getLogger(__name__)
 # How much of the split "train" is held out for a split that a data set lacks, in percent.
 _HELD_OUT = 5
 _KINDS = {"image_folder": IMAGES, "video_folder": KINDS["frames"]}
@@ -70,7 +68,7 @@ def hold_out(config: ml_collections.ConfigDict, given: Collection[str]) -> None:
     ]
     count = found.splits["train"] if "train" in found.splits else 0
     if lacking and count * _HELD_OUT < 100:
-        _log.info("%d records are too few to hold any out of the training split", count)
+        say_once(f"{count} records are too few to hold any out of the training split")
         config.data.splits.update(dict.fromkeys(lacking, "train"))
     elif lacking:
         end = 100
@@ -80,7 +78,7 @@ def hold_out(config: ml_collections.ConfigDict, given: Collection[str]) -> None:
             end = start
         config.data.splits.train = f"train[:{end}%]"
         held = ", ".join(f"{role} {config.data.splits[role]}" for role in lacking)
-        _log.info("held out of the training split: %s", held)
+        say_once(f"held out of the training split: {held}")
 
 
 def is_given(path: str, given: Collection[str]) -> bool:

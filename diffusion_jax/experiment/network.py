@@ -338,14 +338,20 @@ def build_network(
 
 
 def _ordered(options: ConditioningOptions) -> Sequence[str]:
-    """List the names of the embedders in the order of the config."""
+    """List the names of the embedders in the order of the config.
+
+    An embedder that was taken out of a config may still stand in the order.
+    """
     names = list(options.embedders)
-    if options.order and sorted(options.order) != sorted(names):
+    if not options.order:
+        return names
+    ordered = [name for name in options.order if name in names]
+    if sorted(ordered) != sorted(names):
         raise ConfigError(
             f"{CONDITIONING.path}.order = {options.order!r} should name each embedder once: "
             f"{', '.join(names)}"
         )
-    return options.order or names
+    return ordered
 
 
 def conditioning_shapes(

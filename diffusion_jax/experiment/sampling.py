@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ SAMPLER = Section(
 # See build_sample_fn.
 SampleFn = Callable[..., driver.Samples]
 # (params, frozen) as they are kept -> the same as Network reads them, see experiment.adapters.
-Whole = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+Whole: TypeAlias = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
 class _Plan(NamedTuple):
@@ -136,6 +136,7 @@ def _make_sample_fn(
     default_steps: int,
     count_steps: Callable[[int], int],
 ) -> SampleFn:
+    network, guider = plan.network, plan.guider
 
     def sample_fn(
         params: PyTree,
@@ -164,10 +165,10 @@ def _make_sample_fn(
         num_steps = default_steps if num_steps is None else num_steps
         total = count_steps(num_steps)
         make = functools.partial(plan.sampler, plan.noise.schedule, num_steps)
-        scale = plan.guider.scale_of(guidance_scale, total, make)
+        scale = guider.scale_of(guidance_scale, total, make)
         guided = bool(np.any(scale != 1.0))
-        if guided and plan.guider.weaker is not None:
-            frozen = {**frozen, WEAKER: plan.guider.weaker.params()}
+        if guided and guider.weaker is not None:
+            frozen = {**frozen, WEAKER: guider.weaker.params()}
         if strength is not None:
             steps = (total - driver.steps_of_strength(total, strength), total)
         optional = {
@@ -189,10 +190,10 @@ def _make_sample_fn(
             jnp.asarray(scale),
             num_steps=num_steps,
             guided=guided,
-            kept=_kept(plan.network, given),
+            kept=_kept(network, given),
             log_every=log_every,
             steps=(0, total) if steps is None else steps,
-            shape=plan.network.shape_of(size, num_frames),
+            shape=network.shape_of(size, num_frames),
             decode=decode,
             invert=invert,
             watched=watched,

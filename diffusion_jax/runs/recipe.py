@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.sampling import SAMPLER
 from diffusion_jax.runs.conditions import Conditions
 from diffusion_jax.runs.identity import code_facts
 
@@ -43,7 +44,7 @@ def find_recipe(
     width). model: the name of what drew the images.
     """
     sections = experiment.sections
-    guidance = sections["guidance"] or {}
+    guidance, sampler = sections["guidance"] or {}, sections["sampler"] or {}
     if guidance_scale is None and "scale" in guidance:
         guidance_scale = guidance["scale"]
     alone = isinstance(conditions, (str, int))
@@ -52,7 +53,7 @@ def find_recipe(
         prompts=[str(condition) for condition in given],
         negative=negative,
         num_steps=experiment.drawing.num_steps if num_steps is None else num_steps,
-        sampler=sections["sampler"]["name"],
+        sampler=sampler["name"] if "name" in sampler else str(SAMPLER.default),
         guidance_scale=guidance_scale,
         seed=seed,
         size=size,

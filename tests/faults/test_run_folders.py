@@ -6,7 +6,7 @@ from faults.frame import BadInput, bad_inputs
 
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.runs.folder import load_saved_config
-from diffusion_jax.runs.report import report_run
+from diffusion_jax.runs.report.text import report_run
 
 WHOLE = '{"config": {"seed": 0}}'
 BROKEN = "is empty, cut or no JSON"

@@ -45,6 +45,11 @@ def test_what_nobody_asked_for_is_as_the_config_says():
     assert found.prompts == ["owl"] and find_recipe(experiment, None, (1, 1), **ASKED).prompts == []
 
 
+def test_a_config_without_a_sampler_draws_with_the_default():
+    plain = built("configs/mnist.py:tiny", "--config.sampler=delete")
+    assert find_recipe(plain, 7, (28, 28), **ASKED).sampler == "ddim"
+
+
 def test_a_model_is_named_after_its_file_or_its_run():
     assert model_name("runs/mnist/") == "mnist" and model_name("runs/mnist", 80) == "mnist@80"
     assert model_name("x/sd_xl.safetensors") == "sd_xl.safetensors"

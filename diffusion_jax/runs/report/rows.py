@@ -108,7 +108,7 @@ def thin_out(series: Series, buckets: int) -> Series:
     for begin, end in zip(edges[:-1], edges[1:], strict=True):
         kept.add(begin + int(low[begin:end].argmin()))
         kept.add(begin + int(high[begin:end].argmax()))
-    chosen = np.asarray(sorted(kept))
+    chosen = np.asarray(sorted(kept), np.intp)
     return Series(series.steps[chosen], series.values[chosen])
 
 
