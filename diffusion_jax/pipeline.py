@@ -84,8 +84,7 @@ class Pipeline(NamedTuple):
     num_frames, fps, motion_bucket_id, cond_aug: of a model of videos, the config's when None. Its
         conditions are pictures, or a dict with them as "image"; it draws uint8 [B, T, H, W, C].
         fps is SVD's fps_id, frames per second less 1; cond_aug is the noise on the picture. A model
-        of several views (SV4D) takes one video and draws a clip for each new view, see
-        runs.views.draw_views.
+        of several views (SV4D) draws a clip of one video for each new view: runs.views.draw_views.
     on_step: called with (steps done, steps in all) before each step, from another thread; False
         stops, and the call raises Stopped.
     noise, step_noise: float [B, h, w, c] and [B, steps, h, w, c], N(0, 1): the noise of the
