@@ -27,7 +27,7 @@ from diffusion_jax.diffusion.weighting import WEIGHTINGS
 from diffusion_jax.experiment.data import Splits
 from diffusion_jax.experiment.experiment import SECTIONS
 from diffusion_jax.experiment.guiders import GUIDERS
-from diffusion_jax.experiment.options import ClipOptions, Codes
+from diffusion_jax.experiment.options import AdapterOptions, ClipOptions, Codes
 from diffusion_jax.experiment.pictures import draw_pictures
 from diffusion_jax.experiment.regularizer import QUANTIZERS, REGULARIZERS
 from diffusion_jax.experiment.sampling import SAMPLERS
@@ -57,6 +57,7 @@ OPTIMIZING = [make_optimizer, *(OPTIMIZERS[name] for name in ("adamw", "adam", "
 # Section -> the functions that its keys are parameters of, and keys that build takes itself.
 FUNCTIONS: dict[str, tuple[Iterable[Callable[..., Any]], tuple[str, ...]]] = {
     "model": ([UNet, Autoencoder, VideoUNet, MultiviewUNet], ()),
+    "adapters": ([AdapterOptions], ()),
     "conditioning": ([], ("key", "embedders", "force_uc_zero")),
     "conditioning.embedders.*": (EMBEDDERS.values(), ()),
     "schedule": ([make_schedule], ()),

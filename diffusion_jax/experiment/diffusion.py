@@ -65,12 +65,7 @@ def denoising(
     prepare: Callable[[LossFn], LossFn] = lambda loss_fn: loss_fn,
 ) -> Task:
     """Make the Task of a network that denoises; prepare changes what its loss sees of a batch."""
-    for name in FIRST_STAGE_ONLY:
-        if sections[name] is not None:
-            raise ConfigError(
-                f"config.{name} is for the training of first stages "
-                f"(config.model.name = 'autoencoder'), and this is {sections['model']['name']!r}"
-            )
+    _check_sections(sections)
     data, mesh, seed, training = setting
     _check_buckets(data, network)
     noise = build_noise(sections["schedule"], sections["denoiser"], sections["discretization"])
@@ -130,6 +125,15 @@ def denoising(
         contradictions=compare,
         adapters=parts.adapters,
     )
+
+
+def _check_sections(sections: Mapping[str, Any]) -> None:
+    for name in FIRST_STAGE_ONLY:
+        if sections[name] is not None:
+            raise ConfigError(
+                f"config.{name} is for the training of first stages "
+                f"(config.model.name = 'autoencoder'), and this is {sections['model']['name']!r}"
+            )
 
 
 def _of_whole(parts: Parts, loss_fn: LossFn) -> LossFn:

@@ -136,8 +136,6 @@ def _make_sample_fn(
     default_steps: int,
     count_steps: Callable[[int], int],
 ) -> SampleFn:
-    network, guider = plan.network, plan.guider
-
     def sample_fn(
         params: PyTree,
         frozen: PyTree,
@@ -165,10 +163,10 @@ def _make_sample_fn(
         num_steps = default_steps if num_steps is None else num_steps
         total = count_steps(num_steps)
         make = functools.partial(plan.sampler, plan.noise.schedule, num_steps)
-        scale = guider.scale_of(guidance_scale, total, make)
+        scale = plan.guider.scale_of(guidance_scale, total, make)
         guided = bool(np.any(scale != 1.0))
-        if guided and guider.weaker is not None:
-            frozen = {**frozen, WEAKER: guider.weaker.params()}
+        if guided and plan.guider.weaker is not None:
+            frozen = {**frozen, WEAKER: plan.guider.weaker.params()}
         if strength is not None:
             steps = (total - driver.steps_of_strength(total, strength), total)
         optional = {
@@ -190,10 +188,10 @@ def _make_sample_fn(
             jnp.asarray(scale),
             num_steps=num_steps,
             guided=guided,
-            kept=_kept(network, given),
+            kept=_kept(plan.network, given),
             log_every=log_every,
             steps=(0, total) if steps is None else steps,
-            shape=network.shape_of(size, num_frames),
+            shape=plan.network.shape_of(size, num_frames),
             decode=decode,
             invert=invert,
             watched=watched,
