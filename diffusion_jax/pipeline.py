@@ -318,8 +318,8 @@ class Pipeline(NamedTuple):
             if on_step is None:
                 samples = draw()
             else:
-                rounds = (start // rows_at_once, -(-count // rows_at_once))
-                samples = draw_watched(draw, on_step, options["steps"], rounds)
+                number, rounds = start // rows_at_once, -(-count // rows_at_once)
+                samples = draw_watched(draw, on_step, number, rounds)
             drawn.append(jax.device_get(samples.x)[: count - start])
         return np.concatenate(drawn)
 

@@ -339,6 +339,11 @@ def test_a_call_says_how_far_it_is_and_is_stopped(pipe):
     assert seen == [(step, 8) for step in range(8)]
     np.testing.assert_array_equal(watched, pipe([1, 2, 3], num_steps=4, batch_size=2))
     seen.clear()
+    image = np.full((28, 28, 1), 200, np.uint8)
+    pipe([1], num_steps=4, image=image, strength=0.6, on_step=lambda *at: seen.append(at))
+    # Of the 5 noise levels 3 are kept, so the last 2 steps are taken.
+    assert seen == [(0, 2), (1, 2)]
+    seen.clear()
 
     def two_steps(done, total):
         seen.append(done)

@@ -1,4 +1,4 @@
-"""A call that draws and says how far it is, until it is told to stop."""
+"""A call that draws, and reports each step to a function that can stop it."""
 
 from collections.abc import Callable
 
@@ -16,16 +16,14 @@ class Stopped(Exception):
 
 
 def draw_watched(
-    draw: Callable[..., Samples], on_step: OnStep, steps: tuple[int, int], rounds: tuple[int, int]
+    draw: Callable[..., Samples], on_step: OnStep, number: int, rounds: int
 ) -> Samples:
-    """Draw a round of several, of the steps [first, last), while on_step lets it."""
-    (first, last), (number, count) = steps, rounds
+    """Draw round `number` of several, as long as on_step does not return False."""
     stopped = False
 
-    def watcher(step: int) -> bool:
+    def watcher(done: int, total: int) -> bool:
         nonlocal stopped
-        done = number * (last - first) + step - first
-        stopped = stopped or on_step(done, count * (last - first)) is False
+        stopped = stopped or on_step(number * total + done, rounds * total) is False
         return not stopped
 
     with watch(watcher):

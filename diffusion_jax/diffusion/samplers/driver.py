@@ -132,16 +132,18 @@ def sample(
     steps = (numbers, slots, sampler.coefficients, step_noise, per_step)
     start = (x, sampler.init(x), logs)
     if watched:
-        ((x, _, logs), _), _ = jax.lax.scan(_while_watched(advance), (start, True), steps)
+        while_watched = _while_watched(advance, sampler)
+        ((x, _, logs), _), _ = jax.lax.scan(while_watched, (start, True), steps)
     else:
         (x, _, logs), _ = jax.lax.scan(advance, start, steps)
     return Samples(x, *(logs if logs is not None else (None, None)))
 
 
-def _while_watched(advance: Callable[..., Any]) -> Callable[..., Any]:
+def _while_watched(advance: Callable[..., Any], sampler: Sampler) -> Callable[..., Any]:
     def asked(carry, inputs):
         inner, go_on = carry
-        answer = io_callback(ask, jax.ShapeDtypeStruct((), np.bool_), inputs[0], ordered=True)
+        counted = (inputs[0] - sampler.first_step, sampler.num_steps)
+        answer = io_callback(ask, jax.ShapeDtypeStruct((), np.bool_), *counted, ordered=True)
         go_on = go_on & answer
         inner = jax.lax.cond(go_on, lambda c: advance(c, inputs)[0], lambda c: c, inner)
         return (inner, go_on), None

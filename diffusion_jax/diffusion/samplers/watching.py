@@ -7,8 +7,8 @@ from typing import SupportsInt
 
 import numpy as np
 
-# Number of a step that is about to be taken -> whether it shall be.
-Watcher = Callable[[int], bool]
+# (steps that are done, steps in all) -> whether the next one shall be taken.
+Watcher = Callable[[int, int], bool]
 
 _watchers: list[Watcher] = []
 _lock = threading.Lock()
@@ -28,6 +28,6 @@ def watch(watcher: Watcher) -> Iterator[None]:
             _watchers.pop()
 
 
-def ask(step: SupportsInt) -> np.bool_:
+def ask(done: SupportsInt, total: SupportsInt) -> np.bool_:
     """Ask the watcher, from the thread of a device; without one every step is taken."""
-    return np.bool_(_watchers[-1](int(step)) if _watchers else True)
+    return np.bool_(_watchers[-1](int(done), int(total)) if _watchers else True)

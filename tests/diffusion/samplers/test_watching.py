@@ -18,10 +18,10 @@ def run(watched):
 
 def test_steps_after_the_first_no_are_left_out():
     whole, seen = run(False), []
-    with watch(lambda step: seen.append(step) or True):
+    with watch(lambda step, _: seen.append(step) or True):
         np.testing.assert_array_equal(jax.jit(run, static_argnums=0)(True), whole)
     assert seen == [0, 1, 2, 3, 4]
-    with watch(lambda step: step != 2):
+    with watch(lambda step, _: step != 2):
         some = run(True)
     # Two steps of Euler by hand: x + (sigma' - sigma) (x - D) / sigma.
     x = np.ones((2, 3))
@@ -31,5 +31,5 @@ def test_steps_after_the_first_no_are_left_out():
 
 
 def test_without_a_watcher_every_step_is_taken():
-    assert ask(3)
+    assert ask(3, 5)
     np.testing.assert_array_equal(run(True), run(False))
