@@ -72,7 +72,7 @@ def shuffled(samples: np.ndarray, seed: int = 0) -> np.ndarray:
 def video_distances(sets: Mapping[str, np.ndarray], truth: np.ndarray) -> dict[str, float]:
     """Compute the Frechet video distance (FVD) of sets of clips to the true ones.
 
-    I3D needs 9 frames, so those of shorter clips are all repeated equally often. Distances of so
+    I3D needs 9 frames, so every frame of a shorter clip is repeated equally often. Distances of so
     few clips are too large, all about equally: compare them with each other, and with no paper.
     """
     extractor, times = make_extractor(i3d.NAME), -(-i3d.MIN_FRAMES // truth.shape[1])

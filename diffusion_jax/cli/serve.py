@@ -6,6 +6,7 @@ import importlib.util
 import pathlib
 import secrets
 
+from diffusion_jax.devices.peers import is_loopback
 from diffusion_jax.pipeline import Pipeline
 
 
@@ -13,7 +14,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Load a model, serve the page until Ctrl-C, and return 0."""
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("starlette") is None:
         raise ValueError("serve needs starlette and uvicorn: pip install 'starlette<2' 'uvicorn<1'")
-    from diffusion_jax.serve.app import is_loopback, listen, make_app, run_server
+    from diffusion_jax.serve.app import listen, make_app, run_server
 
     if bool(arguments.workdir) == bool(arguments.checkpoint):
         raise ValueError("give --workdir=RUN or --checkpoint=FILE")

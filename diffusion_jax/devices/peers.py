@@ -12,6 +12,7 @@ at the coordinator's address itself, for two kinds of connections:
 
 import contextlib
 import errno
+import ipaddress
 import logging
 import os
 import socket
@@ -177,7 +178,7 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     reached = [one.getsockname()[0] for one in listeners]
     # The name of a machine is often its loopback address on the machine itself.
     named = host in (*reached, "localhost") and listeners
-    if not named and all(map(_is_loopback, reached)):
+    if not named and all(map(is_loopback, reached)):
         for listener in listeners:
             listener.close()
         _log.warning("other machines cannot reach this one at %s: listening at all addresses", host)
@@ -207,8 +208,12 @@ def _reach(place: tuple[str, int], timeout: float) -> socket.socket:
         time.sleep(_LOOK_SECONDS)
 
 
-def _is_loopback(address: str) -> bool:
-    return address.startswith("127.") or address == "::1"
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _join(near: socket.socket, far: socket.socket, *, keep: bool = False) -> None:

@@ -84,7 +84,7 @@ def diffusers_scheduler(
 def _spacing(
     noise: Noise, name: str, section: Mapping[str, Any], theirs: str, zero_snr: bool
 ) -> dict[str, Any]:
-    """Say which timesteps are visited: those of the option discretize, else an even grid to T."""
+    """Say which timesteps are visited: what the option discretize says, else an even grid to T."""
     spacing = "trailing"
     if name in TIMESTEP_SAMPLERS and not zero_snr:
         row = TIMESTEP_SAMPLERS[name]

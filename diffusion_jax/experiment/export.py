@@ -120,7 +120,7 @@ def export_single_file(
     v-prediction, of zero terminal SNR and of EDM, and a learned scale factor.
     Raises ValueError for a model that no layout fits.
     """
-    encoders = _encoders(network)
+    encoders = encoders_of(network)
     layout = _layout(encoders, _others(encoders, trained))
     prediction = prediction_of(noise)
     extras, metadata = _marks(noise, prediction), {}
@@ -173,7 +173,7 @@ def export_diffusers(
     Raises ValueError for an option that has no counterpart in diffusers.
     """
     about = About() if about is None else about
-    encoders, stage = _encoders(network), network.first_stage
+    encoders, stage = encoders_of(network), network.first_stage
     components = _components(encoders, trained)
     is_video = isinstance(network.module, VideoUNet)
     scheduler, chosen = diffusers_scheduler(noise, about.sampler, is_video=is_video)
@@ -248,7 +248,8 @@ def _channels_of_numbers(network: Network) -> dict[str, Any]:
     return {"time_dim": dims.pop()} if dims else {}
 
 
-def _encoders(network: Network) -> list[Encoder]:
+def encoders_of(network: Network) -> list[Encoder]:
+    """List the embedders that released files have a place for, in the order of the config."""
     found: list[Encoder] = []
     for number, (name, embedder) in enumerate(network.embedders.items()):
         module = embedder.module
@@ -270,7 +271,7 @@ def _encoders(network: Network) -> list[Encoder]:
 
 def find_layout(network: Network, trained: Trained) -> str | None:
     """Name the layout of released files that export_single_file writes; None where none fits."""
-    encoders = _encoders(network)
+    encoders = encoders_of(network)
     return None if _others(encoders, trained) else _find_layout(encoders)
 
 

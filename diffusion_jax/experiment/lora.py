@@ -14,8 +14,8 @@ from diffusion_jax.convert.weights.lora import (
     read_lora,
 )
 from diffusion_jax.convert.weights.names import Part
-from diffusion_jax.experiment import export
 from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.export import encoders_of
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.task import Trained
 from diffusion_jax.models.layers.low_rank import DOWN, MAGNITUDE, UP
@@ -94,7 +94,7 @@ def _spots(network: Network, chosen: Mapping[str, Adapter], base: PyTree) -> dic
 def _places(network: Network, params: PyTree, frozen: PyTree) -> dict[str, tuple[int, str]]:
     """Find where the weights of each slot are: {slot: (0 for params or 1 for frozen, path)}."""
     found = {NETWORK: (int(NETWORK not in params), NETWORK)}
-    for encoder in export._encoders(network):
+    for encoder in encoders_of(network):
         if encoder.slot in TEXTS:
             trained = "conditioner" in params and encoder.name in params["conditioner"]
             found[encoder.slot] = (int(not trained), f"conditioner/{encoder.name}")

@@ -186,7 +186,7 @@ class LatentCacheOptions(NamedTuple):
 
 
 class AdapterOptions(NamedTuple):
-    """Which layers get low-rank factors beside their frozen kernels, and of which size.
+    """Which layers get low-rank factors beside their frozen kernels, and how large these are.
 
     rank: of the factors. alpha: their product is multiplied by alpha / rank; None for rank.
     dropout: of what enters the factors of the network, in training. dora: also train the norm of
@@ -204,7 +204,8 @@ class AdaptedLayers(NamedTuple):
     """Layers in whose path a regular expression is found, and the size of their factors.
 
     pattern: None for what the name of the section means: attention, feed_forward or convolution of
-    the network, or text, the attention of the text encoders. rank, alpha: None for those of all.
+    the network, or text, the attention of the text encoders. rank, alpha: None for the values of
+    config.adapters.
     """
 
     pattern: str | None = None

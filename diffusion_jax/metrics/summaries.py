@@ -1,7 +1,6 @@
 """What a set of images is to a metric, and its file: moments of its features, and some of them."""
 
 import hashlib
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.data.whole_files import whole_file
 from diffusion_jax.metrics.statistics import Kept, Moments, Statistic, keep, moments
 
 FORMAT = 1
@@ -94,13 +94,8 @@ def load_summary(path: Path, features: str, key: str, data: str | None = None) -
 def save_npz(path: Path, arrays: dict[str, Any]) -> None:
     """Write arrays to a .npz file, as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Num
 from diffusion_jax.models.layers.attention import attention
 from diffusion_jax.models.layers.basic import dense, rematerialised, timestep_embedding
 from diffusion_jax.models.layers.norm import layer_norm
-from diffusion_jax.models.layers.transformer import CrossAttention
+from diffusion_jax.models.layers.transformer import CrossAttention, is_scanned, scan_blocks
 
 BLOCKS = "blocks"
 _FREQUENCIES = 256  # features of a timestep before its MLP
@@ -197,7 +197,7 @@ class DiT(nn.Module):
 
     @nn.nowrap
     def _blocks(self, h: Array, emb: Array, context: Any, rotation: Any, dropout: float) -> Array:
-        scanned = self.scan and self.depth > 1
+        scanned = is_scanned(self)
         # Nothing is merged across the iterations of a scan: remat needs no barrier against it.
         block_class = rematerialised(DiTBlock, self.remat, prevent_cse=not scanned)
         fields = dict(
@@ -213,13 +213,8 @@ class DiT(nn.Module):
             for index in range(self.depth):
                 h = block_class(**fields, name=f"{BLOCKS}_{index}")(h, emb, context, rotation)
             return h
-        scan = nn.scan(
-            lambda block, carry, _: (block(carry, emb, context, rotation), None),
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=self.depth,
-        )
-        return scan(block_class(**fields, name=BLOCKS), h, None)[0]
+        block = block_class(**fields, name=BLOCKS)
+        return scan_blocks(block, self.depth, h, emb, context, rotation)
 
 
 def _check(options: DiT, x: Array, context: Array | None, y: Array | None) -> None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.data.whole_files import whole_file
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.scoring import ScoringOptions
 from diffusion_jax.runs import folder
@@ -132,8 +133,8 @@ def write_average(
 ) -> tuple[pathlib.Path, Average]:
     """Write a run whose averages have another length -> (its folder, the average).
 
-    Its only checkpoint is that of the run with the average in the place of its own, or of the
-    parameters if it keeps none; every command that reads a run reads it.
+    It has one checkpoint, a copy of the run's in which this average replaces the run's own, or the
+    parameters if the run keeps none. Every command that reads a run reads it.
 
     out: a new folder, by default workdir/ema/LENGTH_STEP. Raises as `average` does, and ValueError
     for a folder that is not empty.
@@ -174,7 +175,7 @@ def sweep(
     step: int | None = None,
     scoring: ScoringOptions | None = None,
 ) -> Iterator[Row]:
-    """Evaluate the raw weights, the run's own average and those of several lengths, a Row each.
+    """Evaluate the raw weights, the run's own average and averages of several lengths, a Row each.
 
     split: of the losses. scoring: metrics of drawn samples besides, see runs.scoring; None for
     none. Raises as `average` and `evaluate_run` do.
@@ -219,11 +220,9 @@ def sweep_lines(rows: Sequence[Row]) -> list[str]:
 def save_sweep(path: pathlib.Path, rows: Sequence[Row]) -> None:
     """Write a sweep as a CSV file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    with partial.open("w", newline="") as file:
+    with whole_file(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["length", "distance", *rows[0].found])
         for row in rows:
             distance = "" if row.distance is None else row.distance
             writer.writerow([row.weights, distance, *row.found.values()])
-    partial.replace(path)

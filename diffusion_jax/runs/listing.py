@@ -1,7 +1,6 @@
 """Which runs lie in a folder, how far they are, and how good."""
 
 import json
-import logging
 import os
 import pathlib
 import time
@@ -10,13 +9,18 @@ from typing import NamedTuple
 
 from diffusion_jax.runs.comparison import leaves, to_plain
 from diffusion_jax.runs.folder import find_record, has_run
-from diffusion_jax.runs.report.gathering import METRICS_FILE, Best, find_best, run_state
+from diffusion_jax.runs.report.gathering import (
+    METRICS_FILE,
+    Best,
+    find_best,
+    newest_metadata,
+    run_state,
+)
 from diffusion_jax.runs.report.rows import Series, series_of
-from diffusion_jax.train.checkpoints.reading import load_metadata, saved_steps
+from diffusion_jax.train.checkpoints.reading import saved_steps
 
 # Bytes at the end of a metrics.jsonl in which its last whole line is looked for.
 _TAIL = 1 << 16
-_log = logging.getLogger(__name__)
 
 
 class Listed(NamedTuple):
@@ -99,13 +103,6 @@ def _last_step(path: pathlib.Path) -> int:
 
 def _scores(folder: pathlib.Path) -> Mapping[str, Series]:
     """Read the scores that the newest checkpoint tells, as series."""
-    directory = folder / "checkpoints"
-    for step in reversed(saved_steps(directory)):
-        try:
-            metadata = load_metadata(directory, step=step)
-        except ValueError as error:  # damaged, or of a newer version
-            _log.info("%s", error)
-            continue
-        scores = metadata["scores"] if "scores" in metadata else {}
-        return series_of({**found, "step": int(step)} for step, found in scores.items())
-    return {}
+    metadata = newest_metadata(folder) or {}
+    scores = metadata["scores"] if "scores" in metadata else {}
+    return series_of({**found, "step": int(step)} for step, found in scores.items())

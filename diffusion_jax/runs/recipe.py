@@ -71,7 +71,7 @@ def recipe_text(recipe: Recipe, index: int) -> str:
     """Write the recipe of image number `index` as AUTOMATIC1111's web interface does.
 
     The prompt, the negative prompt, and a line "Steps: 30, Sampler: euler, CFG scale: 5, Seed: 0,
-    ...". Image `index` of a seed is told by "Image", which other tools show and do not use.
+    ...". "Image" is the number of the image among those that one seed draws; other tools ignore it.
     """
     prompts = recipe.prompts
     lines = [prompts[min(index, len(prompts) - 1)] if prompts else ""]

@@ -2,7 +2,6 @@
 
 import functools
 import importlib.resources
-import ipaddress
 import json
 import secrets
 import socket
@@ -145,14 +144,6 @@ def _object(body: bytes) -> Mapping[str, Any]:
 
 def _refused(status: int, sentence: str) -> JSONResponse:
     return JSONResponse({"error": sentence}, status_code=status)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listen(host: str, port: int) -> socket.socket:

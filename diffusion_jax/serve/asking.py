@@ -2,15 +2,12 @@
 
 import base64
 import binascii
-import io
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from PIL import Image
-
-from diffusion_jax.data.transforms import CorruptImageError, decode, open_picture
+from diffusion_jax.data.transforms import CorruptImageError, decode, open_picture, size_of
+from diffusion_jax.experiment.binding import check_range
 from diffusion_jax.experiment.sampling import LEVEL_SAMPLERS, SAMPLERS
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.conditions import required_inputs
@@ -98,22 +95,20 @@ def _check_type(name: str, value: Any, wanted: type) -> None:
 
 
 def _check_range(given: Mapping[str, Any], name: str, low: int, high: int) -> None:
-    if name in given and not low <= given[name] <= high:
-        raise ValueError(f"{name} = {given[name]} should be between {low} and {high}")
+    if name in given:
+        check_range(given[name], name, low=low, high=high)
 
 
-def _picture(name: str, text: str, read_it: Callable[[Image.Image], Any]) -> Any:
+def _picture(name: str, text: str, read_it: Callable[[bytes], Any]) -> Any:
     """Read a data URL of a picture, as a page sends it."""
     _, _, data = text.partition(";base64,")
     try:
         content = base64.b64decode(data, validate=True)
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as picture:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if max(picture.size) > MOST_SIDE:
-                raise ValueError(
-                    f"{name} has {picture.width} x {picture.height} pixels; {MOST_SIDE} is the "
-                    "longest side"
-                )
-            return read_it(picture)
-    except (binascii.Error, OSError, CorruptImageError, Image.DecompressionBombWarning) as error:
+        height, width = size_of(content)
+        if max(height, width) > MOST_SIDE:
+            raise ValueError(
+                f"{name} has {width} x {height} pixels; {MOST_SIDE} is the longest side"
+            )
+        return read_it(content)
+    except (binascii.Error, CorruptImageError) as error:
         raise ValueError(f"{name} is not a readable picture: {error}") from error

@@ -1,7 +1,6 @@
 """The queue of the playground: one call of the model at a time, in the order they were asked."""
 
 import collections
-import io
 import queue
 import secrets
 import threading
@@ -9,9 +8,9 @@ from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
-from PIL import Image
 
 from diffusion_jax.runs.watched import OnStep, Stopped
+from diffusion_jax.train.pictures import png_bytes
 
 MOST_WAITING = 16
 _MOST_KEPT = 32  # jobs whose images are kept
@@ -36,7 +35,7 @@ class Job:
             return
         self.state = "drawing"
         try:
-            self.images = [_png(image) for image in self._draw(self._on_step)]
+            self.images = [png_bytes(image) for image in self._draw(self._on_step)]
             self.state = "done"
         except Stopped:
             self.state = "stopped"
@@ -101,9 +100,3 @@ class Jobs:
 
 
 _UNFINISHED = ("waiting", "drawing")
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -9,6 +9,8 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 
+from diffusion_jax.data.whole_files import whole_file
+
 
 def to_pixels(images: np.ndarray, *, clamp: bool = True) -> np.ndarray:
     """Turn values in [-1, 1] into uint8 pixels of the same shape; uint8 passes unchanged.
@@ -57,20 +59,22 @@ def save_png(
 ) -> pathlib.Path:
     """Write one uint8 image [h w c], c 1 or 3, as a whole or not at all, and return its path.
 
-    texts: go into text chunks of these names.
+    texts: see png_bytes.
     """
+    encoded = png_bytes(image, texts)
+    with whole_file(path) as partial:
+        partial.write_bytes(encoded)
+    return path
+
+
+def png_bytes(image: np.ndarray, texts: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """Encode one uint8 image [h w c], c 1 or 3; texts: go into text chunks of these names."""
     encoded, chunks = io.BytesIO(), PngImagePlugin.PngInfo()
     for name, text in texts.items():
         chunks.add_text(name, text)
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     picture.save(encoded, "png", pnginfo=chunks)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(encoded.getbuffer())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return encoded.getvalue()
 
 
 def caption_tiles(captions: Sequence[str], *, size: tuple[int, int] = (128, 128)) -> np.ndarray:

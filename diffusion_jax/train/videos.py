@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffusion_jax.data.whole_files import whole_file
 from diffusion_jax.train.pictures import image_grid, save_png
 
 # GIF counts in hundredths of a second, and browsers slow down what is faster than two of them.
@@ -53,28 +54,22 @@ def _save_mp4(path: pathlib.Path, clip: np.ndarray, fps: float) -> None:
     av: Any = importlib.import_module("av")
     _, height, width, _ = clip.shape
     clip = np.pad(clip, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    partial = _partial(path)
-    try:
-        with av.open(str(partial), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-            stream.height, stream.width = clip.shape[1:3]
-            stream.pix_fmt, stream.options = "yuv420p", {"crf": "16"}
-            for pixels in clip:
-                rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.height, stream.width = clip.shape[1:3]
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "16"}
+        for pixels in clip:
+            rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def _save_gif(path: pathlib.Path, clip: np.ndarray, fps: float) -> None:
     """Write an endless GIF in which each frame has 256 colours of its own."""
     ends = [max(round(_GIF_UNIT * k / fps), _GIF_LEAST * k) for k in range(len(clip) + 1)]
     pictures = [Image.fromarray(f[..., 0] if f.shape[-1] == 1 else f).quantize() for f in clip]
-    partial = _partial(path)
-    try:
+    with whole_file(path) as partial:
         pictures[0].save(
             partial,
             "gif",
@@ -83,9 +78,6 @@ def _save_gif(path: pathlib.Path, clip: np.ndarray, fps: float) -> None:
             duration=[1000 // _GIF_UNIT * int(d) for d in np.diff(ends)],
             loop=0,
         )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _save_sheet(path: pathlib.Path, clip: np.ndarray, fps: float) -> None:
@@ -98,10 +90,6 @@ def _save_frames(path: pathlib.Path, clip: np.ndarray, fps: float) -> None:
     path.mkdir(exist_ok=True)
     for number, frame in enumerate(clip):
         save_png(path / f"{number:05d}.png", frame)
-
-
-def _partial(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(f".{path.name}.partial")
 
 
 # Ending -> writer of (path, uint8 [t h w c], frames per second).

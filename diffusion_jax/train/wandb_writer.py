@@ -57,7 +57,7 @@ def wandb_writer(
         resume="allow",
     )
     (workdir / _ID).write_text(f"{run.id}\n")
-    # wandb's own steps may not go back, as those of a run that is resumed do.
+    # wandb's own steps may not go back, and a resumed run goes back to its checkpoint.
     run.define_metric("*", step_metric="step")
 
     def write_scalars(step: int, scalars: Mapping[str, Any]) -> None:

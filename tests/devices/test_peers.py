@@ -12,7 +12,7 @@ import time
 import pytest
 
 from diffusion_jax.devices import peers
-from diffusion_jax.devices.peers import EXIT_PEER, Peers
+from diffusion_jax.devices.peers import EXIT_PEER, Peers, is_loopback
 
 HOST = socket.gethostname()
 SCRIPT = textwrap.dedent(
@@ -194,3 +194,11 @@ def test_those_who_do_not_come_are_named():
     nobody = re.escape(f"127.0.0.1:{free_port()}")
     with pytest.raises(ConnectionError, match=f"process 0 does not answer at {nobody} within 0 s"):
         Peers(nobody.replace("\\", ""), 1, 3, timeout=0.3)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("box", False)],
+)
+def test_loopback(host, expected):
+    assert is_loopback(host) is expected

@@ -6,8 +6,8 @@ import time
 import pytest
 from support.reports import logged
 
-from diffusion_jax.runs import listing
 from diffusion_jax.runs.listing import age_text, list_runs, run_lines
+from diffusion_jax.runs.report import gathering
 from diffusion_jax.runs.report.gathering import Best
 
 
@@ -22,7 +22,7 @@ def test_runs_are_found_and_sorted_by_age(tmp_path, monkeypatch):
         file.write(b'\xff\n{"step": 9')
     scores = {"4": {"val/loss_simple_ema": 0.5}, "8": {"val/loss_simple_ema": 0.25}}
     (tmp_path / "old" / "checkpoints" / "8").mkdir(parents=True)
-    monkeypatch.setattr(listing, "load_metadata", lambda folder, step: {"scores": scores})
+    monkeypatch.setattr(gathering, "load_metadata", lambda folder, step: {"scores": scores})
     new, old = list_runs(tmp_path)
     assert (new.folder.name, new.state, new.step, new.total) == ("new", "finished", 8, 8)
     assert new.best is None and old.best == Best("val/loss_simple_ema", "min", 8, 0.25)

@@ -11,7 +11,7 @@ from PIL import Image
 from support.experiments import built
 
 from diffusion_jax.pipeline import Pipeline
-from diffusion_jax.serve.app import FILES, MOST_BYTES, is_loopback, listen, make_app
+from diffusion_jax.serve.app import FILES, MOST_BYTES, listen, make_app
 
 HOST = "127.0.0.1"
 
@@ -130,11 +130,3 @@ def test_a_port_that_is_taken_is_told():
             listen(HOST, port)
     with pytest.raises(ValueError, match="--port=70000 cannot be listened at"):
         listen(HOST, 70000)
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("box", False)],
-)
-def test_loopback(host, expected):
-    assert is_loopback(host) is expected

@@ -168,7 +168,7 @@ def import_params(
     absent = [path for path in shapes if path not in by_leaf]
     if absent:
         raise ValueError(
-            f"{weights.path} does not have {_few(absent)}; to allow that, give arrays as their "
+            f"{weights.path} does not have {few_of(absent)}; to allow that, give arrays as their "
             "initial values, not only shapes"
         )
 
@@ -253,7 +253,7 @@ def _match(
         (integers, "of whole numbers, which are no weights without their scales"),
     )
     if any(names for names, _ in problems):
-        told = "; ".join(f"{len(n)} {what}: {_few(n)}" for n, what in problems if n)
+        told = "; ".join(f"{len(n)} {what}: {few_of(n)}" for n, what in problems if n)
         raise ValueError(f"{path} does not fit{_families(wanted, held, name_map)}: {told}")
     return sources
 
@@ -358,6 +358,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(re.match(pattern, name) for pattern in patterns)
 
 
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def few_of(names: Sequence[str], shown: int = _SHOWN) -> str:
+    """Write the first names of a list, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -1,4 +1,4 @@
-"""Files of LoRAs, in the names of PEFT and diffusers and in those of kohya's scripts, both ways.
+"""Read and write LoRA files, in the names of PEFT and diffusers or of kohya's scripts.
 
 A LoRA is kept as {Spot: Factors}: the layers of the networks that it changes, and how. The trees of
 parameters that it belongs to are given by slot: "network", "text" and "text_2", as in places.py.
@@ -7,7 +7,7 @@ parameters that it belongs to are given by slot: "network", "text" and "text_2",
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.convert.weights.exporting import save_weights
+from diffusion_jax.convert.weights.importing import few_of
 from diffusion_jax.convert.weights.names import Part, file_tensors, leaves_of, to_file, to_ours
 from diffusion_jax.convert.weights.reading import Weights, open_weights
 from diffusion_jax.convert.weights.safetensors import count_nonfinite
@@ -102,7 +103,9 @@ def read_lora(path: str | os.PathLike, trees: Mapping[str, PyTree]) -> Lora:
         (nonfinite, "hold NaN or infinite numbers"),
     )
     if any(names for names, _ in problems):
-        told = "; ".join(f"{len(names)} {what}: {_few(names)}" for names, what in problems if names)
+        told = "; ".join(
+            f"{len(names)} {what}: {few_of(names, _SHOWN)}" for names, what in problems if names
+        )
         raise ValueError(f"{path} does not fit the networks here: {told}")
     return lora
 
@@ -126,7 +129,9 @@ def write_lora(
     names, kernels = _names(trees, layout), {s: leaves_of(tree) for s, tree in trees.items()}
     lost = [f"{spot.slot}/{spot.part.path}" for spot in lora if spot not in names]
     if lost:
-        raise ValueError(f"{len(lost)} layers have no names in the layout {layout}: {_few(lost)}")
+        raise ValueError(
+            f"{len(lost)} layers have no names in the layout {layout}: {few_of(lost, _SHOWN)}"
+        )
     tensors: dict[str, np.ndarray] = {}
     for spot, factors in lora.items():
         is_conv = len(_kernel_shape(kernels, spot)) > 2
@@ -182,7 +187,7 @@ def extract_lora(
 
 
 def magnitude_of(kernel: Any, relative: Any) -> np.ndarray:
-    """Turn norms relative to those of a kernel's columns into norms."""
+    """Multiply relative norms by the norms of a kernel's columns."""
     return np.asarray(jnp.asarray(relative) * column_norms(jnp.asarray(kernel, jnp.float32)))
 
 
@@ -347,8 +352,3 @@ def _metadata(lora: Lora) -> dict[str, str]:
         "ss_network_dim": str(largest.down.shape[-1]),
         "ss_network_alpha": f"{largest.alpha:g}",
     }
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -31,6 +31,14 @@ class TextOptions(Protocol):
     several_captions: bool
 
 
+@runtime_checkable
+class FolderOptions(TextOptions, Protocol):
+    """What it says besides of where the folder is, and of its content, a hash."""
+
+    folder: str
+    content: str
+
+
 def find_root(folder: str | os.PathLike[str]) -> Path:
     """Resolve the path of a user's folder.
 
@@ -102,6 +110,23 @@ def text_features(options: TextOptions) -> dict[str, Any]:
         text = tfds.features.Text()
         features["caption"] = tfds.features.Sequence(text) if options.several_captions else text
     return features
+
+
+def folder_info(
+    builder: tfds.core.DatasetBuilder,
+    options: FolderOptions,
+    what: str,
+    features: Mapping[str, Any],
+) -> tfds.core.DatasetInfo:
+    """Describe to TFDS the records of a folder. what: they are; features: beside name and texts."""
+    return tfds.core.DatasetInfo(
+        builder=builder,
+        description=f"{what} {options.folder}.",
+        features=tfds.features.FeaturesDict(
+            {**features, "file_name": tfds.features.Text(), **text_features(options)}
+        ),
+        metadata=tfds.core.MetadataDict({"skipped": [], "content": options.content}),
+    )
 
 
 def texts_of(item: Item, *, several: bool) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from diffusion_jax.data.progress import log_progress
 from diffusion_jax.data.sources.file_hashes import hash_files
 from diffusion_jax.data.sources.folder_content import (
     find_root,
+    folder_info,
     memory_of,
     name_of,
     say_once,
     skip,
-    text_features,
     texts_of,
 )
 from diffusion_jax.data.sources.folder_scan import SPLITS, Item
@@ -97,17 +97,9 @@ class ShardFolder(tfds.core.GeneratorBasedBuilder):
         return self.builder_config
 
     def _info(self) -> tfds.core.DatasetInfo:
-        config = self._options
-        features: dict[str, Any] = {
-            "image": tfds.features.Image(shape=(None, None, None)),
-            "file_name": tfds.features.Text(),
-            **text_features(config),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=f"Images in the shards of the folder {config.folder}.",
-            features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict({"skipped": [], "content": config.content}),
+        image = tfds.features.Image(shape=(None, None, None))
+        return folder_info(
+            self, self._options, "Images in the shards of the folder", {"image": image}
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:

@@ -25,11 +25,11 @@ from diffusion_jax.data.progress import log_progress
 from diffusion_jax.data.sources.folder_content import (
     find_root,
     fingerprint,
+    folder_info,
     memory_of,
     name_of,
     say_once,
     skip,
-    text_features,
     text_options,
     texts_of,
 )
@@ -95,21 +95,13 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
         return self.builder_config
 
     def _info(self) -> tfds.core.DatasetInfo:
-        config = self._options
         frame = tfds.features.Tensor(shape=(), dtype=np.object_)
-        features: dict[str, Any] = {
+        features = {
             "video": tfds.features.Sequence(frame),
             "fps": tfds.features.Scalar(np.float32),
             "start": tfds.features.Scalar(np.float32, doc="seconds into the video"),
-            "file_name": tfds.features.Text(),
-            **text_features(config),
         }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=f"Videos of the folder {config.folder}.",
-            features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict({"skipped": [], "content": config.content}),
-        )
+        return folder_info(self, self._options, "Videos of the folder", features)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         del dl_manager

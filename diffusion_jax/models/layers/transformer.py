@@ -205,17 +205,10 @@ class SpatialTransformer(nn.Module):
                 h = block(h, contexts[min(i, len(contexts) - 1)])
             return h
         shared = len(contexts) == 1
-        in_axes: Any = nn.broadcast if shared else 0
-        scan = nn.scan(
-            lambda module, carry, context: (module(carry, context), None),
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=in_axes,
-            length=self.depth,
-        )
         block = make_block(self, BasicTransformerBlock, BLOCKS)
-        h, _ = scan(block, h, contexts[0] if shared else jnp.stack(contexts))
-        return h
+        if shared:
+            return scan_blocks(block, self.depth, h, contexts[0])
+        return scan_blocks(block, self.depth, h, jnp.stack(contexts), in_axes=0)
 
 
 def between_projections(options: Any, x: Array, blocks: Callable[[Array], Array]) -> Array:
@@ -241,6 +234,23 @@ def between_projections(options: Any, x: Array, blocks: Callable[[Array], Array]
         h = rearrange(h, "b (h w) c -> b h w c", h=height)
         h = conv(inner, channels, (1, 1), zero=True, name="proj_out", **dtypes)(h)
     return x + h
+
+
+def scan_blocks(
+    block: nn.Module, depth: int, h: Array, *inputs: Any, in_axes: Any = nn.broadcast
+) -> Array:
+    """Run h through `depth` blocks whose parameters are stacked in one, which is compiled once.
+
+    inputs: further arguments of each block; with in_axes = 0 each gets its own row of them.
+    """
+    scan = nn.scan(
+        lambda module, carry, *given: (module(carry, *given), None),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=in_axes,
+        length=depth,
+    )
+    return scan(block, h, *inputs)[0]
 
 
 def is_scanned(options: Any) -> bool:

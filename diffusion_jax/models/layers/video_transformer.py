@@ -17,6 +17,7 @@ from diffusion_jax.models.layers.transformer import (
     between_projections,
     is_scanned,
     make_block,
+    scan_blocks,
 )
 
 TIME_STACK = "time_stack"
@@ -100,15 +101,7 @@ class SpatialVideoTransformer(nn.Module):
                 for i in range(self.depth):
                     h = self._pair(f"_{i}")(h, index, alpha, context, time_context)
                 return h
-            everywhere: Any = nn.broadcast
-            scan = nn.scan(
-                lambda module, carry, *inputs: (module(carry, *inputs), None),
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=everywhere,
-                length=self.depth,
-            )
-            return scan(self._pair(""), h, index, alpha, context, time_context)[0]
+            return scan_blocks(self._pair(""), self.depth, h, index, alpha, context, time_context)
 
         return between_projections(self, x, blocks)
 

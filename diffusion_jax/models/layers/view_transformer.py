@@ -15,6 +15,7 @@ from diffusion_jax.models.layers.transformer import (
     between_projections,
     is_scanned,
     make_block,
+    scan_blocks,
 )
 from diffusion_jax.models.layers.video_transformer import (
     VideoTransformerBlock,
@@ -105,15 +106,7 @@ class ViewTransformer(nn.Module):
                 for i in range(self.depth):
                     h = self._triple(f"_{i}")(h, *inputs)
                 return h
-            everywhere: Any = nn.broadcast
-            scan = nn.scan(
-                lambda module, carry, *inputs: (module(carry, *inputs), None),
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=everywhere,
-                length=self.depth,
-            )
-            return scan(self._triple(""), h, *inputs)[0]
+            return scan_blocks(self._triple(""), self.depth, h, *inputs)
 
         return between_projections(self, x, blocks)
 

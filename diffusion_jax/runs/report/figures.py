@@ -73,7 +73,7 @@ def lines_of(runs: Mapping[str, Mapping[str, Series]], names: Sequence[str]) -> 
 
 
 def find_levels(series: Mapping[str, Series], ending: str = "") -> list[Levels]:
-    """Find the loss by noise level at the first and the last step of which it is known.
+    """Find the loss by noise level at the first and the last step that have one.
 
     ending: "_ema" for the averaged weights.
     """
@@ -117,7 +117,7 @@ def curves(title: str, lines: Sequence[Line]) -> Any:
 def level_figure(runs: Mapping[str, Mapping[str, Series]]) -> Any | None:
     """Draw the loss by noise level with its confidence interval; None if no run has one.
 
-    The last step of which it is known is drawn, and the first one faintly if there is one run.
+    The last step that has one is drawn, and the first one faintly if there is one run.
     """
     found = [
         (label, ending, levels)

@@ -193,16 +193,22 @@ def _facts(workdir: pathlib.Path, starts: Sequence[dict[str, Any]]) -> dict[str,
     """Tell what a run was made from: its newest starts say it, else its newest checkpoint."""
     if starts:
         return {name: value for start in starts for name, value in start.items()}
+    metadata = newest_metadata(workdir)
+    if metadata is None:
+        return {}
+    found = {name: metadata[name] for name in ("revision", "packages") if name in metadata}
+    return {**found, "data": short_data(metadata["data"] if "data" in metadata else {})}
+
+
+def newest_metadata(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Read the metadata of the newest checkpoint whose metadata can be read; None without one."""
     directory = workdir / "checkpoints"
     for step in reversed(saved_steps(directory)):
         try:
-            metadata = load_metadata(directory, step=step)
+            return load_metadata(directory, step=step)
         except ValueError as error:  # damaged, or of a newer version
             _log.info("%s", error)
-            continue
-        found = {name: metadata[name] for name in ("revision", "packages") if name in metadata}
-        return {**found, "data": short_data(metadata["data"] if "data" in metadata else {})}
-    return {}
+    return None
 
 
 def _pictures(folder: pathlib.Path) -> dict[str, list[tuple[int, pathlib.Path]]]:

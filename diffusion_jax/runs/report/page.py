@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffusion_jax.data.whole_files import whole_file
 from diffusion_jax.runs.report.about import about, labels, number
 from diffusion_jax.runs.report.embedding import MAX_BYTES, embedded
 from diffusion_jax.runs.report.figures import BUCKETS, curve_groups, curves, level_figure, lines_of
@@ -192,12 +193,8 @@ def _notes(runs: Sequence[Gathered]) -> list[str]:
 
 def _write(path: pathlib.Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="replace")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _described(series: Series) -> dict[str, Any]:
