@@ -8,6 +8,7 @@ import secrets
 
 from diffusion_jax.devices.peers import is_loopback
 from diffusion_jax.pipeline import Pipeline
+from diffusion_jax.runs.recipe import model_name
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,7 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     with listen(host, arguments.port) as listener:
         port = listener.getsockname()[1]
         hosts = ["127.0.0.1", "localhost", "[::1]"] if is_loopback(host) else ["*"]
-        app = make_app(functools.cache(functools.partial(_load, arguments)), token, hosts)
+        model = model_name(arguments.workdir or arguments.checkpoint)
+        app = make_app(functools.cache(functools.partial(_load, arguments)), token, hosts, model)
         shown = f"http://{host}:{port}/" + (f"#{token}" if token else "")
         print(f"open {shown}    (Ctrl-C ends it)", flush=True)
         run_server(app, listener)
