@@ -29,6 +29,7 @@ from diffusion_jax.runs.conditions import (
     encode_negative,
     required_inputs,
 )
+from diffusion_jax.runs.control import ControlImage, ControlScale, with_control
 from diffusion_jax.runs.frames import check_frames, clip_conditions, with_picture
 from diffusion_jax.runs.inputs import (
     Number,
@@ -81,6 +82,8 @@ class Pipeline(NamedTuple):
         denoising_end with output="latents", float32 x [B, h, w, c] as the network works on it,
         is what a refiner takes as `latents` at the same denoising_start.
     latents: x at denoising_start, from such a call or from `invert`.
+    control_image, conditioning_scale: what ControlNets see, and how much they count (1 when None):
+        see runs.control.with_control.
     num_frames, fps, motion_bucket_id, cond_aug: of a model of videos, the config's when None. Its
         conditions are pictures, or a dict with them as "image"; it draws uint8 [B, T, H, W, C].
         fps is SVD's fps_id, frames per second less 1; cond_aug is the noise on the picture. A model
@@ -173,6 +176,8 @@ class Pipeline(NamedTuple):
         strength: Number | None = None,
         mask: Picture | None = None,
         latents: np.ndarray | None = None,
+        control_image: ControlImage = None,
+        conditioning_scale: ControlScale = None,
         noise: np.ndarray | None = None,
         step_noise: np.ndarray | None = None,
         denoising_start: Number = 0.0,
@@ -198,6 +203,8 @@ class Pipeline(NamedTuple):
             shared = {"num_steps": num_steps, "guidance_scale": guidance_scale, "size": size}
             return self._draw_views(conditions, num_frames, seed=_seed(seed), **shared)
         num_frames = check_frames(self.experiment.network, num_frames)
+        steering = (control_image, conditioning_scale, size)
+        conditions = with_control(self.experiment.network, conditions, *steering)
         arrays, count = self._conditions(conditions, negative, n, size, num_frames, numbers)
         arrays |= self._pictures(image, mask, count, size)
         shape = self.experiment.network.shape_of(size, num_frames)
