@@ -1,33 +1,35 @@
 """The programmatic sampling API: a trained model as a function from conditions to uint8 images."""
 
-import functools
 import logging
 import os
 import pathlib
-import secrets
-import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from diffusion_jax.data.progress import log_progress
 from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.guiders import GuidanceScale, check_scale
 from diffusion_jax.experiment.lora import with_loras
 from diffusion_jax.experiment.sampling import check_steps
-from diffusion_jax.randomness import sample_keys, seed_key
 from diffusion_jax.runs.conditions import (
     Conditions,
     encode_conditions,
     encode_negative,
     required_inputs,
+)
+from diffusion_jax.runs.control import ControlImage, ControlScale, with_control
+from diffusion_jax.runs.drawing import (
+    NonFiniteWarning,
+    checked_seed,
+    draw_rows,
+    warn_of_non_finite,
+    with_kept,
 )
 from diffusion_jax.runs.frames import check_frames, clip_conditions, with_picture
 from diffusion_jax.runs.inputs import (
@@ -46,11 +48,12 @@ from diffusion_jax.runs.native import find_about
 from diffusion_jax.runs.released import config_for
 from diffusion_jax.runs.start import open_run
 from diffusion_jax.runs.views import draw_views
-from diffusion_jax.runs.watched import OnStep, draw_watched
+from diffusion_jax.runs.watched import OnStep
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
 
+__all__ = ["NonFiniteWarning", "Pipeline"]
 _log = logging.getLogger(__name__)
 
 
@@ -81,6 +84,8 @@ class Pipeline(NamedTuple):
         denoising_end with output="latents", float32 x [B, h, w, c] as the network works on it,
         is what a refiner takes as `latents` at the same denoising_start.
     latents: x at denoising_start, from such a call or from `invert`.
+    control_image, conditioning_scale: what ControlNets see, and how much they count (1 when None):
+        see runs.control.with_control.
     num_frames, fps, motion_bucket_id, cond_aug: of a model of videos, the config's when None. Its
         conditions are pictures, or a dict with them as "image"; it draws uint8 [B, T, H, W, C].
         fps is SVD's fps_id, frames per second less 1; cond_aug is the noise on the picture. A model
@@ -173,6 +178,8 @@ class Pipeline(NamedTuple):
         strength: Number | None = None,
         mask: Picture | None = None,
         latents: np.ndarray | None = None,
+        control_image: ControlImage = None,
+        conditioning_scale: ControlScale = None,
         noise: np.ndarray | None = None,
         step_noise: np.ndarray | None = None,
         denoising_start: Number = 0.0,
@@ -196,8 +203,10 @@ class Pipeline(NamedTuple):
             others = {"n": n, "batch_size": batch_size, "negative": negative, "image": image}
             _check_unset(others | noises | numbers, steps == (0, total) and output == "pixels")
             shared = {"num_steps": num_steps, "guidance_scale": guidance_scale, "size": size}
-            return self._draw_views(conditions, num_frames, seed=_seed(seed), **shared)
+            return self._draw_views(conditions, num_frames, seed=checked_seed(seed), **shared)
         num_frames = check_frames(self.experiment.network, num_frames)
+        steering = (control_image, conditioning_scale, size)
+        conditions = with_control(self.experiment.network, conditions, *steering)
         arrays, count = self._conditions(conditions, negative, n, size, num_frames, numbers)
         arrays |= self._pictures(image, mask, count, size)
         shape = self.experiment.network.shape_of(size, num_frames)
@@ -205,7 +214,7 @@ class Pipeline(NamedTuple):
         drawn = self._draw(
             arrays,
             count,
-            _seed(seed),
+            checked_seed(seed),
             batch_size,
             num_steps=num_steps,
             guidance_scale=guidance_scale,
@@ -216,10 +225,12 @@ class Pipeline(NamedTuple):
             decode=output == "pixels",
             on_step=on_step,
         )
-        _warn_of_non_finite(drawn)
+        warn_of_non_finite(drawn)
         if output == "latents":
             return drawn
-        pixels = _with_kept(to_pixels(drawn), arrays)
+        pixels = to_pixels(drawn)
+        if "mask" in arrays:
+            pixels = with_kept(pixels, arrays["image"], arrays["mask"])
         return with_picture(self.experiment.network, pixels, arrays["inputs"])
 
     def invert(
@@ -283,45 +294,8 @@ class Pipeline(NamedTuple):
             f"{self.experiment.drawing.num_steps} steps)"
         )
 
-    def _draw(
-        self,
-        arrays: dict[str, Any],
-        count: int,
-        seed: int,
-        batch_size: Whole | None,
-        on_step: OnStep | None = None,
-        **options: Any,
-    ) -> np.ndarray:
-        """Sample `count` images in calls of one size, the last one padded -> float32 x."""
-        if "image" in arrays:
-            arrays = {**arrays, "image": arrays["image"].astype(np.float32) / 127.5 - 1.0}
-        if batch_size is None:
-            batch_size = 64 if self.experiment.network.num_frames is None else 1
-        batch_size = whole_number("batch_size", batch_size)
-        if batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size} should be at least 1")
-        rows_at_once = self.experiment.round_up(min(batch_size, count))
-        root = seed_key(seed)
-        drawn = []
-        starts = range(0, count, rows_at_once)
-        for start in log_progress(starts, count, "drawing", size=lambda _: rows_at_once):
-            rows = np.minimum(np.arange(start, start + rows_at_once), count - 1)
-            chosen = jax.tree.map(lambda value, rows=rows: value[rows], arrays)
-            draw = functools.partial(
-                self.experiment.sample_fn,
-                self.params,
-                self.frozen,
-                keys=sample_keys(root, jnp.asarray(rows)),
-                **chosen,
-                **options,
-            )
-            if on_step is None:
-                samples = draw()
-            else:
-                number, rounds = start // rows_at_once, -(-count // rows_at_once)
-                samples = draw_watched(draw, on_step, number, rounds)
-            drawn.append(jax.device_get(samples.x)[: count - start])
-        return np.concatenate(drawn)
+    def _draw(self, arrays: Mapping[str, Any], *given: Any, **options: Any) -> np.ndarray:
+        return draw_rows(self.experiment, self.params, self.frozen, arrays, *given, **options)
 
     def num_classes(self) -> int:
         """Tell how many classes the model knows; ValueError when they are not its condition."""
@@ -370,7 +344,7 @@ class Pipeline(NamedTuple):
             num_frames = whole_number("num_frames", num_frames)
         options |= {"num_frames": num_frames}
         drawn = draw_views(self.experiment, self.params, self.frozen, conditions, **options)
-        _warn_of_non_finite(drawn)
+        warn_of_non_finite(drawn)
         return to_pixels(drawn)
 
     def _check_images(self, what: str) -> None:
@@ -414,37 +388,9 @@ class Pipeline(NamedTuple):
         return size
 
 
-class NonFiniteWarning(RuntimeWarning):
-    """Drawn images hold values that are not finite numbers."""
-
-
-def _warn_of_non_finite(drawn: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(drawn).reshape(len(drawn), -1).all(1))
-    if bad.size:
-        named = ", ".join(map(str, bad[:10])) + (", ..." if bad.size > 10 else "")
-        message = f"{bad.size} of {len(drawn)} images hold NaN or infinity: {named}"
-        warnings.warn(message, NonFiniteWarning, stacklevel=3)
-
-
 def _check_unset(options: Mapping[str, Any], is_whole: bool) -> None:
     """Raise ValueError for options that a model of several views does not have."""
     for name in (name for name, value in options.items() if value is not None):
         raise ValueError(f"{name} does not fit: this model draws views of a video")
     if not is_whole:
         raise ValueError("this model draws views of a video with all steps, as pixels")
-
-
-def _seed(seed: Whole | None) -> int:
-    """Check a seed, or draw one and say which."""
-    if seed is None:
-        seed = secrets.randbits(32)
-        _log.warning("seed = %d was drawn", seed)
-    return whole_number("seed", seed)
-
-
-def _with_kept(drawn: np.ndarray, arrays: dict[str, Any]) -> np.ndarray:
-    """Put kept pixels back: the sampler sees them through noise, and a decoder changes them."""
-    if "mask" not in arrays:
-        return drawn
-    mask = arrays["mask"]
-    return np.rint(mask * arrays["image"] + (1.0 - mask) * drawn).astype(np.uint8)

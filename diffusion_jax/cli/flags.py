@@ -67,6 +67,7 @@ _SAMPLE = (
     flag("--orbit", "for SV4D: SV3D's weights, or the video that it drew of the first frame"),
     flag("--strength", "share of the steps that redraws --image", type=float),
     flag("--mask", "file, white where --image is kept"),
+    flag("--control_image", "what a ControlNet sees: FILE[:SCALE], or canny:FILE of a photo"),
     flag("--seed", "image i depends on (seed, i) only", type=int, default=0),
     flag("--batch_size", "per device call (default: 64 images or 1 video)", type=int),
     flag("--num_frames", "of a video (default: the config's)", type=int),
