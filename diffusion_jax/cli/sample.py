@@ -47,7 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
         grid = write_samples(folder, images, recipe)
         return f"wrote {len(images)} images to {folder} and their grid to {grid}"
 
-    options = {"negative": arguments.negative_prompt, "strength": arguments.strength}
+    shared = ("strength", "resize", "image_guidance_scale")
+    options = {name: getattr(arguments, name) for name in shared}
+    options["negative"] = arguments.negative_prompt
     return draw(pipe, conditions, arguments, write, n=n, **options, **_pictures(pipe, arguments))
 
 

@@ -14,7 +14,9 @@ from diffusion_jax.runs.frames import POLARS, frame_rate
 from diffusion_jax.runs.inputs import read_picture
 from diffusion_jax.runs.samples import write_clips
 
-_FOR_IMAGES = ("label", "prompt", "negative_prompt", "strength", "mask")
+_FOR_IMAGES = (
+    *("label", "prompt", "negative_prompt", "strength", "mask", "resize", "image_guidance_scale"),
+)
 
 
 def draw_videos(pipe: Pipeline, arguments: argparse.Namespace, folder: pathlib.Path) -> int:

@@ -44,6 +44,8 @@ def encode_conditions(
         if input_name(embedder) in by_input:
             values = by_input[input_name(embedder)]
             inputs[_key(embedder)] = _encode(network, embedder, values, class_names)
+        elif embedder.staged is not None:
+            continue  # see redrawing.image_inputs
         elif embedder.default is None:
             raise ValueError(f"the embedder {name!r} needs conditions[{input_name(embedder)!r}]")
         else:
@@ -100,13 +102,16 @@ def _key(embedder: Embedder) -> str:
 
 
 def required_inputs(network: Network) -> list[str]:
-    """Name the inputs that have no default, each once."""
-    names = (input_name(e) for e in network.embedders.values() if e.default is None)
+    """Name the conditions that have no default, each once; images are arguments of their own."""
+    embedders = network.embedders.values()
+    names = (input_name(e) for e in embedders if e.default is None and e.staged is None)
     return list(dict.fromkeys(names))
 
 
 def _by_input(network: Network, conditions: Conditions) -> Mapping[str, Any]:
     needed = required_inputs(network)
+    if conditions is None and not needed:
+        return {}
     if conditions is None:
         raise ValueError(f"this model is conditional: give one {', '.join(needed)} for each image")
     if isinstance(conditions, Mapping):

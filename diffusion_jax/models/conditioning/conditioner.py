@@ -58,6 +58,9 @@ class Embedder(NamedTuple):
     the (height, width) of the image that is drawn. Only trainable parameters are trained.
     frames: how many images of `channels` the input has for a sample, [b frames h w c]; None for one
     image [b h w c]. entry: where the first output enters, whatever its rank.
+    staged: the input is given in pixels, and the module gets it at the size of what is denoised:
+    "latents" are the mode of an image's latents times their scale factor, "mode" is without the
+    factor, and "hole" is 1 minus the mask at the top left pixel of each cell.
     """
 
     module: nn.Module
@@ -77,6 +80,7 @@ class Embedder(NamedTuple):
     scale: float = 1.0
     frames: int | None = None
     entry: str | None = None
+    staged: Literal["latents", "mode", "hole"] | None = None
 
     @property
     def embeds_labels_in_network(self) -> bool:
