@@ -24,6 +24,7 @@ from diffusion_jax.runs.conditions import (
     encode_negative,
     required_inputs,
 )
+from diffusion_jax.runs.control import ControlImage, ControlScale, with_control
 from diffusion_jax.runs.drawing import (
     NonFiniteWarning,
     checked_seed,
@@ -98,6 +99,8 @@ class Pipeline(NamedTuple):
         denoising_end with output="latents", float32 x [B, h, w, c] as the network works on it,
         is what a refiner takes as `latents` at the same denoising_start.
     latents: x at denoising_start, from such a call or from `invert`.
+    control_image, conditioning_scale: what ControlNets see, and how much they count (1 when None):
+        see runs.control.with_control.
     num_frames, fps, motion_bucket_id, cond_aug: of a model of videos, the config's when None. Its
         conditions are pictures, or a dict with them as "image"; it draws uint8 [B, T, H, W, C].
         fps is SVD's fps_id, frames per second less 1; cond_aug is the noise on the picture. A model
@@ -192,6 +195,8 @@ class Pipeline(NamedTuple):
         resize: Resize | None = None,
         image_guidance_scale: Number | None = None,
         latents: np.ndarray | None = None,
+        control_image: ControlImage = None,
+        conditioning_scale: ControlScale = None,
         noise: np.ndarray | None = None,
         step_noise: np.ndarray | None = None,
         denoising_start: Number = 0.0,
@@ -212,14 +217,15 @@ class Pipeline(NamedTuple):
         asked = self._size(height, width, of_image=image is not None)
         size = size_in_multiples(network, asked)
         numbers = {"fps": fps, "motion_bucket_id": motion_bucket_id, "cond_aug": cond_aug}
-        options: dict[str, Any] = {"num_steps": num_steps, "guidance_scale": guidance_scale}
-        options |= {"size": size}
+        options: Any = dict(num_steps=num_steps, guidance_scale=guidance_scale, size=size)
         if network.num_views is not None:
             noises = {"latents": latents, "noise": noise, "step_noise": step_noise}
             others = {"n": n, "batch_size": batch_size, "negative": negative, "image": image}
             _check_unset(others | noises | numbers, steps == (0, total) and output == "pixels")
             return self._draw_views(conditions, num_frames, seed=checked_seed(seed), **options)
         num_frames = check_frames(network, num_frames)
+        steering = (control_image, conditioning_scale, size)
+        conditions = with_control(network, conditions, *steering)
         arrays, count = self._conditions(conditions, negative, n, size, num_frames, numbers)
         pictures = pictures_of_call(network, image, mask, count, self._shape(asked), resize)
         arrays["inputs"] |= image_inputs(network, pictures, arrays["inputs"])

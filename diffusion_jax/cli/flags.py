@@ -69,6 +69,7 @@ _SAMPLE = (
     flag("--mask", "file, white where --image is kept"),
     flag("--resize", "--image of another size: resize (if unset), crop or pad"),
     flag("--image_guidance_scale", "of a model for edits (default: the config's)", type=float),
+    flag("--control_image", "what a ControlNet sees: FILE[:SCALE], or canny:FILE of a photo"),
     flag("--seed", "image i depends on (seed, i) only", type=int, default=0),
     flag("--batch_size", "per device call (default: 64 images or 1 video)", type=int),
     flag("--num_frames", "of a video (default: the config's)", type=int),

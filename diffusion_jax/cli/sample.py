@@ -10,6 +10,7 @@ from diffusion_jax.cli.drawing import draw
 from diffusion_jax.cli.sample_video import draw_videos
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.conditions import Conditions, check_count, required_inputs
+from diffusion_jax.runs.control import read_control
 from diffusion_jax.runs.inputs import read_image, read_mask
 from diffusion_jax.runs.lora import parse_loras
 from diffusion_jax.runs.recipe import find_recipe, model_name
@@ -97,11 +98,14 @@ def _conditions(
 
 
 def _pictures(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Read the files of --image and --mask as the model works on them."""
-    pictures = {}
+    """Read the files of --image, --mask and --control_image as the model works on them."""
+    pictures: dict[str, Any] = {}
     if arguments.image is not None:
         channels = pipe.experiment.data.image_shape[-1]
         pictures["image"] = read_image(arguments.image, channels, flag="--image=")
     if arguments.mask is not None:
         pictures["mask"] = read_mask(arguments.mask, flag="--mask=")
+    if arguments.control_image is not None:
+        found = read_control(arguments.control_image, flag="--control_image=")
+        pictures["control_image"], pictures["conditioning_scale"] = found
     return pictures

@@ -15,7 +15,8 @@ from diffusion_jax.runs.inputs import read_picture
 from diffusion_jax.runs.samples import write_clips
 
 _FOR_IMAGES = (
-    *("label", "prompt", "negative_prompt", "strength", "mask", "resize", "image_guidance_scale"),
+    *("label", "prompt", "negative_prompt", "strength", "mask", "control_image"),
+    *("resize", "image_guidance_scale"),
 )
 
 

@@ -53,6 +53,7 @@ class Batches(NamedTuple):
         "label": int32 [b] and "caption": str [b], when the data have them.
         "mask": float32 [b, h, w, 1], with masks: 1 where the image is kept, and "masked_image",
             the image there and 0 elsewhere.
+        Each of image_columns: float32 [b, h, w, 3] in [-1, 1], cut and mirrored as the image is.
         "weight": float32 [b], from eval_batches.
     A source of clips that says no "fps" gives neither fps_id nor motion_bucket_id. num_examples:
     records of the source. steps_per_epoch: batches in one pass over them. shapes: every (h, w) that
@@ -216,15 +217,19 @@ def _training_batch(
     chosen = zip(rows.ids.tolist(), rows.starts.tolist(), strict=True)
     records = [images.read_or_next(number, rows.size, start) for number, start in chosen]
     columns, corners = columns_of(records, rows)
-    shown: list[Any] = [record.image for record in records]  # all readable here
-    if options.crop == "random":
-        shown = [
-            _cut(image, record, rows.size, corner, options.resize)
-            for image, record, corner in zip(shown, records, corners.tolist(), strict=True)
-        ]
-    pixels = np.stack(shown)
-    pixels[rows.mirror] = pixels[rows.mirror][..., ::-1, :]
-    return {"image": transforms.to_float(pixels), **columns}
+
+    def shown(images: list[Any]) -> np.ndarray:
+        if options.crop == "random":
+            images = [
+                _cut(image, record, rows.size, corner, options.resize)
+                for image, record, corner in zip(images, records, corners.tolist(), strict=True)
+            ]
+        pixels = np.stack(images)
+        pixels[rows.mirror] = pixels[rows.mirror][..., ::-1, :]
+        return transforms.to_float(pixels)
+
+    others = {name: shown([r.columns[name] for r in records]) for name in options.image_columns}
+    return {"image": shown([r.image for r in records]), **others, **columns}  # all readable here
 
 
 def _cut(
@@ -251,6 +256,10 @@ def _evaluation_batch(
     black = np.zeros((*frames, *rows.size, options.channels), np.uint8)
     pixels = np.stack([black if record.image is None else record.image for record in records])
     columns, _ = columns_of(records, rows)
+    blank = np.zeros((*rows.size, 3), np.uint8)
+    for name in options.image_columns:
+        others = [r.columns[name] if name in r.columns else blank for r in records]
+        columns[name] = transforms.to_float(np.stack(others))
     weight = (real & readable).astype(np.float32)
     return {"image": transforms.to_float(pixels), **columns, "weight": weight}
 

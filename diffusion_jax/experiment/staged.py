@@ -21,6 +21,11 @@ def staged_inputs(embedders: Mapping[str, Embedder]) -> set[str]:
     return {e.input_key for e in embedders.values() if e.staged is not None}
 
 
+def staged_columns(embedders: Mapping[str, Embedder]) -> tuple[str, ...]:
+    """Name the images that the data have to hold, because no masks make them."""
+    return tuple(sorted(staged_inputs(embedders) - {MASK, MASKED_IMAGE}))
+
+
 def with_channels(
     embedders: Mapping[str, Embedder], image_shape: tuple[int, int, int], num_frames: int | None
 ) -> dict[str, Embedder]:

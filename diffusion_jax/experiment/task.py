@@ -144,7 +144,9 @@ class Task(NamedTuple):
     first_frozen: (frozen, first batch on the devices) -> frozen, called once in a run; None where
       nothing waits for data.
     contradictions: path of a released file -> what it says of its model and the config contradicts.
-    adapters: of a model whose adapters are trained; train.ckpt_path is then a part of frozen.
+    adapters: of a model whose adapters are trained.
+    first_params: of a model whose train.ckpt_path is a part of frozen: (params, frozen) -> the
+      params that a new run starts from.
     """
 
     init: Callable[[Array], TrainState]
@@ -173,3 +175,4 @@ class Task(NamedTuple):
     first_frozen: Callable[[PyTree, Mapping[str, Array]], PyTree] | None = None
     contradictions: Callable[[str | os.PathLike], list[Contradiction]] = lambda path: []
     adapters: Adapters | None = None
+    first_params: Callable[[PyTree, PyTree], PyTree] | None = None
