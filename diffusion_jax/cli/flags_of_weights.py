@@ -26,12 +26,14 @@ SAMPLE = (
     *(flag(f"--{x}", "pixels (default: the config's)", type=int) for x in ("height", "width")),
     flag(
         "--image",
-        "to begin with (--strength), to complete (--mask), a video's first frame, or a "
+        "to begin with (--strength), to complete (--mask), to edit, a video's first frame, or a "
         "video to draw from other sides (SV4D)",
     ),
     flag("--orbit", "for SV4D: SV3D's weights, or the video that it drew of the first frame"),
     flag("--strength", "share of the steps that redraws --image", type=float),
     flag("--mask", "file, white where --image is kept"),
+    flag("--resize", "--image of another size: resize (if unset), crop or pad"),
+    flag("--image_guidance_scale", "of a model for edits (default: the config's)", type=float),
     flag("--control_image", "what a ControlNet sees: FILE[:SCALE], or canny:FILE of a photo"),
     flag("--seed", "image i depends on (seed, i) only", type=int, default=0),
     flag("--batch_size", "per device call (default: 64 images or 1 video)", type=int),

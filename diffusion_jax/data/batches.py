@@ -14,6 +14,7 @@ from absl import flags
 from diffusion_jax.data import transforms
 from diffusion_jax.data.clips import clip_columns
 from diffusion_jax.data.images import ImageOptions, Images, open_images
+from diffusion_jax.data.masks import with_masks
 from diffusion_jax.data.order import (
     AUGMENT,
     CAPTION,
@@ -50,6 +51,8 @@ class Batches(NamedTuple):
         "target_size": int32 [b, 2], (h, w) of the batch's images.
         "index": int64 [b], record numbers.
         "label": int32 [b] and "caption": str [b], when the data have them.
+        "mask": float32 [b, h, w, 1], with masks: 1 where the image is kept, and "masked_image",
+            the image there and 0 elsewhere.
         Each of image_columns: float32 [b, h, w, 3] in [-1, 1], cut and mirrored as the image is.
         "weight": float32 [b], from eval_batches.
     A source of clips that says no "fps" gives neither fps_id nor motion_bucket_id. num_examples:
@@ -138,6 +141,7 @@ def make_batches(
     order = training_order(images.members, batch_size=batch_size, seed=seed, shuffle=shuffle)
     draw = functools.partial(draw_rows, order, images.shapes, local, batch_size, seed, random_flip)
     make = functools.partial(_training_batch, images, options, draw)
+    make = functools.partial(with_masks, make, options.masks, local, batch_size, seed)
     iterate = prefetched(
         steps_of(order, repeat=repeat).map(make), num_threads, num_workers, prefetch, finish
     )
@@ -172,6 +176,7 @@ def eval_batches(
     images = open_images(source, options)
     order = evaluation_order(images.members, batch_size=batch_size)
     make = functools.partial(_evaluation_batch, images, options, order, local)
+    make = functools.partial(with_masks, make, options.masks, local, batch_size, 0)
     steps = steps_of(order, repeat=False).map(make)
     iterate = prefetched(steps, num_threads, 0, prefetch, finish)
     return Batches(iterate, len(source), order.steps_per_epoch, images.shapes)

@@ -8,6 +8,7 @@ import numpy as np
 from diffusion_jax.data import transforms
 from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
 from diffusion_jax.data.clips import ClipRule, check_rule, frames_of
+from diffusion_jax.data.masks import check_kinds
 from diffusion_jax.data.records import (
     Record,
     Records,
@@ -35,6 +36,8 @@ class ImageOptions(NamedTuple):
     cache: keep decoded images as uint8 in memory after their first use.
     max_corrupt: unreadable images to leave out with a warning, before it is an error.
     image_key, label_key, caption_key: names of features, see records.find_features.
+    masks: kinds of random masks, of masks.KINDS, for models that complete images; each sample takes
+        one of them. () makes none.
     image_columns: other images of a record that become columns of a batch, in three channels.
     """
 
@@ -53,6 +56,7 @@ class ImageOptions(NamedTuple):
     caption_key: str | None = None
     num_frames: int | None = None
     frame_stride: int = 1
+    masks: tuple[str, ...] = ()
     image_columns: tuple[str, ...] = ()
 
     @property
@@ -104,10 +108,16 @@ def open_images(source: Records, options: ImageOptions, *, at_least: int = 1) ->
         label_key=options.label_key,
         caption_key=options.caption_key,
     )
+    check_kinds(options.masks)
     if options.num_frames is None and _holds_video(source, features.image):
         raise ValueError(
             f"num_frames = None should be the length of a clip: {features.image!r} of this data "
             "set is video"
+        )
+    if options.clips is not None and options.masks:
+        raise ValueError(
+            f"masks = {options.masks!r} are for images, and num_frames = {options.num_frames} "
+            "makes clips of video"
         )
     if options.clips is not None:
         _check_lengths(source, features.image, options.clips)

@@ -13,6 +13,7 @@ from diffusion_jax.devices.mesh import on_mesh
 from diffusion_jax.experiment.adapters import adapted
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.claims import Contradiction, check_claims, contradictions
+from diffusion_jax.experiment.coding import build_coders
 from diffusion_jax.experiment.control import check_control, controlled, with_controls
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.export import About, export_diffusers, export_single_file, find_layout
@@ -85,7 +86,8 @@ def denoising(
     parts = _parts(network, mesh, training, sections)
     read = (sections["sampler"], sections["guidance"], mesh, parts.whole)
     sampling = build_sample_fn(network, noise, *read)
-    drawing = Drawing(network, noise, *sampling, guides(sections["guidance"], network), parts.whole)
+    able, coders = guides(sections["guidance"], network), build_coders(network, mesh)
+    drawing = Drawing(network, noise, *sampling, able, coders, parts.whole)
     about = About(data.name, *read[:2], drawing.num_steps)
     loss_fn = _of_whole(parts, prepare(objective.loss_fn))
     if training.trainable is not None:

@@ -43,6 +43,7 @@ from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.optimizer import bind_ema
 from diffusion_jax.experiment.options import EmaOptions, LatentCacheOptions
 from diffusion_jax.experiment.sampling import SampleFn
+from diffusion_jax.experiment.staged import staged_columns
 from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
 from diffusion_jax.experiment.video import make_video
 from diffusion_jax.models.conditioning.conditioner import cached_outputs
@@ -251,7 +252,8 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     task = _maker(data, is_first_stage)(sections, setting)
     hooks = bind_hooks(sections, task, data.splits)
     draws = None if task.drawing is None else task.drawing.network
-    setting = setting._replace(data=data.with_columns(columns_of(task.embedders)))
+    columns = (*columns_of(task.embedders), *staged_columns(task.embedders))
+    setting = setting._replace(data=data.with_columns(columns))
     latent_cache = bind_latent_cache(sections, data, draws)
     return Experiment(sections, setting, task, hooks, latent_cache, bind_ema(sections["ema"]))
 

@@ -24,6 +24,7 @@ from diffusion_jax.experiment.first_stage import FirstStage, build_first_stage
 from diffusion_jax.experiment.frames import FRAME, FRAME_INPUTS, add_frame, with_frames
 from diffusion_jax.experiment.host_inputs import add_inputs
 from diffusion_jax.experiment.options import ConditioningOptions
+from diffusion_jax.experiment.staged import example_pixels, in_cells, with_channels
 from diffusion_jax.experiment.text import tokenizers_of, with_null_tokens
 from diffusion_jax.models.conditioning.conditioner import (
     Embedder,
@@ -175,7 +176,7 @@ class Network(NamedTuple):
         conditioning = embed(
             self.embedders,
             {**frozen["conditioner"], **params["conditioner"]},
-            batch,
+            in_cells(self.embedders, self.first_stage, frozen, batch),
             keys,
             unconditional=unconditional,
             kept=kept,
@@ -269,6 +270,8 @@ class Network(NamedTuple):
         pixels = (height * factor, width * factor, channels)
         return {
             e.input_key: e.example(size, pixels if e.input_key == FRAME else self.image_shape)
+            if e.staged is None
+            else example_pixels(e, size, self.image_shape, self.first_stage)
             for e in self.embedders.values()
         }
 
@@ -300,6 +303,7 @@ def build_network(
     embedders = {name: _embedder(name, options.embedders[name]) for name in _ordered(options)}
     stage = None if first_stage is None else build_first_stage(first_stage, data_shape)
     image_shape = data_shape if stage is None else stage.latent_shape
+    embedders = with_channels(embedders, image_shape, num_frames)
     derived = _derived(options.key, embedders, image_shape, is_latent=stage is not None)
     return Network(
         _module(model, derived),

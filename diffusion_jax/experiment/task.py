@@ -14,6 +14,7 @@ from jaxtyping import Array
 from diffusion_jax.convert.weights.lora import Lora, Spot
 from diffusion_jax.devices.partition import Rule
 from diffusion_jax.experiment.claims import Contradiction
+from diffusion_jax.experiment.coding import Coders
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
@@ -70,8 +71,8 @@ class Drawing(NamedTuple):
 
     num_steps: the default number of sampling steps. count_steps: num_steps -> how many the sampler
     takes, which may be more; ValueError where there is no such number. guides: whether guidance
-    scales other than 1 mean something. whole: what a run keeps, (params, frozen), -> the same as
-    network reads them.
+    scales other than 1 mean something. coders: between images and what is denoised. whole: what a
+    run keeps, (params, frozen), -> the same as network reads them.
     """
 
     network: Network
@@ -79,7 +80,8 @@ class Drawing(NamedTuple):
     sample_fn: SampleFn
     num_steps: int
     count_steps: Callable[[int], int]
-    guides: bool = True
+    guides: bool
+    coders: Coders
     whole: Whole = lambda params, frozen: (params, frozen)
 
 

@@ -19,12 +19,16 @@ from diffusion_jax.runs.views import NUM_FRAMES, ORBIT, VIDEO, prepared_video, u
 DEFAULT_COUNT = 16
 # Flags that only one kind of model has.
 _FOR_VIDEOS = ("elevation", "azimuths", "orbit")
-_FOR_IMAGES = ("label", "prompt", "negative_prompt", "strength", "mask", "control_image")
+_FOR_IMAGES = (
+    *("label", "prompt", "negative_prompt", "strength", "mask", "control_image"),
+    *("resize", "image_guidance_scale"),
+)
 # Options of a call that have the names of their flags.
 _SHARED = (
     *("guidance_scale", "seed", "batch_size", "height", "width"),
     *("num_frames", "fps", "motion_bucket_id", "cond_aug"),
 )
+_OF_IMAGES = ("strength", "resize", "image_guidance_scale")
 # Of the videos that the scripts of SV4D write, where the given one does not say it.
 _FPS = 10.0
 # Files with weights of SV3D, which draw the orbit.
@@ -47,6 +51,8 @@ class Asked(NamedTuple):
     image: str | None = None
     mask: str | None = None
     control_image: str | None = None
+    resize: str | None = None
+    image_guidance_scale: float | None = None
     strength: float | None = None
     num_frames: int | None = None
     fps: float | None = None
@@ -132,7 +138,8 @@ def _images(model: Model, asked: Asked, folder: pathlib.Path, name: str) -> Call
         grid = write_samples(folder, images, recipe)
         return f"wrote {len(images)} images to {folder} and their grid to {grid}"
 
-    options = _options(asked, n=n, negative=asked.negative_prompt, strength=asked.strength)
+    shared = {name: getattr(asked, name) for name in _OF_IMAGES}
+    options = _options(asked, n=n, negative=asked.negative_prompt, **shared)
     if asked.image is not None:
         channels = model.experiment.data.image_shape[-1]
         options["image"] = read_image(asked.image, channels, flag="--image=")

@@ -45,6 +45,8 @@ def encode_conditions(
         if input_name(embedder) in given:
             values = given[input_name(embedder)]
             inputs[_key(embedder)] = _encode(network, embedder, values, class_names)
+        elif embedder.staged is not None:
+            continue  # see redrawing.image_inputs
         elif embedder.default is None:
             raise ValueError(f"the embedder {name!r} needs conditions[{input_name(embedder)!r}]")
         else:
@@ -101,12 +103,12 @@ def _key(embedder: Embedder) -> str:
 
 
 def required_inputs(network: Network) -> list[str]:
-    """Name the inputs that have no default and are no hints of ControlNets, each once."""
+    """Name the conditions that have no default, each once; images are arguments of their own."""
     hints = [HINT.format(name) for name in network.controls]
     names = (
         input_name(embedder)
         for name, embedder in network.embedders.items()
-        if embedder.default is None and name not in hints
+        if embedder.default is None and embedder.staged is None and name not in hints
     )
     return list(dict.fromkeys(names))
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from diffusion_jax.data.progress import log_progress
 from diffusion_jax.experiment import Experiment
+from diffusion_jax.experiment.network import Network
 from diffusion_jax.randomness import sample_keys, seed_key
 from diffusion_jax.runs.inputs import Whole, whole_number
 from diffusion_jax.runs.watched import OnStep, draw_watched
@@ -96,9 +97,7 @@ def warn_of_non_finite(drawn: np.ndarray) -> None:
         warnings.warn(message, NonFiniteWarning, stacklevel=3)
 
 
-def with_kept(drawn: np.ndarray, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Put kept pixels back: the sampler sees them through noise, and a decoder changes them.
-
-    drawn, image: uint8 [b h w c]. mask: float [b h w 1], 1 where the image is kept.
-    """
-    return np.rint(mask * image + (1.0 - mask) * drawn).astype(np.uint8)
+def size_in_multiples(network: Network, size: tuple[int, int]) -> tuple[int, int]:
+    """Round a size (height, width) up to what the network can work on."""
+    multiple = network.size_multiple()
+    return (size[0] + -size[0] % multiple, size[1] + -size[1] % multiple)

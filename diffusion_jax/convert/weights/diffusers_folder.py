@@ -393,6 +393,9 @@ def _model_index(
     is_video = "num_frames" in configs["network"]
     pipeline = _STABLE_VIDEO_DIFFUSION if is_video else _PIPELINES[texts]
     index: Config = {"_diffusers_version": VERSION, **pipeline}
+    more = configs["network"]["in_channels"] - configs["network"]["out_channels"]
+    if pipeline is _STABLE_DIFFUSION and more in _WITH_IMAGES:
+        index["_class_name"] = _WITH_IMAGES[more]
     for name, (slot, _) in slots.items():
         if "architectures" in configs[name]:
             index[slot.place] = ["transformers", configs[name]["architectures"][0]]
@@ -417,6 +420,8 @@ _STABLE_VIDEO_DIFFUSION: Config = {
     "_class_name": "StableVideoDiffusionPipeline",
     "feature_extractor": [None, None],
 }
+# Channels that a network reads beside its latents -> the pipeline that gives it an image in them.
+_WITH_IMAGES = {5: "StableDiffusionInpaintPipeline", 4: "StableDiffusionInstructPix2PixPipeline"}
 # Parts of a pipeline that have no weights -> the file of their config in the folder of that name.
 _WITHOUT_WEIGHTS = {
     "scheduler": "scheduler_config.json",
