@@ -78,6 +78,7 @@ DISC_OPTIMIZER = OPTIMIZER._replace(
 DIFFUSION_ONLY = (
     "adapters",
     "conditioning",
+    "control",
     "denoiser",
     "discretization",
     "first_stage",
