@@ -338,7 +338,7 @@ def facts(arguments: argparse.Namespace) -> dict[str, Any]:
     names = [line.partition(":")[2].strip() for line in described if line.startswith("model name")]
     return {
         "hardware": f"{arguments.threads} cores of {names[0] if names else platform.machine()}",
-        "packages": {**code_facts()["packages"], **versions},
+        "packages": {"jax": code_facts()["packages"]["jax"], **versions},
         "revision": code_facts()["revision"],
         "load": os.getloadavg()[2],
     }
