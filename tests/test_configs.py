@@ -16,7 +16,7 @@ from diffusion_jax.experiment.config_files import load_config
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 VARIANTS = [f"{path}{variant}" for path in CONFIGS for variant in ("", ":tiny")]
-VARIANTS.append("configs/mnist.py:flow")
+VARIANTS += [f"configs/mnist.py:{name}" for name in ("flow", "meanflow", "consistency")]
 
 
 # Parameters of what is trained, as released or as this program's documents say.

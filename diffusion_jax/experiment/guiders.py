@@ -39,11 +39,14 @@ GUIDERS = {
     "none": guidance.identity,
     "cfg": guidance.cfg,
     "cfgpp": guidance.cfgpp,
+    "embedded": guidance.embedded,
     "autoguidance": guidance.against,
     "perturbed_attention": guidance.against,
 } | FRAME_GUIDERS
 # These lead away from a weaker model, and need no dropped conditions.
 AGAINST = ("autoguidance", "perturbed_attention")
+# A network that reads the scale needs no unconditional prediction.
+EMBEDDED = "embedded"
 # Samplers whose steps CFG++ is known for.
 CFGPP_SAMPLERS = (samplers.euler, samplers.ddim)
 # Options of a guider that need predicted images, which timestep samplers do not give it.
@@ -93,7 +96,8 @@ class Guider(NamedTuple):
     prediction comes in the place of the third. default_scale: where a call says none. guides:
     whether other scales than 1 mean something for this model. scales: (scale, () -> the sampler)
     -> the scales that `guide` is given. weaker: another model that is drawn with, or None.
-    perturbs: whether the weaker model is this one with its middle attention perturbed.
+    perturbs: whether the weaker model is this one with its middle attention perturbed. embeds:
+    whether the network itself reads the scale, and nothing else is predicted.
     """
 
     guide: Callable[..., Predict]
@@ -102,6 +106,7 @@ class Guider(NamedTuple):
     scales: Callable[[np.ndarray, Callable[[], Sampler]], np.ndarray]
     weaker: Weaker | None = None
     perturbs: bool = False
+    embeds: bool = False
 
     def scale_of(
         self, asked: GuidanceScale | None, num_steps: int, sampler: Callable[[], Sampler]
@@ -115,8 +120,10 @@ class Guider(NamedTuple):
 
     def third(
         self, apply: guidance.Apply, conditioning: Conditioning, frozen: PyTree, batch: Batch
-    ) -> Predict | None:
-        """Return the prediction of the weaker model, None for a guider without one."""
+    ) -> Predict | Conditioning | None:
+        """Return what `guide` takes third; None where that is the unconditional conditioning."""
+        if self.embeds:
+            return conditioning
         if self.weaker is not None:
             return self.weaker.predict(frozen, batch)
         if not self.perturbs:
@@ -147,6 +154,7 @@ def build_guider(
         weaker = _weaker(options, network, noise, on_timesteps, mesh)
     if bound.name == "perturbed_attention":
         _check_middle(network)
+    _check_embedded(bound.name, network)
     able = guides(section, network)
     if (scale != 1.0 or bound.name == "cfgpp") and not able:
         raise ConfigError(
@@ -158,13 +166,14 @@ def build_guider(
         _check_cfgpp(sampler, scale)
         scales = functools.partial(_cfgpp_scales, noise.schedule)
     guide, perturbs = _guide(bound, on_timesteps, network), bound.name == "perturbed_attention"
-    return Guider(guide, scale, able, scales, weaker, perturbs)
+    return Guider(guide, scale, able, scales, weaker, perturbs, bound.name == EMBEDDED)
 
 
 def guides(section: Mapping[str, Any] | None, network: Network) -> bool:
     """Tell whether a model can be guided: it has an unconditional prediction, or a weaker model."""
-    against = section is not None and "name" in section and section["name"] in AGAINST
-    return against or can_guide(network.embedders)
+    alone = (*AGAINST, EMBEDDED)
+    alone = section is not None and "name" in section and section["name"] in alone
+    return alone or can_guide(network.embedders)
 
 
 def check_scale(scale: GuidanceScale, num_steps: int, able: bool) -> np.ndarray:
@@ -205,6 +214,15 @@ def _guide(bound: Bound, on_timesteps: bool, network: Network) -> Callable[..., 
                 "config.sampler.name that visits noise levels, such as euler"
             )
     return functools.partial(bound.factory, **options)
+
+
+def _check_embedded(name: str, network: Network) -> None:
+    reads = getattr(network.module, "time_cond_proj_dim", None) is not None
+    if reads != (name == EMBEDDED) and name != "none":
+        raise ConfigError(
+            f"config.guidance.name = {name!r} should be 'embedded' with, and only with, a network "
+            "that reads the scale of guidance: a UNet with config.model.time_cond_proj_dim"
+        )
 
 
 def _check_middle(network: Network) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
 from diffusion_jax.models.layers.low_rank import heeding
-from diffusion_jax.types import Conditioning, PyTree
+from diffusion_jax.types import DURATION, GUIDANCE, Conditioning, PyTree
 
 # conditioning key -> the entries of a Conditioning that it needs.
 CONDITIONING_KEYS: dict[str, tuple[str, ...]] = {
@@ -26,6 +26,8 @@ CONDITIONING_KEYS: dict[str, tuple[str, ...]] = {
 # t], 1 where the frames of a clip are independent images; and for MultiviewUNet latents of views
 # [b v h w c]. The originals have cond_motion, too, and give it to no layer.
 IMAGE_ONLY, VIEWS, MOTION = "image_only_indicator", "cond_view", "cond_motion"
+# Entries that a network takes by name.
+NAMED = (IMAGE_ONLY, VIEWS, GUIDANCE, DURATION)
 
 
 class NetworkInputs(NamedTuple):
@@ -65,7 +67,7 @@ def network_inputs(
     Source: latent-diffusion, DiffusionWrapper; generative-models, OpenAIWrapper.
     """
     needed = required_entries(conditioning_key)
-    if set(conditioning) - {IMAGE_ONLY, VIEWS, MOTION} != set(needed):
+    if set(conditioning) - {*NAMED, MOTION} != set(needed):
         raise ValueError(
             f"conditioning key {conditioning_key!r} needs the entries {sorted(needed)}, "
             f"got {sorted(conditioning)}"
@@ -83,8 +85,8 @@ def network_inputs(
 
 
 def named_inputs(conditioning: Conditioning) -> dict[str, Any]:
-    """Find the entries that networks of videos take by name."""
-    return {name: conditioning[name] for name in (IMAGE_ONLY, VIEWS) if name in conditioning}
+    """Find the entries that networks take by name."""
+    return {name: conditioning[name] for name in NAMED if name in conditioning}
 
 
 def apply_network(
