@@ -20,6 +20,9 @@ Keys: TypeAlias = Key[Array, "b"]
 # and "image_only_indicator" [b t] is 1 where frames are independent images.
 Conditioning: TypeAlias = Mapping[str, Array]
 Batch: TypeAlias = Mapping[str, Array]
+# More entries of a Conditioning, numbers [b] for networks with an option that reads them: the scale
+# of guidance that a distilled network imitates, and how far the step of a mean-flow network goes.
+GUIDANCE, DURATION = "guidance", "duration"
 
 # A network with its conditioning and guidance already bound: (x_t [b h w c] or [b t h w c], t [b])
 # -> model output.

@@ -16,7 +16,7 @@ from diffusion_jax.experiment.config_files import load_config
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 VARIANTS = [f"{path}{variant}" for path in CONFIGS for variant in ("", ":tiny")]
-VARIANTS.append("configs/mnist.py:flow")
+VARIANTS += [f"configs/mnist.py:{name}" for name in ("flow", "meanflow", "consistency")]
 VARIANTS += [f"configs/sd15.py:{name}" for name in ("inpaint", "edit", "inpaint_tiny", "edit_tiny")]
 
 

@@ -67,6 +67,11 @@ PREPARED = (
         ["python launch.py convert --from=runs/sdxl_refiner --to=sd_xl_refiner_1.0.safetensors"],
         needs=("runs/sdxl_refiner",),
     ),
+    Preparation(
+        "sd_xl_turbo_1.0.safetensors",
+        ["python launch.py convert --from=runs/sdxl --to=sd_xl_turbo_1.0.safetensors"],
+        needs=("runs/sdxl",),
+    ),
     Preparation("sd_xl_base.yaml", ["python tools/doc_fixtures.py yaml"]),
     Preparation("photo.png", ["python tools/doc_fixtures.py photo"]),
     Preparation("~/pictures", ["python tools/doc_fixtures.py pictures"]),

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion.schedule import check_choice
-from diffusion_jax.types import Conditioning, Predict
+from diffusion_jax.types import GUIDANCE, Conditioning, Predict
 
 # (x [b ...], level [b], conditioning) -> model output; the level is a timestep t or a sigma
 Apply = Callable[[Array, Array, Conditioning], Array]
@@ -19,6 +19,25 @@ ScaleSchedule = Literal["constant", "linear", "cosine"]
 def identity(apply: Apply, conditioning: Conditioning) -> Predict:
     """Bind the conditioning and guide nothing: predict(x, t) = apply(x, t, conditioning)."""
     return lambda x, t: apply(x, t, conditioning)
+
+
+def embedded(
+    apply: Apply,
+    conditioning: Conditioning,
+    unconditional: Conditioning,
+    scale: float | Float[Array, ""] | Float[Array, "b"],
+) -> Predict:
+    """Tell the scale to a network that learned to draw as another one does with guidance by it.
+
+    One call, and the unconditional conditioning is not read. scale: as in `cfg`.
+    Source: Meng et al. 2023, "On Distillation of Guided Diffusion Models"; Luo et al. 2023 (LCM).
+    """
+
+    def predict(x: Array, level: Array) -> Array:
+        scales = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), x.shape[:1])
+        return apply(x, level, {**conditioning, GUIDANCE: scales})
+
+    return predict
 
 
 def cfg(

@@ -87,18 +87,44 @@ def v_edm() -> Scaling:
     return lambda sigma: scaling(sigma)._replace(c_noise=_quarter_log(sigma))
 
 
-def flow() -> Scaling:
+def flow(*, time_scale: float = 1000.0) -> Scaling:
     """F predicts the velocity eps - x_0 of flow matching, x_t = (1 - t) x_0 + t eps.
 
-    With t = sigma / (1 + sigma): c_skip = c_in = 1 - t, c_out = -t, c_noise = 1000 t. So c_in x is
-    x_t, and D = x_t - t F. Source: Lipman et al. 2023; Esser et al. 2024 (Stable Diffusion 3),
-    section 2, for t that runs to 1000 in the network.
+    With t = sigma / (1 + sigma): c_skip = c_in = 1 - t, c_out = -t, c_noise = time_scale t. So c_in
+    x is x_t, and D = x_t - t F. Source: Lipman et al. 2023; Esser et al. 2024 (Stable Diffusion 3),
+    section 2, for t that runs to 1000 in the network. A network that is differentiated by t
+    (MeanFlow) needs a smaller time_scale: its features of t must not turn many times.
     """
+    if not time_scale > 0.0:
+        raise ValueError(f"time_scale = {time_scale!r} should be positive")
 
     def scaling(sigma: Array) -> Preconditioning:
         c_in = 1.0 / (1.0 + sigma)
         t = sigma * c_in
-        return Preconditioning(c_in, -t, c_in, 1000.0 * t)
+        return Preconditioning(c_in, -t, c_in, time_scale * t)
+
+    return scaling
+
+
+def consistency(*, sigma_data: float = 0.5, sigma_min: float = 0.002) -> Scaling:
+    """Scale as `edm` does, but so that D(x, sigma_min) = x, whatever F is.
+
+    D is then a consistency function, which maps every x of a path to the end of the path, at the
+    noise level sigma_min. With s^2 = sigma^2 + sigma_data^2 and d = sigma - sigma_min:
+    c_skip = sigma_data^2 / (d^2 + sigma_data^2), c_out = d sigma_data / s, c_in = 1 / s,
+    c_noise = ln(sigma) / 4.
+
+    Raises ValueError for numbers that are not positive.
+    Source: Song et al. 2023, "Consistency Models", appendix C.
+    """
+    for name, value in (("sigma_data", sigma_data), ("sigma_min", sigma_min)):
+        if not value > 0.0:
+            raise ValueError(f"{name} = {value!r} should be positive")
+
+    def scaling(sigma: Array) -> Preconditioning:
+        c_in, above = _inverse_root(sigma, sigma_data), sigma - sigma_min
+        c_skip = (sigma_data * _inverse_root(above, sigma_data)) ** 2
+        return Preconditioning(c_skip, above * sigma_data * c_in, c_in, _quarter_log(sigma))
 
     return scaling
 
@@ -111,6 +137,7 @@ SCALINGS: dict[str, Callable[..., Scaling]] = {
     "edm": edm,
     "v_edm": v_edm,
     "flow": flow,
+    "consistency": consistency,
 }
 
 

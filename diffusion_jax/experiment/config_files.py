@@ -14,6 +14,7 @@ from ml_collections import config_dict
 
 from diffusion_jax.experiment.binding import ConfigError, choices
 from diffusion_jax.experiment.config_data import from_data, read_json
+from diffusion_jax.experiment.familiar import overrides_of
 
 PREFIX = "--config."
 # The value of an override that removes a key; the quoted word "'delete'" is a text.
@@ -30,8 +31,9 @@ def load_config(
 
     A file may have a function finish(config, given) that looks, after the overrides, at what they
     name, such as a folder; given are the keys that were overridden.
-    overrides: "--config.a.b=value" in the order in which they apply, or {"a.b": value}. Options of
-    a section go when it gets another name that does not take them. A key that
+    overrides: "--config.a.b=value" in the order in which they apply, or {"a.b": value}. As a
+    sampler.name, names of other tools ("DPM++ 2M Karras", "turbo") are known, see familiar.py.
+    Options of a section go when it gets another name that does not take them. A key that
     the file has keeps its type (an int serves as a float), unless either value is None; one that it
     lacks is added. The value `delete` removes a key or a section. As text, a tuple is (1,2) or 1,2,
     a section is a dict literal, and a text may be quoted: "'None'" is not None.
@@ -56,7 +58,7 @@ def override_config(
     config: ml_collections.ConfigDict, overrides: Sequence[str] | Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
     """Override values of a config in place, as load_config describes, and return it."""
-    pairs, before = _pairs(overrides), names_of(config)
+    pairs, before = list(_spelled_out(_pairs(overrides))), names_of(config)
     with config.unlocked():
         for key, value in pairs:
             _override(config, key, value)
@@ -82,6 +84,19 @@ def names_of(config: Any, path: str = "") -> dict[str, Any]:
 
 def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
     return list(overrides.items() if isinstance(overrides, Mapping) else map(_split, overrides))
+
+
+def _spelled_out(pairs: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Replace a familiar name of a sampler by what it means; what else is given stands."""
+    given = {key for key, _ in pairs}
+    for key, value in pairs:
+        meant = overrides_of(value) if key == "sampler.name" and isinstance(value, str) else None
+        if meant is None:
+            yield key, value
+            continue
+        for name, text in map(_split, meant):
+            if name == key or name not in given:
+                yield name, text
 
 
 def find_config(path: str) -> tuple[pathlib.Path, str]:

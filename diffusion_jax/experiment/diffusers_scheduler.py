@@ -27,6 +27,7 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
     "ddpm": {"_class_name": "DDPMScheduler", "clip_sample": True, "variance_type": "fixed_small"},
     "plms": {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
     "lcm": {"_class_name": "LCMScheduler"},
+    "tcd": {"_class_name": "TCDScheduler", "clip_sample": False},
     "euler": {"_class_name": "EulerDiscreteScheduler"},
     "heun": {"_class_name": "HeunDiscreteScheduler"},
     "euler_ancestral": {"_class_name": "EulerAncestralDiscreteScheduler"},
@@ -38,11 +39,16 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
     "deis": {"_class_name": "DEISMultistepScheduler"},
     "lms": {"_class_name": "LMSDiscreteScheduler"},
 }
+# Options of `lcm` and `tcd` that a scheduler has under these names.
+_RENAMED = {
+    "original_steps": "original_inference_steps",
+    "timestep_scaling": "timestep_scaling",
+}
 _ENDS_CLEAN = ("leading", "trailing", "linspace")
 _SETS_ALPHA = ("DDIMScheduler", "PNDMScheduler", "LCMScheduler")
 # Schedulers that can make the last timestep noise alone.
 _ZERO_SNR = (
-    "DDIMScheduler DDPMScheduler LCMScheduler EulerDiscreteScheduler "
+    "DDIMScheduler DDPMScheduler LCMScheduler TCDScheduler EulerDiscreteScheduler "
     "EulerAncestralDiscreteScheduler DPMSolverMultistepScheduler UniPCMultistepScheduler"
 ).split()
 
@@ -73,6 +79,7 @@ def diffusers_scheduler(
     if theirs not in _ZERO_SNR:
         dropped |= {"rescale_betas_zero_snr"}
     shared = {key: value for key, value in config.items() if key not in dropped}
+    own |= {theirs: section[ours] for ours, theirs in _RENAMED.items() if ours in section}
     if "clip_sample" in own and "clip_denoised" in section:
         own["clip_sample"] = bool(section["clip_denoised"])
     words = f"Its scheduler, {theirs}, does the steps of the sampler `{name}`."

@@ -46,11 +46,14 @@ GUIDERS = {
     "cfg": guidance.cfg,
     "cfgpp": guidance.cfgpp,
     "instruct_pix2pix": guidance.instruct_pix2pix,
+    "embedded": guidance.embedded,
     "autoguidance": guidance.against,
     "perturbed_attention": guidance.against,
 } | FRAME_GUIDERS
 # These lead away from a weaker model, and need no dropped conditions.
 AGAINST = ("autoguidance", "perturbed_attention")
+# A network that reads the scale needs no unconditional prediction.
+EMBEDDED = "embedded"
 # Samplers whose steps CFG++ is known for.
 CFGPP_SAMPLERS = (samplers.euler, samplers.ddim)
 # Options of a guider that need predicted images, which timestep samplers do not give it.
@@ -101,7 +104,8 @@ class Guider(NamedTuple):
     whether other scales than 1 mean something for this model. scales: (scale, () -> the sampler)
     -> the scales that `guide` is given. weaker: another model that is drawn with, or None.
     perturbs: whether the weaker model is this one with its middle attention perturbed.
-    image_scale: the default scale of an image, for a guider that has one besides.
+    image_scale: the default scale of an image, for a guider that has one besides. embeds: whether
+    the network itself reads the scale, and nothing else is predicted.
     """
 
     guide: Callable[..., Predict]
@@ -111,6 +115,7 @@ class Guider(NamedTuple):
     weaker: Weaker | None = None
     perturbs: bool = False
     image_scale: float | None = None
+    embeds: bool = False
 
     def image_scale_of(self, asked: float | None) -> float | None:
         """Return the scale of the image; ValueError where a caller asks for one in vain."""
@@ -133,8 +138,10 @@ class Guider(NamedTuple):
 
     def third(
         self, apply: guidance.Apply, conditioning: Conditioning, frozen: PyTree, batch: Batch
-    ) -> Predict | None:
-        """Return the prediction of the weaker model, None for a guider without one."""
+    ) -> Predict | Conditioning | None:
+        """Return what `guide` takes third; None where that is the unconditional conditioning."""
+        if self.embeds:
+            return conditioning
         if self.weaker is not None:
             return self.weaker.predict(frozen, batch)
         if not self.perturbs:
@@ -165,6 +172,7 @@ def build_guider(
         weaker = _weaker(options, network, noise, on_timesteps, mesh)
     if bound.name == "perturbed_attention":
         _check_middle(network)
+    _check_embedded(bound.name, network)
     able = guides(section, network)
     if (scale != 1.0 or bound.name == "cfgpp") and not able:
         raise ConfigError(
@@ -176,14 +184,15 @@ def build_guider(
         _check_cfgpp(sampler, scale)
         scales = functools.partial(_cfgpp_scales, noise.schedule)
     guide, perturbs = _guide(bound, on_timesteps, network), bound.name == "perturbed_attention"
-    image_scale = _image_scale(bound, network)
-    return Guider(guide, scale, able, scales, weaker, perturbs, image_scale)
+    image_scale, embeds = _image_scale(bound, network), bound.name == EMBEDDED
+    return Guider(guide, scale, able, scales, weaker, perturbs, image_scale, embeds)
 
 
 def guides(section: Mapping[str, Any] | None, network: Network) -> bool:
     """Tell whether a model can be guided: it has an unconditional prediction, or a weaker model."""
-    against = section is not None and "name" in section and section["name"] in AGAINST
-    return against or can_guide(network.embedders)
+    alone = (*AGAINST, EMBEDDED)
+    alone = section is not None and "name" in section and section["name"] in alone
+    return alone or can_guide(network.embedders)
 
 
 def check_scale(scale: GuidanceScale, num_steps: int, able: bool) -> np.ndarray:
@@ -238,6 +247,15 @@ def _image_scale(bound: Bound, network: Network) -> float | None:
             "the image leads away from"
         )
     return float(value_of(bound.factory, bound.keywords, "image_scale"))
+
+
+def _check_embedded(name: str, network: Network) -> None:
+    reads = getattr(network.module, "time_cond_proj_dim", None) is not None
+    if reads != (name == EMBEDDED) and name != "none":
+        raise ConfigError(
+            f"config.guidance.name = {name!r} should be 'embedded' with, and only with, a network "
+            "that reads the scale of guidance: a UNet with config.model.time_cond_proj_dim"
+        )
 
 
 def _check_middle(network: Network) -> None:

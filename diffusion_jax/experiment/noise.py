@@ -43,7 +43,7 @@ TABLE = Section(
 )
 GRID = Section(
     "config.discretization",
-    "The noise levels of sampling; by default the schedule's, or EDM's or flow's without a table.",
+    "The noise levels of sampling; by default the schedule's, or what suits the scaling.",
     table=DISCRETIZATIONS | {"schedule": from_schedule},
     given=("schedule", "num_steps"),
     own=("num_steps",),
@@ -116,7 +116,8 @@ def build_noise(
     on_schedule = discrete and not own_table and scaling.name == parameterization
     natural = None
     if scaling.name in NATURAL_WEIGHTINGS:
-        natural = {"name": NATURAL_WEIGHTINGS[scaling.name], **scaling.keywords}
+        shared = {name: value for name, value in scaling.keywords.items() if name != "time_scale"}
+        natural = {"name": NATURAL_WEIGHTINGS[scaling.name], **shared}
     return Noise(
         schedule,
         parameterization,
@@ -150,7 +151,7 @@ def _levels(
 def _natural_grid(discrete: bool, scaling: str) -> str:
     if discrete:
         return "schedule"
-    return "flow" if scaling == "flow" else "edm"
+    return scaling if scaling in ("flow", "consistency") else "edm"
 
 
 def _natural_sampling(discrete: bool, scaling: str) -> str:

@@ -21,7 +21,10 @@ from diffusion_jax.experiment.binding import (
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise, bind_levels
 from diffusion_jax.experiment.options import LevelsOptions, LogvarOptions
+from diffusion_jax.models.conditioning.conditioner import can_guide
+from diffusion_jax.train.diffusion.consistency_loss import consistency_loss_fn
 from diffusion_jax.train.diffusion.denoiser_loss import denoiser_loss_fn
+from diffusion_jax.train.diffusion.mean_flow_loss import mean_flow_loss_fn
 from diffusion_jax.train.diffusion.timestep_loss import diffusion_loss
 from diffusion_jax.train.step import LossFn
 
@@ -34,7 +37,12 @@ NOISE_INPUTS = ("parameterization scaling sigma_of weighting batch_size quantize
 LOSS = Section(
     "config.loss",
     "What training minimises.",
-    table={"ddpm": ddpm_loss, "denoiser": denoiser_loss_fn},
+    table={
+        "ddpm": ddpm_loss,
+        "denoiser": denoiser_loss_fn,
+        "mean_flow": mean_flow_loss_fn,
+        "consistency": consistency_loss_fn,
+    },
     given=(*DDPM_INPUTS, *NETWORK_INPUTS, *NOISE_INPUTS),
     extras={"ddpm": ((LogvarOptions, ()),)},
     default="ddpm",
@@ -98,8 +106,42 @@ def build_objective(
             )
     if "apply" not in asked:
         return _timestep_loss(network, noise, bound)
+    if bound.factory is mean_flow_loss_fn:
+        _check_mean_flow(network, noise, bound)
+    if bound.factory is consistency_loss_fn:
+        _check_consistency(noise, bound)
     given = {name: make() for name, make in inputs.items() if name in asked}
     return Objective(bound.make(network.apply, network.embed, network.encode, **given), {}, {})
+
+
+def _check_consistency(noise: Noise, bound: Bound) -> None:
+    """Check that D(x, sigma_min) = x, without which every constant would be consistent."""
+    lowest = jnp.full((1,), value_of(consistency_loss_fn, bound.keywords, "sigma_min"))
+    c = noise.scaling(lowest)
+    if noise.sigmas is not None or (float(c.c_skip[0]), float(c.c_out[0])) != (1.0, 0.0):
+        raise ConfigError(
+            "config.loss.name = 'consistency' needs config.denoiser.name = 'continuous' and "
+            "config.denoiser.scaling.name = 'consistency' with the same sigma_min as config.loss"
+        )
+
+
+def _check_mean_flow(network: Network, noise: Noise, bound: Bound) -> None:
+    if not getattr(network.module, "embeds_duration", False):
+        raise ConfigError(
+            "config.model.embeds_duration should be True for config.loss.name = 'mean_flow', "
+            "whose network reads two times"
+        )
+    if noise.sigmas is not None or noise.natural_weighting != {"name": "flow"}:
+        raise ConfigError(
+            "config.loss.name = 'mean_flow' needs config.denoiser.name = 'continuous' and "
+            "config.denoiser.scaling.name = 'flow'"
+        )
+    scale = value_of(mean_flow_loss_fn, bound.keywords, "guidance_scale")
+    if scale != 1.0 and not can_guide(network.embedders):
+        raise ConfigError(
+            f"config.loss.guidance_scale = {scale} needs an embedder with ucg_rate > 0: the "
+            "network learns what it is guided away from where conditions are dropped"
+        )
 
 
 def _timestep_loss(network: Network, noise: Noise, bound: Bound) -> Objective:

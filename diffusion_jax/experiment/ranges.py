@@ -69,13 +69,13 @@ _NAMES = {
         # data and caches
         "channels bucket_divisor max_examples shard_size samples_at_a_time tile frame_stride "
         "hop short_side num_examples frames_at_a_time overlap frames copies level_dim "
-        "num_images num_levels num_samples snapshot_every "
+        "num_images num_levels num_samples snapshot_every total_steps "
         # networks
         "model_channels out_channels in_channels out_ch ch ch_mult channel_mult num_res_blocks "
         "num_heads num_groups patch_size attention_resolutions attn_resolutions context_dim "
         "adm_in_channels num_classes n_embed resolution z_channels embed_dim num_codes ndf "
         "n_layers outdim size shape factor width mlp_dim head_dim num_layers projection_dim "
-        "hidden_size depth "
+        "hidden_size depth time_cond_proj_dim "
         "vocab_size video_kernel_size time_kernel_size time_context_dim motion_context_dim "
         "transformer_depth_middle "
         # noise and sampling
@@ -101,10 +101,10 @@ _NAMES = {
         "sigma_max sigma_data p_std gradient_clip_norm exponent power div_factor "
         "final_div_factor decay_rate clip_threshold clipping_threshold estim_lr0 estim_lr_coef "
         "timestep_scaling eta_plus max_step_size scaling trust_coefficient consistent_rms "
-        "max_ddpm_temb_period shift std mlp_ratio"
+        "max_ddpm_temb_period shift std mlp_ratio time_scale"
     ),
-    SHARE: "ucg_rate ucg_from ema_decay rescale v_posterior",
-    BELOW_1: "dropout b1 b2 b3 adam_b1 adam_b2 beta3 betas decay momentum",
+    SHARE: "flow_ratio ucg_rate ucg_from ema_decay rescale v_posterior",
+    BELOW_1: "kappa dropout b1 b2 b3 adam_b1 adam_b2 beta3 betas decay momentum",
     INSIDE_1: "t_last linear_start linear_end given_betas pct_start pct_final",
     COUNT_OR_ALL: "num_head_channels num_heads_upsample data fsdp context tensor slices",
     ANY: (
@@ -127,6 +127,9 @@ _NAMES = {
 _SCOPED = {
     "EmaOptions.power": Range(0, LARGEST_LENGTH, above=True),
     "ddim.eta": SHARE,
+    "tcd.eta": SHARE,
+    "consistency_loss_fn.num_levels": Range(2),
+    "mean_flow_loss_fn.power": FROM_0,
     "restart.low": ABOVE_0,
     # A share with merge_strategy = "fixed", and otherwise its logit.
     "VideoAutoencoder.alpha": ANY,

@@ -1,6 +1,7 @@
 """The `sampler` and `guidance` sections -> the one sample_fn, through which everything samples."""
 
 import functools
+import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,7 +30,7 @@ from diffusion_jax.experiment.guiders import WEAKER, GuidanceScale, Guider, buil
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.options import SamplerOptions
-from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
+from diffusion_jax.types import DURATION, Batch, Conditioning, Keys, PyTree
 
 # Samplers that visit timesteps of the schedule, and samplers that visit noise levels.
 TIMESTEP_SAMPLERS = {
@@ -38,6 +39,7 @@ TIMESTEP_SAMPLERS = {
     "plms": samplers.plms,
     "dpm_solver": samplers.dpm_solver,
     "lcm": samplers.lcm,
+    "tcd": samplers.tcd,
 }
 LEVEL_SAMPLERS = {
     "euler": samplers.euler,
@@ -52,6 +54,8 @@ LEVEL_SAMPLERS = {
     "unipc": samplers.unipc,
     "deis": samplers.deis,
     "lms": samplers.lms,
+    "mean_flow": samplers.mean_flow,
+    "consistency": samplers.consistency,
 }
 SAMPLERS = TIMESTEP_SAMPLERS | LEVEL_SAMPLERS
 SAMPLER = Section(
@@ -71,13 +75,17 @@ Whole: TypeAlias = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
 class _Plan(NamedTuple):
-    """How the sections become a sampler and a guided prediction; no field is an array."""
+    """How the sections become a sampler and a guided prediction; no field is an array.
+
+    on_stretches: whether the sampler also says where a step ends (mean_flow).
+    """
 
     network: Network
     noise: Noise
     sampler: Callable[[Schedule, int], driver.Sampler]
     on_timesteps: bool
     guider: Guider
+    on_stretches: bool
 
 
 def build_sample_fn(
@@ -282,8 +290,26 @@ def _plan(
         return bound.make(noise.grid(num_steps))
 
     make(noise.schedule, default_steps)  # a wrong value should not wait for the first image
+    on_stretches = bound.factory is samplers.mean_flow
+    if on_stretches and not _reads_duration(network):
+        raise ConfigError(
+            "config.sampler.name = 'mean_flow' needs a network that was trained with "
+            "config.loss.name = 'mean_flow', and config.model.embeds_duration is not True"
+        )
     built = build_guider(guider, network, noise, bound, on_timesteps, mesh)
-    return _Plan(network, noise, make, on_timesteps, built), default_steps
+    if on_stretches and built.image_scale is not None:
+        raise ConfigError("config.sampler.name = 'mean_flow' does not go with 'instruct_pix2pix'")
+    return _Plan(network, noise, make, on_timesteps, built, on_stretches), default_steps
+
+
+def names_of_samplers(network: Network, noise: Noise) -> list[str]:
+    """List the samplers that fit a network and its noise levels, in the order of the alphabet."""
+    fitting = SAMPLERS if noise.on_timesteps else LEVEL_SAMPLERS
+    return sorted(name for name in fitting if name != "mean_flow" or _reads_duration(network))
+
+
+def _reads_duration(network: Network) -> bool:
+    return getattr(network.module, "embeds_duration", False)
 
 
 def _check_familiar(sampler: Mapping[str, Any] | None) -> None:
@@ -324,20 +350,37 @@ def _predict(
     inputs: Batch = arrays["inputs"]
     conditioning = network.embed(params, frozen, inputs)
     if scale is None:
-        return guidance.identity(apply, conditioning)
+        return _over_stretches(plan, guidance.identity, apply, conditioning)
     third: Any = plan.guider.third(apply, conditioning, frozen, inputs)
     if third is None:
         if "negative" in arrays:
             inputs = {**inputs, **arrays["negative"]}
         third = network.embed(params, frozen, inputs, unconditional=True, kept=kept)
-    guide = functools.partial(plan.guider.guide, apply, conditioning, third)
+    guider = plan.guider.guide
     if IMAGE_SCALE in arrays:
         images = [name for name, e in network.embedders.items() if e.staged is not None]
         image_only = network.embed(
             params, frozen, inputs, unconditional=True, kept=(*kept, *images)
         )
-        guide = functools.partial(guide, image_only=image_only, image_scale=arrays[IMAGE_SCALE])
-    return guide(scale) if scale.ndim == 0 else lambda x, level, row: guide(row)(x, level)
+        guider = functools.partial(guider, image_only=image_only, image_scale=arrays[IMAGE_SCALE])
+    guide = functools.partial(_over_stretches, plan, guider, apply, conditioning, third)
+    return guide(scale) if scale.ndim == 0 else lambda *args: guide(args[-1])(*args[:-1])
+
+
+def _over_stretches(
+    plan: _Plan, guide: Callable[..., Callable[..., Array]], apply: Any, *given: Any
+) -> Callable[..., Array]:
+    """Call a guider; with mean_flow, tell the network of every conditioning how long a step is."""
+    if not plan.on_stretches:
+        return guide(apply, *given)
+
+    def predict(x: Array, level: Array, end: Array) -> Array:
+        numbers = (plan.noise.scaling(sigma).c_noise for sigma in (level, end))
+        duration = {DURATION: operator.sub(*numbers)}
+        told = [{**entry, **duration} if isinstance(entry, Mapping) else entry for entry in given]
+        return guide(apply, *told)(x, level)
+
+    return predict
 
 
 def _start(

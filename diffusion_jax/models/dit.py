@@ -101,6 +101,7 @@ class DiT(nn.Module):
     context_dim: width of the context [b m d] that every block attends to; None for no context.
     position: "sincos", a fixed embedding that is added to the tokens, or "rope", rotations of
         queries and keys.
+    embeds_duration: whether the network also reads duration [b], as in UNet.
     learn_sigma: the last layer has as many outputs again, for the variances of the released models;
         they are kept in files and not used.
     remat: as in UNet. scan: compile one block instead of depth blocks; parameters are stacked.
@@ -118,6 +119,7 @@ class DiT(nn.Module):
     context_dim: int | None = None
     position: str = "sincos"
     qk_norm: bool = False
+    embeds_duration: bool = False
     learn_sigma: bool = False
     dropout: float = 0.0
     attention_impl: str = "auto"
@@ -139,13 +141,14 @@ class DiT(nn.Module):
         context: Float[Array, "b m d"] | None = None,
         y: Num[Array, "b ..."] | None = None,
         *,
+        duration: Num[Array, "b"] | None = None,
         train: bool = False,
     ) -> Float[Array, "b h w o"]:
         _check(self, x, context, y)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width, side = self.hidden_size, self.patch_size
         rows, columns = x.shape[1] // side, x.shape[2] // side
-        emb = self._embed(t, y)
+        emb = self._embed(t, y, duration)
         patches = nn.Conv(
             width,
             (side, side),
@@ -172,16 +175,24 @@ class DiT(nn.Module):
         return h[..., : self.out_channels]
 
     @nn.nowrap
-    def _embed(self, t: Array, y: Array | None) -> Array:
-        """Embed the timestep, and y where there is one -> [b hidden_size]."""
+    def _embed(self, t: Array, y: Array | None, duration: Array | None) -> Array:
+        """Embed the timestep, y where there is one, and the duration -> [b hidden_size]."""
         width, dtypes = self.hidden_size, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         small = nn.initializers.normal(0.02)
 
-        def mlp(h: Array, name: str) -> Array:
+        def mlp(h: Array, name: str, last: Any = small) -> Array:
             h = dense(h.shape[-1], width, kernel_init=small, name=f"{name}_0", **dtypes)(h)
-            return dense(width, width, kernel_init=small, name=f"{name}_2", **dtypes)(nn.silu(h))
+            return dense(width, width, kernel_init=last, name=f"{name}_2", **dtypes)(nn.silu(h))
 
-        emb = mlp(timestep_embedding(t, _FREQUENCIES).astype(self.dtype), "t_embedder_mlp")
+        def sinusoids(number: Array) -> Array:
+            return timestep_embedding(number, _FREQUENCIES).astype(self.dtype)
+
+        emb = mlp(sinusoids(t), "t_embedder_mlp")
+        if self.embeds_duration:
+            length = sinusoids(jnp.zeros(t.shape) if duration is None else duration)
+            emb = emb + mlp(length, "duration_embedder_mlp", nn.initializers.zeros)
+        elif duration is not None:
+            raise ValueError("duration is given and embeds_duration = False: the DiT reads none")
         if y is None:
             return emb
         if isinstance(self.num_classes, int):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from diffusion_jax.data.transforms import CorruptImageError, decode, open_picture, size_of
 from diffusion_jax.experiment.binding import check_range
-from diffusion_jax.experiment.sampling import LEVEL_SAMPLERS, SAMPLERS
+from diffusion_jax.experiment.sampling import SAMPLERS, names_of_samplers
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.conditions import required_inputs
 from diffusion_jax.runs.inputs import as_mask
@@ -43,13 +43,12 @@ def describe(pipe: Pipeline) -> dict[str, Any]:
     if network.embedders and not text:
         names = pipe.class_names
         classes = list(names) if names else [str(i) for i in range(pipe.num_classes())]
-    samplers = SAMPLERS if drawing.noise.on_timesteps else LEVEL_SAMPLERS
     return {
         "name": repr(pipe),
         "takes": "text" if text else "class" if classes else "nothing",
         "classes": classes,
         "num_steps": drawing.num_steps,
-        "samplers": sorted(samplers),
+        "samplers": names_of_samplers(network, drawing.noise),
         "size": list(pipe.experiment.data.image_shape[:2]),
         "most": {"n": MOST_IMAGES, "num_steps": MOST_STEPS},
     }

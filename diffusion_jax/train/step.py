@@ -20,7 +20,8 @@ from diffusion_jax.types import Batch, PyTree
 Metrics: TypeAlias = dict[str, jax.Array]
 # (params, mutable, frozen, batch, keys [b], *, train: bool) -> (loss, (metrics, mutable)).
 # Loss and metrics are means over the samples of the batch, weighted by batch["weight"] where there
-# is one; batch["position"] int32 [b] is the place of each sample in the global batch.
+# is one; batch["position"] int32 [b] is the place of each sample in the global batch, and in
+# training batch["step"] int32 [b] is the number of the update.
 LossFn: TypeAlias = Callable[..., tuple[Any, tuple[Mapping[str, Any], PyTree]]]
 
 
@@ -57,6 +58,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Metrics]:
         batch = with_positions(batch)
+        batch = {**batch, "step": jnp.broadcast_to(state.step, batch["position"].shape)}
         key = step_key(seed, state.step)
         gradients, loss, metrics, mutable = _gradients(
             loss_fn, state, rounded(state.params), frozen, batch, key, accumulate=accumulate

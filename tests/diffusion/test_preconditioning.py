@@ -32,6 +32,12 @@ FORMULAS = {
         np.log(s) / 4,
     ),
     "flow": lambda s: (1 / (1 + s), -s / (1 + s), 1 / (1 + s), 1000 * s / (1 + s)),
+    "consistency": lambda s: (
+        0.25 / ((s - 0.002) ** 2 + 0.25),
+        (s - 0.002) * 0.5 / np.sqrt(0.25 + s**2),
+        1 / np.sqrt(0.25 + s**2),
+        np.log(s) / 4,
+    ),
 }
 
 
@@ -230,6 +236,9 @@ def test_what_a_network_of_any_scaling_predicts_there_and_back(name):
             # The target of Karras et al., equation 8, written with x_0 and eps.
             "edm": (s * x_start - 0.25 * noise) / (0.5 * np.sqrt(s**2 + 0.25)),
             "flow": noise - x_start,
+            "consistency": (x_start - 0.25 / ((s - 0.002) ** 2 + 0.25) * (x_start + s * noise))
+            * np.sqrt(s**2 + 0.25)
+            / (0.5 * (s - 0.002)),
         }[name]
         np.testing.assert_allclose(output, expected, rtol=1e-6, atol=1e-6)
 

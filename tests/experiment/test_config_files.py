@@ -229,6 +229,15 @@ def test_the_shipped_configs_take_overrides():
     assert config.train.ckpt_path == "runs/a.safetensors" and config.train.keep_dims == 4
 
 
+def test_names_of_other_tools_are_spelled_out():
+    config = load_config(MNIST, ["--config.sampler.name=DPM++ 2M Karras"])
+    assert config.sampler.name == "dpmpp_2m" and config.discretization.name == "karras"
+    config = load_config(MNIST, {"sampler.num_steps": 2, "sampler.name": "turbo"})
+    assert config.sampler.to_dict() == {"name": "euler_ancestral", "num_steps": 2}
+    assert config.guidance.to_dict() == {"name": "none"}
+    assert config.discretization.name == "schedule"
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -26,6 +26,19 @@ from diffusion_jax.experiment.sampling import SAMPLERS
         ("UniPCMultistepScheduler", "sampler.name=unipc"),
         ("PNDMScheduler", "sampler.name=plms"),
         ("LCM", "sampler.name=lcm"),
+        ("TCDScheduler", "sampler.name=tcd"),
+        ("Euler SGM Uniform", "sampler.name=euler"),
+        ("dpm++ 2m sgm_uniform", "sampler.name=dpmpp_2m"),
+        (
+            "SDXL-Turbo",
+            "sampler.name=euler_ancestral sampler.num_steps=1 "
+            "discretization.name=schedule guidance.name=none",
+        ),
+        (
+            "lightning",
+            "sampler.name=euler sampler.num_steps=4 "
+            "discretization.name=schedule guidance.name=none",
+        ),
         ("DPMSolverSampler", "sampler.name=dpm_solver"),
         ("ddim uniform", "sampler.name=ddim sampler.discretize=uniform"),
         ("DDIM trailing", "sampler.name=ddim sampler.discretize=trailing"),
@@ -45,6 +58,8 @@ def test_every_answer_names_what_is_there():
     for words in {word for table in tables for word in table.values()}:
         sampler, *options = words.split()
         assert {option.split("=")[0] for option in options} <= set(parameters_of(SAMPLERS[sampler]))
+    for recipe in familiar._RECIPES.values():
+        assert recipe.split()[0].removeprefix("sampler.name=") in SAMPLERS
     for (option,) in filter(None, familiar._GRIDS.values()):
         assert option.removeprefix("--config.discretization.name=") in GRIDS
     assert set(familiar._SPACINGS) == set(SPACINGS)

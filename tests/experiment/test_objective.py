@@ -86,6 +86,19 @@ def test_the_default_noise_levels_are_those_of_the_denoiser():
             r"config\.weighting\.gama = 1\.0 is not an option; did you mean 'gamma'",
         ),
         (dict(name="denoiser", logvar_init=0.0), None, {}, r"config\.loss\.logvar_init = 0\.0 is"),
+        (dict(name="mean_flow"), CONTINUOUS, {}, "embeds_duration should be True for config.loss"),
+        (
+            dict(name="consistency", total_steps=10),
+            CONTINUOUS,
+            {},
+            "needs config.denoiser.name = 'continuous' and config.denoiser.scaling.name = 'cons",
+        ),
+        (
+            dict(name="consistency", total_steps=10, sigma_min=0.01),
+            dict(name="continuous", scaling=dict(name="consistency")),
+            {},
+            "with the same sigma_min as config.loss",
+        ),
     ],
 )
 def test_mistakes_are_told(loss, denoiser, sections, message):

@@ -1,5 +1,7 @@
 """The one sample_fn: every sampler reaches the data, from noise, from an image, and in parts."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +42,12 @@ class Constant(Network):
         return 1
 
 
-NETWORK = Constant(None, {"label": class_label(num_classes=9, ucg_rate=0.1)}, "adm", SIZE)
+NETWORK = Constant(
+    types.SimpleNamespace(embeds_duration=True),
+    {"label": class_label(num_classes=9, ucg_rate=0.1)},
+    "adm",
+    SIZE,
+)
 LABELS = np.arange(4, dtype=np.int32)
 
 
@@ -63,7 +70,7 @@ def make(sampler, denoiser=None, guidance=None, network=NETWORK):
 def test_every_sampler_draws_the_image_of_its_class(name):
     x = make(dict(name=name))()
     # Samplers that stop at timestep 0 leave its noise, 0.03.
-    tolerance = 0.15 if name in ("ddim", "plms", "dpm_solver") else 1e-3
+    tolerance = 0.15 if name in ("ddim", "plms", "dpm_solver", "tcd") else 1e-3
     np.testing.assert_allclose(x, np.broadcast_to(LABELS[:, None, None, None] / 10, x.shape),
                                atol=tolerance)  # fmt: skip
 
@@ -273,11 +280,58 @@ def test_another_size_than_the_datas():
             r"config\.guidance\.rescales = 0\.7 is not an option; did you mean 'rescale'",
         ),
         (dict(name="euler"), None, dict(name="cfg"), r"config\.guidance\.scale is missing"),
+        (
+            dict(name="euler"),
+            None,
+            dict(name="embedded", scale=8.0),
+            "'embedded' should be 'embedded' with, and only with, a network that reads the scale",
+        ),
     ],
 )
 def test_mistakes_are_told(sampler, denoiser, guidance, message):
     with pytest.raises(ConfigError, match=message):
         make(sampler, denoiser, guidance)
+
+
+class Scaled(Constant):
+    """A network that draws the scale of guidance that it is told, 1 where it is told none."""
+
+    def apply(self, params, x, t, conditioning, dropout_key=None):
+        scale = conditioning["guidance"] if "guidance" in conditioning else jnp.ones(len(x))
+        return super().apply(params, x, t, {"vector": 10.0 * scale})
+
+
+def test_a_network_that_reads_the_scale_is_told_it():
+    network = Scaled(types.SimpleNamespace(time_cond_proj_dim=8), *NETWORK[1:])
+    draw = make(dict(name="lcm"), None, dict(name="embedded", scale=0.5), network)
+    np.testing.assert_allclose(draw(num_steps=4), 0.5, atol=1e-3)
+    np.testing.assert_allclose(draw(num_steps=2, guidance_scale=[0.5, 0.25]), 0.25, atol=1e-3)
+    np.testing.assert_allclose(draw(num_steps=4, guidance_scale=1.0), 1.0, atol=1e-3)
+    with pytest.raises(ConfigError, match="name = 'cfg' should be 'embedded' with, and only with"):
+        make(dict(name="lcm"), None, dict(name="cfg", scale=2.0), network)
+
+
+class Stretched(Constant):
+    """A network of mean velocities whose image is the length of its step in t, from 0 to 1."""
+
+    def apply(self, params, x, t, conditioning, dropout_key=None):
+        t = t[:, None, None, None] / 1000.0
+        length = conditioning["duration"] / 1000.0 * conditioning["vector"]
+        return (x - length[:, None, None, None]) / t
+
+
+def test_a_network_of_mean_velocities_is_told_how_long_a_step_is():
+    sampler, flow = dict(name="mean_flow"), dict(name="continuous", scaling=dict(name="flow"))
+    network = Stretched(NETWORK.module, *NETWORK[1:])
+    draw = make(sampler, flow, dict(name="cfg", scale=2.0), network)
+    for steps in (1, 4):  # the last step alone decides
+        plain, guided = (draw(num_steps=steps, guidance_scale=scale) for scale in (1.0, 2.0))
+        np.testing.assert_allclose(plain[:, 0, 0, 0], LABELS / steps, atol=1e-5)
+        np.testing.assert_allclose(guided[:, 0, 0, 0], (2.0 * LABELS - 9) / steps, atol=1e-5)
+    scales = draw(num_steps=4, guidance_scale=[1.0, 1.0, 1.0, 2.0])
+    np.testing.assert_allclose(scales, guided, atol=1e-5)
+    with pytest.raises(ConfigError, match="'mean_flow' needs a network that was trained with"):
+        make(sampler, flow, None, Stretched(None, *NETWORK[1:]))
 
 
 def test_guidance_needs_dropped_conditions():

@@ -115,3 +115,23 @@ def test_what_does_not_fit_is_told(fields, arguments, message):
     x, t = inputs()
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: DiT(**SMALL | fields).init(jax.random.key(0), x, t, **arguments))
+
+
+def test_a_duration_changes_nothing_at_first_and_something_later():
+    x, t = inputs()
+    plain, model = DiT(**SMALL), DiT(**SMALL, embeds_duration=True)
+    duration = jnp.array([0.0, 600.0])
+    start = jax.jit(model.init)(jax.random.key(0), x, t)["params"]
+    params = moved(start)
+    last = "duration_embedder_mlp_2"
+    still = params | {last: start[last]}
+    own = {name: leaf for name, leaf in still.items() if not name.startswith("duration")}
+    wanted = plain.apply({"params": own}, x, t)
+    np.testing.assert_allclose(
+        model.apply({"params": still}, x, t, duration=duration), wanted, rtol=1e-5, atol=1e-6
+    )
+    first, second = (model.apply({"params": params}, x, t, duration=d) for d in (duration, None))
+    np.testing.assert_allclose(first[0], second[0], rtol=1e-5, atol=1e-6)
+    assert np.abs(first[1] - second[1]).max() > 1e-4
+    with pytest.raises(ValueError, match="duration is given and embeds_duration = False"):
+        plain.apply({"params": own}, x, t, duration=duration)

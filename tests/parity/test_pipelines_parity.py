@@ -5,6 +5,8 @@ import os
 # Before a Hugging Face package starts: nothing here may look for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import importlib
+
 import numpy as np
 import pytest
 from support.experiments import built, trained
@@ -27,12 +29,21 @@ SCALE = 5.0
             "StableDiffusionPipeline",
             ["--config.sampler.name=ddim", "--config.sampler.discretize=trailing"],
         ),
+        (
+            "sd15",
+            "LatentConsistencyModelPipeline",
+            [
+                "--config.model.time_cond_proj_dim=16",
+                "--config.sampler.name=lcm",
+                "--config.guidance.name=embedded",
+            ],
+        ),
     ],
 )
-def test_a_whole_pipeline_draws_what_ours_draws(name, pipeline, overrides, tmp_path):
+def test_a_whole_pipeline_draws_what_ours_draws(name, pipeline, overrides, tmp_path, monkeypatch):
     torch, diffusers = (pytest.importorskip(package) for package in ("torch", "diffusers"))
     path = f"configs/{name}.py:tiny"
-    experiment, weights = built(path, *overrides), trained(path)
+    experiment, weights = built(path, *overrides), trained(path, *overrides)
     folder = tmp_path / "folder"
     experiment.task.export_folder(weights, folder)
     theirs = getattr(diffusers, pipeline).from_pretrained(folder)
@@ -50,12 +61,19 @@ def test_a_whole_pipeline_draws_what_ours_draws(name, pipeline, overrides, tmp_p
         sigma = float(theirs.scheduler.init_noise_sigma)
         latents = latents * np.sqrt(1.0 + sigma**2).astype(np.float32) / sigma
     options = dict(num_inference_steps=4, guidance_scale=SCALE, height=height, width=width)
+    steps = np.random.default_rng(1).standard_normal((2, 4, *network.image_shape), np.float32)
+    own = {}
+    if pipeline.startswith("LatentConsistency"):
+        module, fresh = importlib.import_module(type(theirs.scheduler).__module__), iter(range(4))
+        of_step = lambda i: torch.from_numpy(np.moveaxis(steps[:, i], -1, 1).copy())
+        monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: of_step(next(fresh)))
+        own = {"step_noise": steps}
     found = theirs(PROMPTS, latents=latents, output_type="np", **options).images
-    drawn = ours(PROMPTS, noise=noise, num_steps=4, guidance_scale=SCALE)
+    drawn = ours(PROMPTS, noise=noise, num_steps=4, guidance_scale=SCALE, **own)
     assert drawn.shape == found.shape and found.std() > 0.01
     assert np.abs(drawn / 255.0 - found).max() < 2.5 / 255.0
     # The prompt is read, and the same tokens are made of it.
-    other = ours([PROMPTS[1], PROMPTS[0]], noise=noise, num_steps=4, guidance_scale=SCALE)
+    other = ours([PROMPTS[1], PROMPTS[0]], noise=noise, num_steps=4, guidance_scale=SCALE, **own)
     assert np.abs(other / 255.0 - found).max() > 5.0 / 255.0
     for part in ("tokenizer", "tokenizer_2"):
         if hasattr(theirs, part):

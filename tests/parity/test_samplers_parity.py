@@ -211,17 +211,42 @@ def predict(x, t):
     return discrete(x, t[:, None, None, None], jnp)
 
 
-@pytest.mark.parametrize("num_steps", [1, 4, 8])
-def test_lcm(num_steps, monkeypatch):
-    theirs = diffusers.LCMScheduler(clip_sample=False, **OPTIONS)
+@pytest.mark.parametrize(
+    ("num_steps", "original_steps", "prediction"),
+    [(1, 50, "epsilon"), (4, 50, "epsilon"), (8, 50, "v_prediction"), (3, 20, "sample")],
+)
+@pytest.mark.parametrize(
+    ("name", "options", "of_step"),
+    [("lcm", {}, {}), ("lcm", {"timestep_scaling": 0.002}, {}), ("tcd", {"eta": 0.3}, {"eta": 0.3}),
+     ("tcd", {"eta": 1.0}, {"eta": 1.0}), ("tcd", {"eta": 0.0}, {"eta": 0.0})],
+)  # fmt: skip
+def test_distilled_models(
+    name, options, of_step, num_steps, original_steps, prediction, monkeypatch
+):
+    """The boundary scalings of LCM are seen with a small timestep_scaling."""
+    shared = {k: v for k, v in options.items() if k not in of_step}
+    theirs = getattr(diffusers, f"{name.upper()}Scheduler")(
+        clip_sample=False,
+        prediction_type=prediction,
+        original_inference_steps=original_steps,
+        **shared,
+        **OPTIONS,
+    )
     theirs.set_timesteps(num_steps)
-    module, step = importlib.import_module("diffusers.schedulers.scheduling_lcm"), 0
+    module, step = importlib.import_module(f"diffusers.schedulers.scheduling_{name}"), 0
     monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: torch.tensor(STEP_NOISE[step]))
     x = x_T(0.0)
     out = torch.tensor(x)
     for step, t in enumerate(theirs.timesteps):  # noqa: B007, read by randn_tensor
-        out = theirs.step(discrete(out, float(t), torch), t, out).prev_sample
-    sampler = samplers.lcm(make_schedule("linear", linear_start=START, linear_end=END), num_steps)
+        out = theirs.step(discrete(out, float(t), torch), t, out, **of_step).prev_sample
+    parameterization = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}[prediction]
+    sampler = getattr(samplers, name)(
+        make_schedule("linear", linear_start=START, linear_end=END),
+        num_steps,
+        original_steps=original_steps,
+        parameterization=parameterization,
+        **options,
+    )
     np.testing.assert_array_equal(sampler.coefficients.t, theirs.timesteps)
     compare(sampler, predict, x, out.numpy())
 

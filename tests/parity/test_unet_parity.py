@@ -67,6 +67,47 @@ def test_agrees_with_diffusers(name):
     assert_agree(run_ours(case.fields, fixtures.inputs(case)), fixtures.run_diffusers(case))
 
 
+def test_the_embedded_scale_of_guidance_agrees_with_diffusers():
+    """The scales are embedded as the pipeline of latent consistency models does it."""
+    diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
+    case = fixtures.Case(
+        fixtures.TRANSFORMER | {"time_cond_proj_dim": 12},
+        "condition",
+        fixtures.CROSS | {"attention_head_dim": 4, "time_cond_proj_dim": 12},
+    )
+    theirs, drawn = diffusers.UNet2DConditionModel(**case.config), fixtures.inputs(case)
+    weights = fixtures.drawn_weights(theirs, case)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            parameter.copy_(torch.from_numpy(weights[name]))
+    embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
+    module, x = UNet(**case.fields), jnp.asarray(drawn["x"])
+    arguments = [jnp.asarray(drawn[name]) for name in ("t", "context")]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x, *arguments)["params"]
+
+    def draw(path, leaf):
+        name, shape = fixtures.released_name(path, leaf.shape)
+        return jnp.asarray(fixtures.to_ours(fixtures.numbers(name, shape), path[-1].key))
+
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
+    found = {}
+    for scales in ((8.0, 1.5), (1.0, 1.0)):
+        features = embed(None, torch.tensor(scales) - 1.0, embedding_dim=12)
+        want = theirs(
+            torch.from_numpy(drawn["x"]).permute(0, 3, 1, 2),
+            torch.from_numpy(drawn["t"]),
+            encoder_hidden_states=torch.from_numpy(drawn["context"]),
+            timestep_cond=features,
+        ).sample.permute(0, 2, 3, 1)
+        given = jnp.asarray(scales)
+        found[scales] = module.apply({"params": params}, x, *arguments, guidance=given)
+        error = np.abs(found[scales] - want.detach().numpy()).max()
+        assert error < 1e-4 * np.abs(found[scales]).max()
+    without = module.apply({"params": params}, x, *arguments)  # which is a scale of 1
+    np.testing.assert_array_equal(without, found[1.0, 1.0])
+    assert np.abs(found[8.0, 1.5] - without).max() > 1e-2
+
+
 class TorchUNet:
     """The UNet as one function of its released parameters, written from the formulas."""
 

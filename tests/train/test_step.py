@@ -306,23 +306,25 @@ def test_bad_input():
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_samples_know_their_place_in_the_global_batch(accumulate):
+def test_samples_know_their_place_in_the_global_batch_and_the_step(accumulate):
     seen = []
 
     def spy(params, mutable, frozen, batch, keys, *, train):
         jax.debug.callback(
-            lambda i, p: seen.append((np.asarray(i), np.asarray(p))),
+            lambda *arrays: seen.append([np.asarray(array) for array in arrays]),
             batch["image"][:, 0],
             batch["position"],
+            batch["step"],
             ordered=True,
         )
         return jnp.sum(params["w"]), ({}, mutable)
 
     tx = optax.sgd(0.0)
-    state = init_state({"w": jnp.zeros(2)}, tx)
+    state = init_state({"w": jnp.zeros(2)}, tx)._replace(step=jnp.int32(3))
     run_step = jax.jit(make_train_step(spy, tx, seed=0, accumulate=accumulate))
     jax.block_until_ready(run_step(state, {"image": jnp.arange(8.0)[:, None]}, {}))
     jax.effects_barrier()
     assert len(seen) == accumulate
-    for images, positions in seen:
+    for images, positions, steps in seen:
         np.testing.assert_array_equal(images, positions)
+        assert np.all(steps == 3) and steps.shape == images.shape

@@ -53,6 +53,7 @@ UNET_DIFFUSERS: Renames = (
     (r"^input_blocks\.0\.0\.", "conv_in."),
     (r"^time_embed\.0\.", "time_embedding.linear_1."),
     (r"^time_embed\.2\.", "time_embedding.linear_2."),
+    (r"^time_embed_cond_proj\.", "time_embedding.cond_proj."),
     (r"^label_emb\.0\.0\.", "add_embedding.linear_1."),
     (r"^label_emb\.0\.2\.", "add_embedding.linear_2."),
     (r"^label_emb\.1\.0\.", "class_embedding.linear_1."),

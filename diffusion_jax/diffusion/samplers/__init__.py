@@ -12,9 +12,10 @@ from typing import Any
 # module -> the names that it adds to this one
 _NAMES = {
     "by_level": "dpmpp_2s_ancestral dpmpp_sde euler euler_ancestral euler_inversion heun restart",
-    "by_timestep": "ddim ddim_inversion ddpm_ancestral dpm_solver lcm plms",
+    "by_timestep": "ddim ddim_inversion ddpm_ancestral dpm_solver plms",
     "driver": "Sampler Samples initial_noise inpaint inverse sample segment start_from_image "
     "start_from_noise steps_of_strength",
+    "few_steps": "consistency lcm mean_flow tcd",
     "multistep": "deis dpmpp_2m dpmpp_2m_sde dpmpp_3m_sde lms unipc",
     "sigmas": "",
     "timesteps": "visited_timesteps",

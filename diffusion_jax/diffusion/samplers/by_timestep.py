@@ -347,64 +347,6 @@ def dpm_solver(
     return Sampler(init, step, steps, add_noise=ddpm.diffuse(schedule))
 
 
-class LCMStep(NamedTuple):
-    """One step: x_next = signal_next f(x, t) + sigma_next noise, each number [num_steps]."""
-
-    t: Array
-    signal_next: Array
-    sigma_next: Array
-
-
-def lcm(
-    schedule: Schedule,
-    num_steps: int,
-    *,
-    original_steps: int = 50,
-    timestep_scaling: float = 10.0,
-    parameterization: Literal["eps", "x0", "v"] = "eps",
-) -> Sampler:
-    """Make the sampler of latent consistency models: x_next = sqrt(abar') f + sqrt(1 - abar') eps.
-
-    eps is new noise and abar' belongs to the next timestep.
-    f(x, t) = c_skip x + c_out x_0 is the image where the ODE from x ends, which a network has to be
-    distilled for; then 1 to 8 steps are enough. c_skip = 1 / (1 + 4 s^2), c_out^2 = 1 - c_skip and
-    s = timestep_scaling t. The last step ends at f.
-
-    original_steps: the timesteps that the model was distilled on, i floor(T / original_steps) - 1;
-      num_steps of them are visited, evenly from the last one down.
-
-    Raises ValueError unless 1 <= num_steps <= original_steps <= T, and for unknown names.
-    Source: Luo et al. 2023 (LCM), algorithm 3 and appendix; diffusers, LCMScheduler.
-    """
-    check_choice("parameterization", parameterization, ("eps", "x0", "v"))
-    T = schedule.num_timesteps
-    if not 1 <= original_steps <= T:
-        raise ValueError(f"original_steps = {original_steps!r} should lie in [1, {T}]")
-    if not 1 <= num_steps <= original_steps:
-        raise ValueError(
-            f"num_steps = {num_steps!r} should lie in [1, {original_steps}], the original_steps"
-        )
-    known = np.arange(original_steps, 0, -1) * (T // original_steps) - 1
-    t = known[np.arange(num_steps) * original_steps // num_steps].astype(np.int32)
-    following = at_or_clean(schedule, np.append(t[1:], -1))
-
-    def step(predict, x, memory, now: LCMStep, noise):
-        level = jnp.full(x.shape[:1], now.t)
-        output = predict(x, level)
-        x_start = ddpm.predict_start(schedule, output, x, level, parameterization)
-        c_skip = 1.0 / (1.0 + 4.0 * (timestep_scaling * now.t) ** 2)
-        image = c_skip * x + jnp.sqrt(1.0 - c_skip) * x_start
-        return now.signal_next * image + now.sigma_next * noise, memory, image
-
-    return Sampler(
-        lambda x: (),
-        step,
-        LCMStep(jnp.asarray(t), *following),
-        add_noise=ddpm.diffuse(schedule),
-        stochastic=True,
-    )
-
-
 def _check_signal(schedule: Schedule, t: int) -> None:
     signal = schedule.sqrt_alphas_cumprod
     if not isinstance(signal, Tracer) and float(signal[t]) == 0.0:

@@ -92,7 +92,7 @@ def sample(
       one is a segment. So sample i depends on keys[i], x_T[i] and its own conditioning only.
     step_noise: N(0, 1) noise of each step, in place of what the keys would give.
     per_step: a pytree of arrays [num_steps ...], for example guidance scales. When it is given,
-      predict is called with a third argument: the row of the step.
+      predict is called with one more argument at the end: the row of the step.
     log_every: with r steps to go after a step, it is logged when r % log_every == 0, and so is the
       first (upstream's log_every_t). Memory grows with the logged steps, not with all of them.
     before_step: changes x before each step, for example `inpaint`.
@@ -121,7 +121,7 @@ def sample(
             x = before_step(x, coefficients, fold_in_all(keys_i, SamplerStream.BEFORE_STEP))
         if noise is None and sampler.stochastic:
             noise = noise_like(keys_i, x.shape[1:])
-        predict_i = predict if row is None else lambda x, level: predict(x, level, row)
+        predict_i = predict if row is None else lambda *args: predict(*args, row)
         x, memory, x_start = sampler.step(predict_i, x, memory, coefficients, noise)
         if logs is not None:
             # Every step writes into the slot of the next logged step, which so has the last word.

@@ -139,6 +139,17 @@ def flow(num_steps: int, *, shift: float = 1.0, t_last: float | None = None) -> 
     return np.concatenate([[FLOW_NOISE], sigmas, [0.0]])
 
 
+def consistency(
+    num_steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> np.ndarray:
+    """Take the levels of `edm` with one step more, and leave its last one, sigma_min, out.
+
+    A consistency model changes nothing at sigma_min. One step is sigma_max alone, two are 80 and
+    2.5. Raises ValueError as `edm` does.
+    """
+    return np.delete(edm(num_steps + 1, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho), -2)
+
+
 def shift_of_tokens(
     tokens: int, *, low: tuple[int, float] = (256, 0.5), high: tuple[int, float] = (4096, 1.15)
 ) -> float:
@@ -159,6 +170,7 @@ DISCRETIZATIONS: dict[str, Callable[..., np.ndarray]] = {
     "karras": karras,
     "exponential": exponential,
     "flow": flow,
+    "consistency": consistency,
 }
 
 

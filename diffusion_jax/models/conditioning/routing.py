@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
 from diffusion_jax.models.layers.low_rank import heeding
-from diffusion_jax.types import Conditioning, PyTree
+from diffusion_jax.types import DURATION, GUIDANCE, Conditioning, PyTree
 
 # conditioning key -> the entries of a Conditioning that it needs.
 CONDITIONING_KEYS: dict[str, tuple[str, ...]] = {
@@ -31,7 +31,8 @@ IMAGE_ONLY, VIEWS, MOTION = "image_only_indicator", "cond_view", "cond_motion"
 # Entries for each ControlNet: its hint [b h w 3] in [-1, 1], and [b 1], what its output is
 # multiplied by.
 HINT, HINT_SCALE = "hint/{}", "hint_scale/{}"
-_BESIDE = (IMAGE_ONLY, VIEWS, MOTION)
+# Entries that a network takes by name.
+NAMED = (IMAGE_ONLY, VIEWS, GUIDANCE, DURATION)
 
 
 class NetworkInputs(NamedTuple):
@@ -71,8 +72,8 @@ def network_inputs(
     Source: latent-diffusion, DiffusionWrapper; generative-models, OpenAIWrapper.
     """
     needed = required_entries(conditioning_key)
-    given = [name for name in conditioning if name not in _BESIDE and "/" not in name]
-    if set(given) != set(needed):
+    given = {name for name in conditioning if name not in (*NAMED, MOTION) and "/" not in name}
+    if given != set(needed):
         raise ValueError(
             f"conditioning key {conditioning_key!r} needs the entries {sorted(needed)}, "
             f"got {sorted(given)}"
@@ -90,8 +91,8 @@ def network_inputs(
 
 
 def named_inputs(conditioning: Conditioning) -> dict[str, Any]:
-    """Find the entries that networks of videos take by name."""
-    return {name: conditioning[name] for name in (IMAGE_ONLY, VIEWS) if name in conditioning}
+    """Find the entries that networks take by name."""
+    return {name: conditioning[name] for name in NAMED if name in conditioning}
 
 
 def apply_controls(
@@ -147,7 +148,9 @@ def apply_network(
     """
     inputs = network_inputs(conditioning_key, x, conditioning)
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    named = named_inputs(conditioning) | ({} if control is None else {"control": control})
+    named: dict[str, Any] = named_inputs(conditioning)
+    if control is not None:
+        named["control"] = control
     with heeding(params):
         output = module.apply(
             {"params": params},

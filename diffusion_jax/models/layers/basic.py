@@ -248,6 +248,21 @@ def timestep_embedding(
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
 
 
+def guidance_embedding(scale: Num[Array, "b"], dim: int) -> Float[Array, "b d"]:
+    """Embed scales of guidance as [sin(w u_i), cos(w u_i)], w = 1000 (scale - 1), float32.
+
+    u_i = 10000^(-i / (dim // 2 - 1)), so that the last one is 1 / 10000; an odd dim ends in a 0.
+    Source: Luo et al. 2023 (LCM), section 4.1 for w; latent-consistency-model for the embedding,
+    which differs from `timestep_embedding` in the order and in the last frequency.
+    """
+    half = dim // 2
+    powers = np.arange(half) / max(half - 1, 1)
+    frequencies = np.exp(-math.log(10000.0) * powers).astype(np.float32)
+    angles = 1000.0 * (scale.astype(jnp.float32) - 1.0)[:, None] * frequencies[None, :]
+    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
 def rematerialised(module: type[nn.Module], remat: bool | str, **kwargs: Any) -> type[nn.Module]:
     """Wrap a module class so that its backward pass computes the activations again, to save memory.
 

@@ -44,8 +44,8 @@ def check_options(options: Any) -> None:
     """Raise ValueError when fields of a UNet do not fit together."""
     if not options.channel_mult:
         raise ValueError("channel_mult is empty; give one factor per level, such as (1, 2, 4)")
-    for name in ("out_channels", "model_channels", "patch_size"):
-        if getattr(options, name) < 1:
+    for name in ("out_channels", "model_channels", "patch_size", "time_cond_proj_dim"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"{name} = {getattr(options, name)} should be at least 1")
     per_level(options, "num_res_blocks")
     per_level(options, "transformer_depth")
@@ -140,6 +140,14 @@ def check_inputs(options: Any, x: Array, context: Any, y: Array | None) -> None:
             )
         if isinstance(options.num_classes, int) and not jnp.issubdtype(y.dtype, jnp.integer):
             raise ValueError(f"y is {y.dtype}; labels should be integers")
+
+
+def check_numbers(options: Any, guidance: Array | None, duration: Array | None) -> None:
+    """Raise ValueError for a number beside t that a network does not read."""
+    if guidance is not None and options.time_cond_proj_dim is None:
+        raise ValueError("guidance is given and time_cond_proj_dim = None: the network reads none")
+    if duration is not None and not options.embeds_duration:
+        raise ValueError("duration is given and embeds_duration = False: the network reads none")
 
 
 def _check_context(options: Any, context: Any) -> None:

@@ -17,9 +17,10 @@ from diffusion_jax.models.layers.basic import (
     Upsample,
     conv,
     dense,
+    guidance_embedding,
     timestep_embedding,
 )
-from diffusion_jax.models.unet.options import per_level
+from diffusion_jax.models.unet.options import check_numbers, per_level
 
 
 class Blocks(NamedTuple):
@@ -156,10 +157,28 @@ def transformer_fields(
     }
 
 
-def embed_timesteps(options: Any, t: Array) -> Array:
-    """Embed t [b] -> [b 4 model_channels]."""
-    sinusoids = timestep_embedding(t, options.model_channels).astype(options.dtype)
-    return _mlp(options, sinusoids, "time_embed")
+def embed_timesteps(
+    options: Any, t: Array, guidance: Array | None = None, duration: Array | None = None
+) -> Array:
+    """Embed t [b], and guidance [b] and duration [b] where a network reads them.
+
+    Returns [b 4 model_channels]. Raises ValueError for a number that the network does not read.
+    """
+    check_numbers(options, guidance, duration)
+    channels = options.model_channels
+    h = timestep_embedding(t, channels).astype(options.dtype)
+    if options.time_cond_proj_dim is not None:
+        width = options.time_cond_proj_dim
+        scale = jnp.ones(t.shape) if guidance is None else guidance
+        features = guidance_embedding(scale, width).astype(options.dtype)
+        names = {"name": "time_embed_cond_proj", **dtypes_of(options)}
+        h = h + dense(width, channels, use_bias=False, **names)(features)
+    emb = _mlp(options, h, "time_embed")
+    if options.embeds_duration:
+        length = jnp.zeros(t.shape) if duration is None else duration
+        features = timestep_embedding(length, channels).astype(options.dtype)
+        emb = emb + _mlp(options, features, "duration_embed", zero=True)
+    return emb
 
 
 def embed_classes(options: Any, y: Array) -> Array:
@@ -180,10 +199,10 @@ def embed_classes(options: Any, y: Array) -> Array:
     return _mlp(options, y.astype(options.dtype), "label_emb_0")
 
 
-def _mlp(options: Any, h: Array, name: str) -> Array:
+def _mlp(options: Any, h: Array, name: str, *, zero: bool = False) -> Array:
     width = 4 * options.model_channels
     h = dense(h.shape[-1], width, name=f"{name}_0", **dtypes_of(options))(h)
-    return dense(width, width, name=f"{name}_2", **dtypes_of(options))(nn.silu(h))
+    return dense(width, width, zero=zero, name=f"{name}_2", **dtypes_of(options))(nn.silu(h))
 
 
 def head(options: Any, h: Array, dtype: Any) -> Array:

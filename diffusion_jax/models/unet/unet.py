@@ -43,6 +43,10 @@ class UNet(nn.Module):
         "timestep": a number [b], embedded like t. "sequential": features [b adm_in_channels].
     n_embed: the output is n_embed logits over the codes of a codebook instead of an image.
     patch_size: side of the squares of pixels that become channels inside the network.
+    time_cond_proj_dim: width in which the scale of guidance is embedded, for a network that was
+        distilled with guidance (LCM); guidance [b] is that scale, None for 1.
+    embeds_duration: whether the network also reads duration [b], how far a step of MeanFlow goes in
+        the units of t; None for 0. A network begins as one that does not read it.
     dtype: what most is computed in; norms and softmax use float32, the last layer x's dtype.
         param_dtype: what is stored.
     remat: False, True or a name of layers.REMAT_POLICIES; scan: see transformer.stack_blocks.
@@ -80,6 +84,8 @@ class UNet(nn.Module):
     n_embed: int | None = None
     num_groups: int = 32
     patch_size: int = 1
+    time_cond_proj_dim: int | None = None
+    embeds_duration: bool = False
     attention_impl: str = "auto"
     remat: bool | str = False
     scan: bool = False
@@ -95,6 +101,8 @@ class UNet(nn.Module):
         y: Num[Array, "b ..."] | None = None,
         *,
         control: Sequence[Array] | None = None,
+        guidance: Num[Array, "b"] | None = None,
+        duration: Num[Array, "b"] | None = None,
         train: bool = False,
     ) -> Float[Array, "b h w o"]:
         """Denoise x.
@@ -104,16 +112,23 @@ class UNet(nn.Module):
         """
         check_options(self)
         check_inputs(self, x, context, y)
-        blocks = image_blocks(self, embed_levels(self, t, y), context, train=train)
+        emb = embed_levels(self, t, y, guidance, duration)
+        blocks = image_blocks(self, emb, context, train=train)
         h = run_blocks(self, stem(self, x), blocks, control)
         h = head(self, h.astype(x.dtype), x.dtype)
         patch = {"p": self.patch_size, "q": self.patch_size}
         return rearrange(h, "b h w (p q c) -> b (h p) (w q) c", **patch)
 
 
-def embed_levels(options: UNet, t: Array, y: Array | None) -> Array:
-    """Embed the timesteps t [b], and y where there is one -> [b 4 model_channels]."""
-    emb = embed_timesteps(options, t)
+def embed_levels(
+    options: UNet,
+    t: Array,
+    y: Array | None,
+    guidance: Array | None = None,
+    duration: Array | None = None,
+) -> Array:
+    """Embed the timesteps t [b], and what else there is -> [b 4 model_channels]; see UNet."""
+    emb = embed_timesteps(options, t, guidance, duration)
     return emb if y is None else emb + embed_classes(options, y)
 
 

@@ -128,6 +128,38 @@ def test_kohya_names_the_networks_of_other_models_as_diffusers_does(trees, tmp_p
     same(read_lora(tmp_path / "x.safetensors", trees), lora)  # an SDXL may have these names, too
 
 
+def test_the_layers_of_lcm_lora_have_a_place(trees, tmp_path):
+    """It changes convolutions, resampling, embeddings and both ends, under diffusers' names."""
+    block = "down_blocks_1_attentions_0_transformer_blocks_1"
+    modules = {  # sides of the kernel, inputs and outputs
+        "conv_in": (3, 3, 4, 32),
+        "time_embedding_linear_1": (32, 128),
+        "down_blocks_0_resnets_0_conv1": (3, 3, 32, 32),
+        "down_blocks_0_resnets_0_time_emb_proj": (128, 32),
+        "down_blocks_0_downsamplers_0_conv": (3, 3, 32, 32),
+        "down_blocks_1_resnets_0_conv_shortcut": (1, 1, 32, 64),
+        "down_blocks_1_attentions_0_proj_in": (64, 64),
+        f"{block}_attn1_to_out_0": (64, 64),
+        f"{block}_attn2_to_k": (24, 64),
+        f"{block}_ff_net_0_proj": (64, 512),
+        f"{block}_ff_net_2": (256, 64),
+        "mid_block_resnets_1_conv2": (3, 3, 64, 64),
+        "up_blocks_0_upsamplers_0_conv": (3, 3, 64, 64),
+        "conv_out": (3, 3, 32, 4),
+    }
+    tensors = {}
+    for name, (*sides, inputs, outputs) in modules.items():
+        ones = [1] * len(sides)
+        tensors[f"lora_unet_{name}.lora_down.weight"] = normal(1, 2, inputs, *sides)
+        tensors[f"lora_unet_{name}.lora_up.weight"] = normal(2, outputs, 2, *ones)
+        tensors[f"lora_unet_{name}.alpha"] = np.float32(1.0)
+    path = tmp_path / "lcm.safetensors"
+    save_weights(path, [], tensors, {})
+    found = read_lora(path, trees)
+    shapes = sorted((*f.down.shape[:-1], f.up.shape[-1]) for f in found.values())
+    assert shapes == sorted(tuple(shape) for shape in modules.values())
+
+
 def test_scales_that_diffusers_keeps_in_words_are_heeded(trees, tmp_path):
     said = {"unet.r": 3, "unet.lora_alpha": 6, "unet.alpha_pattern": {"conv1": 1},
             "unet.rank_pattern": {"conv1": 2}}  # fmt: skip

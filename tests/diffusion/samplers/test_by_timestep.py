@@ -397,35 +397,9 @@ def test_dpm_solver_follows_its_equations(num_steps):
     np.testing.assert_allclose(got, x, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
-def test_lcm_draws_the_data_of_an_exact_consistency_model(num_steps):
-    """f maps x_t ~ N(a MEAN, a^2 STD^2 + s^2) to N(MEAN, STD^2), so every step draws the data."""
-    mean, std, schedule = 0.4, 0.6, make_schedule("linear")
-
-    def consistent(x, t):
-        abar = schedule.alphas_cumprod[t][:, None]
-        return mean + std * (x - jnp.sqrt(abar) * mean) / jnp.sqrt(abar * std**2 + 1 - abar)
-
-    sampler = samplers.lcm(schedule, num_steps, parameterization="x0")
-    visited = np.asarray(sampler.coefficients.t)
-    np.testing.assert_array_equal(visited, 999 - 20 * (np.arange(num_steps) * 50 // num_steps))
-    keys = keys_of(20000)
-    x_T = jnp.sqrt(schedule.alphas_cumprod[-1]) * mean + samplers.initial_noise(keys, (1,))
-    x = np.asarray(samplers.sample(sampler, consistent, x_T, keys).x)
-    np.testing.assert_allclose(x.mean(), mean, atol=5 * std / 20000**0.5)
-    np.testing.assert_allclose(x.std(), std, rtol=5 / (2 * 20000) ** 0.5)
-    # With one step, the noise of the start alone decides.
-    np.testing.assert_array_equal(num_steps == 1, np.ptp(np.asarray(
-        samplers.sample(sampler, consistent, jnp.ones((9, 1)), keys_of(9)).x)) == 0.0)  # fmt: skip
-
-
 def test_wrong_numbers_of_steps_are_refused():
     schedule = make_schedule("linear", 100)
     with pytest.raises(ValueError, match=r"num_steps = 100 should lie in \[1, 99\]"):
         samplers.dpm_solver(schedule, 100)
-    with pytest.raises(ValueError, match=r"num_steps = 51 should lie in \[1, 50\]"):
-        samplers.lcm(schedule, 51)
-    with pytest.raises(ValueError, match=r"original_steps = 200 should lie in \[1, 100\]"):
-        samplers.lcm(schedule, 5, original_steps=200)
     with pytest.raises(ValueError, match="the sampler has no way back; use a deterministic one"):
         samplers.inverse(samplers.dpm_solver(schedule, 9))

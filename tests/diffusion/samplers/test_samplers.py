@@ -8,8 +8,9 @@ import pytest
 from diffusion_jax.diffusion import samplers
 
 FACTORIES = (
-    "ddim ddim_inversion ddpm_ancestral deis dpm_solver dpmpp_2m dpmpp_2m_sde dpmpp_2s_ancestral "
-    "dpmpp_3m_sde dpmpp_sde euler euler_ancestral euler_inversion heun lcm lms plms restart unipc"
+    "consistency ddim ddim_inversion ddpm_ancestral deis dpm_solver dpmpp_2m dpmpp_2m_sde "
+    "dpmpp_2s_ancestral dpmpp_3m_sde dpmpp_sde euler euler_ancestral euler_inversion heun lcm lms "
+    "mean_flow plms restart tcd unipc"
 ).split()
 LOOP = (
     "Sampler Samples initial_noise inpaint inverse sample segment start_from_image "

@@ -1,11 +1,15 @@
 """The order of a UNet's blocks, and what is chosen for each."""
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from diffusion_jax.models.unet.skeleton import (
     Blocks,
     attends,
+    embed_timesteps,
     heads_of,
     run_blocks,
     transformer_fields,
@@ -83,3 +87,35 @@ def test_the_middle_transformer_is_like_the_last_level():
     assert [fields["depth"] for fields in levels] == [1, 3, 3]
     assert [fields["disable_self_attn"] for fields in levels] == [True, False, True]
     assert {fields["dropout"] for fields in levels} == {0.1}
+
+
+class Embedding(nn.Module):
+    """The embedding of t and of what else a network reads."""
+
+    fields: dict
+
+    @nn.compact
+    def __call__(self, t, **numbers):
+        return embed_timesteps(options(model_channels=8, **self.fields), t, **numbers)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "layer", "default"),
+    [
+        ({"embeds_duration": True}, "duration", "duration_embed_2", 0.0),
+        ({"time_cond_proj_dim": 6}, "guidance", "time_embed_cond_proj", 1.0),
+    ],
+)
+def test_numbers_beside_t_are_embedded(fields, name, layer, default):
+    t, module = jnp.asarray([7.0, 613.0]), Embedding(fields)
+    params = jax.jit(module.init)(jax.random.key(0), t)["params"]
+    if name == "duration":  # a network begins as one that does not read it
+        own = {key: leaf for key, leaf in params.items() if not key.startswith("duration")}
+        wanted = Embedding({}).apply({"params": own}, t)
+        given = {name: jnp.asarray([5.0, 9.0])}
+        np.testing.assert_array_equal(module.apply({"params": params}, t, **given), wanted)
+    params[layer] = jax.tree.map(lambda leaf: leaf + 0.1, params[layer])
+    found = module.apply({"params": params}, t, **{name: jnp.asarray([default, 9.0])})
+    without = module.apply({"params": params}, t)
+    np.testing.assert_allclose(found[0], without[0], rtol=1e-5, atol=1e-6)
+    assert np.abs(found[1] - without[1]).max() > 1e-3

@@ -286,3 +286,16 @@ def test_inputs_that_do_not_fit_are_named(message):
     with pytest.raises(ValueError) as error:
         jax.eval_shape(lambda key: module.init(key, t=jnp.ones(2), **arguments), jax.random.key(0))
     assert message in str(error.value)
+
+
+def test_numbers_that_a_network_does_not_read_are_refused():
+    drawn = fixtures.inputs(fixtures.CASES["conv_projection"])
+    x, t, number = (jnp.asarray(drawn[name]) for name in ("x", "t", "t"))
+    init = lambda module, **named: jax.eval_shape(
+        lambda: module.init(jax.random.key(0), x, t, **named)
+    )
+    fields = (("embeds_duration", "duration", True), ("time_cond_proj_dim", "guidance", 8))
+    for field, name, value in fields:
+        with pytest.raises(ValueError, match=f"{name} is given and {field} = "):
+            init(UNet(**ONE_LEVEL), **{name: number})
+        init(UNet(**ONE_LEVEL, **{field: value}), **{name: number})
