@@ -1,22 +1,13 @@
 """What a run did, in the lines of a terminal."""
 
 import datetime
-import os
 from collections.abc import Sequence
 
-from diffusion_jax.runs.report.gathering import Gathered, count_pictures, gather
+from diffusion_jax.runs.report.gathering import Gathered, count_pictures
 from diffusion_jax.runs.report.rows import Series, same_series, summary
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 32
-
-
-def report_run(workdir: str | os.PathLike) -> list[str]:
-    """Summarise a run folder in lines, see text_report.
-
-    Raises FileNotFoundError when the folder holds no run or no metrics.
-    """
-    return text_report(gather(workdir))
 
 
 def text_report(run: Gathered) -> list[str]:
