@@ -54,9 +54,11 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     finite = [mean for mean in means if mean == mean and abs(mean) != float("inf")]
     if not finite:
         return "!" * len(means)
-    low, span = min(finite), max(finite) - min(finite)
+    low, span = min(finite), max(finite) / 2 - min(finite) / 2  # halves do not overflow
     return "".join(
-        BARS[int((mean - low) / span * (len(BARS) - 1)) if span else 0] if mean in finite else "!"
+        BARS[int((mean / 2 - low / 2) / span * (len(BARS) - 1)) if span else 0]
+        if mean in finite
+        else "!"
         for mean in means
     )
 
