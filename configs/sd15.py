@@ -156,6 +156,7 @@ def make_inpainting(config: ml_collections.ConfigDict) -> None:
 
 def make_editing(config: ml_collections.ConfigDict) -> None:
     """Read the image before an edit: 8 channels, of which 4 are new and begin as zeros."""
+    config.data.source.caption = "metadata"  # which names the image before the edit, too
     config.conditioning.key = "hybrid"
     # 5 % of the samples lose the text alone, 5 % both, and 5 % the image alone.
     config.conditioning.embedders.text.update(dict(ucg_rate=0.1, ucg_group="both"))

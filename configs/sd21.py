@@ -4,6 +4,8 @@ python launch.py --config=configs/sd21.py --config.data.source.folder=~/pictures
     --config.train.ckpt_path=v2-1_512-ema-pruned.safetensors   # fine-tune the 512 px model
 python launch.py sample --checkpoint=v2-1_768-ema-pruned.safetensors \
     --config=configs/sd21.py:768v --prompt="a red fox"         # the 768 px model, v-prediction
+python launch.py sample --checkpoint=512-inpainting-ema.safetensors \
+    --config=configs/sd21.py:inpaint --prompt="a red fox" --image=photo.png --mask=keep.png
 python launch.py --config=configs/sd21.py:tiny                 # the same code in seconds
 
 Hardware: one large GPU or more. Time: not measured; 100,000 steps of 16 images at 512 px are
@@ -12,7 +14,7 @@ Hardware: one large GPU or more. Time: not measured; 100,000 steps of 16 images 
 
 import ml_collections
 
-VARIANTS = ("768v", "tiny")
+VARIANTS = ("768v", "inpaint", "tiny")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -94,6 +96,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "768v":
         config.data.batches.image_size = 768
         config.schedule.parameterization = "v"
+    elif variant == "inpaint":
+        config.data.batches.masks = ("boxes", "strokes", "strokes", "everything")
+        config.conditioning.key = "hybrid"
+        config.conditioning.order = ("mask", "masked_image", "text")
+        config.conditioning.embedders.mask = dict(name="inpainting_mask")
+        image = dict(name="image_latents", input_key="masked_image")
+        config.conditioning.embedders.masked_image = image
+        config.train.keep_dims = 4
     elif variant == "tiny":
         config.data.source = d(dict(name="openmoji", size=64, max_examples=48))
         config.data.splits = d(dict(train="train", validation="validation", test="test"))

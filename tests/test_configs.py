@@ -29,6 +29,7 @@ COUNTS = {
     "configs/sd15.py:edit": {"network": 859_532_484},
     "configs/sd21.py": {"network": 865_910_724},
     "configs/sd21.py:768v": {"network": 865_910_724},
+    "configs/sd21.py:inpaint": {"network": 865_925_124},
     "configs/sdxl.py": {"network": 2_567_463_684},
     "configs/sdxl_refiner.py": {"network": 2_259_526_660},
     "configs/svd.py": {"network": 1_524_623_082},

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from support.experiments import built, trained
 
 from diffusion_jax import Pipeline
 from diffusion_jax.experiment import make_experiment
@@ -131,6 +132,33 @@ def test_pictures_of_any_form_are_taken(pipe, caplog):
     assert "mask is 56 x 56 pixels and is resized to 28 x 28" in caplog.text
     small = pipe([1], image=np.full((7, 7, 1), 200, np.uint8), mask=mask)
     assert np.all(small[0, :14] == 200) and "image is 7 x 7 pixels and is res" in caplog.text
+
+
+def test_an_image_of_any_size_gives_one_of_any_size(pipe, caplog):
+    """The network works on multiples of its factor, and what is too much is cut off."""
+    image = np.random.default_rng(0).integers(0, 256, (20, 50)).astype(np.uint8)
+    options = dict(image=image, height=27, width=25, resize="crop")
+    drawn = pipe([1, 2], strength=0.5, **options)
+    assert drawn.shape == (2, 27, 25, 1)
+    assert "image is 20 x 50 pixels and is cropped to 27 x 25" in caplog.text
+    whole = Image.fromarray(image[:, 15:34]).resize((25, 27), Image.Resampling.BICUBIC)
+    kept = pipe([1], mask=np.ones((20, 50)), **options)
+    np.testing.assert_array_equal(kept[0, ..., 0], np.asarray(whole))
+
+
+def test_models_that_read_images_say_what_is_missing(pipe):
+    def reading(variant):
+        weights = trained(f"configs/sd15.py:{variant}")
+        return Pipeline(built(f"configs/sd15.py:{variant}"), weights.params, weights.frozen)
+
+    with pytest.raises(
+        ValueError, match="image = None should be given: this model edits images by"
+    ):
+        reading("edit_tiny")("make it red")
+    with pytest.raises(ValueError, match="mask = None should be given: this model completes image"):
+        reading("inpaint_tiny")("a fox", image=np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"image_guidance_scale = 1.5 does not fit: it is for mod"):
+        pipe([1], image_guidance_scale=1.5)
 
 
 def test_images_that_are_not_finite_are_counted_and_named(pipe):

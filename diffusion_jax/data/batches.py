@@ -51,6 +51,7 @@ class Batches(NamedTuple):
         "target_size": int32 [b, 2], (h, w) of the batch's images.
         "index": int64 [b], record numbers.
         "label": int32 [b] and "caption": str [b], when the data have them.
+        "loss_mask": float32 [b, h, w, 1] in [0, 1], with loss_mask: how much each pixel counts.
         "mask": float32 [b, h, w, 1], with masks: 1 where the image is kept, and "masked_image",
             the image there and 0 elsewhere.
         Each of image_columns: float32 [b, h, w, 3] in [-1, 1], cut and mirrored as the image is.
@@ -141,7 +142,9 @@ def make_batches(
     order = training_order(images.members, batch_size=batch_size, seed=seed, shuffle=shuffle)
     draw = functools.partial(draw_rows, order, images.shapes, local, batch_size, seed, random_flip)
     make = functools.partial(_training_batch, images, options, draw)
-    make = functools.partial(with_masks, make, options.masks, local, batch_size, seed)
+    make = functools.partial(
+        with_masks, make, options.masks, options.loss_mask, local, batch_size, seed
+    )
     iterate = prefetched(
         steps_of(order, repeat=repeat).map(make), num_threads, num_workers, prefetch, finish
     )
@@ -176,7 +179,9 @@ def eval_batches(
     images = open_images(source, options)
     order = evaluation_order(images.members, batch_size=batch_size)
     make = functools.partial(_evaluation_batch, images, options, order, local)
-    make = functools.partial(with_masks, make, options.masks, local, batch_size, 0)
+    make = functools.partial(
+        with_masks, make, options.masks, options.loss_mask, local, batch_size, 0
+    )
     steps = steps_of(order, repeat=False).map(make)
     iterate = prefetched(steps, num_threads, 0, prefetch, finish)
     return Batches(iterate, len(source), order.steps_per_epoch, images.shapes)
@@ -228,7 +233,7 @@ def _training_batch(
         pixels[rows.mirror] = pixels[rows.mirror][..., ::-1, :]
         return transforms.to_float(pixels)
 
-    others = {name: shown([r.columns[name] for r in records]) for name in options.image_columns}
+    others = {name: shown([r.columns[name] for r in records]) for name in options.columns}
     return {"image": shown([r.image for r in records]), **others, **columns}  # all readable here
 
 
@@ -257,7 +262,7 @@ def _evaluation_batch(
     pixels = np.stack([black if record.image is None else record.image for record in records])
     columns, _ = columns_of(records, rows)
     blank = np.zeros((*rows.size, 3), np.uint8)
-    for name in options.image_columns:
+    for name in options.columns:
         others = [r.columns[name] if name in r.columns else blank for r in records]
         columns[name] = transforms.to_float(np.stack(others))
     weight = (real & readable).astype(np.float32)

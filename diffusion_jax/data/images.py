@@ -1,5 +1,6 @@
 """How the records of a source become images of one size: the options, and what reads them."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,8 @@ from diffusion_jax.data.records import (
     make_reader,
 )
 
+# The column that is how opaque an image is.
+ALPHA = "alpha"
 # How many records are compared in length with a clip.
 _LOOKED_AT = 8
 
@@ -36,6 +39,8 @@ class ImageOptions(NamedTuple):
     cache: keep decoded images as uint8 in memory after their first use.
     max_corrupt: unreadable images to leave out with a warning, before it is an error.
     image_key, label_key, caption_key: names of features, see records.find_features.
+    loss_mask: which pixels count in the loss: "alpha", as far as they are opaque, or another image
+        of a record, such as "mask_image", as far as it is white; None counts all alike.
     masks: kinds of random masks, of masks.KINDS, for models that complete images; each sample takes
         one of them. () makes none.
     image_columns: other images of a record that become columns of a batch, in three channels.
@@ -56,8 +61,15 @@ class ImageOptions(NamedTuple):
     caption_key: str | None = None
     num_frames: int | None = None
     frame_stride: int = 1
+    loss_mask: str | None = None
     masks: tuple[str, ...] = ()
     image_columns: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a batch that are made of other images, or of the opacity of its image."""
+        masks = () if self.loss_mask is None else (self.loss_mask,)
+        return tuple(dict.fromkeys((*self.image_columns, *masks)))
 
     @property
     def clips(self) -> ClipRule | None:
@@ -128,7 +140,7 @@ def open_images(source: Records, options: ImageOptions, *, at_least: int = 1) ->
         cache=options.cache,
         max_corrupt=options.max_corrupt,
         clips=options.clips,
-        columns=_columns(source, options.image_columns, ways),
+        columns=_columns(source, features.image, options, ways),
     )
     rule = None
     if options.buckets:
@@ -138,21 +150,27 @@ def open_images(source: Records, options: ImageOptions, *, at_least: int = 1) ->
 
 
 def _columns(
-    source: Records, names: tuple[str, ...], ways: Mapping[str, Any]
+    source: Records, image: str, options: ImageOptions, ways: Mapping[str, Any]
 ) -> dict[str, Callable[..., transforms.Fitted]]:
     """Make what fits other images to the size of theirs; ValueError for one that is not there."""
-    features = features_of(source) if names else {}
-    for name in names:
-        if name not in features:
-            raise ValueError(
-                f"image_columns = {name!r} is no feature; choose from {', '.join(features)}"
-            )
+    features = features_of(source) if options.columns else {}
+    for name in options.columns:
+        if name not in features and name != ALPHA:
+            argument = "loss_mask" if name == options.loss_mask else "image_columns"
+            choices = ", ".join([ALPHA, *features] if argument == "loss_mask" else features)
+            raise ValueError(f"{argument} = {name!r} is no feature; choose from {choices}")
 
-    def fit(image: Any, size: tuple[int, int], like: tuple[int, int]) -> transforms.Fitted:
-        pixels = transforms.stretched(transforms.decode(image, 3), like, ways["resize"])
+    def fit(
+        name: str, fields: Mapping[str, Any], size: tuple[int, int], like: tuple[int, int]
+    ) -> transforms.Fitted:
+        if name in fields:
+            pixels = transforms.decode(fields[name], 3)
+        else:
+            pixels = np.repeat(transforms.decode_alpha(fields[image]), 3, -1)
+        pixels = transforms.stretched(pixels, like, ways["resize"])
         return transforms.fit(pixels, image_size=size, **ways)
 
-    return dict.fromkeys(names, fit)
+    return {name: functools.partial(fit, name) for name in options.columns}
 
 
 def _holds_video(source: Records, name: str) -> bool:

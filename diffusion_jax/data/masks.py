@@ -23,17 +23,22 @@ def check_kinds(kinds: Sequence[str]) -> None:
 def with_masks(
     make: Callable[[int], dict[str, Any]],
     kinds: Sequence[str],
+    loss_mask: str | None,
     rows: np.ndarray,
     batch_size: int,
     seed: int,
     step: int,
 ) -> dict[str, Any]:
-    """Make batch `step` and add its masks, a function of (seed, step, row) and nothing else.
+    """Make batch `step` and add its masks; random ones are a function of (seed, step, row) alone.
 
-    make: step -> this process's rows of a global batch. kinds: see draw_masks; () adds nothing.
-    rows: which rows of the batch_size these are.
+    make: step -> this process's rows of a global batch. kinds: see draw_masks; () adds none.
+    loss_mask: the column with pictures that are white where pixels count, or None. rows: which rows
+    of the batch_size these are.
     """
     batch = make(step)
+    if loss_mask is not None:
+        white = (batch[loss_mask].mean(-1, keepdims=True) + 1.0) / 2.0
+        batch = {**batch, "loss_mask": white.astype(np.float32)}
     if not kinds:
         return batch
     draws = uniform(seed, MASK, step, (batch_size, DRAWS))[rows]
@@ -68,8 +73,8 @@ def _boxes(canvas: ImageDraw.ImageDraw, sides: np.ndarray, draws: np.ndarray) ->
 
 
 def _strokes(canvas: ImageDraw.ImageDraw, sides: np.ndarray, draws: np.ndarray) -> None:
-    """Draw a line with up to 10 turns, 0.04 to 0.16 of the shorter side thick."""
-    thick = max(1.0, (0.04 + 0.12 * draws[1]) * sides.min())
+    """Draw a line with up to 10 turns, 0.05 to 0.3 of the shorter side thick."""
+    thick = max(1.0, (0.05 + 0.25 * draws[1]) * sides.min())
     points = [draws[2:4] * sides]
     for turn, length in draws[4 : 4 + 2 * _MOST_TURNS].reshape(-1, 2)[: _some(draws, _MOST_TURNS)]:
         step = (0.1 + 0.3 * length) * sides.max()

@@ -148,7 +148,7 @@ def make_reader(
     of a record is shown, in [0, 1); by default the middle one. With cache=True a record is decoded
     once and kept, of a video all frames. An unreadable image gives image=None and a warning, and an
     error once there are more than max_corrupt of them. columns: other images of a record, with what
-    fits each to the size that its image had: (image, (height, width), size before).
+    fits each to the size that its image had: (record, (height, width), size before).
 
     Raises:
         ValueError: while reading, one unreadable image too many; names the record.
@@ -167,7 +167,7 @@ def make_reader(
                 if clips is None:
                     image, original_size, resized_size = fit(fields[keys.image], size)
                     others = {
-                        name: fit_column(fields[name], size, original_size).pixels
+                        name: fit_column(fields, size, original_size).pixels
                         for name, fit_column in columns.items()
                     }
                 else:

@@ -95,6 +95,23 @@ def decode(image: bytes | np.ndarray | Image.Image, channels: int) -> np.ndarray
     return pixels.reshape(pixels.shape[0], pixels.shape[1], channels)
 
 
+def decode_alpha(image: bytes | np.ndarray | Image.Image) -> np.ndarray:
+    """Decode how opaque an image is, upright: uint8 [h, w, 1], 255 where it says nothing of it.
+
+    Raises CorruptImageError and TypeError as decode does.
+    """
+    picture = open_picture(_from_array(image) if isinstance(image, np.ndarray) else image)
+    orientation = _orientation(picture)
+    try:
+        if orientation in _TURNS:
+            picture = picture.transpose(_TURNS[orientation])
+        if not picture.has_transparency_data:
+            return np.full((picture.height, picture.width, 1), 255, np.uint8)
+        return np.asarray(picture.convert("RGBA").getchannel("A"))[..., None]
+    except Exception as error:  # as in decode
+        raise CorruptImageError(f"not a readable image ({_why(error)})") from error
+
+
 def open_picture(image: bytes | Image.Image) -> Image.Image:
     """Read all pixels of a picture, as it is stored; CorruptImageError if that is not possible."""
     try:

@@ -32,6 +32,7 @@ def ddpm_loss(
     learn_logvar: bool = False,
     min_snr_gamma: float | None = None,
     weight: PerSample | None = None,
+    cells: Float[Array, "b ..."] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Compute the training loss: mean of l / exp(s_t) + s_t, plus the variational term.
 
@@ -44,6 +45,8 @@ def ddpm_loss(
     min_snr_gamma: w_t = min(snr, gamma) / snr for eps, min(snr, gamma) for x0 and
       min(snr, gamma) / (snr + 1) for v (Hang et al. 2023); None is w_t = 1.
     weight: of each sample in every mean (0 for padding); None is equal weights.
+    cells: what multiplies the error of each element before l is averaged, of a shape that fits;
+      None is 1. It is not normalised, so a sample with few cells of weight counts less.
 
     Returns: the loss, and metrics: loss, loss_simple (unweighted mean of l), loss_vlb, and with
       learn_logvar loss_gamma (the mean with w and s) and logvar (the mean of s).
@@ -55,7 +58,7 @@ def ddpm_loss(
     if learn_logvar and logvar is None:
         raise ValueError("learn_logvar = True needs a logvar array with one entry a timestep")
     target = training_target(schedule, x_start, noise, t, parameterization)
-    errors = elementwise_loss(model_output, target, loss_type)
+    errors = _in_cells(elementwise_loss(model_output, target, loss_type), cells)
     per_sample = sample_means(errors)
     gamma = per_sample
     if min_snr_gamma is not None:
@@ -84,20 +87,22 @@ def denoiser_loss(
     *,
     loss_type: Literal["l2", "l1", "huber"] = "l2",
     weight: PerSample | None = None,
+    cells: Float[Array, "b ..."] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Compute the loss of a denoiser: mean of w(sigma) l, with l the error of D(x, sigma) on x_0.
 
     l is averaged over all axes but the first, in float32. The weighting says what is compared, the
     network's eps, v or F, see weighting.py; this holds for l2 (l1 is weighted as upstream does it,
     by the same w).
-    weight: of each sample in every mean (0 for padding); None is equal weights.
+    weight: of each sample in every mean (0 for padding); None is equal weights. cells: as in
+      ddpm_loss.
 
     Returns: the loss, and metrics: loss, and loss_x0, the mean of l without w.
 
     Raises ValueError for an unknown loss_type and shapes that differ.
     Source: Karras et al. 2022, equation 2; sgm, StandardDiffusionLoss.
     """
-    errors = elementwise_loss(denoised, x_start, loss_type)
+    errors = _in_cells(elementwise_loss(denoised, x_start, loss_type), cells)
     per_sample = sample_means(errors)
     loss = weighted_mean(weighting(sigma) * per_sample, weight)
     return loss, {"loss": loss, "loss_x0": weighted_mean(per_sample, weight)}
@@ -135,6 +140,29 @@ def elementwise_loss(prediction: Sample, target: Sample, loss_type: str) -> Arra
             f"{target.shape}, the shape of the target"
         )
     return _ERRORS[loss_type](target.astype(jnp.float32) - prediction.astype(jnp.float32))
+
+
+def cells_of(
+    pixels: Float[Array, "b h w 1"] | None, x_start: Float[Array, "b h2 w2 c"]
+) -> Float[Array, "b h2 w2 1"] | None:
+    """Average the weights of pixels over the latent pixels that they belong to; None stays None.
+
+    Raises ValueError where the sides of one are no multiples of the other's.
+    """
+    if pixels is None:
+        return None
+    (b, height, width, _), (rows, columns) = pixels.shape, x_start.shape[1:3]
+    if height % rows or width % columns:
+        raise ValueError(
+            f"the loss mask has the shape {pixels.shape}; its sides should be multiples of "
+            f"{rows} x {columns}"
+        )
+    blocks = pixels.reshape(b, rows, height // rows, columns, width // columns, 1)
+    return blocks.mean(axis=(2, 4))
+
+
+def _in_cells(errors: Array, cells: Array | None) -> Array:
+    return errors if cells is None else errors * cells
 
 
 def min_snr_weights(

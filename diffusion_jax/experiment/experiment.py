@@ -172,7 +172,8 @@ class Experiment(NamedTuple):
         embedders = self.task.embedders
         cached = [key for name in embedders for key in cached_outputs(batch, name)]
         inputs = [e.input_key for n, e in embedders.items() if not cached_outputs(batch, n)]
-        wanted = dict.fromkeys(["image", "moments", FRAME, *inputs, *cached, IMAGE_ONLY, "weight"])
+        own = ["image", "moments", FRAME, *inputs, *cached, IMAGE_ONLY, "weight", "loss_mask"]
+        wanted = dict.fromkeys(own)
         return shard_batch(self.mesh, {key: batch[key] for key in wanted if key in batch})
 
     def abstract_state(self) -> TrainState:
@@ -222,8 +223,11 @@ class Experiment(NamedTuple):
         """Shapes and dtypes of what a training step reads of a batch."""
         size = self.training.batch_size
         inputs = jax.eval_shape(lambda: self.task.example_inputs(size))
-        image = jax.ShapeDtypeStruct((size, *self.data.sample_shape), jnp.float32)
-        return inputs | {"image": image}
+        shape = (size, *self.data.sample_shape)
+        if self.data.image_options.loss_mask is not None:
+            mask = jax.ShapeDtypeStruct((*shape[:-1], 1), jnp.float32)
+            inputs = inputs | {"loss_mask": mask}
+        return inputs | {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
 
     def round_up(self, size: int) -> int:
         """Return the next batch size that divides by the devices of the mesh."""
@@ -250,6 +254,11 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     model = row(MODEL.table, sections["model"], MODEL.path, own=True)
     is_first_stage = model in autoencoding.MODEL.table.values()
     task = _maker(data, is_first_stage)(sections, setting)
+    if task.drawing is None and data.image_options.loss_mask is not None:
+        raise ConfigError(
+            f"config.data.batches.loss_mask = {data.image_options.loss_mask!r} should be left out: "
+            "the loss of a first stage counts all pixels alike"
+        )
     hooks = bind_hooks(sections, task, data.splits)
     draws = None if task.drawing is None else task.drawing.network
     columns = (*columns_of(task.embedders), *staged_columns(task.embedders))

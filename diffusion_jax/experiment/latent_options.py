@@ -33,6 +33,11 @@ def bind_latent_cache(
             f"config.data.batches.crop = 'random' should be 'center' or 'stretch' with {path}: it "
             "encodes an image once, and a random crop is another image each time"
         )
+    if data.image_options.loss_mask is not None:
+        raise ConfigError(
+            f"config.data.batches.loss_mask = {data.image_options.loss_mask!r} should be left out "
+            f"with {path}, which keeps no masks"
+        )
     for name, embedder in network.embedders.items():
         is_image = embedder.input_key == "image" or embedder.staged is not None
         if is_image or embedder.frames is not None:

@@ -29,7 +29,9 @@ from diffusion_jax.train.diffusion.timestep_loss import diffusion_loss
 from diffusion_jax.train.step import LossFn
 
 # What diffusion_loss hands to ddpm_loss, the first six by position; all else are options.
-DDPM_INPUTS = ("schedule model_output x_start x_t t noise logvar weight parameterization").split()
+DDPM_INPUTS = (
+    "schedule model_output x_start x_t t noise logvar weight cells parameterization"
+).split()
 # What a maker of a LossFn may ask for by naming it in its signature; apply, embed and encode come
 # first and always.
 NETWORK_INPUTS = ("apply", "embed", "encode")
@@ -171,6 +173,11 @@ def _own_loss(function: Callable) -> Callable:
 
     def loss(*arrays: Any, **keywords: Any) -> tuple[Array, dict[str, Array]]:
         given = dict(zip(DDPM_INPUTS, arrays, strict=False)) | keywords
+        if given["cells"] is not None and "cells" not in names:
+            raise ValueError(
+                "config.data.batches.loss_mask needs a loss that takes cells, and "
+                f"{function.__name__} does not"
+            )
         value, metrics = function(**{name: given[name] for name in given if name in names})
         return value, {"loss": value, **metrics}
 

@@ -14,7 +14,7 @@ Pictures = dict[str, np.ndarray]
 
 
 def check_pictures(
-    network: Network, image: Any, mask: Any, strength: Any, resize: Resize | None
+    network: Network, image: Any, mask: Any, strength: Any, resize: str | None
 ) -> None:
     """Raise ValueError where image, mask, strength and resize are not what the model takes.
 

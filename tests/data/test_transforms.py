@@ -254,3 +254,17 @@ def test_range_of_floats():
     assert floats.dtype == np.float32
     assert floats[0] == -1 and floats[1] == 1
     assert floats[2] == pytest.approx(128 / 127.5 - 1, abs=1e-7)
+
+
+def test_opacity_is_read_upright_and_is_full_where_nothing_says_so():
+    alpha = np.array([[0, 128, 255]], np.uint8)
+    rgba = Image.fromarray(np.concatenate([np.zeros((1, 3, 3), np.uint8), alpha[..., None]], -1))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    stored = io.BytesIO()
+    rgba.save(stored, "PNG", exif=exif)
+    found = transforms.decode_alpha(stored.getvalue())
+    assert found.shape == (1, 3, 1) and found.ravel().tolist() == [255, 128, 0]
+    assert transforms.decode_alpha(np.zeros((2, 3, 3), np.uint8)).tolist() == [[[255]] * 3] * 2
+    with pytest.raises(transforms.CorruptImageError, match="not a readable image"):
+        transforms.decode_alpha(b"no image")

@@ -241,3 +241,30 @@ def test_wrong_names_list_the_choices():
         losses.min_snr_weights(schedule, t, 0.0, "eps")
     with pytest.raises(ValueError, match="learn_logvar = True needs a logvar"):
         loss_of(schedule, learn_logvar=True)
+
+
+def test_weights_of_cells_multiply_the_errors_and_are_not_normalised():
+    """Half of the cells count half, and the others not at all: l is the mean over all of them."""
+    schedule = make_schedule("linear", num_timesteps=T)
+    x_start, noise, output, t = batch()
+    cells = np.zeros((5, 4, 3, 1), np.float32)
+    cells[:, :2] = 0.5
+    error = np.square(np.asarray(output, np.float64) - np.asarray(noise))
+    want = (cells * error).mean()
+    loss, metrics = loss_of(schedule, cells=jnp.asarray(cells))
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss_simple"], want, rtol=1e-5)
+    del x_start, t
+    one = lambda sigma: jnp.ones_like(sigma)  # noqa: E731
+    got, _ = losses.denoiser_loss(output, noise, jnp.ones(5), one, cells=jnp.asarray(cells))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_pixels_are_averaged_over_the_cells_that_they_belong_to():
+    pixels = np.zeros((1, 4, 6, 1), np.float32)
+    pixels[0, :2, :3], pixels[0, 3, 5] = 1.0, 1.0
+    found = losses.cells_of(jnp.asarray(pixels), jnp.zeros((1, 2, 2, 4)))
+    np.testing.assert_allclose(found[0, ..., 0], [[1.0, 0.0], [0.0, 1.0 / 6.0]], rtol=1e-6)
+    assert losses.cells_of(None, jnp.zeros((1, 2, 2, 4))) is None
+    with pytest.raises(ValueError, match=r"the loss mask has the shape \(1, 4, 6, 1\)"):
+        losses.cells_of(jnp.asarray(pixels), jnp.zeros((1, 3, 2, 4)))

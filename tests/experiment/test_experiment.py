@@ -168,3 +168,14 @@ def test_training_finds_the_traces_of_the_check_again():
     batch = experiment.to_devices(host_batch(0))
     jit_train_step(experiment.train_step, state).trace(state, batch, frozen)
     assert sorted(traced) == ["init_frozen", "train_step"]
+
+
+def test_a_loss_mask_is_read_by_the_step_and_refused_by_a_first_stage():
+    mask = "--config.data.batches.loss_mask=alpha"
+    experiment = build(mask)
+    shape = experiment.abstract_batch()["loss_mask"].shape
+    assert shape == (experiment.training.batch_size, 28, 28, 1)
+    batch = host_batch(0) | {"loss_mask": np.ones((8, 28, 28, 1), np.float32)}
+    assert "loss_mask" in experiment.to_devices(batch)
+    with pytest.raises(ConfigError, match=r"loss_mask = 'alpha' should be left out: the loss of a"):
+        built("configs/emoji_vae.py:tiny", mask)

@@ -51,6 +51,12 @@ def test_a_cache_has_defaults_and_none_is_none():
             ],
             r"config\.conditioning\.embedders\.low reads the image, which training from",
         ),
+        (
+            "emoji_ldm:tiny",
+            [FOLDER, "data.batches.loss_mask=alpha"],
+            r"config\.data\.batches\.loss_mask = 'alpha' should be left out with config\.latent_c",
+        ),
+        ("sd15:inpaint_tiny", [FOLDER], r"embedders\.mask reads the mask, which training from"),
         ("mnist:tiny", [FOLDER], r"config\.latent_cache needs config\.first_stage"),
     ],
 )

@@ -51,3 +51,19 @@ def test_clips_of_video_have_no_such_inputs():
         ConfigError, match=r"embedders\.original is for images, and .*num_frames = 4"
     ):
         with_channels(embedders, (16, 16, 4), 4)
+
+
+def test_training_begins_as_the_base_model(tmp_path):
+    """The new channels of the first layer are zeros, and all else is the released file."""
+    base, weights = built("configs/sd15.py:tiny"), trained("configs/sd15.py:tiny")
+    base.task.export_file(weights, tmp_path / "base.safetensors")
+    wide = built("configs/sd15.py:inpaint_tiny")
+    params = trained("configs/sd15.py:inpaint_tiny").params
+    source = (tmp_path / "base.safetensors", wide.training)
+    found, _, _ = wide.task.load_released(params, {}, *source)
+    kernel = found["network"]["input_blocks_0_0"]["kernel"]
+    want = weights.params["network"]["input_blocks_0_0"]["kernel"]
+    np.testing.assert_array_equal(kernel[:, :, :4], want)
+    assert kernel.shape[2] == 9 and not np.any(kernel[:, :, 4:])
+    got, want = found["network"]["out_2"], weights.params["network"]["out_2"]
+    np.testing.assert_array_equal(got["kernel"], want["kernel"])

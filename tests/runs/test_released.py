@@ -49,7 +49,9 @@ def test_a_file_that_fits_two_configs_or_none_is_told(tmp_path):
     with pytest.raises(ValueError, match="needs --config=, because sd21 and sd21:768v fit it"):
         config_for(path)
     assert describe_file(path)[-1] == "config: sd21 or sd21:768v"
-    other = write(tmp_path / "y.safetensors", 768, channels=9)
+    inpainting = write(tmp_path / "z.safetensors", 768, channels=9)
+    assert describe_file(inpainting)[-1].startswith("config: --config=sd15:inpaint")
+    other = write(tmp_path / "y.safetensors", 1024, channels=5)
     with pytest.raises(ValueError, match="no shipped config describes it: it holds a Stable Diff"):
         config_for(other)
     assert config_for(other, "configs/sd15.py:tiny").model.model_channels == 32

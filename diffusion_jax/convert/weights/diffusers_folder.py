@@ -395,9 +395,10 @@ def _model_index(
     is_video = "num_frames" in configs["network"]
     pipeline = _STABLE_VIDEO_DIFFUSION if is_video else _PIPELINES[texts]
     index: Config = {"_diffusers_version": VERSION, **pipeline}
-    more = configs["network"]["in_channels"] - configs["network"]["out_channels"]
-    if pipeline is _STABLE_DIFFUSION and more in _WITH_IMAGES:
-        index["_class_name"] = _WITH_IMAGES[more]
+    network = configs["network"]
+    if pipeline is _STABLE_DIFFUSION and "in_channels" in network:
+        more = network["in_channels"] - network["out_channels"]
+        index["_class_name"] = _WITH_IMAGES.get(more, index["_class_name"])
     for name, (slot, _) in slots.items():
         if "architectures" in configs[name]:
             index[slot.place] = ["transformers", configs[name]["architectures"][0]]

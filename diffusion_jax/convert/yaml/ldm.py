@@ -30,7 +30,7 @@ from diffusion_jax.convert.yaml.training import (
 DDPM_CLASSES = ("DDPM", "LatentDiffusion")
 # Subclasses of LatentDiffusion, and what each adds that has no counterpart.
 SUBCLASSES = {
-    "LatentInpaintDiffusion": "its embedders and masks are those of configs/sd15.py:inpaint",
+    "LatentInpaintDiffusion": "data.batches.masks makes the masks of training",
     "LatentDepth2ImageDiffusion": "batches must carry the depth themselves",
     "LatentUpscaleDiffusion": "batches must carry the small image under noise, and its level",
     "LatentUpscaleFinetuneDiffusion": "batches must carry the image under noise, and its level",
@@ -38,6 +38,12 @@ SUBCLASSES = {
     "LatentFinetuneDiffusion": "train.keep_dims says how many input channels are kept",
     "Layout2ImgDiffusion": "boxes are no condition here",
 }
+# The embedders of an inpainting model in the order of their channels, and the masks that train it.
+_MASKED: dict[str, dict[str, Any]] = {
+    "mask": {"name": "inpainting_mask"},
+    "masked_image": {"name": "image_latents", "input_key": "masked_image"},
+}
+_MASKS = ("boxes", "strokes", "strokes", "everything")
 SENTINELS = ("__is_unconditional__", "__is_first_stage__")
 
 
@@ -55,12 +61,14 @@ def convert_ldm(root: Node) -> Sections:
     unet = params.child("unet_config")
     network = convert_unet(unet, ldm=True)
     stage = _first_stage(params) if is_latent else None
-    found = _conditioning(params, unet.child("params"), stage, is_latent)
+    completes = kind == "LatentInpaintDiffusion"
+    found = _conditioning(params, unet.child("params"), stage, is_latent, completes)
     conditioning = conditioning_section(found)
     _check_key(params, conditioning["key"], is_latent)
     trainer = convert_trainer(root)
     picture = _picture(params, stage, has_captions(found))
     data = convert_data(root.child("data"), picture)
+    data["batches"] |= {"masks": _MASKS} if completes else {}
     side = data["batches"]["image_size"]
     if picture.image_size not in (None, side):
         params.note(
@@ -100,7 +108,7 @@ def _first_stage(params: Node) -> Sections | None:
 
 
 def _conditioning(
-    params: Node, network: Node, stage: Sections | None, is_latent: bool
+    params: Node, network: Node, stage: Sections | None, is_latent: bool, completes: bool
 ) -> Embedders:
     """Find the embedder of the cond_stage_config, and the image that widens the first layer."""
     key = params.take("cond_stage_key", "image", str)
@@ -130,6 +138,9 @@ def _conditioning(
     channels = _channels(params, network, stage, is_latent)
     taken = channels + sum(one.get("out_channels", one["channels"]) for one in rescaled)
     key = params.take("low_scale_key", key, str)
+    if completes:
+        found += [ConvertedEmbedder(name, row, ("concat",)) for name, row in _MASKED.items()]
+        taken += 1 + channels
     found += _concatenated(network, key, channels, taken) + _labels(params, network)
     if own is not None and not found:
         own.notes.setdefault(

@@ -25,6 +25,8 @@ VIDEO_SUFFIXES = (
 CAPTIONS = ("auto", "none", "txt", "metadata")
 # Endings of files with the captions of the image that they lie beside; the first is preferred.
 TEXTS = (".txt", ".caption")
+# How the name of an image's mask ends, which lies beside it, and the column that it becomes.
+MASK_ENDING, MASK_COLUMN = "-masklabel.png", "mask_image"
 # Folder name in small letters -> split.
 SPLITS = {
     "train": "train",
@@ -215,7 +217,8 @@ def _without_metadata(
     root: Path, part: Path, caption: str, kind: Kind, files: list[Path]
 ) -> tuple[list[Item], set[Path], str]:
     """Find the images of one split, the files that were used, and where captions come from."""
-    paths = [path for path in files if kind.fits(path)]
+    masks = set() if kind.frames else {path for path in files if path.name.endswith(MASK_ENDING)}
+    paths = [path for path in files if kind.fits(path) and path not in masks]
     if not paths:
         folders = "; nor a folder of images, which would be a clip" if kind.frames else ""
         raise ValueError(
@@ -243,10 +246,18 @@ def _without_metadata(
             _name(root, path),
             path.relative_to(part).parts[0] if has_classes else None,
             read_captions(text) if has_texts else None,
+            ((MASK_COLUMN, path.with_name(path.stem + MASK_ENDING)),) if masks else (),
         )
         for path, text in zip(paths, texts, strict=True)
     ]
-    return items, {*paths, *(texts if has_texts else ())}, "text files" if has_texts else ""
+    lost = [item.images[0][1] for item in items if masks and item.images[0][1] not in masks]
+    if lost:
+        raise FileNotFoundError(
+            f"{len(masks)} of the {kind.many} in {part} have a mask beside them, but "
+            f"{len(lost)} masks are not there, such as {lost[0]}; give each a mask or none"
+        )
+    used = {*paths, *masks, *(texts if has_texts else ())}
+    return items, used, "text files" if has_texts else ""
 
 
 def _check_all_or_none(root: Path, found: Scan) -> None:

@@ -34,7 +34,8 @@ def denoiser_loss_fn(
 
     The LossFn denoises what encode finds in a batch. It reads frozen["sigmas"], the table of the
     discrete denoiser, if there is one; without it the denoiser is continuous. A batch may have
-    "weight" [b] (0 for padding). Everything random about sample i comes from keys[i].
+    "weight" [b] (0 for padding), and "loss_mask" [b h w 1], how much each pixel counts: see
+    losses.cells_of. Everything random about sample i comes from keys[i].
 
     apply: the network; its third argument is c_noise [b], int32 with a table and
         quantize_c_noise, else float32.
@@ -78,8 +79,9 @@ def denoiser_loss_fn(
         )
         denoised = denoise(x_start + expand(sigma, x_start) * noise, sigma, conditioning)
         weight = batch["weight"] if "weight" in batch else None
+        cells = losses.cells_of(batch["loss_mask"], x_start) if "loss_mask" in batch else None
         loss, metrics = losses.denoiser_loss(
-            denoised, x_start, sigma, weighting, loss_type=loss_type, weight=weight
+            denoised, x_start, sigma, weighting, loss_type=loss_type, weight=weight, cells=cells
         )
         return loss, (metrics, mutable)
 

@@ -31,7 +31,8 @@ def diffusion_loss(
     The LossFn denoises what encode finds in a batch. It reads frozen["schedule"], and logvar
     [t] from the parameters if it is learned, else from frozen; t is uniform over the schedule.
     loss is called as losses.ddpm_loss is, with loss_options. A batch may carry "weight" [b] (0 for
-    padding). Everything random about sample i comes from keys[i].
+    padding), and "loss_mask" [b h w 1], how much each pixel counts: see losses.cells_of.
+    Everything random about sample i comes from keys[i].
     """
 
     def loss_fn(
@@ -60,6 +61,7 @@ def diffusion_loss(
             noise,
             logvar=params["logvar"] if "logvar" in params else frozen["logvar"],
             weight=batch["weight"] if "weight" in batch else None,
+            cells=losses.cells_of(batch["loss_mask"], x_start) if "loss_mask" in batch else None,
             **loss_options,
         )
         return value, (metrics, mutable)

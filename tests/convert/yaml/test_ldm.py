@@ -112,6 +112,25 @@ def test_the_upscaler_knows_the_noise_of_its_small_image_as_a_class(tmp_path, ya
     assert "under noise, and its level" in yamls.listed(tree)["model.target"]
 
 
+def test_an_inpainting_model_reads_its_mask_and_the_rest_of_the_image(tmp_path, yamls):
+    text = yamls.node("ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder", layer="penultimate")
+    tree = small(
+        {"in_channels": 9, "use_spatial_transformer": True, "context_dim": 1024, "legacy": False},
+        [1, 2], text, yamls, cond_stage_key="txt", conditioning_key="hybrid", image_size=16,
+        concat_keys=["mask", "masked_image"], masked_image_key="masked_image",
+    )  # fmt: skip
+    tree["model"]["target"] = "ldm.models.diffusion.ddpm.LatentInpaintDiffusion"
+    built = yamls.build(yamls.load(tree, tmp_path))
+    shapes = built.network.example_inputs(2)
+    assert shapes["mask"].shape == (2, 32, 32, 1)
+    assert shapes["masked_image"].shape == (2, 32, 32, 3)
+    params = jax.eval_shape(built.network.init, jax.random.key(0))["network"]
+    assert params["input_blocks_0_0"]["kernel"].shape == (3, 3, 9, 32)
+    staged = [e.staged for e in built.network.embedders.values() if e.staged is not None]
+    assert staged == ["hole", "latents"]  # the order of the released channels
+    assert "everything" in built.data.batch_options["masks"]
+
+
 def test_embeddings_of_images_come_with_the_batch(tmp_path, yamls):
     text = yamls.node("ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder", layer="penultimate")
     tree = small(

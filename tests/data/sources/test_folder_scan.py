@@ -188,3 +188,14 @@ def test_metadata_beside_the_splits_is_not_lost(tmp_path):
     with pytest.raises(ValueError, match=r"Metadata\.csv lies beside the folders of the splits"):
         scan(tmp_path)
     assert scan(tmp_path, caption="none").ignored == {".csv": 1}
+
+
+def test_masks_beside_images_are_their_masks(tmp_path):
+    make(tmp_path, "a/0.png", "a/0-masklabel.png", "b/1.jpg", "b/1-masklabel.png")
+    found = scan(tmp_path)
+    assert names(found) == {"train": ["a/0.png", "b/1.jpg"]} and found.classes() == ("a", "b")
+    masks = [dict(item.images)["mask_image"].name for item in found.items()]
+    assert masks == ["0-masklabel.png", "1-masklabel.png"] and found.columns() == ("mask_image",)
+    (tmp_path / "b/1-masklabel.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 masks are not there, such as .*1-masklabel\.p"):
+        scan(tmp_path)

@@ -300,3 +300,34 @@ def test_bad_images_in_buckets(tmp_path):
         "strip.jpg": ((4, 16, 3), (1, 40)),
     }
     assert len(make_batches(source, batch_size=5, **changes).shapes) == 1
+
+
+def test_pairs_of_an_edit(tmp_path):
+    """Each line names the image after an edit, the one before it, and the instruction."""
+    photos, lines = tmp_path / "photos", []
+    photos.mkdir()
+    for number in range(3):
+        for name in ("before", "after"):
+            Image.new("RGB", (8, 8), (number, 0, 255 * (name == "after"))).save(
+                photos / f"{name}{number}.png"
+            )
+        pair = {"file_name": f"after{number}.png", "original_image": f"before{number}.png"}
+        lines.append(json.dumps(pair | {"caption": "make it blue"}))
+    (photos / "metadata.jsonl").write_text("\n".join(lines))
+    source = open_folder(tmp_path)
+    options = dict(image_size=8, num_threads=0, image_columns=("original_image",))
+    batch = next(make_batches(source, batch_size=3, **options).iterate(0))
+    assert np.all(batch["image"][..., 2] == 1.0) and np.all(batch["original_image"][..., 2] == -1.0)
+    np.testing.assert_array_equal(batch["image"][..., 0], batch["original_image"][..., 0])
+    lines[1] = json.dumps({"file_name": "after1.png", "caption": "make it blue"})
+    (photos / "metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(
+        ValueError, match=r"after1\.png has the images \[\], but .* give each the sa"
+    ):
+        open_folder(tmp_path)
+    lines[1] = json.dumps({"file_name": "after1.png", "original_image": "lost.png"})
+    (photos / "metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(
+        FileNotFoundError, match=r"metadata\.jsonl:2 names 'lost\.png', which is no"
+    ):
+        open_folder(tmp_path)

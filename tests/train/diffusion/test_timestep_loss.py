@@ -146,3 +146,19 @@ def test_it_denoises_what_encode_finds_and_encodes_each_sample_with_its_own_key(
     second = plain(PARAMS, {}, FROZEN, batch(4), sample_keys(0, 4), train=True)[0]
     assert abs(float(first) - float(second)) > 0.1
     assert len(np.unique(seen[0], axis=0)) == 4
+
+
+def test_a_loss_mask_leaves_pixels_out():
+    """Errors outside of the mask do not matter, whatever they are."""
+    mask = jnp.zeros((2, 4, 4, 1)).at[:, :2].set(1.0)
+    data, keys = batch(2), sample_keys(0, 2)
+
+    def loss(image, **more):
+        given = data | {"image": image} | more
+        return float(LOSS(PARAMS, {}, FROZEN, given, keys, train=False)[0])
+
+    other = data["image"].at[:, 2:].set(7.0)
+    assert loss(data["image"]) != loss(other)
+    assert loss(data["image"], loss_mask=mask) == loss(other, loss_mask=mask) > 0.0
+    whole = loss(data["image"], loss_mask=jnp.ones((2, 4, 4, 1)))
+    np.testing.assert_allclose(whole, loss(data["image"]), rtol=1e-6)
