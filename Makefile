@@ -20,7 +20,7 @@ PARITY_XLA_FLAGS := --xla_backend_optimization_level=1
 DOCS ?=
 SOURCES := .
 
-.PHONY: help demo test lint pytest slow faults parity gpu docs pins clean
+.PHONY: help demo test lint pytest slow faults browser parity gpu docs pins clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -50,6 +50,10 @@ slow: $(VENV)/.docs  ## The tests that take long: whole runs, faults under train
 
 faults: $(VENV)/.test  ## Try every bad input and fault, and count how many were answered and survived
 	$(VENV)/bin/python -m pytest tests/faults -m "not parity" $(WORKERS) $(PYTEST_ARGS)
+
+browser: $(VENV)/.browser  ## Look at the report and the playground in a headless Chromium, Debian's if there is none
+	CHROMIUM="$$(tools/find_browser.sh)" && export CHROMIUM && \
+	    $(VENV)/bin/python -m pytest -m browser $(PYTEST_ARGS)
 
 parity: $(PARITY_VENV)/.parity  ## Compare numbers with PyTorch packages, in an environment of its own
 	XLA_FLAGS="$(PARITY_XLA_FLAGS) $$XLA_FLAGS" $(PARITY_VENV)/bin/python -m pytest -m parity $(PYTEST_ARGS)
@@ -84,6 +88,11 @@ $(VENV)/.test: $(VENV)/.made $(PINNED)
 	@echo "Installing the pinned packages (about 1.5 GB on disk, a minute or two)"
 	@$(VENV)/bin/python $(INSTALL) -e '.[test]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.browser: $(VENV)/.made $(PINNED)
+	@echo "Installing the pinned packages (about 1.7 GB on disk, a minute or two)"
+	@$(VENV)/bin/python $(INSTALL) -e '.[browser]'
+	@touch $@ $(VENV)/.test $(VENV)/.demo
 
 $(VENV)/.docs: $(VENV)/.made $(PINNED)
 	@echo "Installing the pinned packages (about 1.6 GB on disk, a minute or two)"

@@ -1,56 +1,67 @@
 """The programmatic sampling API: a trained model as a function from conditions to uint8 images."""
 
-import functools
 import logging
 import os
 import pathlib
-import secrets
-import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from diffusion_jax.data.progress import log_progress
 from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.guiders import GuidanceScale, check_scale
 from diffusion_jax.experiment.lora import with_loras
 from diffusion_jax.experiment.sampling import check_steps
-from diffusion_jax.randomness import sample_keys, seed_key
+from diffusion_jax.runs.coding import decode_latents, encode_images
 from diffusion_jax.runs.conditions import (
     Conditions,
     encode_conditions,
     encode_negative,
     required_inputs,
 )
+from diffusion_jax.runs.control import ControlImage, ControlScale, with_control
+from diffusion_jax.runs.drawing import (
+    NonFiniteWarning,
+    checked_seed,
+    draw_rows,
+    size_in_multiples,
+    warn_of_non_finite,
+)
+from diffusion_jax.runs.fitting import Resize
 from diffusion_jax.runs.frames import check_frames, clip_conditions, with_picture
 from diffusion_jax.runs.inputs import (
     Number,
     Picture,
     Whole,
     as_image,
-    as_mask,
     as_noises,
-    check_image_use,
+    number,
     steps_of_call,
     steps_of_shares,
     whole_number,
 )
 from diffusion_jax.runs.native import find_about
+from diffusion_jax.runs.redrawing import (
+    check_pictures,
+    finished,
+    for_sampler,
+    image_inputs,
+    pictures_of_call,
+)
 from diffusion_jax.runs.released import config_for
 from diffusion_jax.runs.start import open_run
 from diffusion_jax.runs.views import draw_views
-from diffusion_jax.runs.watched import OnStep, draw_watched
+from diffusion_jax.runs.watched import OnStep
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
 
+__all__ = ["NonFiniteWarning", "Pipeline"]
 _log = logging.getLogger(__name__)
 
 
@@ -76,11 +87,20 @@ class Pipeline(NamedTuple):
     image: uint8 [B, H, W, C] or [H, W, C], or a PIL image. With strength in (0, 1] it is where
         sampling begins: the image under noise, and that share of the steps. With mask it is
         kept where the mask is 1 (inpainting); see runs.inputs.as_mask for what may be a mask.
-        Both may be given. Another size is resized, and the log says so.
+        Both may be given. A model for inpainting reads both, and one for edits the image.
+    resize: how an image of another size becomes one of height x width pixels, and its mask with
+        it: "resize" (as None) changes both sides independently, "crop" cuts its middle, "pad"
+        repeats its edges around the whole of it, and the mask does not keep them; the log says so.
+        With an image, height and width may be any: the network works on the next multiples of what
+        it can, and what is drawn is cut to exactly height x width.
+    image_guidance_scale: of a model for edits, how much the result is like the image; 1 to 2 is
+        usual, None is the config's.
     denoising_start, denoising_end: run only this share of the steps. What a model leaves at
         denoising_end with output="latents", float32 x [B, h, w, c] as the network works on it,
         is what a refiner takes as `latents` at the same denoising_start.
     latents: x at denoising_start, from such a call or from `invert`.
+    control_image, conditioning_scale: what ControlNets see, and how much they count (1 when None):
+        see runs.control.with_control.
     num_frames, fps, motion_bucket_id, cond_aug: of a model of videos, the config's when None. Its
         conditions are pictures, or a dict with them as "image"; it draws uint8 [B, T, H, W, C].
         fps is SVD's fps_id, frames per second less 1; cond_aug is the noise on the picture. A model
@@ -172,7 +192,11 @@ class Pipeline(NamedTuple):
         image: Picture | None = None,
         strength: Number | None = None,
         mask: Picture | None = None,
+        resize: Resize | None = None,
+        image_guidance_scale: Number | None = None,
         latents: np.ndarray | None = None,
+        control_image: ControlImage = None,
+        conditioning_scale: ControlScale = None,
         noise: np.ndarray | None = None,
         step_noise: np.ndarray | None = None,
         denoising_start: Number = 0.0,
@@ -185,42 +209,61 @@ class Pipeline(NamedTuple):
         Raises ValueError for bad input, naming the value and what would be right, before anything
         is compiled. Warns with NonFiniteWarning when images hold NaN or infinity.
         """
+        network = self.experiment.network
         check_choice("output", output, ("pixels", "latents"))
-        check_image_use(image, mask, strength)
+        check_pictures(network, image, mask, strength, resize)
         num_steps, total = self._num_steps(num_steps, guidance_scale)
         steps = steps_of_call(total, denoising_start, denoising_end, strength, latents)
-        size = self._size(height, width)
+        asked = self._size(height, width, of_image=image is not None)
+        size = size_in_multiples(network, asked)
         numbers = {"fps": fps, "motion_bucket_id": motion_bucket_id, "cond_aug": cond_aug}
-        if self.experiment.network.num_views is not None:
+        options: Any = dict(num_steps=num_steps, guidance_scale=guidance_scale, size=size)
+        if network.num_views is not None:
             noises = {"latents": latents, "noise": noise, "step_noise": step_noise}
             others = {"n": n, "batch_size": batch_size, "negative": negative, "image": image}
             _check_unset(others | noises | numbers, steps == (0, total) and output == "pixels")
-            shared = {"num_steps": num_steps, "guidance_scale": guidance_scale, "size": size}
-            return self._draw_views(conditions, num_frames, seed=_seed(seed), **shared)
-        num_frames = check_frames(self.experiment.network, num_frames)
+            return self._draw_views(conditions, num_frames, seed=checked_seed(seed), **options)
+        num_frames = check_frames(network, num_frames)
+        steering = (control_image, conditioning_scale, size)
+        conditions = with_control(network, conditions, *steering)
         arrays, count = self._conditions(conditions, negative, n, size, num_frames, numbers)
-        arrays |= self._pictures(image, mask, count, size)
-        shape = self.experiment.network.shape_of(size, num_frames)
+        pictures = pictures_of_call(network, image, mask, count, self._shape(asked), resize)
+        arrays["inputs"] |= image_inputs(network, pictures, arrays["inputs"])
+        arrays |= for_sampler(network, pictures, strength)
+        shape = network.shape_of(size, num_frames)
         arrays |= as_noises(count, total, shape, latents, noise, step_noise)
-        drawn = self._draw(
-            arrays,
-            count,
-            _seed(seed),
-            batch_size,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            strength=strength,
-            steps=steps,
-            size=size,
-            num_frames=num_frames,
-            decode=output == "pixels",
-            on_step=on_step,
-        )
-        _warn_of_non_finite(drawn)
+        options |= {"strength": strength, "steps": steps, "num_frames": num_frames}
+        if image_guidance_scale is not None:
+            scale = number("image_guidance_scale", image_guidance_scale)
+            options["image_guidance_scale"] = scale
+        options |= {"decode": output == "pixels", "on_step": on_step}
+        drawn = self._draw(arrays, count, checked_seed(seed), batch_size, **options)
+        warn_of_non_finite(drawn)
         if output == "latents":
             return drawn
-        pixels = _with_kept(to_pixels(drawn), arrays)
-        return with_picture(self.experiment.network, pixels, arrays["inputs"])
+        pixels = finished(to_pixels(drawn), pictures, asked)
+        return with_picture(network, pixels, arrays["inputs"])
+
+    def encode(
+        self, images: Picture | Sequence[Picture], *, batch_size: Whole | None = None
+    ) -> np.ndarray:
+        """Encode images into what the network denoises: float32 x [B, h, w, c].
+
+        These are the modes of their latents times the scale factor, as `latents` and
+        output="latents" of a call have them; of a model of pixels they are the images in [-1, 1].
+        images: uint8 [B, H, W, C] or [H, W, C] or a PIL image, whose sides the first stage divides.
+        Raises ValueError for other images.
+        """
+        self._check_images("encode is")
+        return encode_images(self.experiment, self.frozen, images, batch_size)
+
+    def decode(self, latents: np.ndarray, *, batch_size: Whole | None = None) -> np.ndarray:
+        """Decode what the network denoises, float [B, h, w, c], into images uint8 [B, H, W, C].
+
+        The inverse of encode, as far as the first stage is. Raises ValueError for another shape.
+        """
+        self._check_images("decode is")
+        return decode_latents(self.experiment, self.frozen, latents, batch_size)
 
     def invert(
         self,
@@ -283,45 +326,8 @@ class Pipeline(NamedTuple):
             f"{self.experiment.drawing.num_steps} steps)"
         )
 
-    def _draw(
-        self,
-        arrays: dict[str, Any],
-        count: int,
-        seed: int,
-        batch_size: Whole | None,
-        on_step: OnStep | None = None,
-        **options: Any,
-    ) -> np.ndarray:
-        """Sample `count` images in calls of one size, the last one padded -> float32 x."""
-        if "image" in arrays:
-            arrays = {**arrays, "image": arrays["image"].astype(np.float32) / 127.5 - 1.0}
-        if batch_size is None:
-            batch_size = 64 if self.experiment.network.num_frames is None else 1
-        batch_size = whole_number("batch_size", batch_size)
-        if batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size} should be at least 1")
-        rows_at_once = self.experiment.round_up(min(batch_size, count))
-        root = seed_key(seed)
-        drawn = []
-        starts = range(0, count, rows_at_once)
-        for start in log_progress(starts, count, "drawing", size=lambda _: rows_at_once):
-            rows = np.minimum(np.arange(start, start + rows_at_once), count - 1)
-            chosen = jax.tree.map(lambda value, rows=rows: value[rows], arrays)
-            draw = functools.partial(
-                self.experiment.sample_fn,
-                self.params,
-                self.frozen,
-                keys=sample_keys(root, jnp.asarray(rows)),
-                **chosen,
-                **options,
-            )
-            if on_step is None:
-                samples = draw()
-            else:
-                number, rounds = start // rows_at_once, -(-count // rows_at_once)
-                samples = draw_watched(draw, on_step, number, rounds)
-            drawn.append(jax.device_get(samples.x)[: count - start])
-        return np.concatenate(drawn)
+    def _draw(self, arrays: Mapping[str, Any], *given: Any, **options: Any) -> np.ndarray:
+        return draw_rows(self.experiment, self.params, self.frozen, arrays, *given, **options)
 
     def num_classes(self) -> int:
         """Tell how many classes the model knows; ValueError when they are not its condition."""
@@ -352,17 +358,6 @@ class Pipeline(NamedTuple):
         found = {"inputs": inputs, "negative": encode_negative(network, negative, count)}
         return {name: value for name, value in found.items() if value is not None}, count
 
-    def _pictures(
-        self, image: Any, mask: Any, count: int, size: tuple[int, int]
-    ) -> dict[str, np.ndarray]:
-        arrays = {}
-        if image is not None:
-            self._check_images("image, strength and mask are")
-            arrays["image"] = as_image("image", image, count, self._shape(size))
-        if mask is not None:
-            arrays["mask"] = as_mask(mask, count, size)
-        return arrays
-
     def _draw_views(
         self, conditions: Conditions, num_frames: Whole | None, **options: Any
     ) -> np.ndarray:
@@ -370,7 +365,7 @@ class Pipeline(NamedTuple):
             num_frames = whole_number("num_frames", num_frames)
         options |= {"num_frames": num_frames}
         drawn = draw_views(self.experiment, self.params, self.frozen, conditions, **options)
-        _warn_of_non_finite(drawn)
+        warn_of_non_finite(drawn)
         return to_pixels(drawn)
 
     def _check_images(self, what: str) -> None:
@@ -400,30 +395,20 @@ class Pipeline(NamedTuple):
             return self.class_names
         return self.experiment.data.class_names(self.experiment.data.source("train"))
 
-    def _size(self, height: Whole | None, width: Whole | None) -> tuple[int, int]:
+    def _size(
+        self, height: Whole | None, width: Whole | None, *, of_image: bool = False
+    ) -> tuple[int, int]:
         default = self.experiment.data.image_shape[:2]
         size = (
             default[0] if height is None else whole_number("height", height),
             default[1] if width is None else whole_number("width", width),
         )
         factor = self.experiment.network.size_multiple()
-        if min(size) < factor or size[0] % factor or size[1] % factor:
+        if min(size) < 1 or (not of_image and (size[0] % factor or size[1] % factor)):
             raise ValueError(
                 f"height = {size[0]}, width = {size[1]} should be multiples of {factor} pixels"
             )
         return size
-
-
-class NonFiniteWarning(RuntimeWarning):
-    """Drawn images hold values that are not finite numbers."""
-
-
-def _warn_of_non_finite(drawn: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(drawn).reshape(len(drawn), -1).all(1))
-    if bad.size:
-        named = ", ".join(map(str, bad[:10])) + (", ..." if bad.size > 10 else "")
-        message = f"{bad.size} of {len(drawn)} images hold NaN or infinity: {named}"
-        warnings.warn(message, NonFiniteWarning, stacklevel=3)
 
 
 def _check_unset(options: Mapping[str, Any], is_whole: bool) -> None:
@@ -432,19 +417,3 @@ def _check_unset(options: Mapping[str, Any], is_whole: bool) -> None:
         raise ValueError(f"{name} does not fit: this model draws views of a video")
     if not is_whole:
         raise ValueError("this model draws views of a video with all steps, as pixels")
-
-
-def _seed(seed: Whole | None) -> int:
-    """Check a seed, or draw one and say which."""
-    if seed is None:
-        seed = secrets.randbits(32)
-        _log.warning("seed = %d was drawn", seed)
-    return whole_number("seed", seed)
-
-
-def _with_kept(drawn: np.ndarray, arrays: dict[str, Any]) -> np.ndarray:
-    """Put kept pixels back: the sampler sees them through noise, and a decoder changes them."""
-    if "mask" not in arrays:
-        return drawn
-    mask = arrays["mask"]
-    return np.rint(mask * arrays["image"] + (1.0 - mask) * drawn).astype(np.uint8)

@@ -24,6 +24,8 @@ def scripts(monkeypatch):
         "compile_time",
         "autoencoder",
         "video",
+        "race",
+        "race_data",
     ):
         sys.modules.pop(name, None)
 
@@ -221,3 +223,79 @@ def test_distances_of_videos_are_of_all_frames_that_i3d_needs(scripts, monkeypat
     # Equal covariances: the squared distance of the means is left, 2 levels in 3 channels.
     assert found["same"] == pytest.approx(0, abs=1e-3)
     assert found["brighter"] == pytest.approx(3 * 2**2, abs=1e-2) and lengths == {16}
+
+
+TICKS = "import sys, time\nfor _ in range(30): print(time.monotonic(), flush=True); time.sleep(.01)"
+
+
+def test_racers_take_turns_and_are_timed_without_waiting(scripts, tmp_path):
+    import race
+
+    names = ("a", "b")
+    racers = [
+        race.Racer(name, [sys.executable, "-c", TICKS], tmp_path / name, budget=60)
+        for name in names
+    ]
+    race.race(racers, seconds=0.1)
+    ticks = sorted(
+        (float(line), name)
+        for name in names
+        for line in (tmp_path / name / "log.txt").read_text().splitlines()
+    )
+    order = [name for _, name in ticks]
+    changes = sum(x != y for x, y in zip(order, order[1:], strict=False))
+    assert len(order) == 60 and 3 <= changes <= 12, order
+    # Both are timed: 0.3 s of ticks and a start each, though twice as much has passed.
+    assert all(0.3 <= racer.seconds < 10 and racer.cpu > 0 for racer in racers)
+    assert ticks[-1][0] - ticks[0][0] < sum(racer.seconds for racer in racers)
+
+
+def test_a_racer_that_fails_or_never_ends_stops_the_race(scripts, tmp_path):
+    import race
+
+    code = "import sys, time; print('no such file'); sys.exit(3)"
+    bad = race.Racer("bad", [sys.executable, "-c", code], tmp_path / "bad", budget=60)
+    slow = race.Racer(
+        "slow",
+        [sys.executable, "-c", "import time; time.sleep(60)"],
+        tmp_path / "slow",
+        budget=0.01,
+    )
+    with pytest.raises(RuntimeError, match=r"(?s)bad ended with code 3:.*no such file"):
+        race.race([bad], seconds=30)
+    with pytest.raises(RuntimeError, match=r"slow has taken \d+ s"):
+        race.race([slow], seconds=0.1)
+    assert slow.process.poll() is not None
+
+
+def test_steps_that_fit_into_a_time_leave_room_for_compilation(scripts):
+    import race
+
+    # 30 s in all: 10 s before the first step, 100 steps of 0.1 s, and 10 s after them.
+    speed = race.speed_of(30.0, [(20, 1002.0), (60, 1006.0), (100, 1010.0)])
+    assert speed == pytest.approx((20.0, 0.1))
+    assert speed.steps_in(60.0) == 400 and speed.steps_in(1.0) == 1
+
+
+def test_both_sides_of_the_race_read_the_same_data(scripts, tmp_path, monkeypatch):
+    import gzip
+
+    import numpy as np
+    import race_data
+
+    images, labels = race_data.digits()
+    assert images.shape == (4500, 28, 28, 1) and np.bincount(labels).tolist() == [450] * 10
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    records = race_data.Arrays("train", path=tmp_path / "data.npz")
+    assert len(records) == 4500 and records[7]["label"] == labels[7]
+    np.testing.assert_array_equal(records[7]["image"], images[7])
+
+    monkeypatch.setattr(race_data, "FASHION", tmp_path)
+    with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
+        race_data.fashion()
+    content = gzip.compress(bytes(16) + images[:3].tobytes())
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(content)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(bytes(8) + bytes([3, 1, 4]))
+    pictures, classes = race_data.fashion()
+    np.testing.assert_array_equal(pictures, images[:3])
+    assert classes.tolist() == [3, 1, 4]

@@ -17,6 +17,7 @@ from diffusion_jax.experiment.config_files import load_config
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 VARIANTS = [f"{path}{variant}" for path in CONFIGS for variant in ("", ":tiny")]
 VARIANTS.append("configs/mnist.py:flow")
+VARIANTS += [f"configs/sd15.py:{name}" for name in ("inpaint", "edit", "inpaint_tiny", "edit_tiny")]
 
 
 # Parameters of what is trained, as released or as this program's documents say.
@@ -24,6 +25,8 @@ COUNTS = {
     "configs/mnist.py": {"network": 661_668},
     "configs/cifar10.py": {"network": 44_179_459},
     "configs/sd15.py": {"network": 859_520_964},
+    "configs/sd15.py:inpaint": {"network": 859_535_364},
+    "configs/sd15.py:edit": {"network": 859_532_484},
     "configs/sd21.py": {"network": 865_910_724},
     "configs/sd21.py:768v": {"network": 865_910_724},
     "configs/sdxl.py": {"network": 2_567_463_684},
@@ -43,7 +46,7 @@ FROZEN = {
     "configs/sdxl.py": 123_060_480 + 694_659_840 + 83_653_863,
     "configs/sdxl_refiner.py": 694_659_840 + 83_653_863,
 }
-QUICK = ["configs/mnist.py", *(path for path in VARIANTS if path.endswith(":tiny"))]
+QUICK = ["configs/mnist.py", *(path for path in VARIANTS if path.endswith("tiny"))]
 WHOLE = sorted({*VARIANTS, *COUNTS} - {*QUICK})
 
 
@@ -62,7 +65,7 @@ def test_every_config_builds_and_its_step_traces(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "path", [p for p in VARIANTS if ":tiny" not in p] + ["configs/sd21.py:768v"]
+    "path", [p for p in VARIANTS if "tiny" not in p] + ["configs/sd21.py:768v"]
 )
 def test_the_step_of_every_whole_config_traces(path):
     check(path)

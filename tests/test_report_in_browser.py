@@ -1,60 +1,27 @@
 """The report's page in a headless Chromium: light and dark, narrow and wide, without a network."""
 
-import html
-import json
-import re
-import shutil
-import subprocess
+import io
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.reports import logged, picture
+from support.browser import chromium, overflow, tab, until
+from support.reports import logged, odd_rows, picture
 
 from diffusion_jax.runs.report.gathering import gather
 from diffusion_jax.runs.report.page import make_page
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt-get install chromium"),
-]
-# Looks at the page in the frame, moves its slider to the beginning, and leaves what it saw behind.
-LOOK = """
-<script>
-addEventListener("load", () => setTimeout(() => {
-  const {contentDocument: page, contentWindow: inside} = document.querySelector("iframe");
-  const [slider, image] = [page.querySelector("#step"), page.querySelector("figure img")];
-  const seen = {
-    overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
-    plots: page.querySelectorAll(".bk-Figure").length,
-    canvases: [...page.querySelectorAll(".bk-Figure")].filter(
-      plot => plot.shadowRoot && plot.getBoundingClientRect().height > 200).length,
-    last: [page.querySelector("#shown").textContent, image.src, image.naturalWidth],
-    captions: [...page.querySelectorAll("figure ol li")].map(item => item.textContent),
-    outside: inside.performance.getEntriesByType("resource")
-      .map(entry => entry.name).filter(name => !name.startsWith("data:")),
-  };
-  slider.value = 0;
-  slider.dispatchEvent(new Event("input"));
-  seen.first = [page.querySelector("#shown").textContent, image.src];
-  const told = document.createElement("pre");
-  told.id = "seen";
-  told.textContent = JSON.stringify(seen);
-  document.body.append(told);
-}, 3000));
-</script>
-"""
+pytestmark = pytest.mark.browser
+# The figures of Bokeh that have been drawn.
+DRAWN = """() => [...document.querySelectorAll(".bk-Figure")].filter(
+  plot => plot.shadowRoot && plot.getBoundingClientRect().height > 200).length"""
 
 
-def browse(path, *options, width, height=1200):
-    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += ["--enable-logging=stderr", "--virtual-time-budget=8000", *options]
-    command += [f"--window-size={width},{height}", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert not [line for line in said if re.search(r"(?i)uncaught|refused|violat|error", line)]
-    return done.stdout
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -80,28 +47,62 @@ def page(tmp_path_factory):
 
 
 @pytest.mark.parametrize("width", [390, 1400])
-def test_it_shows_everything_in_any_width_and_loads_nothing(page, width):
-    inside = html.escape(page.read_text(), quote=True)
-    wrapped = page.with_name(f"in_a_frame_{width}.html")
-    style = f"border:0;width:{width}px;height:1000px"
-    wrapped.write_text(
-        f'<body style="margin:0"><iframe srcdoc="{inside}" style="{style}"></iframe>{LOOK}'
-    )
-    found = re.search(r'<pre id="seen">(.*?)</pre>', browse(wrapped, "--dump-dom", width=1400))
-    assert found is not None, "the page was not looked at"
-    seen = json.loads(html.unescape(found[1]))
-    assert seen["overflow"] == 0 and seen["outside"] == []
-    assert seen["plots"] == seen["canvases"] == 3  # levels, loss, learning rate
-    assert seen["last"][0] == "8" and seen["last"][2] == 2 and seen["first"][0] == "4"
-    assert seen["last"][1] != seen["first"][1] and seen["first"][1].startswith("data:image/png")
-    assert seen["captions"] == ["a <b>red</b> fox"] * 2
+def test_it_shows_everything_in_any_width_and_loads_nothing(browser, page, width):
+    with tab(browser, width) as (seen, heard):
+        seen.goto(page.as_uri())
+        until(seen, f"({DRAWN})() === 3")  # levels, loss, learning rate
+        assert overflow(seen) == 0 and seen.evaluate(DRAWN) == 3
+        assert seen.evaluate("document.querySelectorAll('.bk-Figure').length") == 3
+        shown, image = seen.locator("#shown"), seen.locator("figure img").first
+        assert shown.text_content() == "8"
+        assert image.evaluate("image => image.naturalWidth") == 2
+        last = image.get_attribute("src")
+        assert seen.locator("figure ol li").all_text_contents() == ["a <b>red</b> fox"] * 2
+        seen.locator("#step").fill("0")
+        first = image.get_attribute("src")
+        assert shown.text_content() == "4"
+        assert last != first and first.startswith("data:image/png")
+        assert heard.errors == [] and heard.outside("file:") == []
 
 
-@pytest.mark.parametrize(("scheme", "low", "high"), [(0, 0, 60), (1, 240, 255)])
-def test_it_follows_the_light_of_the_system(page, scheme, low, high):
-    shot = page.with_name(f"shot{scheme}.png")
-    browse(
-        page, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}", width=800
-    )
-    pixels = np.asarray(Image.open(shot).convert("L"))
-    assert low <= np.median(pixels) <= high and np.ptp(pixels) > 150
+@pytest.mark.parametrize(("scheme", "low", "high"), [("dark", 0, 60), ("light", 240, 255)])
+def test_it_follows_the_light_of_the_system(browser, page, scheme, low, high):
+    with tab(browser, 800, scheme) as (seen, heard):
+        seen.goto(page.as_uri())
+        until(seen, f"({DRAWN})() === 3")
+        pixels = np.asarray(Image.open(io.BytesIO(seen.screenshot())).convert("L"))
+        assert low <= np.median(pixels) <= high and np.ptp(pixels) > 150
+        assert heard.errors == []
+
+
+@pytest.mark.parametrize("name", odd_rows())
+def test_runs_that_went_wrong_are_shown_without_an_error(browser, name, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(make_page([gather(logged(tmp_path / "run", odd_rows()[name]))], "launch.py"))
+    with tab(browser) as (seen, heard):
+        seen.goto(path.as_uri())
+        count = seen.evaluate("document.querySelectorAll('.card').length")
+        until(seen, f"({DRAWN})() === {count}")
+        assert heard.errors == [] and overflow(seen) == 0
+
+
+def test_100_000_steps_take_less_than_3_seconds_of_a_processor(browser, tmp_path):
+    noise = np.random.default_rng(0).normal(size=(100_000, 4)).tolist()
+    names = ("train/loss", "train/loss_ema", "train/grad_norm", "lr")
+    rows = [
+        {"step": i + 1, "time": i / 10, **dict(zip(names, values, strict=True))}
+        for i, values in enumerate(noise)
+    ]
+    run, path = logged(tmp_path / "run", rows), tmp_path / "page.html"
+    make_page([gather(logged(tmp_path / "short", rows[:10]))], "python launch.py")  # imports
+    begun = time.process_time()
+    path.write_text(make_page([gather(run)], "python launch.py"))
+    made = time.process_time() - begun
+    with tab(browser) as (seen, _):
+        session = seen.context.new_cdp_session(seen)
+        session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        seen.goto(path.as_uri())
+        until(seen, f"({DRAWN})() === 3")
+        metrics = {m["name"]: m["value"] for m in session.send("Performance.getMetrics")["metrics"]}
+    print(f"made in {made:.2f} s, drawn in {metrics['TaskDuration']:.2f} s of a processor")
+    assert 0 < made + metrics["TaskDuration"] < 3

@@ -5,6 +5,7 @@ code that is bad.
 """
 
 import ast
+import functools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,6 +99,11 @@ def other_dialects(tree: ast.Module) -> Iterator[tuple[int, str]]:
                     yield node.lineno, f"says {found[0]!r} instead of 'should be': {text!r}"
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
 def may_print(path: Path) -> bool:
     """The command line and the progress line speak to a person."""
     return path.stem in ("cli", "progress") or "cli" in path.relative_to(ROOT).parts
@@ -152,7 +158,7 @@ def test_rule_holds(name):
     found = [
         f"{path.relative_to(ROOT)}:{line}: {what}"
         for path in files
-        for line, what in rule(ast.parse(path.read_text(), filename=str(path)))
+        for line, what in rule(parsed(path))
     ]
     assert not found, "\n".join(found)
 

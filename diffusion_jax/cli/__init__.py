@@ -1,5 +1,6 @@
 """The command line: one parser, one module a command, nothing heavy imported before its use."""
 
+import argparse
 import contextlib
 import logging
 import os
@@ -7,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from diffusion_jax.cli.arguments import parse_arguments
-from diffusion_jax.cli.program import exit_code, sentence_of
+from diffusion_jax.cli.flags import NO_CONFIG
+from diffusion_jax.runs.failures import exit_code, sentence_of
 from diffusion_jax.train.hooks.received import Interrupted, handle_signals, interruptible
 
 
@@ -26,6 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.ExitStack() as stack:
             if arguments.command == "train":  # before jax is imported, which takes seconds
                 stack.enter_context(interruptible(stack.enter_context(handle_signals())))
+            if "coordinator_address" in arguments:
+                stack.enter_context(_joined(arguments))
+            if arguments.overrides and arguments.command in NO_CONFIG:
+                why = NO_CONFIG[arguments.command]
+                raise ValueError(f"{arguments.overrides[0]} does not fit: {why}")
             return arguments.run(arguments)
     except Interrupted as signal:
         print(f"{signal}: nothing was to be saved; the same command goes on", file=sys.stderr)
@@ -35,6 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {sentence_of(error)}", file=sys.stderr)
         return 2
+
+
+def _joined(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    from diffusion_jax.devices import processes
+
+    flags = "coordinator_address num_processes process_id local_device_ids".split()
+    place = processes.place_of_flags(*(getattr(arguments, flag) for flag in flags))
+    return processes.joined(place, exit_code)
 
 
 def _show_log() -> None:

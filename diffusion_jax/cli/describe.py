@@ -7,8 +7,6 @@ from diffusion_jax.runs.released import describe_file
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what the file is; return 0."""
-    if arguments.overrides:
-        raise ValueError(f"{arguments.overrides[0]} does not fit: a file has no config to change")
     if not arguments.file:
         raise ValueError("describe what? give a file or folder: describe FILE")
     print("\n".join(describe_file(arguments.file)))

@@ -1,26 +1,14 @@
 """`ema`: write a run's average of another length, or evaluate several lengths."""
 
 import argparse
-import pathlib
 
 from diffusion_jax.cli.evaluate import check_no_scoring, scoring_options
 from diffusion_jax.cli.program import program_name
-from diffusion_jax.runs.averages import (
-    FOLDER,
-    Row,
-    save_sweep,
-    sweep,
-    sweep_lines,
-    write_average,
-)
+from diffusion_jax.runs.averages import sweep, write_average, write_sweep
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the average of --length, or print and write the table of --lengths; return 0."""
-    if arguments.overrides:
-        raise ValueError(
-            f"{arguments.overrides[0]} does not fit: an average is of the run as it is"
-        )
     if (arguments.length is None) == (arguments.lengths is None):
         raise ValueError("give --length=0.1 to write one average, or --lengths=0.05,0.1 to compare")
     if arguments.metrics is None:
@@ -48,18 +36,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise ValueError(f"--lengths = {arguments.lengths!r} should be like 0.05,0.1") from error
     scoring = None if arguments.metrics is None else scoring_options(arguments)
-    rows: list[Row] = []
-    for row in sweep(
-        arguments.workdir,
-        lengths,
-        arguments.split or "validation",
-        step=arguments.step,
-        scoring=scoring,
-    ):
-        rows.append(row)
-        for line in sweep_lines(rows)[-1 if len(rows) > 1 else 0 :]:
-            print(line, flush=True)
-    path = pathlib.Path(arguments.workdir) / FOLDER / "sweep.csv"
-    save_sweep(path, rows)
-    print(f"wrote {path}")
+    split = arguments.split or "validation"
+    rows = sweep(arguments.workdir, lengths, split, step=arguments.step, scoring=scoring)
+    for line in write_sweep(arguments.workdir, rows):
+        print(line, flush=True)
     return 0

@@ -3,8 +3,7 @@
 import argparse
 
 from diffusion_jax.experiment.scoring import ScoringOptions
-from diffusion_jax.runs.evaluation import evaluate_run
-from diffusion_jax.runs.levels import BITS, level_lines
+from diffusion_jax.runs.evaluation import evaluate_run, evaluation_lines
 from diffusion_jax.runs.scoring import score_run
 
 # Flags that go to ScoringOptions by their own names.
@@ -54,17 +53,5 @@ def _losses(arguments: argparse.Namespace) -> int:
     found = evaluate_run(
         arguments.workdir, split, step=arguments.step, overrides=arguments.overrides
     )
-    records = f"{found.num_examples} records of {split}"
-    print(f"{arguments.workdir}, step {found.step}, {records}:")
-    for name, value in sorted(found.losses.items()):
-        print(f"  {name:32} {value:.6g}")
-    for line in [] if found.levels is None else level_lines(found.levels):
-        print(f"  {line}")
-    count = min(found.bits_images, found.num_examples)
-    for end in ("", "_ema"):
-        if found.bits is not None and f"{BITS}{end}" in found.bits:
-            bits, half = found.bits[f"{BITS}{end}"], found.bits[f"{BITS}_ci{end}"]
-            name = f"{split}/bits_per_dim{end}"
-            over = f"at most, over the first {count} images (± {half:.2g})"
-            print(f"  {name:32} {bits:.4f}, {over}")
+    print(f"{arguments.workdir}, " + "\n".join(evaluation_lines(found, split)))
     return 0

@@ -12,8 +12,6 @@ from diffusion_jax.runs.report.text import text_report
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a summary of each run and write the page that shows them; return 0."""
-    if arguments.overrides:
-        raise ValueError(f"{arguments.overrides[0]} does not fit: a report has no config to change")
     folders = [*([arguments.workdir] if arguments.workdir else []), *arguments.folders]
     if not folders:
         raise ValueError("name at least one run: report DIR [DIR ...]")

@@ -9,26 +9,20 @@ from typing import cast
 
 import jax
 
-from diffusion_jax.cli.choosing import choose_run
 from diffusion_jax.cli.debugging import debugging
-from diffusion_jax.cli.program import EXIT_NOT_A_NUMBER, EXIT_SIGNAL, exit_code, program_name
+from diffusion_jax.cli.program import program_name
 from diffusion_jax.cli.report import report_page
-from diffusion_jax.devices import processes
 from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.choosing import Wanted, choose_run
+from diffusion_jax.runs.command_line import fields_of
+from diffusion_jax.runs.failures import EXIT_NOT_A_NUMBER, EXIT_SIGNAL
 from diffusion_jax.runs.report.page import can_draw
 from diffusion_jax.runs.training import SIGNALS, Result, RunEvent, train_run
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train until the config's last step, a stop or a signal; return the exit code."""
-    flags = "coordinator_address num_processes process_id local_device_ids".split()
-    place = processes.place_of_flags(*(getattr(arguments, flag) for flag in flags))
-    with processes.joined(place, exit_code):
-        return _train(arguments)
-
-
-def _train(arguments: argparse.Namespace) -> int:
-    workdir, config, step = choose_run(arguments)
+    workdir, config, step = choose_run(fields_of(Wanted, arguments))
     fresh = not (arguments.workdir or arguments.resume)
     with debugging(arguments.debug):
         result = train_run(

@@ -14,6 +14,7 @@ from absl import flags
 from diffusion_jax.data import transforms
 from diffusion_jax.data.clips import clip_columns
 from diffusion_jax.data.images import ImageOptions, Images, open_images
+from diffusion_jax.data.masks import with_masks
 from diffusion_jax.data.order import (
     AUGMENT,
     CAPTION,
@@ -50,6 +51,9 @@ class Batches(NamedTuple):
         "target_size": int32 [b, 2], (h, w) of the batch's images.
         "index": int64 [b], record numbers.
         "label": int32 [b] and "caption": str [b], when the data have them.
+        "mask": float32 [b, h, w, 1], with masks: 1 where the image is kept, and "masked_image",
+            the image there and 0 elsewhere.
+        Each of image_columns: float32 [b, h, w, 3] in [-1, 1], cut and mirrored as the image is.
         "weight": float32 [b], from eval_batches.
     A source of clips that says no "fps" gives neither fps_id nor motion_bucket_id. num_examples:
     records of the source. steps_per_epoch: batches in one pass over them. shapes: every (h, w) that
@@ -137,6 +141,7 @@ def make_batches(
     order = training_order(images.members, batch_size=batch_size, seed=seed, shuffle=shuffle)
     draw = functools.partial(draw_rows, order, images.shapes, local, batch_size, seed, random_flip)
     make = functools.partial(_training_batch, images, options, draw)
+    make = functools.partial(with_masks, make, options.masks, local, batch_size, seed)
     iterate = prefetched(
         steps_of(order, repeat=repeat).map(make), num_threads, num_workers, prefetch, finish
     )
@@ -171,6 +176,7 @@ def eval_batches(
     images = open_images(source, options)
     order = evaluation_order(images.members, batch_size=batch_size)
     make = functools.partial(_evaluation_batch, images, options, order, local)
+    make = functools.partial(with_masks, make, options.masks, local, batch_size, 0)
     steps = steps_of(order, repeat=False).map(make)
     iterate = prefetched(steps, num_threads, 0, prefetch, finish)
     return Batches(iterate, len(source), order.steps_per_epoch, images.shapes)
@@ -211,15 +217,19 @@ def _training_batch(
     chosen = zip(rows.ids.tolist(), rows.starts.tolist(), strict=True)
     records = [images.read_or_next(number, rows.size, start) for number, start in chosen]
     columns, corners = columns_of(records, rows)
-    shown: list[Any] = [record.image for record in records]  # all readable here
-    if options.crop == "random":
-        shown = [
-            _cut(image, record, rows.size, corner, options.resize)
-            for image, record, corner in zip(shown, records, corners.tolist(), strict=True)
-        ]
-    pixels = np.stack(shown)
-    pixels[rows.mirror] = pixels[rows.mirror][..., ::-1, :]
-    return {"image": transforms.to_float(pixels), **columns}
+
+    def shown(images: list[Any]) -> np.ndarray:
+        if options.crop == "random":
+            images = [
+                _cut(image, record, rows.size, corner, options.resize)
+                for image, record, corner in zip(images, records, corners.tolist(), strict=True)
+            ]
+        pixels = np.stack(images)
+        pixels[rows.mirror] = pixels[rows.mirror][..., ::-1, :]
+        return transforms.to_float(pixels)
+
+    others = {name: shown([r.columns[name] for r in records]) for name in options.image_columns}
+    return {"image": shown([r.image for r in records]), **others, **columns}  # all readable here
 
 
 def _cut(
@@ -246,6 +256,10 @@ def _evaluation_batch(
     black = np.zeros((*frames, *rows.size, options.channels), np.uint8)
     pixels = np.stack([black if record.image is None else record.image for record in records])
     columns, _ = columns_of(records, rows)
+    blank = np.zeros((*rows.size, 3), np.uint8)
+    for name in options.image_columns:
+        others = [r.columns[name] if name in r.columns else blank for r in records]
+        columns[name] = transforms.to_float(np.stack(others))
     weight = (real & readable).astype(np.float32)
     return {"image": transforms.to_float(pixels), **columns, "weight": weight}
 

@@ -1,16 +1,18 @@
 """How the records of a source become images of one size: the options, and what reads them."""
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
 from diffusion_jax.data.clips import ClipRule, check_rule, frames_of
+from diffusion_jax.data.masks import check_kinds
 from diffusion_jax.data.records import (
     Record,
     Records,
+    features_of,
     find_features,
     is_video,
     make_reader,
@@ -34,6 +36,9 @@ class ImageOptions(NamedTuple):
     cache: keep decoded images as uint8 in memory after their first use.
     max_corrupt: unreadable images to leave out with a warning, before it is an error.
     image_key, label_key, caption_key: names of features, see records.find_features.
+    masks: kinds of random masks, of masks.KINDS, for models that complete images; each sample takes
+        one of them. () makes none.
+    image_columns: other images of a record that become columns of a batch, in three channels.
     """
 
     image_size: int | tuple[int, int]
@@ -51,6 +56,8 @@ class ImageOptions(NamedTuple):
     caption_key: str | None = None
     num_frames: int | None = None
     frame_stride: int = 1
+    masks: tuple[str, ...] = ()
+    image_columns: tuple[str, ...] = ()
 
     @property
     def clips(self) -> ClipRule | None:
@@ -93,19 +100,24 @@ def open_images(source: Records, options: ImageOptions, *, at_least: int = 1) ->
         ValueError: an option outside its choices, or a feature that the source does not have.
     """
     size = transforms.check_size(options.image_size)
-    fit = transforms.make_fit(
-        channels=options.channels, crop=options.crop, resize=options.resize, pad=options.pad
-    )
+    ways: Any = {"crop": options.crop, "resize": options.resize, "pad": options.pad}
+    fit = transforms.make_fit(channels=options.channels, **ways)
     features = find_features(
         source,
         image_key=options.image_key,
         label_key=options.label_key,
         caption_key=options.caption_key,
     )
+    check_kinds(options.masks)
     if options.num_frames is None and _holds_video(source, features.image):
         raise ValueError(
             f"num_frames = None should be the length of a clip: {features.image!r} of this data "
             "set is video"
+        )
+    if options.clips is not None and options.masks:
+        raise ValueError(
+            f"masks = {options.masks!r} are for images, and num_frames = {options.num_frames} "
+            "makes clips of video"
         )
     if options.clips is not None:
         _check_lengths(source, features.image, options.clips)
@@ -116,12 +128,31 @@ def open_images(source: Records, options: ImageOptions, *, at_least: int = 1) ->
         cache=options.cache,
         max_corrupt=options.max_corrupt,
         clips=options.clips,
+        columns=_columns(source, options.image_columns, ways),
     )
     rule = None
     if options.buckets:
         rule = BucketRule(options.bucket_divisor, options.max_aspect, options.pad)
     shapes, members = sort_into_buckets(source, features.image, size, rule, at_least=at_least)
     return Images(read, shapes, members)
+
+
+def _columns(
+    source: Records, names: tuple[str, ...], ways: Mapping[str, Any]
+) -> dict[str, Callable[..., transforms.Fitted]]:
+    """Make what fits other images to the size of theirs; ValueError for one that is not there."""
+    features = features_of(source) if names else {}
+    for name in names:
+        if name not in features:
+            raise ValueError(
+                f"image_columns = {name!r} is no feature; choose from {', '.join(features)}"
+            )
+
+    def fit(image: Any, size: tuple[int, int], like: tuple[int, int]) -> transforms.Fitted:
+        pixels = transforms.stretched(transforms.decode(image, 3), like, ways["resize"])
+        return transforms.fit(pixels, image_size=size, **ways)
+
+    return dict.fromkeys(names, fit)
 
 
 def _holds_video(source: Records, name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Purposes of random numbers: each gets its own stream of the counter-based generator.
-_RECORDS, AUGMENT, CAPTION, _BATCHES, CLIP = 0, 1, 2, 3, 4
+_RECORDS, AUGMENT, CAPTION, _BATCHES, CLIP, MASK = 0, 1, 2, 3, 4, 5
 
 
 class Order(NamedTuple):

@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -45,7 +46,8 @@ class Record(NamedTuple):
 
     image: uint8 [h, w, c], or [t, h, w, c] for a clip; None when it is unreadable. original_size,
     resized_size: (height, width) as in transforms.Fitted; for an unreadable image the size that was
-    asked for. label, captions: None when the source has none. clip: None for an image.
+    asked for. label, captions: None when the source has none. clip: None for an image. columns:
+    other images of the record, uint8 [h, w, 3], fitted as its image is.
     """
 
     image: np.ndarray | None
@@ -55,6 +57,7 @@ class Record(NamedTuple):
     captions: tuple[str, ...] | None
     index: int
     clip: Clip | None = None
+    columns: Mapping[str, np.ndarray] = {}
 
 
 class FeatureNames(NamedTuple):
@@ -63,6 +66,12 @@ class FeatureNames(NamedTuple):
     image: str
     label: str | None
     caption: str | None
+
+
+def features_of(source: Records) -> Mapping[str, Any]:
+    """Find the features of a source by name, or the values of its first record."""
+    info = getattr(source, "dataset_info", None)
+    return dict(info.features) if info is not None else source[0]
 
 
 def find_features(
@@ -83,8 +92,7 @@ def find_features(
         ValueError: no such feature, or several images to choose from; names the argument and the
             choices.
     """
-    info = getattr(source, "dataset_info", None)
-    features = dict(info.features) if info is not None else source[0]
+    features = features_of(source)
     image = _choose(features, "image", image_key)
     if image is None:
         raise ValueError(
@@ -132,13 +140,15 @@ def make_reader(
     cache: bool,
     max_corrupt: int,
     clips: ClipRule | None = None,
+    columns: Mapping[str, Callable[..., Fitted]] = MappingProxyType({}),
 ) -> Callable[..., Record]:
     """Make the function (record number, (height, width), place) -> Record; threads may share it.
 
     clips: how the frames of a record become its image; None for images. place: which of the clips
     of a record is shown, in [0, 1); by default the middle one. With cache=True a record is decoded
     once and kept, of a video all frames. An unreadable image gives image=None and a warning, and an
-    error once there are more than max_corrupt of them.
+    error once there are more than max_corrupt of them. columns: other images of a record, with what
+    fits each to the size that its image had: (image, (height, width), size before).
 
     Raises:
         ValueError: while reading, one unreadable image too many; names the record.
@@ -152,10 +162,14 @@ def make_reader(
         texts = None if keys.caption is None else captions_of(fields[keys.caption])
 
         def show(place: float) -> Record:
-            clip = None
+            clip, others = None, {}
             try:
                 if clips is None:
                     image, original_size, resized_size = fit(fields[keys.image], size)
+                    others = {
+                        name: fit_column(fields[name], size, original_size).pixels
+                        for name, fit_column in columns.items()
+                    }
                 else:
                     fitted, clip = fit_clip(fit_frame, len(frames), fps, clips, place)
                     image, original_size, resized_size = fitted
@@ -163,7 +177,8 @@ def make_reader(
                 image, original_size, resized_size = None, size, size
                 clip = None if clips is None else unreadable(clips, fps)
                 _count_corrupt(corrupt, index, _name(fields, index), error, max_corrupt)
-            return Record(image, original_size, resized_size, label, texts, index, clip)
+            sizes = (original_size, resized_size)
+            return Record(image, *sizes, label, texts, index, clip, others)
 
         if clips is None:
             record = show(MIDDLE)

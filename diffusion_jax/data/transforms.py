@@ -217,14 +217,14 @@ def fit(
         new_width = max(width, round(old_width * scale))
     resized_size = (new_height, new_width)
     if new_height * new_width <= _MOST_WINDOWS * height * width:
-        pixels = _resized(pixels, resized_size, resize)
+        pixels = stretched(pixels, resized_size, resize)
     if crop == "center":
         (corner,) = corners(np.array([resized_size]), image_size, np.array([[0.5, 0.5]])).tolist()
         pixels = cut(pixels, resized_size, image_size, corner, resize)
     return Fitted(pixels, original_size, resized_size)
 
 
-def _resized(
+def stretched(
     pixels: np.ndarray,
     size: tuple[int, int],
     resize: str,
@@ -268,7 +268,7 @@ def cut(
         return pixels[top : top + height, left : left + width]
     down, right = (old / new for old, new in zip(pixels.shape[:2], resized_size, strict=True))
     box = (left * right, top * down, (left + width) * right, (top + height) * down)
-    return _resized(pixels, image_size, resize, box)
+    return stretched(pixels, image_size, resize, box)
 
 
 def to_float(images: np.ndarray) -> np.ndarray:

@@ -78,6 +78,41 @@ def cfg(
     return predict
 
 
+def instruct_pix2pix(
+    apply: Apply,
+    conditioning: Conditioning,
+    unconditional: Conditioning,
+    scale: float | Float[Array, ""] | Float[Array, "b"],
+    *,
+    image_only: Conditioning,
+    image_scale: float | Float[Array, ""] | Float[Array, "b"] = 1.5,
+) -> Predict:
+    """Guide by an image and a text: out = u + image_scale (i - u) + scale (c - i), in one call.
+
+    u sees neither of them (unconditional), i the image alone (image_only), c both (conditioning).
+    Arguments otherwise as in `cfg`; with both scales 1 it is the conditional prediction.
+
+    Raises ValueError when conditionings differ in their names or shapes.
+    Source: Brooks et al. 2023, InstructPix2Pix, equation 3.
+    """
+    both = _double(conditioning, image_only)
+    first = _double(image_only, unconditional)
+    three = {
+        name: jnp.concatenate([first[name][: len(value)], both[name]])
+        for name, value in unconditional.items()
+    }
+
+    def predict(x: Array, t: Array) -> Array:
+        out = apply(jnp.concatenate([x, x, x]), jnp.concatenate([t, t, t]), three)
+        out_u, out_i, out_c = jnp.split(out.astype(jnp.promote_types(out.dtype, jnp.float32)), 3)
+        of_image, of_text = (
+            _beside(jnp.asarray(s, out_u.dtype), out_u) for s in (image_scale, scale)
+        )
+        return out_u + of_image * (out_i - out_u) + of_text * (out_c - out_i)
+
+    return predict
+
+
 def cfgpp(
     apply: Apply,
     conditioning: Conditioning,

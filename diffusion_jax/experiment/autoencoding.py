@@ -90,6 +90,7 @@ DISC_OPTIMIZER = OPTIMIZER._replace(
 DIFFUSION_ONLY = (
     "adapters",
     "conditioning",
+    "control",
     "denoiser",
     "discretization",
     "first_stage",

@@ -33,6 +33,7 @@ from diffusion_jax.experiment.binding import (
     parameters_of,
     type_name,
 )
+from diffusion_jax.experiment.control import CONTROL
 from diffusion_jax.experiment.data import Splits
 from diffusion_jax.experiment.first_stage import FIRST_STAGE
 from diffusion_jax.experiment.latent_options import LATENT_CACHE
@@ -55,11 +56,12 @@ def sections() -> dict[str, Section]:
         Section(
             "config.data.batches",
             _first_line(make_batches),
-            ((ImageOptions, ()), (make_batches, (*data._GIVEN, "image_options"))),
+            ((ImageOptions, data._COLUMNS), (make_batches, (*data._GIVEN, "image_options"))),
         ),
         experiment.TRAIN,
         ADAPTERS,
         LAYERS,
+        CONTROL,
         optimizer.OPTIMIZER,
         optimizer.LR_SCHEDULE,
         optimizer.EMA,

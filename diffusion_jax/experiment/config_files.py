@@ -108,23 +108,15 @@ def find_config(path: str) -> tuple[pathlib.Path, str]:
     raise FileNotFoundError(f"the config file {name} {what}; {choices(file.name, there)}")
 
 
-def load_config_file(path: pathlib.Path, variant: str = "") -> ml_collections.ConfigDict:
-    """Execute a config file once and call its get_config, with the variant if there is one.
-
-    A .json file, such as the config.json of a run, is data and runs nothing.
-    VARIANTS of the file lists the variants that it has, if it is there.
-    Raises FileNotFoundError for a missing file, and ConfigError, naming file and line, for any
-    error inside.
-    """
-    return _execute(path, variant)[0]
-
-
 def _execute(
     path: pathlib.Path, variant: str
 ) -> tuple[ml_collections.ConfigDict, Callable[..., None] | None]:
-    """Load a config file -> (config, its function `finish` if it has one)."""
-    if not path.is_file():
-        raise FileNotFoundError(f"the config file {path} does not exist")
+    """Execute a config file once and call its get_config -> (config, its `finish` if it has one).
+
+    A .json file, such as the config.json of a run, is data and runs nothing. VARIANTS of the file
+    lists the variants that it has, if it is there.
+    Raises ConfigError, naming file and line, for any error inside.
+    """
     if path.suffix == ".json":
         return saved_config(read_json(path), str(path)), None
     module = types.ModuleType(f"config_{path.stem}")

@@ -36,6 +36,8 @@ from diffusion_jax.experiment.frames import with_frames
 ROLES = ("train", "validation", "test")
 # What a run decides, not a data section.
 _GIVEN = "source batch_size seed repeat process_index process_count finish".split()
+# What the network decides.
+_COLUMNS = ("image_columns",)
 _SOURCE = "config.data.source.name"
 SOURCE = Section(
     "config.data.source",
@@ -113,6 +115,11 @@ class Data(NamedTuple):
         found = find_prepared(content, options["data_dir"] if "data_dir" in options else None)
         return self if found is None else self._replace(prepared=found)
 
+    def with_columns(self, names: tuple[str, ...]) -> "Data":
+        """Add other images of the records to the batches."""
+        options = {**self.batch_options, "image_columns": names}
+        return self._replace(batch_options=options) if names else self
+
     def train_batches(
         self, source: Records, *, batch_size: int, seed: int, finish: Finish | None = None
     ) -> Batches:
@@ -163,7 +170,7 @@ def build_data(section: Any) -> Data:
         if name not in section:
             raise ConfigError(f"config.data.{name} is missing")
     path = "config.data.batches"
-    bound = bind_shared(section["batches"], path, (ImageOptions, ()), (make_batches, _GIVEN))
+    bound = bind_shared(section["batches"], path, (ImageOptions, _COLUMNS), (make_batches, _GIVEN))
     images, order = ImageOptions(**bound[0]), bound[1]
     splits = bind(Splits, {"splits": {}, **section}["splits"], "config.data.splits")
     size, source = images.image_size, section["source"]

@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from diffusion_jax.convert.weights.importing import open_network
 from diffusion_jax.devices.mesh import on_mesh
-from diffusion_jax.experiment.adapters import Parts, make_parts
+from diffusion_jax.experiment.adapters import adapted
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.claims import Contradiction, check_claims, contradictions
+from diffusion_jax.experiment.coding import build_coders
+from diffusion_jax.experiment.control import check_control, controlled, with_controls
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.export import About, export_diffusers, export_single_file, find_layout
 from diffusion_jax.experiment.guiders import guides
@@ -18,11 +21,11 @@ from diffusion_jax.experiment.network import Network, build_network
 from diffusion_jax.experiment.noise import build_noise
 from diffusion_jax.experiment.objective import build_objective
 from diffusion_jax.experiment.optimizer import bind_ema, build_optimizer
+from diffusion_jax.experiment.parts import Parts, all_trained, reading_of
 from diffusion_jax.experiment.pictures import draw_pictures
 from diffusion_jax.experiment.sampling import build_sample_fn
 from diffusion_jax.experiment.task import Drawing, Setting, Task, Trained, Training
 from diffusion_jax.experiment.weights import (
-    Reading,
     check_frozen,
     denoiser_kind,
     released_source,
@@ -54,7 +57,7 @@ def make_diffusion(sections: Mapping[str, Any], setting: Setting) -> Task:
             f"config.model.name = {sections['model']['name']!r} denoises clips of video; set "
             "config.data.batches.num_frames, the frames of a clip"
         )
-    return denoising(sections, setting, network)
+    return denoising(sections, setting, with_controls(network, sections["control"]))
 
 
 def denoising(
@@ -79,10 +82,11 @@ def denoising(
     )
     scaled = network.first_stage is not None and network.first_stage.options.scale_by_std
     compare = functools.partial(contradictions, network, noise, sections["sampler"])
-    parts = make_parts(network, mesh, training, sections)
+    parts = _parts(network, mesh, training, sections)
     read = (sections["sampler"], sections["guidance"], mesh, parts.whole)
     sampling = build_sample_fn(network, noise, *read)
-    drawing = Drawing(network, noise, *sampling, guides(sections["guidance"], network), parts.whole)
+    able, coders = guides(sections["guidance"], network), build_coders(network, mesh)
+    drawing = Drawing(network, noise, *sampling, able, coders, parts.whole)
     about = About(data.name, *read[:2], drawing.num_steps)
     loss_fn = _of_whole(parts, prepare(objective.loss_fn))
     if training.trainable is not None:
@@ -112,17 +116,28 @@ def denoising(
         load_frozen=parts.load_frozen,
         load_released=parts.load_released,
         layout=functools.partial(_layout, network, parts),
-        export_file=_merging(parts, functools.partial(export_single_file, network, noise)),
-        export_folder=_merging(
-            parts, functools.partial(export_diffusers, network, noise, about=about)
-        ),
+        export_file=parts.export_file
+        or _merging(parts, functools.partial(export_single_file, network, noise)),
+        export_folder=parts.export_folder
+        or _merging(parts, functools.partial(export_diffusers, network, noise, about=about)),
         pictures=functools.partial(draw_pictures, drawing, setting),
         headline=("loss_simple", "loss_x0"),
         drawing=drawing,
         first_frozen=functools.partial(scale_by_std, network, mesh, seed) if scaled else None,
         contradictions=compare,
         adapters=parts.adapters,
+        first_params=parts.first_params,
     )
+
+
+def _parts(network: Network, mesh: Mesh, training: Training, sections: Mapping[str, Any]) -> Parts:
+    """Decide what is trained: ControlNets, adapters, or without either the network."""
+    if sections["control"] is not None:
+        check_control(sections)
+        return controlled(network, mesh, training, sections["control"])
+    if sections["adapters"] is not None:
+        return adapted(network, mesh, training, sections)
+    return all_trained(network, mesh, training)
 
 
 def _check_sections(sections: Mapping[str, Any]) -> None:
@@ -145,6 +160,8 @@ def _of_whole(parts: Parts, loss_fn: LossFn) -> LossFn:
 
 
 def _layout(network: Network, parts: Parts, trained: Trained) -> str | None:
+    if parts.layout is not None:
+        return parts.layout
     params, frozen = parts.whole(trained.params, trained.frozen)
     return find_layout(network, trained._replace(params=params, frozen=frozen))
 
@@ -177,16 +194,16 @@ def _check_sources(
     training: Training,
     compare: Callable[[str], list[Contradiction]],
 ) -> None:
-    if parts.adapters is not None and training.ckpt_path is None:
+    if parts.needs_base is not None and training.ckpt_path is None:
         raise ConfigError(
-            "config.train.ckpt_path is not set: config.adapters needs the weights to adapt, a file "
-            "or folder that was released, or a run"
+            f"config.train.ckpt_path is not set: {parts.needs_base} needs the weights to begin "
+            "with, a file or folder that was released, or a run"
         )
     source = released_source(training)
     if source is not None:
         open_network(source, denoiser_kind(network), variant=training.ckpt_variant)
         check_claims(compare(source) if training.ckpt_check else [], source)
-    check_frozen(network, source, Reading(training.ckpt_check, training.ckpt_variant))
+    check_frozen(network, source, reading_of(training))
 
 
 def _check_buckets(data: Data, network: Network) -> None:

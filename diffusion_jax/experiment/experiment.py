@@ -33,6 +33,7 @@ from diffusion_jax.experiment.binding import (
     known_sections,
     row,
 )
+from diffusion_jax.experiment.control import columns_of
 from diffusion_jax.experiment.data import Data, build_data
 from diffusion_jax.experiment.diffusion import make_diffusion
 from diffusion_jax.experiment.frames import FRAME
@@ -42,6 +43,7 @@ from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.optimizer import bind_ema
 from diffusion_jax.experiment.options import EmaOptions, LatentCacheOptions
 from diffusion_jax.experiment.sampling import SampleFn
+from diffusion_jax.experiment.staged import staged_columns
 from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
 from diffusion_jax.experiment.video import make_video
 from diffusion_jax.models.conditioning.conditioner import cached_outputs
@@ -63,9 +65,9 @@ MESH = Section(
     ((make_mesh, ("devices",)),),
 )
 SECTIONS = (
-    "adapters checkpoint conditioning data denoiser disc_optimizer discretization discriminator "
-    "ema first_stage guidance hooks latent_cache loss lr_schedule mesh model optimizer perceptual "
-    "regularizer sampler schedule seed sigma_sampling train weighting"
+    "adapters checkpoint conditioning control data denoiser disc_optimizer discretization "
+    "discriminator ema first_stage guidance hooks latent_cache loss lr_schedule mesh model "
+    "optimizer perceptual regularizer sampler schedule seed sigma_sampling train weighting"
 ).split()
 REQUIRED = ("model", "data", "train")
 MAX_SEED = 2**32 - 1  # jax.random.key drops what is above
@@ -251,6 +253,8 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     task = (make_autoencoding if is_first_stage else make)(sections, setting)
     hooks = bind_hooks(sections, task, data.splits)
     draws = None if task.drawing is None else task.drawing.network
+    columns = (*columns_of(task.embedders), *staged_columns(task.embedders))
+    setting = setting._replace(data=data.with_columns(columns))
     latent_cache = bind_latent_cache(sections, data, draws)
     return Experiment(sections, setting, task, hooks, latent_cache, bind_ema(sections["ema"]))
 

@@ -219,21 +219,20 @@ def export_diffusers(
 
 
 def _network_config(network: Network) -> dict[str, Any]:
-    height, _, channels = network.image_shape
-    beside = conditioning_shapes(network.embedders, network.image_shape)
-    extra = beside["concat"].shape[-1] if "concat" in beside else 0
-    module = network.module
+    module, height = network.module, network.image_shape[0]
+    channels, numbers = channels_of(network)
     if isinstance(module, VideoUNet):
         assert network.num_frames is not None
-        return video_unet_config(
-            module,
-            channels + extra,
-            sample_size=height,
-            num_frames=network.num_frames,
-            **_channels_of_numbers(network),
-        )
-    numbers = _channels_of_numbers(network)
-    return unet_config(module, channels + extra, sample_size=height, **numbers)
+        frames = {"sample_size": height, "num_frames": network.num_frames}
+        return video_unet_config(module, channels, **frames, **numbers)
+    return unet_config(module, channels, sample_size=height, **numbers)
+
+
+def channels_of(network: Network) -> tuple[int, dict[str, Any]]:
+    """Find the input channels of a network, and as time_dim those of numbers if there are any."""
+    beside = conditioning_shapes(network.embedders, network.image_shape)
+    extra = beside["concat"].shape[-1] if "concat" in beside else 0
+    return network.image_shape[-1] + extra, _channels_of_numbers(network)
 
 
 def _channels_of_numbers(network: Network) -> dict[str, Any]:

@@ -16,7 +16,13 @@ from diffusion_jax.diffusion import frame_guidance, guidance, samplers
 from diffusion_jax.diffusion.samplers.by_timestep import DDIMStep
 from diffusion_jax.diffusion.samplers.driver import Sampler
 from diffusion_jax.diffusion.schedule import Schedule
-from diffusion_jax.experiment.binding import Bound, ConfigError, Section, bind_section
+from diffusion_jax.experiment.binding import (
+    Bound,
+    ConfigError,
+    Section,
+    bind_section,
+    value_of,
+)
 from diffusion_jax.experiment.config_data import read_json
 from diffusion_jax.experiment.config_files import saved_config
 from diffusion_jax.experiment.network import Network, build_network
@@ -39,6 +45,7 @@ GUIDERS = {
     "none": guidance.identity,
     "cfg": guidance.cfg,
     "cfgpp": guidance.cfgpp,
+    "instruct_pix2pix": guidance.instruct_pix2pix,
     "autoguidance": guidance.against,
     "perturbed_attention": guidance.against,
 } | FRAME_GUIDERS
@@ -52,7 +59,7 @@ GUIDANCE = Section(
     "config.guidance",
     "How the predictions with and without conditions are combined.",
     table=GUIDERS,
-    given=("apply", "conditioning", "unconditional", "weaker"),
+    given=("apply", "conditioning", "unconditional", "weaker", "image_only"),
     extras={"autoguidance": ((AutoguidanceOptions, ()),)},
     default="none",
     own=("apply", "conditioning", "unconditional"),
@@ -94,6 +101,7 @@ class Guider(NamedTuple):
     whether other scales than 1 mean something for this model. scales: (scale, () -> the sampler)
     -> the scales that `guide` is given. weaker: another model that is drawn with, or None.
     perturbs: whether the weaker model is this one with its middle attention perturbed.
+    image_scale: the default scale of an image, for a guider that has one besides.
     """
 
     guide: Callable[..., Predict]
@@ -102,6 +110,16 @@ class Guider(NamedTuple):
     scales: Callable[[np.ndarray, Callable[[], Sampler]], np.ndarray]
     weaker: Weaker | None = None
     perturbs: bool = False
+    image_scale: float | None = None
+
+    def image_scale_of(self, asked: float | None) -> float | None:
+        """Return the scale of the image; ValueError where a caller asks for one in vain."""
+        if asked is not None and self.image_scale is None:
+            raise ValueError(
+                f"image_guidance_scale = {asked} does not fit: it is for models with "
+                "config.guidance.name = 'instruct_pix2pix'"
+            )
+        return self.image_scale if asked is None else asked
 
     def scale_of(
         self, asked: GuidanceScale | None, num_steps: int, sampler: Callable[[], Sampler]
@@ -158,7 +176,8 @@ def build_guider(
         _check_cfgpp(sampler, scale)
         scales = functools.partial(_cfgpp_scales, noise.schedule)
     guide, perturbs = _guide(bound, on_timesteps, network), bound.name == "perturbed_attention"
-    return Guider(guide, scale, able, scales, weaker, perturbs)
+    image_scale = _image_scale(bound, network)
+    return Guider(guide, scale, able, scales, weaker, perturbs, image_scale)
 
 
 def guides(section: Mapping[str, Any] | None, network: Network) -> bool:
@@ -197,7 +216,8 @@ def _guide(bound: Bound, on_timesteps: bool, network: Network) -> Callable[..., 
             f"config.guidance.name = {bound.name!r} has a scale for each frame of a video; images "
             "are guided by cfg"
         )
-    options = {key: value for key, value in bound.keywords.items() if key != "scale"}
+    scales = ("scale", "image_scale")
+    options = {key: value for key, value in bound.keywords.items() if key not in scales}
     for name in ON_IMAGES:
         if on_timesteps and name in options:
             raise ConfigError(
@@ -205,6 +225,19 @@ def _guide(bound: Bound, on_timesteps: bool, network: Network) -> Callable[..., 
                 "config.sampler.name that visits noise levels, such as euler"
             )
     return functools.partial(bound.factory, **options)
+
+
+def _image_scale(bound: Bound, network: Network) -> float | None:
+    if bound.factory is not guidance.instruct_pix2pix:
+        return None
+    images = {n: e for n, e in network.embedders.items() if e.staged is not None}
+    if not can_guide(images) or network.embedders == images:
+        raise ConfigError(
+            "config.guidance.name = 'instruct_pix2pix' needs a text and an embedder image_latents "
+            "with ucg_rate > 0: without dropped images in training there is no prediction that "
+            "the image leads away from"
+        )
+    return float(value_of(bound.factory, bound.keywords, "image_scale"))
 
 
 def _check_middle(network: Network) -> None:

@@ -34,7 +34,8 @@ def bind_latent_cache(
             "encodes an image once, and a random crop is another image each time"
         )
     for name, embedder in network.embedders.items():
-        if embedder.input_key == "image" or embedder.frames is not None:
+        is_image = embedder.input_key == "image" or embedder.staged is not None
+        if is_image or embedder.frames is not None:
             raise ConfigError(
                 f"config.conditioning.embedders.{name} reads the {embedder.input_key}, which "
                 f"training from {path} does not have: leave one of them out"

@@ -51,8 +51,14 @@ def adapter_rules(mesh: Mesh) -> tuple[Rule, ...]:
     return () if mesh.shape["fsdp"] == 1 else ((SHARDED, parallel(())),)
 
 
+def control_rules(network: Network, mesh: Mesh) -> tuple[Rule, ...]:
+    """Make the rules for a TrainState of ControlNets, whose layers lie as the network's do."""
+    alone = mesh.shape["fsdp"] == mesh.shape["tensor"] == 1
+    return () if alone else ((SHARDED, _unet_layout(network.module)),)
+
+
 def base_rules(network: Network, mesh: Mesh) -> tuple[Rule, ...]:
-    """Make the rules for the weights that adapters adapt, and for the other frozen ones."""
+    """Make the rules for the weights that are frozen beside adapters and ControlNets."""
     if mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:
         return ()
     held = jax.eval_shape(network.init, jax.random.key(0))["conditioner"]

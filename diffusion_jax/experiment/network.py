@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.data.tokenizer import ClipTokenizer
@@ -23,11 +22,12 @@ from diffusion_jax.experiment.binding import (
 )
 from diffusion_jax.experiment.first_stage import FirstStage, build_first_stage
 from diffusion_jax.experiment.frames import FRAME, FRAME_INPUTS, add_frame, with_frames
+from diffusion_jax.experiment.host_inputs import add_inputs
 from diffusion_jax.experiment.options import ConditioningOptions
+from diffusion_jax.experiment.staged import example_pixels, in_cells, with_channels
 from diffusion_jax.experiment.text import tokenizers_of, with_null_tokens
 from diffusion_jax.models.conditioning.conditioner import (
     Embedder,
-    cached_outputs,
     embed,
     init_embedders,
     name_outputs,
@@ -37,11 +37,13 @@ from diffusion_jax.models.conditioning.routing import (
     CONDITIONING_KEYS,
     IMAGE_ONLY,
     VIEWS,
+    apply_controls,
     apply_network,
     named_inputs,
     network_inputs,
 )
 from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.unet.control_net import ControlNet
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
 from diffusion_jax.models.unet.video_unet import VideoUNet, image_options
@@ -78,7 +80,8 @@ class Network(NamedTuple):
     batch -> (name of the strings that they come from, strings -> int32 [n l]). force_uc_zero:
     embedders whose outputs are zero in the unconditional half of guidance. num_frames: of the clips
     that a network of videos denoises, arrays [b t h w c] wherever [b h w c] is said below; None for
-    images. frame_noise, frame_fit, object_share, first_views: see ConditioningOptions.
+    images. frame_noise, frame_fit, object_share, first_views: see ConditioningOptions. controls:
+    the ControlNets, by name; their parameters are {"control": {name: ...}}.
     """
 
     module: nn.Module
@@ -93,6 +96,7 @@ class Network(NamedTuple):
     frame_fit: str = ConditioningOptions().frame_fit
     object_share: float | None = ConditioningOptions().object_share
     first_views: str = ConditioningOptions().first_views
+    controls: Mapping[str, ControlNet] = {}
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -148,8 +152,11 @@ class Network(NamedTuple):
         dropout_key: Array | None = None,
     ) -> Array:
         """Evaluate the network on x_t [b h w c] at t [b] -> model output, float32 [b h w c]."""
+        seen = (x, t, conditioning, dropout_key)
+        own = params["control"] if self.controls else {}
+        control = apply_controls(self.controls, self.conditioning_key, own, *seen)
         return apply_network(
-            self.module, self.conditioning_key, params["network"], x, t, conditioning, dropout_key
+            self.module, self.conditioning_key, params["network"], *seen, control=control
         )
 
     def embed(
@@ -169,7 +176,7 @@ class Network(NamedTuple):
         conditioning = embed(
             self.embedders,
             {**frozen["conditioner"], **params["conditioner"]},
-            batch,
+            in_cells(self.embedders, self.first_stage, frozen, batch),
             keys,
             unconditional=unconditional,
             kept=kept,
@@ -263,41 +270,17 @@ class Network(NamedTuple):
         pixels = (height * factor, width * factor, channels)
         return {
             e.input_key: e.example(size, pixels if e.input_key == FRAME else self.image_shape)
+            if e.staged is None
+            else example_pixels(e, size, self.image_shape, self.first_stage)
             for e in self.embedders.values()
         }
 
     def with_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Add to a host batch what embedders read and it lacks: tokens of its strings, defaults.
+        """Add to a host batch what embedders read and it lacks: tokens, hints, defaults.
 
         An embedder whose outputs are in the batch already needs no input.
         """
-        read = {e.input_key for n, e in self.embedders.items() if not cached_outputs(batch, n)}
-        tokens = {
-            key: tokenize([str(text) for text in batch[source]])
-            for key, (source, tokenize) in self.tokenize.items()
-            if source in batch and key not in batch and key in read
-        }
-        count, height, width = _size_of(batch)
-        defaults = {
-            embedder.input_key: np.tile(
-                np.asarray(
-                    (height, width) if embedder.default == "size" else embedder.default,
-                    embedder.dtype,
-                ),
-                (count, 1),
-            )
-            for embedder in self.embedders.values()
-            if embedder.default is not None and embedder.input_key not in (*batch, *FRAME_INPUTS)
-        }
-        return {**batch, **tokens, **defaults}
-
-
-def _size_of(batch: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return number, height and width of the images that a batch has, or was encoded from."""
-    if "image" in batch:
-        shape = np.shape(batch["image"])
-        return shape[0], *shape[-3:-1]
-    return len(batch["moments"]), *batch["target_size"][0].tolist()
+        return add_inputs(self.embedders, self.tokenize, batch)
 
 
 def build_network(
@@ -320,6 +303,7 @@ def build_network(
     embedders = {name: _embedder(name, options.embedders[name]) for name in _ordered(options)}
     stage = None if first_stage is None else build_first_stage(first_stage, data_shape)
     image_shape = data_shape if stage is None else stage.latent_shape
+    embedders = with_channels(embedders, image_shape, num_frames)
     derived = _derived(options.key, embedders, image_shape, is_latent=stage is not None)
     return Network(
         _module(model, derived),

@@ -211,3 +211,16 @@ class AdaptedLayers(NamedTuple):
     pattern: str | None = None
     rank: int | None = None
     alpha: float | None = None
+
+
+class ControlOptions(NamedTuple):
+    """One ControlNet: the picture that it sees, and where its weights come from.
+
+    hint: how training makes that picture of an image: "canny" finds its edges; None reads it from
+    the data. column: its name in the batches, which several ControlNets may share. weights: a
+    released ControlNet (a file, or a folder of diffusers), None for a copy of what it steers.
+    """
+
+    hint: Literal["canny"] | None = None
+    column: str = "conditioning_image"
+    weights: str | None = None

@@ -108,8 +108,8 @@ _NAMES = {
     INSIDE_1: "t_last linear_start linear_end given_betas pct_start pct_final",
     COUNT_OR_ALL: "num_head_channels num_heads_upsample data fsdp context tensor slices",
     ANY: (
-        "scale min_scale logvar_init p_mean layer_idx default ns_coeffs key adam_learning_rate "
-        "frame_noise guidance_scale mean "
+        "scale min_scale image_scale logvar_init p_mean layer_idx default ns_coeffs key "
+        "adam_learning_rate frame_noise guidance_scale mean "
         # merge_factor is a share with merge_strategy = "fixed", and otherwise its logit.
         "merge_factor time_block_merge_factor motion_block_merge_factor"
     ),

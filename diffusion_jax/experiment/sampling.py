@@ -63,6 +63,7 @@ SAMPLER = Section(
     default="ddim",
     own=("schedule", "sigmas", "num_steps", "parameterization"),
 )
+IMAGE_SCALE = "image_scale"  # where its value for each row lies among the arrays
 # See build_sample_fn.
 SampleFn = Callable[..., driver.Samples]
 # (params, frozen) as they are kept -> the same as Network reads them, see experiment.adapters.
@@ -92,14 +93,15 @@ def build_sample_fn(
     The last one tells how many steps the sampler takes for num_steps: most take as many, others
     more (dpmpp_sde, restart, uniform_ldm). It raises ValueError where there is no such number.
 
-    sample_fn(params, frozen, inputs, keys, *, num_steps, guidance_scale, strength, log_every,
-    steps, size, num_frames, decode, negative, image, mask, latents, noise, step_noise, backward,
-    invert, watched) -> Samples, x float32 [b h w c], or [b t h w c] of videos. Sample i is a
-    function of keys[i] and row i of everything else.
+    sample_fn(params, frozen, inputs, keys, *, num_steps, guidance_scale, image_guidance_scale,
+    strength, log_every, steps, size, num_frames, decode, negative, image, mask, latents, noise,
+    step_noise, backward, invert, watched) -> Samples, x float32 [b h w c], or [b t h w c] of
+    videos. Sample i is a function of keys[i] and row i of everything else.
 
     inputs: what the embedders read, for example {"label": int32 [b]}. keys: one a sample.
     num_steps, guidance_scale: the config's by default. guidance_scale is one number, or one for
-      each step that the sampler takes; 1 is no guidance and half the work.
+      each step that the sampler takes; 1 is no guidance and half the work. image_guidance_scale:
+      of guidance by an image besides, see guidance.instruct_pix2pix.
     negative: inputs to guide away from, in place of dropped conditions.
     image [b h w c] in [-1, 1]: begin with this image under noise; strength in (0, 1] is the share
       of the steps that are taken. mask [b h w 1]: keep the image where it is 1.
@@ -144,6 +146,7 @@ def _make_sample_fn(
         *,
         num_steps: int | None = None,
         guidance_scale: GuidanceScale | None = None,
+        image_guidance_scale: float | None = None,
         strength: float | None = None,
         log_every: int | None = None,
         steps: tuple[int, int] | None = None,
@@ -161,12 +164,13 @@ def _make_sample_fn(
         watched: bool = False,
     ) -> driver.Samples:
         num_steps = default_steps if num_steps is None else num_steps
-        total = count_steps(num_steps)
+        total, guider = count_steps(num_steps), plan.guider
         make = functools.partial(plan.sampler, plan.noise.schedule, num_steps)
-        scale = plan.guider.scale_of(guidance_scale, total, make)
-        guided = bool(np.any(scale != 1.0))
-        if guided and plan.guider.weaker is not None:
-            frozen = {**frozen, WEAKER: plan.guider.weaker.params()}
+        scale = guider.scale_of(guidance_scale, total, make)
+        of_image = guider.image_scale_of(image_guidance_scale)
+        guided = bool(np.any(scale != 1.0)) or of_image not in (None, 1.0)
+        if guided and guider.weaker is not None:
+            frozen = {**frozen, WEAKER: guider.weaker.params()}
         if strength is not None:
             steps = (total - driver.steps_of_strength(total, strength), total)
         optional = {
@@ -177,14 +181,13 @@ def _make_sample_fn(
             "noise": noise,
             "step_noise": step_noise,
             "backward": backward,
+            IMAGE_SCALE: None if of_image is None else np.full(len(keys), of_image, np.float32),
         }
         given = {name: value for name, value in optional.items() if value is not None}
-        arrays, keys = _place(({"inputs": dict(inputs)} | given, keys), mesh)
         return run(
             params,
             frozen,
-            arrays,
-            keys,
+            *_place(({"inputs": dict(inputs)} | given, keys), mesh),
             jnp.asarray(scale),
             num_steps=num_steps,
             guided=guided,
@@ -328,6 +331,12 @@ def _predict(
             inputs = {**inputs, **arrays["negative"]}
         third = network.embed(params, frozen, inputs, unconditional=True, kept=kept)
     guide = functools.partial(plan.guider.guide, apply, conditioning, third)
+    if IMAGE_SCALE in arrays:
+        images = [name for name, e in network.embedders.items() if e.staged is not None]
+        image_only = network.embed(
+            params, frozen, inputs, unconditional=True, kept=(*kept, *images)
+        )
+        guide = functools.partial(guide, image_only=image_only, image_scale=arrays[IMAGE_SCALE])
     return guide(scale) if scale.ndim == 0 else lambda x, level, row: guide(row)(x, level)
 
 

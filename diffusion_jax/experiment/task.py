@@ -14,6 +14,7 @@ from jaxtyping import Array
 from diffusion_jax.convert.weights.lora import Lora, Spot
 from diffusion_jax.devices.partition import Rule
 from diffusion_jax.experiment.claims import Contradiction
+from diffusion_jax.experiment.coding import Coders
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise
@@ -72,8 +73,8 @@ class Drawing(NamedTuple):
 
     num_steps: the default number of sampling steps. count_steps: num_steps -> how many the sampler
     takes, which may be more; ValueError where there is no such number. guides: whether guidance
-    scales other than 1 mean something. whole: what a run keeps, (params, frozen), -> the same as
-    network reads them.
+    scales other than 1 mean something. coders: between images and what is denoised. whole: what a
+    run keeps, (params, frozen), -> the same as network reads them.
     """
 
     network: Network
@@ -81,7 +82,8 @@ class Drawing(NamedTuple):
     sample_fn: SampleFn
     num_steps: int
     count_steps: Callable[[int], int]
-    guides: bool = True
+    guides: bool
+    coders: Coders
     whole: Whole = lambda params, frozen: (params, frozen)
 
 
@@ -144,7 +146,9 @@ class Task(NamedTuple):
     first_frozen: (frozen, first batch on the devices) -> frozen, called once in a run; None where
       nothing waits for data.
     contradictions: path of a released file -> what it says of its model and the config contradicts.
-    adapters: of a model whose adapters are trained; train.ckpt_path is then a part of frozen.
+    adapters: of a model whose adapters are trained.
+    first_params: of a model whose train.ckpt_path is a part of frozen: (params, frozen) -> the
+      params that a new run starts from.
     fit_run: the parameters of another run -> the same in the names and shapes of this model.
     """
 
@@ -174,4 +178,5 @@ class Task(NamedTuple):
     first_frozen: Callable[[PyTree, Mapping[str, Array]], PyTree] | None = None
     contradictions: Callable[[str | os.PathLike], list[Contradiction]] = lambda path: []
     adapters: Adapters | None = None
+    first_params: Callable[[PyTree, PyTree], PyTree] | None = None
     fit_run: Callable[[PyTree], PyTree] = lambda params: params

@@ -4,7 +4,7 @@ import csv
 import functools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -215,6 +215,17 @@ def sweep_lines(rows: Sequence[Row]) -> list[str]:
         numbers = [f"{row.found[n]:>{w}.5g}" for n, w in zip(names, widths, strict=True)]
         lines.append("  ".join([f"{row.weights:8}", f"{distance:>8}", *numbers]))
     return lines
+
+
+def write_sweep(workdir: str | os.PathLike, found: Iterable[Row]) -> Iterator[str]:
+    """Write a sweep to a file of the run, and give the lines of its table as they are found."""
+    rows: list[Row] = []
+    for row in found:
+        rows.append(row)
+        yield from sweep_lines(rows)[-1 if len(rows) > 1 else 0 :]
+    path = pathlib.Path(workdir) / FOLDER / "sweep.csv"
+    save_sweep(path, rows)
+    yield f"wrote {path}"
 
 
 def save_sweep(path: pathlib.Path, rows: Sequence[Row]) -> None:

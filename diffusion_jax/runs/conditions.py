@@ -8,6 +8,7 @@ import numpy as np
 from diffusion_jax.experiment.frames import FRAME, NOISED_FRAME
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.models.conditioning.conditioner import Embedder
+from diffusion_jax.models.conditioning.routing import HINT
 
 # What is drawn in one call lies in the memory of the host.
 MOST_IMAGES = 1_000_000
@@ -37,13 +38,15 @@ def encode_conditions(
                 f"this model is unconditional, so conditions = {conditions!r} should be None"
             )
         return {}, 1 if n is None else check_count(n)
-    by_input = _by_input(network, conditions)
+    given = by_input(network, conditions)
     inputs: dict[str, np.ndarray] = {}
     defaults: dict[str, np.ndarray] = {}
     for name, embedder in network.embedders.items():
-        if input_name(embedder) in by_input:
-            values = by_input[input_name(embedder)]
+        if input_name(embedder) in given:
+            values = given[input_name(embedder)]
             inputs[_key(embedder)] = _encode(network, embedder, values, class_names)
+        elif embedder.staged is not None:
+            continue  # see redrawing.image_inputs
         elif embedder.default is None:
             raise ValueError(f"the embedder {name!r} needs conditions[{input_name(embedder)!r}]")
         else:
@@ -100,13 +103,21 @@ def _key(embedder: Embedder) -> str:
 
 
 def required_inputs(network: Network) -> list[str]:
-    """Name the inputs that have no default, each once."""
-    names = (input_name(e) for e in network.embedders.values() if e.default is None)
+    """Name the conditions that have no default, each once; images are arguments of their own."""
+    hints = [HINT.format(name) for name in network.controls]
+    names = (
+        input_name(embedder)
+        for name, embedder in network.embedders.items()
+        if embedder.default is None and embedder.staged is None and name not in hints
+    )
     return list(dict.fromkeys(names))
 
 
-def _by_input(network: Network, conditions: Conditions) -> Mapping[str, Any]:
+def by_input(network: Network, conditions: Conditions) -> Mapping[str, Any]:
+    """Give each condition the name of its input; ValueError where it has none, or several fit."""
     needed = required_inputs(network)
+    if conditions is None and not needed:
+        return {}
     if conditions is None:
         raise ValueError(f"this model is conditional: give one {', '.join(needed)} for each image")
     if isinstance(conditions, Mapping):

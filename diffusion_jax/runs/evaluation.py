@@ -12,7 +12,7 @@ from diffusion_jax.data.batches import Batches
 from diffusion_jax.data.progress import log_progress
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.scoring import Levels
-from diffusion_jax.runs.levels import BITS, build_evaluate_levels
+from diffusion_jax.runs.levels import BITS, build_evaluate_levels, level_lines
 from diffusion_jax.runs.likelihood import has_likelihood
 from diffusion_jax.runs.start import open_run
 from diffusion_jax.runs.weights import run_frozen
@@ -66,6 +66,20 @@ def evaluate_run(
         levels = build_evaluate_levels(experiment, frozen, batches, options)(state)
         bits = {name: levels.pop(name) for name in list(levels) if name.startswith(BITS)} or None
     return Evaluation(int(state.step), batches.num_examples, losses, bits, bits_images, levels)
+
+
+def evaluation_lines(found: Evaluation, split: str) -> list[str]:
+    """Lay out an evaluation: of which step and records, then a line for each loss and number."""
+    lines = [f"step {found.step}, {found.num_examples} records of {split}:"]
+    lines += [f"  {name:32} {value:.6g}" for name, value in sorted(found.losses.items())]
+    lines += [f"  {line}" for line in level_lines(found.levels or {})]
+    count = min(found.bits_images, found.num_examples)
+    for end in ("", "_ema"):
+        if found.bits is not None and f"{BITS}{end}" in found.bits:
+            bits, half = found.bits[f"{BITS}{end}"], found.bits[f"{BITS}_ci{end}"]
+            over = f"at most, over the first {count} images (± {half:.2g})"
+            lines.append(f"  {f'{split}/bits_per_dim{end}':32} {bits:.4f}, {over}")
+    return lines
 
 
 def _shown(batches: Batches, doing: str) -> Batches:

@@ -30,9 +30,9 @@ from diffusion_jax.runs.weights import (
     load_trained,
     load_trained_params,
     start_frozen,
+    with_params,
 )
 from diffusion_jax.train.checkpoints.saving import open_checkpoints, state_bytes
-from diffusion_jax.train.ema import has_ema, reset_ema
 
 Form: TypeAlias = Literal["safetensors", "native", "diffusers", "run", "stablehlo"] | LoraLayout
 
@@ -196,10 +196,7 @@ def write_run(
     """
     with folder.claim(workdir, config):
         state = experiment.init_state()
-        state = state._replace(params=trained.params, mutable=trained.mutable)
-        if has_ema(state.opt_state):
-            averaged = experiment.task.averaged_part(state.params)
-            state = state._replace(opt_state=reset_ema(state.opt_state, averaged))
+        state = with_params(experiment, state, trained.params, trained.mutable)
         checkpoints = open_checkpoints(workdir / "checkpoints", needed_bytes=state_bytes(state))
         names = {name: known[name] for name in ("class_names",) if known and name in known}
         metadata = {**made_from(config), **names, "next_batch": 0, "scores": {}}

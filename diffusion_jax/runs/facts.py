@@ -65,7 +65,12 @@ def starts_of(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     starts = facts["starts"] if "starts" in facts else []
     if not isinstance(starts, list):
         return []
-    return [s for s in starts if isinstance(s, dict) and isinstance(s.get("time"), (int, float))]
+    return [s for s in starts if isinstance(s, dict) and _is_time(s.get("time"))]
+
+
+def _is_time(value: Any) -> bool:
+    """Tell whether a value can be seconds since 1970."""
+    return isinstance(value, (int, float)) and 0 <= value < 2**35
 
 
 def hardware() -> dict[str, Any]:

@@ -11,13 +11,8 @@ import numpy as np
 from jax.core import Tracer
 from PIL import Image
 
-from diffusion_jax.data.transforms import (
-    RESIZE_FILTERS,
-    CorruptImageError,
-    decode,
-    fit,
-    open_picture,
-)
+from diffusion_jax.data.transforms import CorruptImageError, decode, open_picture
+from diffusion_jax.runs.fitting import Resize, fit_masks, fit_pixels
 
 _log = logging.getLogger(__name__)
 
@@ -51,11 +46,28 @@ def read_mask(path: str | os.PathLike, *, flag: str = "") -> np.ndarray:
     return as_mask(_read(path, flag, lambda picture: _with_opacity(open_picture(picture))))[0]
 
 
-def as_image(name: str, image: Any, count: int, shape: tuple[int, int, int]) -> np.ndarray:
+def as_image(
+    name: str, image: Any, count: int, shape: tuple[int, int, int], resize: Resize = "resize"
+) -> np.ndarray:
     """Make uint8 [count, *shape] of a PIL image or uint8 [h, w], [h, w, c] or [b, h, w, c].
 
-    Pixels of another size are resized, and the log says so. Raises ValueError for another dtype,
-    other channels or another number of images.
+    Pixels of another size are fitted, see fitting.fit_pixels, and the log says so. Raises
+    ValueError for another dtype, other channels or another number of images.
+    """
+    rows = as_rows(name, image, count, shape)
+    if rows.shape[1:] != shape:
+        _say_fitted(name, rows.shape[1:3], shape, resize)
+        rows = fit_pixels(rows, shape[:2], resize)
+    return np.broadcast_to(rows, (count, *shape))
+
+
+def as_rows(
+    name: str, image: Any, count: int | None, shape: tuple[int | str, int | str, int]
+) -> np.ndarray:
+    """Make uint8 [b, h, w, c] of a PIL image or uint8 [h, w], [h, w, c] or [b, h, w, c].
+
+    count: how many images there should be if not one; None for any number. shape: what it should
+    be, for messages, and how many channels there are. Raises ValueError as as_image does.
     """
     if isinstance(image, Image.Image):
         image = decode(image, shape[-1])
@@ -64,29 +76,30 @@ def as_image(name: str, image: Any, count: int, shape: tuple[int, int, int]) -> 
         raise ValueError(f"{name} has dtype {image.dtype}; it should be uint8 pixels")
     pixels = image[..., None] if image.ndim == 2 else image
     rows = pixels[None] if pixels.ndim == 3 else pixels
-    if (
-        rows.ndim != 4
-        or rows.shape[-1] != shape[-1]
-        or len(rows) not in (1, count)
-        or not rows.size
-    ):
-        raise ValueError(
-            f"{name} has shape {image.shape}; it should be {shape} or {(count, *shape)}"
-        )
-    if rows.shape[1:] != shape:
-        _say_resized(name, rows, shape)
-        options: Any = {"image_size": shape[:2], "crop": "stretch", "resize": "bicubic", "pad": 0}
-        rows = np.stack([fit(row, **options).pixels for row in rows])
-    return np.broadcast_to(rows, (count, *shape))
+    counts = (count is None) or len(rows) in (1, count)
+    if rows.ndim != 4 or rows.shape[-1] != shape[-1] or not counts or not rows.size:
+        whole = str(("B" if count is None else count, *shape)).replace("'", "")
+        one = str(shape).replace("'", "")
+        raise ValueError(f"{name} has shape {image.shape}; it should be {one} or {whole}")
+    return rows
 
 
-def as_mask(mask: Any, count: int | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
+def as_mask(
+    mask: Any,
+    count: int | None = None,
+    size: tuple[int, int] | None = None,
+    *,
+    image_size: tuple[int, int] | None = None,
+    resize: Resize = "resize",
+) -> np.ndarray:
     """Make float32 [count, *size, 1] in [0, 1] of a mask, 1 where the image is kept.
 
     mask: a PIL image or an array [h, w], [h, w, c], [b, h, w] or [b, h, w, c]: bool, numbers from 0
     to 1, or integers from 0 to 255 or 65535. Colours are averaged; where pixels have an opacity
     (c = 2 or 4), they count by it, and it is the mask where colours show no shape. Without count
     and size the mask keeps its own. A mask of another size is resized, and the log says so.
+    image_size, resize: of the image that it belongs to, and how this is fitted; the mask goes with
+    it, and what "pad" adds is not kept.
     Raises ValueError for other shapes and values.
     """
     if isinstance(mask, Image.Image):
@@ -101,9 +114,12 @@ def as_mask(mask: Any, count: int | None = None, size: tuple[int, int] | None = 
         raise ValueError(f"mask has shape {given.shape}; it should be {wanted}")
     values = _alpha_applied(_from_0_to_1(values))
     count, size = count or len(values), size or values.shape[1:3]
+    if resize != "resize" and image_size is not None and values.shape[1:3] != image_size:
+        _say_fitted("mask", values.shape[1:3], image_size, "resize")
+        values = fit_masks(values, image_size, "resize")
     if values.shape[1:3] != size:
-        _say_resized("mask", values, size)
-        values = np.stack([_resized(row[..., 0], size) for row in values])
+        _say_fitted("mask", values.shape[1:3], size, resize)
+        values = fit_masks(values, size, resize)
     return np.broadcast_to(values, (count, *size, 1))
 
 
@@ -155,13 +171,22 @@ def number(name: str, value: Number) -> float:
     return float(array)
 
 
-def check_image_use(image: Picture | None, mask: Picture | None, strength: Number | None) -> None:
-    """Raise ValueError where image, mask and strength are not what goes together."""
+def check_image_use(
+    image: Picture | None,
+    mask: Picture | None,
+    strength: Number | None,
+    *,
+    is_read: bool = False,
+) -> None:
+    """Raise ValueError where image, mask and strength are not what goes together.
+
+    is_read: the model reads the image itself, which then needs neither strength nor mask.
+    """
     if strength is not None:
         number("strength", strength)
     if mask is not None and image is None:
         raise ValueError("inpainting needs both image and mask")
-    if strength is None and image is not None and mask is None:
+    if strength is None and image is not None and mask is None and not is_read:
         raise ValueError("an image needs strength, how much of it is redrawn, or a mask")
     if strength is not None and image is None:
         raise ValueError(f"strength = {strength} needs an image to begin with")
@@ -269,17 +294,10 @@ def _alpha_applied(values: np.ndarray) -> np.ndarray:
     return colour * alpha
 
 
-def _resized(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    height, width = size
-    picture = Image.fromarray(values).resize((width, height), RESIZE_FILTERS["area"])
-    return np.clip(np.asarray(picture), 0.0, 1.0)[..., None]
-
-
-def _say_resized(name: str, rows: np.ndarray, size: tuple[int, ...]) -> None:
-    height, width = rows.shape[1:3]
-    _log.warning(
-        "%s is %d x %d pixels and is resized to %d x %d", name, height, width, size[0], size[1]
-    )
+def _say_fitted(name: str, old: tuple[int, ...], new: tuple[int, ...], resize: Resize) -> None:
+    verb = {"resize": "resized", "crop": "cropped", "pad": "padded"}[resize]
+    pair = (*old[:2], verb, *new[:2])
+    _log.warning(f"{name} is %d x %d pixels and is %s to %d x %d", *pair)
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:

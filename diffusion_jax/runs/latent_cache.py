@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import grain
 import jax
+import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -29,6 +30,7 @@ from diffusion_jax.data.latent_shards import (
 from diffusion_jax.data.progress import log_progress
 from diffusion_jax.data.records import Record, Records
 from diffusion_jax.devices.mesh import batch_sharding, batch_shards, make_mesh, replicated
+from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.frames import FRAME
 from diffusion_jax.models.conditioning.conditioner import cached_outputs, name_outputs, outputs_of
@@ -50,6 +52,19 @@ class CachedTraining(NamedTuple):
     frozen: PyTree
     null: dict[str, PyTree]
     with_images: Callable[[Mapping[str, Any], int], dict[str, Any]]
+
+
+def encode_split(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path | None = None
+) -> LatentCache:
+    """Make or finish the latent cache of a config's training split, see make_latent_cache.
+
+    workdir: the folder of a run whose saved frozen networks are used, if it has any.
+    """
+    experiment = make_experiment(config)
+    cache_options(experiment)  # a config without a cache is not worth loading weights
+    source = experiment.data.source("train")
+    return make_latent_cache(experiment, load_frozen(experiment, workdir), source)
 
 
 def train_from_cache(

@@ -21,6 +21,8 @@ from diffusion_jax.runs.native import About, find_about
 # for files that do not say it.
 CONFIGS: dict[str, dict[str | None, tuple[str, ...]]] = {
     "v1": {None: ("sd15",)},
+    "v1_inpainting": {None: ("sd15:inpaint",)},
+    "v1_edit": {None: ("sd15:edit",)},
     "v2": {"eps": ("sd21",), "v": ("sd21:768v",), None: ("sd21", "sd21:768v")},
     "xl_base": {None: ("sdxl",)},
     "xl_refiner": {None: ("sdxl_refiner",)},

@@ -5,14 +5,35 @@ import importlib.util
 import logging
 import os
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 
+from diffusion_jax.data.whole_files import whole_file
 from diffusion_jax.runs.recipe import KEY, Recipe, recipe_text
-from diffusion_jax.train.pictures import image_grid, save_png
+from diffusion_jax.train.pictures import image_grid, png_bytes
 from diffusion_jax.train.videos import save_clip
 
 _log = logging.getLogger(__name__)
+
+
+class Pictures(NamedTuple):
+    """Drawn images and a grid of all of them, as the bytes of PNG files."""
+
+    images: list[bytes]
+    grid: bytes
+
+
+def encode_samples(images: np.ndarray, recipe: Recipe | None = None) -> Pictures:
+    """Encode uint8 images [b h w c] and their grid as PNG files.
+
+    recipe: how they were drawn, which each file tells. The grid tells how its first image was.
+    """
+    columns = int(np.ceil(np.sqrt(len(images))))
+    return Pictures(
+        [png_bytes(image, _texts(recipe, index)) for index, image in enumerate(images)],
+        png_bytes(image_grid(images, columns=columns), _texts(recipe, 0)),
+    )
 
 
 def write_samples(
@@ -20,16 +41,16 @@ def write_samples(
 ) -> pathlib.Path:
     """Write uint8 images [b h w c] as 00000.png, ... and grid.png -> the path of the grid.
 
-    recipe: how they were drawn, which each file tells. The grid tells how its first image was.
-    Raises ValueError when the folder holds files already.
+    recipe: see encode_samples. Raises ValueError when the folder holds files already.
     """
     check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(images):
-        save_png(folder / f"{index:05d}.png", image, _texts(recipe, index))
-    columns = int(np.ceil(np.sqrt(len(images))))
-    grid = image_grid(images, columns=columns)
-    return save_png(folder / "grid.png", grid, _texts(recipe, 0))
+    pictures = encode_samples(images, recipe)
+    names = [f"{index:05d}.png" for index in range(len(images))] + ["grid.png"]
+    for name, content in zip(names, [*pictures.images, pictures.grid], strict=True):
+        with whole_file(folder / name) as partial:
+            partial.write_bytes(content)
+    return folder / "grid.png"
 
 
 def _texts(recipe: Recipe | None, index: int) -> dict[str, str]:

@@ -17,7 +17,6 @@ from diffusion_jax.experiment.task import Trained
 from diffusion_jax.randomness import sample_keys
 from diffusion_jax.types import PyTree
 
-SUFFIX = ".stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
 # What the format of the file can hold, less the program itself.
 _MOST_BYTES = 2**31 - 2**24

@@ -24,12 +24,17 @@ from diffusion_jax.runs.facts import record_start
 from diffusion_jax.runs.hooks import Watched, build_hooks
 from diffusion_jax.runs.latent_cache import CachedTraining, train_from_cache
 from diffusion_jax.runs.start import Start, plan_start
-from diffusion_jax.runs.weights import holds_frozen, run_frozen, start_frozen
+from diffusion_jax.runs.weights import (
+    first_state,
+    holds_frozen,
+    run_frozen,
+    start_frozen,
+    with_params,
+)
 from diffusion_jax.train import loop
 from diffusion_jax.train.checkpoints.reading import resolve_checkpoint, restore_state
 from diffusion_jax.train.checkpoints.saving import Checkpoints, open_checkpoints, state_bytes
 from diffusion_jax.train.checkpoints.warm_start import warm_start, warm_start_mutable
-from diffusion_jax.train.ema import has_ema, reset_ema
 from diffusion_jax.train.hooks.checkpoint import make_rescue, save_state
 from diffusion_jax.train.hooks.hang import watch_hangs
 from diffusion_jax.train.hooks.overview import overview
@@ -180,13 +185,15 @@ def _train_run(
         stack.callback(writer.close)
         announce(experiment, state, data, workdir, writer, say)
         with watch_hangs(**experiment.hooks.hooks["hang"][0]) as hang:
+            frozen = _frozen(experiment, asked, data)
+            state = first_state(experiment, state, frozen) if new else state
             watched = Watched(
                 workdir=workdir,
                 writer=writer,
                 checkpoints=checkpoints,
                 metadata=made,
                 scores=scores,
-                frozen=_frozen(experiment, asked, data),
+                frozen=frozen,
                 validation_batches=data.validation,
                 class_names=data.class_names,
                 signals=received,
@@ -330,15 +337,9 @@ def start(
 def _initial(experiment: Experiment, say: Listener) -> tuple[TrainState, Scores]:
     """Make the initial state, from train.ckpt_path if the config names one."""
     state = experiment.init_state()
-    if experiment.training.ckpt_path is None or experiment.task.adapters is not None:
+    if experiment.training.ckpt_path is None or experiment.task.first_params is not None:
         return state, {}
-    state = _load_start(experiment, state, experiment.training.ckpt_path, say)
-    # The average starts from the loaded weights; upstream leaves it at the random ones it was made
-    # with.
-    opt_state = state.opt_state
-    averaged = experiment.task.averaged_part(state.params)
-    opt_state = reset_ema(opt_state, averaged) if has_ema(opt_state) else opt_state
-    return state._replace(opt_state=opt_state), {}
+    return _load_start(experiment, state, experiment.training.ckpt_path, say), {}
 
 
 def _load_start(experiment: Experiment, state: TrainState, path: str, say: Listener) -> TrainState:
@@ -370,7 +371,9 @@ def _load_start(experiment: Experiment, state: TrainState, path: str, say: Liste
     for what, names in lists.items():
         text = f"{path}: {len(names)} parameters {what}" + "".join(f"\n  {n}" for n in names)
         say(RunEvent("weights", text))
-    return state._replace(params=params, mutable=mutable)
+    # The average starts from the loaded weights; upstream leaves it at the random ones it was made
+    # with.
+    return with_params(experiment, state, params, mutable)
 
 
 def run_writer(

@@ -16,7 +16,8 @@ from diffusion_jax.experiment.task import Trained
 from diffusion_jax.experiment.weights import released_source
 from diffusion_jax.train.checkpoints.reading import load_mutable, load_params, saved_steps
 from diffusion_jax.train.checkpoints.saving import open_checkpoints, restore_state
-from diffusion_jax.train.ema import averages_of
+from diffusion_jax.train.ema import averages_of, has_ema, reset_ema
+from diffusion_jax.train.state import TrainState
 from diffusion_jax.types import PyTree
 
 FROZEN_FOLDER = "frozen"
@@ -141,6 +142,9 @@ def load_checkpoint_file(
     unknown = [name for name in absent if name.startswith("conditioner/")]
     if unknown:
         raise ValueError(f"{path} cannot hold {', '.join(unknown)}, which the config trains")
+    frozen = make_frozen(experiment, path)
+    if experiment.task.first_params is not None:
+        params = experiment.task.first_params(params, frozen)
     if any(_is_abstract(leaf) for leaf in jax.tree.leaves((params, mutable))):
         initial = experiment.init_state()
         params, mutable = jax.tree.map(
@@ -148,7 +152,25 @@ def load_checkpoint_file(
             (params, mutable),
             (initial.params, initial.mutable),
         )
-    return Trained(params, mutable, make_frozen(experiment, path)), absent
+    return Trained(params, mutable, frozen), absent
+
+
+def first_state(experiment: Experiment, state: TrainState, frozen: PyTree) -> TrainState:
+    """Begin a new run with what Task.first_params gives, and its average with the same."""
+    if experiment.task.first_params is None:
+        return state
+    return with_params(experiment, state, experiment.task.first_params(state.params, frozen))
+
+
+def with_params(
+    experiment: Experiment, state: TrainState, params: PyTree, mutable: PyTree | None = None
+) -> TrainState:
+    """Put parameters in place of the initial ones, and let the average start from them."""
+    opt_state = state.opt_state
+    if has_ema(opt_state):
+        opt_state = reset_ema(opt_state, experiment.task.averaged_part(params))
+    mutable = state.mutable if mutable is None else mutable
+    return state._replace(params=params, mutable=mutable, opt_state=opt_state)
 
 
 def _load_native(experiment: Experiment, path: str | os.PathLike, ema: bool) -> Trained:

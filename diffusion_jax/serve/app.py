@@ -1,11 +1,12 @@
 """The web application of the playground: three files, and four requests."""
 
+import contextlib
 import functools
 import importlib.resources
 import json
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import uvicorn
@@ -18,7 +19,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from diffusion_jax.pipeline import Pipeline
-from diffusion_jax.serve.asking import describe, read
+from diffusion_jax.runs.recipe import find_recipe
+from diffusion_jax.runs.samples import Pictures, encode_samples
+from diffusion_jax.runs.watched import OnStep
+from diffusion_jax.serve.asking import Asked, describe, read
 from diffusion_jax.serve.jobs import MOST_WAITING, Jobs
 
 MOST_BYTES = 16 * 2**20
@@ -33,19 +37,24 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+# Options of a call that its pictures tell.
+_TOLD = ("negative", "num_steps", "guidance_scale")
 # A sampler's name, "" for the config's -> the model with it; ValueError when it does not fit.
 WithSampler = Callable[[str], Pipeline]
 
 
-def make_app(with_sampler: WithSampler, token: str | None, hosts: list[str]) -> Starlette:
+def make_app(
+    with_sampler: WithSampler, token: str | None, hosts: list[str], model: str
+) -> Starlette:
     """Make the application.
 
-    token: what requests must know, None for a page that only this machine can reach. hosts: names
-    under which it may be called; others are refused, so that no page of another site can.
+    model: the name that drawn images tell. token: what requests must know, None for a page that
+    only this machine can reach. hosts: names under which it may be called; others are refused, so
+    that no page of another site can.
     """
     about, jobs = describe(with_sampler("")), Jobs()
 
-    async def model(request: Request) -> Response:
+    async def look_at_model(request: Request) -> Response:
         return JSONResponse(about)
 
     async def draw(request: Request) -> Response:
@@ -54,8 +63,7 @@ def make_app(with_sampler: WithSampler, token: str | None, hosts: list[str]) -> 
             pipe = with_sampler(asked.sampler)
         except ValueError as error:
             return _refused(400, str(error))
-        call = functools.partial(pipe, asked.conditions, **asked.options)
-        job = jobs.add(lambda on_step: call(on_step=on_step))
+        job = jobs.add(functools.partial(_draw, pipe, asked, model))
         if job is None:
             return _refused(503, f"{MOST_WAITING} calls are waiting already; try again later")
         return JSONResponse({"id": job.id})
@@ -75,20 +83,43 @@ def make_app(with_sampler: WithSampler, token: str | None, hosts: list[str]) -> 
             return _refused(404, "there is no such image")
         return Response(found[0].images[index], media_type="image/png")
 
+    async def grid(request: Request) -> Response:
+        found = jobs.find(request.path_params["job"])
+        if found is None or not found[0].grid:
+            return _refused(404, "there is no such image")
+        return Response(found[0].grid, media_type="image/png")
+
     routes = [
         *(Route(path, functools.partial(_file, *file)) for path, file in FILES.items()),
-        Route("/api/model", model),
+        Route("/api/model", look_at_model),
         Route("/api/jobs", draw, methods=["POST"]),
         Route("/api/jobs/{job:str}", look, methods=["GET", "DELETE"]),
+        Route("/api/jobs/{job:str}/grid.png", grid),
         Route("/api/jobs/{job:str}/{index:int}.png", image),
     ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        jobs.close()
+
     return Starlette(
         routes=routes,
+        lifespan=lifespan,
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
             Middleware(_Guard, token=token),
         ],
     )
+
+
+def _draw(pipe: Pipeline, asked: Asked, model: str, on_step: OnStep) -> Pictures:
+    """Draw what was asked for; each picture tells how."""
+    images = pipe(asked.conditions, **asked.options, on_step=on_step)
+    told = {name: asked.options[name] if name in asked.options else None for name in _TOLD}
+    size, seed = images.shape[1:3], asked.options["seed"]
+    recipe = find_recipe(pipe.experiment, asked.conditions, size, model=model, seed=seed, **told)
+    return encode_samples(images, recipe)
 
 
 class _Guard:

@@ -69,8 +69,9 @@ def read(asked: Mapping[str, Any], pipe: Pipeline) -> Asked:
     _check_range(given, "num_steps", 1, MOST_STEPS)
     _check_range(given, "seed", -_LARGEST_SEED, _LARGEST_SEED)
     _check_range(given, "guidance_scale", -10_000, 10_000)
+    _check_range(given, "strength", 0, 1)
     options = {
-        name: given[name]
+        name: float(given[name]) if _FIELDS[name] is float else given[name]
         for name in ("negative", "n", "num_steps", "guidance_scale", "seed", "strength")
         if name in given
     }

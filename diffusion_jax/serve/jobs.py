@@ -1,18 +1,19 @@
 """The queue of the playground: one call of the model at a time, in the order they were asked."""
 
 import collections
+import contextlib
 import queue
 import secrets
 import threading
 from collections.abc import Callable
 from typing import Any, final
 
-import numpy as np
-
+from diffusion_jax.runs.samples import Pictures
 from diffusion_jax.runs.watched import OnStep, Stopped
-from diffusion_jax.train.pictures import png_bytes
 
 MOST_WAITING = 16
+_LOOK = 0.5  # seconds after which the thread looks whether all ends
+_PATIENCE = 10.0  # seconds that a job may take to stop
 _MOST_KEPT = 32  # jobs whose images are kept
 
 
@@ -20,22 +21,23 @@ _MOST_KEPT = 32  # jobs whose images are kept
 class Job:
     """One call: state is waiting, drawing, done, failed or stopped; `error` is a sentence."""
 
-    def __init__(self, draw: Callable[[OnStep], np.ndarray]) -> None:
+    def __init__(self, draw: Callable[[OnStep], Pictures]) -> None:
         """Keep what draws; nothing is computed yet."""
         self.id = secrets.token_urlsafe(12)
         self.state, self.error, self.done, self.total = "waiting", "", 0, 0
         self.images: list[bytes] = []
+        self.grid = b""
         self.stop = threading.Event()
         self._draw = draw
 
     def run(self) -> None:
-        """Draw, and keep the images as PNGs."""
+        """Draw, and keep the pictures."""
         if self.stop.is_set():
             self.state = "stopped"
             return
         self.state = "drawing"
         try:
-            self.images = [png_bytes(image) for image in self._draw(self._on_step)]
+            self.images, self.grid = self._draw(self._on_step)
             self.state = "done"
         except Stopped:
             self.state = "stopped"
@@ -66,9 +68,11 @@ class Jobs:
         self._jobs: collections.OrderedDict[str, Job] = collections.OrderedDict()
         self._queue: queue.Queue[Job] = queue.Queue(MOST_WAITING)
         self._lock = threading.Lock()
-        threading.Thread(target=self._work, name="playground", daemon=True).start()
+        self._closing = threading.Event()
+        self._worker = threading.Thread(target=self._work, name="playground", daemon=True)
+        self._worker.start()
 
-    def add(self, draw: Callable[[OnStep], np.ndarray]) -> Job | None:
+    def add(self, draw: Callable[[OnStep], Pictures]) -> Job | None:
         """Put a call at the end of the queue; None when that is full."""
         job = Job(draw)
         with self._lock:
@@ -94,9 +98,21 @@ class Jobs:
                 before += job.state in _UNFINISHED
         return None
 
+    def close(self) -> None:
+        """Stop all jobs and the thread, so that the process can end.
+
+        A job that stops in none of its steps, because it compiles, is waited for only a while.
+        """
+        self._closing.set()
+        with self._lock:
+            for job in self._jobs.values():
+                job.stop.set()
+        self._worker.join(_PATIENCE)
+
     def _work(self) -> None:
-        while True:
-            self._queue.get().run()
+        while not self._closing.is_set():
+            with contextlib.suppress(queue.Empty):
+                self._queue.get(timeout=_LOOK).run()
 
 
 _UNFINISHED = ("waiting", "drawing")

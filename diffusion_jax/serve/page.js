@@ -65,6 +65,14 @@ async function fields() {
   return asked;
 }
 
+async function link(path, name) {
+  const anchor = document.createElement("a");
+  anchor.href = URL.createObjectURL(await (await ask(path)).blob());
+  anchor.download = name;
+  anchor.title = "Download";
+  return anchor;
+}
+
 async function show(report, words) {
   const batch = document.createElement("div");
   batch.className = "batch";
@@ -75,17 +83,18 @@ async function show(report, words) {
   batch.append(caption, images);
   $("gallery").prepend(batch);
   for (let i = 0; i < report.images; i++) {
-    const blob = await (await ask(`/api/jobs/${report.id}/${i}.png`)).blob();
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(blob);
-    link.download = `${report.id}_${i}.png`;
-    link.title = "Download";
+    const anchor = await link(`/api/jobs/${report.id}/${i}.png`, `${report.id}_${i}.png`);
     const image = new Image();
-    image.src = link.href;
+    image.src = anchor.href;
     image.alt = `${words}, image ${i + 1}`;
     image.onload = () => image.classList.toggle("small", image.naturalWidth < 128);
-    link.append(image);
-    images.append(link);
+    anchor.append(image);
+    images.append(anchor);
+  }
+  if (report.images > 1) {
+    const grid = await link(`/api/jobs/${report.id}/grid.png`, `${report.id}_grid.png`);
+    grid.textContent = "download as one picture";
+    caption.append(" · ", grid);
   }
 }
 

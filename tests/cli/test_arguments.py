@@ -22,29 +22,6 @@ def test_sample_flags():
     assert (arguments.label, arguments.n, arguments.steps) == ("7", 4, 5)
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (
-            ["smaple"],
-            "'smaple' is not a command; did you mean 'sample'? choose from cache, convert",
-        ),
-        (["--confg=x"], "'--confg=x' is not a flag of train; did you mean '--config'? choose from"),
-        (
-            ["sample", "--width_=3"],
-            "is not a flag of sample; did you mean '--width'? choose from -",
-        ),
-        (["--workdir=x", "--batchsize=3"], "'--batchsize=3' is not a flag of train"),
-        (["sample", "--workdir=x", "extra"], "'extra' is not a flag of sample"),
-        (["convert", "--dtype=int8"], "--dtype"),
-    ],
-)
-def test_unknown_words_are_named(argv, message, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        parse_arguments(argv)
-    assert stopped.value.code == 2 and message in capsys.readouterr().err
-
-
 def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit) as stopped:
         parse_arguments(["--help"])

@@ -4,12 +4,9 @@ from importlib.util import find_spec
 
 import pytest
 
+from diffusion_jax.cli import main
 from diffusion_jax.cli.arguments import parse_arguments
-from diffusion_jax.cli.flags import COMMANDS, flag
-
-
-def test_a_flag_is_what_argparse_wants():
-    assert flag("--n", "how many", type=int) == ("--n", {"help": "how many", "type": int})
+from diffusion_jax.cli.flags import COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -30,3 +27,9 @@ def test_a_run_is_asked_for_where_nothing_else_will_do(capsys):
         with pytest.raises(SystemExit):
             parse_arguments([command])
         assert "--workdir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ema", "describe", "report", "runs", "options"])
+def test_commands_without_a_config_refuse_to_change_one(name, capsys):
+    assert main([name, *(["--workdir=x"] if name == "ema" else []), "--config.seed=3"]) == 2
+    assert capsys.readouterr().err.startswith("error: --config.seed=3 does not fit: a")

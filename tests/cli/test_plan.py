@@ -39,10 +39,10 @@ def test_what_cannot_be_planned_is_one_sentence(arguments, message, capsys):
 
 
 def test_what_does_not_fit_says_what_would(monkeypatch, capsys):
-    from diffusion_jax.cli import plan
+    from diffusion_jax.plan import planning
 
-    find = plan.find_topology
-    monkeypatch.setattr(plan, "find_topology", lambda name: find(name)._replace(memory=1000))
+    find = planning.find_topology
+    monkeypatch.setattr(planning, "find_topology", lambda name: find(name)._replace(memory=1000))
     assert main(["plan", MNIST, "--topology=h100:2"]) == 2
     error = capsys.readouterr().err
     assert "GiB per device and h100:2 has 0.00 GiB; try a smaller --per_device_batch" in error

@@ -8,8 +8,10 @@ from PIL import Image
 from support.experiments import built, trained
 
 from diffusion_jax.cli import main
+from diffusion_jax.cli.sample import draw
 from diffusion_jax.convert.weights.exporting import save_weights
 from diffusion_jax.pipeline import NonFiniteWarning, Pipeline
+from diffusion_jax.runs.asked import Call
 
 CONFIGS = {"classes": "mnist", "text": "emoji_ldm", "video": "moving_digits"}
 
@@ -131,3 +133,26 @@ def test_loras_are_added_each_with_its_weight(drawn, monkeypatch):
     monkeypatch.setattr(Pipeline, "with_lora", lambda self, loras: given.append(loras) or self)
     drawn("text", "--prompt=a fox", "--lora=x:0.5", "--lora=y")
     assert given == [{"x": 0.5, "y": 1.0}]
+
+
+@pytest.mark.parametrize("bad", [0, 2])
+def test_the_exit_code_and_stderr_tell_of_values_that_are_not_finite(monkeypatch, capsys, bad):
+    calls = []
+
+    def call(self, conditions, **options):
+        calls.append((conditions, options))
+        if bad:
+            warnings.warn(f"{bad} images hold NaN", NonFiniteWarning, stacklevel=2)
+        return np.zeros((4, 2, 2, 1), np.uint8)
+
+    monkeypatch.setattr(Pipeline, "__call__", call)
+    config = "configs/mnist.py:tiny"
+    weights = trained(config)
+    pipe = Pipeline(built(config), weights.params, weights.frozen)
+    options = {"num_steps": 3, "seed": 7, "n": 4}
+    code = draw(pipe, Call([1], options, lambda drawn: f"wrote {len(drawn)}"))
+    assert calls == [([1], options)]
+    said = capsys.readouterr()
+    assert said.out == "wrote 4\n"
+    assert said.err == (f"warning: {bad} images hold NaN\n" if bad else "")
+    assert code == (1 if bad else 0)

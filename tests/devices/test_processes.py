@@ -7,9 +7,9 @@ import pytest
 
 from diffusion_jax.cli import main
 from diffusion_jax.cli.arguments import parse_arguments
-from diffusion_jax.cli.program import exit_code
 from diffusion_jax.devices import processes
 from diffusion_jax.devices.processes import Place, find_place, same_for_all
+from diffusion_jax.runs.failures import exit_code
 from diffusion_jax.train.hooks.received import Interrupted
 
 SLURM = {

@@ -232,3 +232,14 @@ def test_cfgpp_steps_from_the_guided_image_in_the_unconditional_direction(scale)
 def test_cfgpp_has_scales_from_0_to_1(scale):
     with pytest.raises(ValueError, match="should be between 0 and 1 for cfgpp"):
         guidance.cfgpp_scales(np.asarray(scale, np.float32), np.array([0.5]))
+
+
+@pytest.mark.parametrize(("scale", "image_scale"), [(7.5, 1.5), (1.0, 1.0), (0.0, 2.0), (3.0, 0.0)])
+def test_an_image_and_a_text_guide_with_a_scale_each(scale, image_scale):
+    image_only = {"vector": jnp.array([[4.0], [3.0]]), "crossattn": jnp.zeros((2, 5, 3))}
+    got = guidance.instruct_pix2pix(
+        apply, COND, NULL, scale, image_only=image_only, image_scale=image_scale
+    )(X, T)
+    out_u, out_i, out_c = (apply(X, T, c) for c in (NULL, image_only, COND))
+    want = out_u + image_scale * (out_i - out_u) + scale * (out_c - out_i)
+    np.testing.assert_allclose(got, want, rtol=1e-5)

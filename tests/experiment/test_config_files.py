@@ -6,7 +6,7 @@ import pytest
 
 from diffusion_jax.experiment import config_files
 from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.config_files import find_config, load_config, load_config_file
+from diffusion_jax.experiment.config_files import find_config, load_config
 
 MNIST = "configs/mnist.py"
 FILE = """
@@ -212,7 +212,7 @@ def test_a_missing_file_is_named_with_what_there_is():
     with pytest.raises(FileNotFoundError, match="nowhere/x.py does not exist; .*choose from cifar"):
         load_config("nowhere/x.py")
     with pytest.raises(FileNotFoundError, match="nowhere.py does not exist"):
-        load_config_file(config_files.SHIPPED[1] / "nowhere.py")
+        load_config(f"{config_files.SHIPPED[1]}/nowhere.py")
 
 
 def test_the_shipped_configs_take_overrides():

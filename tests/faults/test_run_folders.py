@@ -6,7 +6,7 @@ from faults.frame import BadInput, bad_inputs
 
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.runs.folder import load_saved_config
-from diffusion_jax.runs.report.text import report_run
+from diffusion_jax.runs.report.gathering import gather
 
 WHOLE = '{"config": {"seed": 0}}'
 BROKEN = "is empty, cut or no JSON"
@@ -56,7 +56,7 @@ def metrics(name, content, says):
     def act(folder):
         (folder / "config.json").write_text(WHOLE)
         (folder / "metrics.jsonl").write_bytes(content)
-        report_run(folder)
+        gather(folder)
 
     return BadInput(f"metrics.jsonl: {name}", act, says)
 
@@ -70,10 +70,10 @@ test_run_folders = bad_inputs(
         *(config(name, *row) for name, row in CONFIGS.items()),
         *(metrics(name, *row) for name, row in METRICS.items()),
         no_run("an empty folder", load_saved_config, "is not the folder of a run"),
-        no_run("no metrics", lambda f: [(f / "config.json").write_text(WHOLE), report_run(f)],
+        no_run("no metrics", lambda f: [(f / "config.json").write_text(WHOLE), gather(f)],
                "has no metrics yet"),
-        no_run("a file", lambda _: report_run("/etc/passwd"), "is not the folder of a run"),
-        no_run("a zero byte", lambda _: report_run("a\0b"), "is not the folder of a run"),
+        no_run("a file", lambda _: gather("/etc/passwd"), "is not the folder of a run"),
+        no_run("a zero byte", lambda _: gather("a\0b"), "is not the folder of a run"),
         no_run("a pipe for config.json", lambda f: [os.mkfifo(f / "c.json"),
                load_config(str(f / "c.json"))], "does not exist"),
     ]

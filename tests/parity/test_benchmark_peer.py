@@ -77,3 +77,26 @@ def test_both_sides_of_latent_sampling_make_the_same_latents(monkeypatch, tmp_pa
     names = ("paired", "random_weights", "sampling", "side_latents_jax", "side_latents_torch")
     for name in names:
         sys.modules.pop(name, None)
+
+
+@pytest.mark.parity
+def test_the_race_runs_to_its_table(monkeypatch, tmp_path):
+    pytest.importorskip("diffusers")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr("os.sched_setaffinity", lambda pid, cores: None)
+    import race
+
+    out = tmp_path / "race"
+    options = f"--tiny --minutes=0.05 --out={out} --peer_python={sys.executable}"
+    found = race.main(options.split())
+    theirs, equal_time, equal_steps = found["rows"]
+    assert [row["name"] for row in found["rows"]] == [
+        "diffusers", "ours, equal time", "ours, equal steps"
+    ]  # fmt: skip
+    assert theirs["steps"] == equal_steps["steps"] >= 1 and equal_time["steps"] >= 1
+    assert all(row["mind"] > 0 and 0 <= row["copied"] <= 1 for row in found["rows"])
+    table = (out / "race.md").read_text()
+    assert table.startswith("| training | steps |") and "| ours, equal time |" in table
+    assert {path.name for path in out.iterdir()} >= {"race.json", "race.md", "race.png"}
+    for name in ("race", "race_data", "paired"):
+        sys.modules.pop(name, None)

@@ -24,7 +24,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def app(pipe):
-    return make_app(lambda sampler: pipe, None, [HOST])
+    return make_app(lambda sampler: pipe, None, [HOST], "digits")
 
 
 def call(app, method, path, body=None, *, raw=None, **headers):
@@ -82,6 +82,12 @@ def test_a_call_draws_what_the_pipeline_draws(app, pipe):
         image = np.asarray(Image.open(io.BytesIO(png)))
         np.testing.assert_array_equal(image, expected[index, ..., 0])
     assert call(app, "GET", f"/api/jobs/{report['id']}/2.png")[0] == 404
+    grid = Image.open(io.BytesIO(call(app, "GET", f"/api/jobs/{report['id']}/grid.png")[2]))
+    np.testing.assert_array_equal(np.asarray(grid)[2:30, 32:60], expected[1, ..., 0])
+    for told in (Image.open(io.BytesIO(png)).text["parameters"], grid.text["parameters"]):
+        assert told.startswith("7\nSteps: 3, Sampler: ddim, CFG scale: 2, Seed: 5, Size: 28x28")
+        assert "Model: digits" in told
+    assert call(app, "GET", "/api/jobs/another/grid.png")[0] == 404
 
 
 def test_a_call_is_stopped_and_the_next_one_draws(app):
@@ -116,7 +122,7 @@ def test_strangers_are_refused(app, pipe):
     assert call(app, "GET", "/api/model", host="evil.example")[0] == 400
     form = {"content-type": "application/x-www-form-urlencoded"}
     assert call(app, "POST", "/api/jobs", {"n": 1}, **form)[0] == 400
-    closed = make_app(lambda sampler: pipe, "secret", ["*"])
+    closed = make_app(lambda sampler: pipe, "secret", ["*"], "digits")
     assert call(closed, "GET", "/api/model")[0] == 401
     assert call(closed, "GET", "/api/model", authorization="Bearer wrong")[0] == 401
     assert call(closed, "GET", "/api/model", authorization="Bearer secret")[0] == 200

@@ -55,6 +55,8 @@ def test_fields_become_options_and_empty_ones_the_config(pipe):
         ({"n": True}, "n = 'True' should be a whole number"),
         ({"num_steps": 0}, "num_steps = 0 should be between 1 and 1000"),
         ({"guidance_scale": float("nan")}, "guidance_scale = 'nan' should be a number"),
+        ({"guidance_scale": 10**400}, "guidance_scale = 1000"),
+        ({"strength": 10**400}, "strength = 1000"),
         ({"sampler": "eluer"}, "sampler = 'eluer' is unknown"),
         ({"image": "/etc/passwd"}, "image is not a readable picture"),
         ({"image": "data:;base64,AAAA"}, "image is not a readable picture"),

@@ -3,12 +3,11 @@
 import threading
 import time
 
-import numpy as np
-
+from diffusion_jax.runs.samples import Pictures
 from diffusion_jax.runs.watched import Stopped
 from diffusion_jax.serve.jobs import MOST_WAITING, Jobs
 
-IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
+IMAGES = Pictures([b"first", b"second"], b"both")
 
 
 def wait_for(job, state):
@@ -36,7 +35,9 @@ def test_one_at_a_time_in_order_and_no_more_than_the_queue_holds():
     assert jobs.find(others[2].id)[1] == 3 and jobs.find("another") is None
     go.set()
     wait_for(others[-1], "done")
-    assert order == list(range(MOST_WAITING + 1)) and len(first.images) == 2
+    assert (
+        order == list(range(MOST_WAITING + 1)) and len(first.images) == 2 and first.grid == b"both"
+    )
 
 
 def test_old_jobs_are_forgotten():
@@ -75,3 +76,7 @@ def test_a_job_is_stopped_at_its_next_step():
     assert stepped.wait(30) and (job.done, job.total) == (3, 9)
     job.stop.set()
     wait_for(job, "stopped")
+    last = jobs.add(draw)
+    wait_for(last, "drawing")
+    jobs.close()
+    assert last.state == "stopped" and not jobs._worker.is_alive()

@@ -1,9 +1,10 @@
 """Folders that diffusers loads: weights, and the config.json from which it builds each network."""
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,35 @@ def unet_config(
         "center_input_sample": False,
         **_classes(unet, text_time, time_dim),
     }
+
+
+# What a ControlNet has not of the config of a UNet.
+_UP_ONLY = ("sample_size", "out_channels", "up_block_types", "mid_block_only_cross_attention")
+
+
+def control_config(
+    unet: Any, in_channels: int, hint_channels: Sequence[int], *, time_dim: int = 256
+) -> Config:
+    """Translate the fields of a ControlNet into the config of diffusers' ControlNetModel.
+
+    unet: the options of the network that it steers. time_dim: see unet_config.
+    Raises ValueError for a field that has no counterpart in diffusers.
+    """
+    differ = len(set(per_level(unet, "num_res_blocks"))) > 1
+    bad = {"num_res_blocks": differ, "disable_middle_self_attn": unet.disable_middle_self_attn}
+    refuse(unet, bad, _CONTROL)
+    config = unet_config(unet, in_channels, sample_size=1, time_dim=time_dim)
+    return {
+        **{name: value for name, value in config.items() if name not in (*_UP_ONLY, "dropout")},
+        "_class_name": _CONTROL,
+        "conditioning_channels": 3,
+        "conditioning_embedding_out_channels": list(hint_channels),
+        "controlnet_conditioning_channel_order": "rgb",
+        "global_pool_conditions": False,
+    }
+
+
+_CONTROL = "ControlNetModel"
 
 
 def _classes(unet: Any, text_time: bool, time_dim: int) -> Config:
@@ -299,24 +329,18 @@ def save_diffusers(
     (name, pipeline) -> the text of README.md. nonfinite: see export_params.
     Raises FileExistsError when the folder exists, ValueError when a component has no config.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; choose another name or remove it")
     slots = slots_of(DIFFUSERS, components)
     absent = [name for name in slots if name not in configs]
     if absent:
         raise ValueError(f"component {absent[0]!r} has no config; there are {list(configs)}")
-    check_target(folder)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
+    written = {"dtype": dtype, "nonfinite": nonfinite}
+    folder = Path(folder)
+    with _new_folder(folder) as unfinished:
         for name, (slot, tree) in slots.items():
             named = slot.name_map
             if name == "network" and "class_embed_type" in configs[name]:
                 named = f"{named}_class"
-            stem = "model" if slot.name_map.startswith("clip") else "diffusion_pytorch_model"
-            path = unfinished / slot.place / f"{stem}.safetensors"
-            save_weights(path, [export_params(tree, named, dtype=dtype, nonfinite=nonfinite)])
-            _write_json(path.with_name("config.json"), configs[name])
+            _write_component(unfinished / slot.place, tree, configs[name], named, **written)
         for name, file in _WITHOUT_WEIGHTS.items():
             if name in configs:
                 _write_json(unfinished / name / file, configs[name])
@@ -331,9 +355,34 @@ def save_diffusers(
             if card is not None:
                 text = card(folder.name, index["_class_name"])
                 (unfinished / "README.md").write_text(text, encoding="utf-8")
+
+
+def save_control(folder: str | os.PathLike, params: PyTree, config: Config, **written: Any) -> None:
+    """Write a folder that diffusers' ControlNetModel loads; written: dtype, nonfinite."""
+    with _new_folder(Path(folder)) as unfinished:
+        _write_component(unfinished, params, config, "control_diffusers", **written)
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Give a place to write, which becomes the folder once all is written."""
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; choose another name or remove it")
+    check_target(folder)
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        yield unfinished
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_component(
+    place: Path, params: PyTree, config: Config, name_map: str, **written: Any
+) -> None:
+    stem = "model" if name_map.startswith("clip") else "diffusion_pytorch_model"
+    save_weights(place / f"{stem}.safetensors", [export_params(params, name_map, **written)])
+    _write_json(place / "config.json", config)
 
 
 def _model_index(
@@ -344,6 +393,9 @@ def _model_index(
     is_video = "num_frames" in configs["network"]
     pipeline = _STABLE_VIDEO_DIFFUSION if is_video else _PIPELINES[texts]
     index: Config = {"_diffusers_version": VERSION, **pipeline}
+    more = configs["network"]["in_channels"] - configs["network"]["out_channels"]
+    if pipeline is _STABLE_DIFFUSION and more in _WITH_IMAGES:
+        index["_class_name"] = _WITH_IMAGES[more]
     for name, (slot, _) in slots.items():
         if "architectures" in configs[name]:
             index[slot.place] = ["transformers", configs[name]["architectures"][0]]
@@ -368,6 +420,8 @@ _STABLE_VIDEO_DIFFUSION: Config = {
     "_class_name": "StableVideoDiffusionPipeline",
     "feature_extractor": [None, None],
 }
+# Channels that a network reads beside its latents -> the pipeline that gives it an image in them.
+_WITH_IMAGES = {5: "StableDiffusionInpaintPipeline", 4: "StableDiffusionInstructPix2PixPipeline"}
 # Parts of a pipeline that have no weights -> the file of their config in the folder of that name.
 _WITHOUT_WEIGHTS = {
     "scheduler": "scheduler_config.json",

@@ -23,6 +23,13 @@ pipe = DiffusionPipeline.from_pretrained("{name}")
 {scheduler}
 """
 
+# What a pipeline takes besides a prompt.
+_IMAGES = {
+    "StableDiffusionXLImg2ImgPipeline": "image=image, ",
+    "StableDiffusionInpaintPipeline": "image=image, mask_image=mask, ",
+    "StableDiffusionInstructPix2PixPipeline": "image=image, ",
+}
+
 
 def tokenizer_files(tokenizer: ClipTokenizer) -> dict[str, str]:
     """Write the files of transformers' CLIPTokenizer out of the vocabulary of a tokenizer."""
@@ -62,7 +69,7 @@ def model_card(
     if scale is None:
         call = f"frames = pipe(image, num_inference_steps={num_steps}).frames[0]"
     else:
-        image = "" if pipeline != "StableDiffusionXLImg2ImgPipeline" else "image=image, "
+        image = _IMAGES[pipeline] if pipeline in _IMAGES else ""
         call = (
             f'image = pipe("a red fox", {image}num_inference_steps={num_steps}, '
             f"guidance_scale={scale}).images[0]"

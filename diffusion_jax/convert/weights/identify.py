@@ -16,6 +16,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 MARKERS = {
     "unet_ldm": r"input_blocks\.0\.0\.weight",
     "unet_diffusers": r"time_embedding\.linear_1\.weight",
+    "control_ldm": r"input_hint_block\.0\.weight",
+    "control_diffusers": r"controlnet_cond_embedding\.conv_in\.weight",
     "dit": r"blocks\.0\.adaLN_modulation\.1\.weight",
     "vae_ldm": r"(?:en|de)coder\.mid\.block_1\.norm1\.weight",
     "vae_diffusers": r"decoder\.mid_block\.resnets\.0\.(?:spatial_res_block\.)?norm1\.weight",
@@ -28,11 +30,12 @@ MARKERS = {
 PREFIXES = {
     "unet": ("model.diffusion_model.", "diffusion_model.", "unet.", ""),
     "dit": ("model.diffusion_model.", "diffusion_model.", ""),
+    "controlnet": ("control_model.", ""),
     "vae": ("first_stage_model.", "vae.", ""),
 }
 
 
-# Files beside a model, which are not read here, and a part of a name that each of them has.
+# Files beside a model, which are no model, and a part of a name that each of them has.
 OTHERS = {
     "a LoRA": "lora_",
     "a ControlNet": "input_hint_block.",
@@ -107,6 +110,8 @@ VIDEO_FAMILIES = {
     (1280, "views"): Family("sv4d", "an SV4D UNet", 1024, 8),
     (1280, "views and motion"): Family("sv4d2", "an SV4D 2 UNet", 1024, 8),
 }
+# The kind of network that OTHERS calls by its name.
+_BESIDE = "controlnet"
 _VECTOR = re.compile(r"(label_emb|add_embedding)\.")
 _WIDTH = re.compile(r"(label_emb\.0\.0|add_embedding\.linear_1)\.weight$")
 _TIME = re.compile(r"\.(time_stack|time_mix_blocks|temporal_\w+)\.")
@@ -155,7 +160,8 @@ def find_network(
     if fits:
         places = ", ".join(repr(network.prefix) for network in fits)
         raise ValueError(f"{path} holds several networks of kind {kind}: give prefix, of {places}")
-    places = [f"a {n.kind} under {n.prefix!r}" if n.prefix else f"a {n.kind}" for n in found]
+    models = [network for network in found if network.kind != _BESIDE]
+    places = [f"a {n.kind} under {n.prefix!r}" if n.prefix else f"a {n.kind}" for n in models]
     held = ", ".join(places or other_kinds(names)[:1]) or "no network that is known here"
     raise ValueError(f"{path} holds no {kind}, but {held}")
 
@@ -168,7 +174,7 @@ def list_networks(path: str | os.PathLike, *, variant: str | None = None) -> lis
     listed = []
     for part in diffusers_components(path) or [None]:
         tensors = open_weights(path, part, variant=variant).tensors
-        networks = find_networks(tensors)
+        networks = [network for network in find_networks(tensors) if network.kind != _BESIDE]
         prefixes = sorted((network.prefix for network in networks), key=len, reverse=True)
         own: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
         for name in tensors:

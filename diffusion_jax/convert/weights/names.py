@@ -92,12 +92,13 @@ def unet_blocks(names: Iterable[str]) -> Renames:
     numbers = {side: {int(n) for s, n, _ in blocks if s == side} for side, _, _ in blocks}
     if "input_blocks" not in numbers:
         raise ValueError(f"this is no UNet: its parameters are {', '.join(names[:3])} ...")
-    if numbers["input_blocks"] != set(range(len(numbers["output_blocks"]))):
+    counted = set(range(len(numbers.get("output_blocks", numbers["input_blocks"]))))
+    if numbers["input_blocks"] != counted:
         raise ValueError("a UNet that halves its sides without convolutions has no diffusers name")
     renames = list(tables.UNET_VIDEO) if any(".time_stack." in name for name in names) else []
     for side, theirs in (("input_blocks", "down_blocks"), ("output_blocks", "up_blocks")):
         level = block = 0
-        for n in sorted(numbers[side] - ({0} if side == "input_blocks" else set())):
+        for n in sorted(numbers.get(side, set()) - ({0} if side == "input_blocks" else set())):
             ours, ended = f"{side}.{n}", False
             for child in sorted(child for s, m, child in blocks if s == side and int(m) == n):
                 here = rf"^{re.escape(f'{ours}.{child}')}\."
@@ -112,6 +113,20 @@ def unet_blocks(names: Iterable[str]) -> Renames:
                     renames.append((here, f"{theirs}.{level}.{kind}.{block}."))
             level, block = (level + 1, 0) if ended else (level, block + 1)
     return tuple(renames)
+
+
+def control_blocks(names: Iterable[str]) -> Renames:
+    """Rename the blocks of a ControlNet, and the convolutions over its hint, for diffusers."""
+    names = list(names)
+    hints = [re.match(r"input_hint_block\.(\d+)\.", name) for name in names]
+    last = max(int(match[1]) for match in hints if match)
+    embedding = "controlnet_cond_embedding"
+    between = [
+        (rf"^input_hint_block\.{n}\.", f"{embedding}.blocks.{n // 2 - 1}.")
+        for n in range(2, last, 2)
+    ]
+    ended = (rf"^input_hint_block\.{last}\.", f"{embedding}.conv_out.")
+    return (*unet_blocks(names), *between, ended)
 
 
 def vae_levels(names: Iterable[str]) -> Renames:
@@ -176,6 +191,12 @@ NAME_MAPS: dict[str, NameMap] = {
     "unet_diffusers_class": _UNET_DIFFUSERS._replace(
         renames=tables.UNET_DIFFUSERS + tables.UNET_ALIASES, aliases=()
     ),
+    "control_ldm": NameMap("controlnet", tables.DOTTED),
+    "control_diffusers": _UNET_DIFFUSERS._replace(
+        kind="controlnet",
+        renames=tables.UNET_DIFFUSERS + tables.CONTROL_DIFFUSERS,
+        structural=control_blocks,
+    ),
     # Training checkpoints hold the loss beside the network.
     "vae_ldm": NameMap(
         "vae",
@@ -239,6 +260,7 @@ class NetworkKind(NamedTuple):
 KINDS = {
     "unet": NetworkKind("unet", "unet_ldm"),
     "dit": NetworkKind("transformer", "dit"),
+    "controlnet": NetworkKind("controlnet", "control_ldm"),
     "vae": NetworkKind("vae", "vae_ldm"),
     "clip text": NetworkKind("text_encoder", "clip_text_hf"),
     "clip vision": NetworkKind("image_encoder", "clip_vision_hf"),

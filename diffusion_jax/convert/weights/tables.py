@@ -65,6 +65,12 @@ UNET_DIFFUSERS: Renames = (
     (r"^out\.2\.", "conv_out."),
     *RES_BLOCK,
 )
+# What a ControlNet has beside the blocks of a UNet, but for the last convolution over its hint.
+CONTROL_DIFFUSERS: Renames = (
+    (r"^input_hint_block\.0\.", "controlnet_cond_embedding.conv_in."),
+    (r"^zero_convs\.(\d+)\.0\.", r"controlnet_down_blocks.\1."),
+    (r"^middle_block_out\.0\.", "controlnet_mid_block."),
+)
 # The blocks over time, and the residual blocks beside them. Applied before UNET_DIFFUSERS.
 UNET_VIDEO: Renames = (
     (r"\.(?=(in_layers|emb_layers|out_layers|skip_connection)\.)", ".spatial_res_block."),

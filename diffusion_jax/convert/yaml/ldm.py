@@ -30,7 +30,7 @@ from diffusion_jax.convert.yaml.training import (
 DDPM_CLASSES = ("DDPM", "LatentDiffusion")
 # Subclasses of LatentDiffusion, and what each adds that has no counterpart.
 SUBCLASSES = {
-    "LatentInpaintDiffusion": "batches must carry the mask and the masked latents themselves",
+    "LatentInpaintDiffusion": "its embedders and masks are those of configs/sd15.py:inpaint",
     "LatentDepth2ImageDiffusion": "batches must carry the depth themselves",
     "LatentUpscaleDiffusion": "batches must carry the small image under noise, and its level",
     "LatentUpscaleFinetuneDiffusion": "batches must carry the image under noise, and its level",

@@ -80,13 +80,15 @@ def fingerprint(found: Scan, memory: Path) -> tuple[dict[Path, str], str]:
 
     Returns the hash of each file, and of everything. The folder of a split is part of the names.
     """
-    files = {item.name: item.files() for item in found.items()}
+    files = {
+        item.name: [*item.files(), *(path for _, path in item.images)] for item in found.items()
+    }
     paths = [path for own in files.values() for path in own]
     hashes = dict(zip(paths, hash_files(paths, memory), strict=True))
     digest = hashlib.sha256()
     for item in found.items():
         own = [hashes[path] for path in files[item.name]]
-        facts = [item.name, item.label, item.captions, *own]
+        facts = [item.name, item.label, item.captions, *own, *(name for name, _ in item.images)]
         digest.update(json.dumps(facts).encode())
     return hashes, digest.hexdigest()[:16]
 

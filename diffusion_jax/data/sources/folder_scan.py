@@ -68,12 +68,16 @@ IMAGES = Kind("image", "images", SUFFIXES)
 
 
 class Item(NamedTuple):
-    """One image or video: its path, its name within the folder, and what is known about it."""
+    """One image or video: its path, its name within the folder, and what is known about it.
+
+    images: its other images, by column.
+    """
 
     path: Path
     name: str
     label: str | None
     captions: tuple[str, ...] | None
+    images: tuple[tuple[str, Path], ...] = ()
 
     def files(self) -> list[Path]:
         """List the files that it consists of: of a folder the images, in the order of numbers."""
@@ -104,6 +108,10 @@ class Scan(NamedTuple):
         names = {item.label for item in self.items() if item.label is not None}
         numbers = all(name.isdecimal() for name in names)
         return tuple(sorted(names, key=lambda name: (int(name), name) if numbers else name))
+
+    def columns(self) -> tuple[str, ...]:
+        """Name the other images that each image has."""
+        return tuple(name for name, _ in self.items()[0].images)
 
     def in_words(self) -> str:
         """Say in one line what the folder is taken for."""
@@ -194,7 +202,8 @@ def _scan_part(
                 f'{metadata} gives {items[0].name} no "caption" and no "text"; add one to every '
                 "line, or leave caption = 'auto'"
             )
-        used = {metadata, *(item.path for item in items)}
+        beside = [path for item in items for _, path in item.images]
+        used = {metadata, *(item.path for item in items), *beside}
         source = "" if items[0].captions is None else metadata.name
     else:
         items, used, source = _without_metadata(root, part, caption, kind, files)
@@ -248,6 +257,13 @@ def _check_all_or_none(root: Path, found: Scan) -> None:
             raise ValueError(
                 f"{missing[0].path} has no {name}, but other {found.kind.many} of {root} have one; "
                 f"give each a {name} or none"
+            )
+    for item in items:
+        names = tuple(name for name, _ in item.images)
+        if names != found.columns():
+            raise ValueError(
+                f"{item.path} has the images {list(names)}, but {items[0].path} has "
+                f"{list(found.columns())}; give each the same"
             )
 
 

@@ -11,12 +11,20 @@ from typing import Any, NamedTuple
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
+# How the names of fields end that name another image of a row.
+_IMAGE, _FILE_NAME = "_image", "_file_name"
+
+
 class Row(NamedTuple):
-    """What a metadata file says about an image or video, which lies in the folder of the file."""
+    """What a metadata file says about an image or video, which lies in the folder of the file.
+
+    images: other images of the row by column, such as "conditioning_image", in one order.
+    """
 
     path: Path
     label: str | None
     captions: tuple[str, ...] | None
+    images: tuple[tuple[str, Path], ...] = ()
 
 
 def find_metadata(folder: Path) -> Path | None:
@@ -35,8 +43,9 @@ def find_metadata(folder: Path) -> Path | None:
 def read_metadata(file: Path, *, also: Callable[[Path], bool] | None = None) -> list[Row]:
     """Read a metadata file: a JSON object a line, or a table with a header.
 
-    Fields: "file_name"; if known "caption" or "text", a text or in JSON a list of texts; "label".
-    also: tells which paths may be named besides files.
+    Fields: "file_name"; if known "caption" or "text", a text or in JSON a list of texts; "label";
+    and for another image "conditioning_image" or "conditioning_image_file_name", or any other name
+    that ends so. also: tells which paths may be named besides files.
 
     Raises:
         ValueError: a line that is not of this form, names a file outside the folder or one that
@@ -121,12 +130,12 @@ def _table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _row(
     folder: Path, where: str, fields: dict[str, Any], also: Callable[[Path], bool] | None
 ) -> Row:
-    name = fields["file_name"]
-    path = Path(os.path.normpath(folder / name))
-    if os.path.isabs(name) or not path.is_relative_to(folder):
-        raise ValueError(f"{where} names {name!r:.200}, which should lie in {folder}")
-    if not os.path.isfile(path) and (also is None or not also(path)):
-        raise FileNotFoundError(f"{where} names {name!r:.200}, which is no file in {folder}")
+    path = _file_of(folder, where, fields["file_name"], also)
+    images = {
+        key.removesuffix(_FILE_NAME): _file_of(folder, where, name)
+        for key, name in fields.items()
+        if key.removesuffix(_FILE_NAME).endswith(_IMAGE) and isinstance(name, str)
+    }
     label = fields.get("label")
     if isinstance(label, bool) or not isinstance(label, str | int | float | None):
         raise ValueError(f"{where}: a label should be a text or a number, not {label!r:.80}")
@@ -135,7 +144,19 @@ def _row(
         path,
         None if label is None else _unicode(str(label).strip(), where),
         captions_in(caption, where),
+        tuple(sorted(images.items())),
     )
+
+
+def _file_of(
+    folder: Path, where: str, name: str, also: Callable[[Path], bool] | None = None
+) -> Path:
+    path = Path(os.path.normpath(folder / name))
+    if os.path.isabs(name) or not path.is_relative_to(folder):
+        raise ValueError(f"{where} names {name!r:.200}, which should lie in {folder}")
+    if not os.path.isfile(path) and (also is None or not also(path)):
+        raise FileNotFoundError(f"{where} names {name!r:.200}, which is no file in {folder}")
+    return path
 
 
 def captions_in(value: Any, where: str) -> tuple[str, ...] | None:

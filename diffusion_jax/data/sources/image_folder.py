@@ -29,7 +29,8 @@ from diffusion_jax.data.sources.folder_scan import Item, scan
 class ImageFolderConfig(tfds.core.BuilderConfig):
     """A folder and what it held when it was scanned.
 
-    content: its fingerprint. memory: the file that remembers the hashes of its images.
+    content: its fingerprint. memory: the file that remembers the hashes of its images. columns:
+    other images that each image has.
     """
 
     folder: str
@@ -40,6 +41,7 @@ class ImageFolderConfig(tfds.core.BuilderConfig):
     several_captions: bool
     caption: str
     max_corrupt: int
+    columns: tuple[str, ...] = ()
 
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder):
@@ -57,8 +59,11 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         return self.builder_config
 
     def _info(self) -> tfds.core.DatasetInfo:
-        image = tfds.features.Image(shape=(None, None, None))
-        return folder_info(self, self._options, "Images of the folder", {"image": image})
+        images = {
+            name: tfds.features.Image(shape=(None, None, None))
+            for name in ("image", *self._options.columns)
+        }
+        return folder_info(self, self._options, "Images of the folder", images)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         del dl_manager
@@ -79,15 +84,13 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         readable = 0
         for item in log_progress(items, len(items), f"preparing {self._folder}"):
             try:
-                encoded = item.path.read_bytes()
-                if hashlib.sha256(encoded).hexdigest() != hashes[item.path]:
-                    raise ValueError(f"{item.path} changed while it was read; start again")
-                transforms.decode(encoded, 3)
+                files = {"image": item.path, **dict(item.images)}
+                images = {name: _read(path, hashes[path]) for name, path in files.items()}
             except (OSError, transforms.CorruptImageError) as error:
                 skip(self.info, item, error, self._options.max_corrupt, "images")
                 continue
             texts = texts_of(item, several=self._options.several_captions)
-            example = {"image": encoded, "file_name": item.name, **texts}
+            example = {**images, "file_name": item.name, **texts}
             readable += 1
             yield item.name, example
         if not readable:
@@ -95,6 +98,15 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> None:
         raise TypeError("the splits are made in _split_generators")  # abstract in the base class
+
+
+def _read(path: Path, digest: str) -> bytes:
+    """Read an image; OSError or CorruptImageError where it is none."""
+    encoded = path.read_bytes()
+    if hashlib.sha256(encoded).hexdigest() != digest:
+        raise ValueError(f"{path} changed while it was read; start again")
+    transforms.decode(encoded, 3)
+    return encoded
 
 
 def builder(
@@ -118,7 +130,8 @@ def builder(
         caption: where captions come from.
             "metadata": a file metadata.jsonl with one object {"file_name": ..., "caption" or
             "text": a text or a list of texts, "label": ...} per line; or a table metadata.csv with
-            such columns.
+            such columns. Other images of a line, such as "conditioning_image": "edges/a.png", are
+            cut and mirrored as its image is.
             "txt": beside each image a text file of its name that ends in .txt or .caption, with one
             caption per line; sub-folders then have no meaning.
             "none": nowhere, such files are ignored.
@@ -146,5 +159,6 @@ def builder(
         **text_options(found),
         caption=caption,
         max_corrupt=max_corrupt,
+        columns=found.columns(),
     )
     return ImageFolder(data_dir=data_dir, config=config)

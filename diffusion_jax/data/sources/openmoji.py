@@ -31,6 +31,7 @@ class OpenmojiConfig(tfds.core.BuilderConfig):
     background: str
     skin_tones: bool
     max_examples: int | None
+    originals: bool
 
 
 class Openmoji(tfds.core.GeneratorBasedBuilder):
@@ -49,12 +50,15 @@ class Openmoji(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         size = self._options.size
+        image = tfds.features.Image(shape=(size, size, 3), encoding_format="png")
+        original = {"original_image": image} if self._options.originals else {}
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"Emoji of the OpenMoji project at {size} x {size} pixels, with captions.",
             features=tfds.features.FeaturesDict(
                 {
-                    "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
+                    "image": image,
+                    **original,
                     "caption": tfds.features.Text(),
                     "codepoints": tfds.features.Text(),
                 }
@@ -85,6 +89,7 @@ def builder(
     background: str = "white",
     skin_tones: bool = True,
     max_examples: int | None = None,
+    originals: bool = False,
 ) -> Openmoji:
     """Make the builder of captioned emoji.
 
@@ -95,6 +100,8 @@ def builder(
         skin_tones: whether to keep the variants that differ in skin tone only (about half).
         max_examples: keep this many, or a few more to complete the skin tones of an emoji, always
             the same; None keeps all.
+        originals: also give each emoji in grey as "original_image", as a tiny task of editing: its
+            caption is what is to be coloured.
 
     Raises:
         ValueError: a size below 1, a colour that is no word or #rrggbb, or fewer than 3 examples.
@@ -110,12 +117,14 @@ def builder(
     parts = [f"{size}px", background.lstrip("#")]
     parts += [] if skin_tones else ["one_tone"]
     parts += [] if max_examples is None else [f"{max_examples}_examples"]
+    parts += ["originals"] if originals else []
     config = OpenmojiConfig(
         name="-".join(parts),
         size=size,
         background=background,
         skin_tones=skin_tones,
         max_examples=max_examples,
+        originals=originals,
     )
     return Openmoji(data_dir=data_dir, config=config)
 
@@ -210,4 +219,5 @@ def _examples(
             ) from error
         image = Image.open(io.BytesIO(png)).convert("RGB")
         name = drawing.path.stem
-        yield name, {"image": image, "caption": drawing.caption, "codepoints": name}
+        grey = {"original_image": image.convert("L").convert("RGB")} if config.originals else {}
+        yield name, {"image": image, **grey, "caption": drawing.caption, "codepoints": name}

@@ -1,6 +1,6 @@
 """From a batch to a Conditioning: embedders, their dropout for guidance, merging by rank."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -57,7 +57,11 @@ class Embedder(NamedTuple):
     user who gives no such condition gets; "size" is
     the (height, width) of the image that is drawn. Only trainable parameters are trained.
     frames: how many images of `channels` the input has for a sample, [b frames h w c]; None for one
-    image [b h w c]. entry: where the first output enters, whatever its rank.
+    image [b h w c]. staged: the input is given in pixels, and the module gets it at the size of
+    what is denoised: "latents" are the mode of an image's latents times their scale factor, "mode"
+    is without the factor, and "hole" is 1 minus the mask at the top left pixel of each cell.
+    entry: where the first output enters, whatever its rank. made_of_image: images
+    of a batch on the host, float32 [b h w c] in [-1, 1], -> the input, where the batch has none.
     """
 
     module: nn.Module
@@ -77,6 +81,8 @@ class Embedder(NamedTuple):
     scale: float = 1.0
     frames: int | None = None
     entry: str | None = None
+    staged: Literal["latents", "mode", "hole"] | None = None
+    made_of_image: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def embeds_labels_in_network(self) -> bool:

@@ -11,7 +11,13 @@ from jaxtyping import Array, Float, Int, Num
 
 from diffusion_jax.models.conditioning.clip import ClipTextTower, text_tower, vision_tower
 from diffusion_jax.models.conditioning.conditioner import Embedder, Identity, Text
-from diffusion_jax.models.conditioning.spatial_rescaler import LowResolution, SpatialRescaler
+from diffusion_jax.models.conditioning.spatial_inputs import (
+    concat_image,
+    image_latents,
+    inpainting_mask,
+    low_resolution,
+)
+from diffusion_jax.models.conditioning.spatial_rescaler import SpatialRescaler
 from diffusion_jax.models.conditioning.text_embedders import (
     ClipText,
     OpenClipImage,
@@ -123,30 +129,6 @@ def class_embedding(
     module = ClassEmbedder(num_classes + 1, embed_dim, add_sequence_dim)
     null, trained = num_classes, {"trainable": trainable, "weights": weights}
     return Embedder(module, input_key, ucg_rate, null, num_classes, **trained)
-
-
-def concat_image(
-    *,
-    input_key: str,
-    channels: int,
-    ucg_rate: float = 0.0,
-    ucg_group: str | None = None,
-    ucg_from: float = 0.0,
-) -> Embedder:
-    """Join batch[input_key] [b h w channels] to the network's input; dropped samples see zeros."""
-    dropping = {"ucg_group": ucg_group, "ucg_from": ucg_from}
-    return Embedder(Identity(), input_key, ucg_rate, channels=channels, **dropping)
-
-
-def low_resolution(
-    *, factor: int, channels: int, ucg_rate: float = 0.0, input_key: str = "image"
-) -> Embedder:
-    """Join a copy of the image at 1 / factor of its resolution to the network's input: upscaling.
-
-    The input is the image itself, float [b h w channels] in [-1, 1], in training and in sampling.
-    Source: Saharia et al. 2021 (SR3), section 2; latent-diffusion, section 4.4.
-    """
-    return Embedder(LowResolution(factor), input_key, ucg_rate, channels=channels)
 
 
 def features(
@@ -431,6 +413,8 @@ EMBEDDERS = {
     "concat_image": concat_image,
     "encoded_frames": encoded_frames,
     "features": features,
+    "image_latents": image_latents,
+    "inpainting_mask": inpainting_mask,
     "low_resolution": low_resolution,
     "numbers": numbers,
     "open_clip_image": open_clip_image,

@@ -1,5 +1,7 @@
 """Where conditioning enters a network: LDM's conditioning keys as one routing function."""
 
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,6 +28,10 @@ CONDITIONING_KEYS: dict[str, tuple[str, ...]] = {
 # t], 1 where the frames of a clip are independent images; and for MultiviewUNet latents of views
 # [b v h w c]. The originals have cond_motion, too, and give it to no layer.
 IMAGE_ONLY, VIEWS, MOTION = "image_only_indicator", "cond_view", "cond_motion"
+# Entries for each ControlNet: its hint [b h w 3] in [-1, 1], and [b 1], what its output is
+# multiplied by.
+HINT, HINT_SCALE = "hint/{}", "hint_scale/{}"
+_BESIDE = (IMAGE_ONLY, VIEWS, MOTION)
 
 
 class NetworkInputs(NamedTuple):
@@ -65,10 +71,11 @@ def network_inputs(
     Source: latent-diffusion, DiffusionWrapper; generative-models, OpenAIWrapper.
     """
     needed = required_entries(conditioning_key)
-    if set(conditioning) - {IMAGE_ONLY, VIEWS, MOTION} != set(needed):
+    given = [name for name in conditioning if name not in _BESIDE and "/" not in name]
+    if set(given) != set(needed):
         raise ValueError(
             f"conditioning key {conditioning_key!r} needs the entries {sorted(needed)}, "
-            f"got {sorted(conditioning)}"
+            f"got {sorted(given)}"
         )
     if "concat" in needed:
         concat = conditioning["concat"].astype(x.dtype)
@@ -87,6 +94,41 @@ def named_inputs(conditioning: Conditioning) -> dict[str, Any]:
     return {name: conditioning[name] for name in (IMAGE_ONLY, VIEWS) if name in conditioning}
 
 
+def apply_controls(
+    modules: Mapping[str, nn.Module],
+    conditioning_key: str,
+    params: PyTree,
+    x: Float[Array, "b h w c"],
+    t: Num[Array, "b"],
+    conditioning: Conditioning,
+    dropout_key: Key[Array, ""] | None = None,
+) -> list[Array] | None:
+    """Add up what the ControlNets of a network give, each times its scale; None without one.
+
+    modules, params: by name. The rest is as in apply_network.
+    """
+    if not modules:
+        return None
+    inputs = network_inputs(conditioning_key, x, conditioning)
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    given = []
+    for name, module in modules.items():
+        hint = (conditioning[HINT.format(name)] + 1.0) / 2.0
+        found: Any = module.apply(
+            {"params": params[name]},
+            inputs.x,
+            t,
+            hint,
+            inputs.context,
+            inputs.y,
+            train=dropout_key is not None,
+            rngs=rngs,
+        )
+        scale = conditioning[HINT_SCALE.format(name)][:, :, None, None]
+        given.append([scale.astype(h.dtype) * h for h in found])
+    return [functools.reduce(jnp.add, each) for each in zip(*given, strict=True)]
+
+
 def apply_network(
     module: nn.Module,
     conditioning_key: str,
@@ -95,15 +137,17 @@ def apply_network(
     t: Num[Array, "b"],
     conditioning: Conditioning,
     dropout_key: Key[Array, ""] | None = None,
+    control: Sequence[Array] | None = None,
 ) -> Array:
     """Evaluate a network on x_t [b h w c] at t [b] under its conditioning -> float32 [b h w c'].
 
     t is a timestep, or any other number that the network knows a noise level by. A
     dropout_key means training; without one the network is deterministic. Videos are [b t h w c].
+    control: see apply_controls.
     """
     inputs = network_inputs(conditioning_key, x, conditioning)
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    named = named_inputs(conditioning)
+    named = named_inputs(conditioning) | ({} if control is None else {"control": control})
     with heeding(params):
         output = module.apply(
             {"params": params},

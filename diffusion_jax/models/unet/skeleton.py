@@ -4,7 +4,7 @@ Every function takes the options of a UNet, which is anything with its fields, a
 of a compact method: the layers become children of the calling module.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,14 +33,26 @@ class Blocks(NamedTuple):
     attend: Callable[[Array, int | None, str, bool], Array]
 
 
-def run_blocks(options: Any, h: Array, blocks: Blocks) -> Array:
-    """Run the way down, the middle and the way up: h [b h w model_channels] -> the same shape."""
+def run_blocks(
+    options: Any, h: Array, blocks: Blocks, control: Sequence[Array] | None = None
+) -> Array:
+    """Run the way down, the middle and the way up: h [b h w model_channels] -> the same shape.
+
+    control: what is added to the activations that run_encoder gives.
+    """
+    *skips, h = run_encoder(options, h, blocks)
+    if control is not None:
+        *skips, h = [own + more for own, more in zip((*skips, h), control, strict=True)]
+    return _up(options, h, skips, blocks)
+
+
+def run_encoder(options: Any, h: Array, blocks: Blocks) -> list[Array]:
+    """Run the way down and the middle -> what the way up sees again, and after it the middle."""
     skips = _down(options, h, blocks)
     h = blocks.residual(skips[-1], skips[-1].shape[-1], "middle_block_0")
     if not options.disable_middle_transformer:
         h = blocks.attend(h, None, "middle_block_1", False)
-    h = blocks.residual(h, h.shape[-1], "middle_block_2")
-    return _up(options, h, skips, blocks)
+    return [*skips, blocks.residual(h, h.shape[-1], "middle_block_2")]
 
 
 def _down(options: Any, h: Array, blocks: Blocks) -> list[Array]:

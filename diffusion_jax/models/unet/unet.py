@@ -94,47 +94,68 @@ class UNet(nn.Module):
         context: Context = None,
         y: Num[Array, "b ..."] | None = None,
         *,
+        control: Sequence[Array] | None = None,
         train: bool = False,
     ) -> Float[Array, "b h w o"]:
+        """Denoise x.
+
+        control: what a ControlNet adds to the activations that the way up sees, and to the last
+        one of the middle.
+        """
         check_options(self)
         check_inputs(self, x, context, y)
-        dropout = self.dropout if train else 0.0
-        emb = embed_timesteps(self, t)
-        if y is not None:
-            emb = emb + embed_classes(self, y)
-
-        def residual(h: Array, channels: int, name: str, **resampling: bool) -> Array:
-            return rematerialised(ResBlock, self.remat)(
-                channels,
-                dropout=dropout,
-                use_scale_shift_norm=self.use_scale_shift_norm,
-                num_groups=self.num_groups,
-                name=name,
-                **dtypes_of(self),
-                **resampling,
-            )(h, emb)
-
-        def attend(h: Array, level: int | None, name: str, up: bool) -> Array:
-            if not self.use_spatial_transformer:
-                return self._attention_block(h.shape[-1], name, up)(h)
-            fields = transformer_fields(self, h.shape[-1], level, dropout, up)
-            return SpatialTransformer(name=name, **fields)(h, context)
-
-        patch = {"p": self.patch_size, "q": self.patch_size}
-        h = rearrange(x.astype(self.dtype), "b (h p) (w q) c -> b h w (p q c)", **patch)
-        h = conv(h.shape[-1], self.model_channels, name="input_blocks_0_0", **dtypes_of(self))(h)
-        h = run_blocks(self, h, Blocks(residual, attend))
+        blocks = image_blocks(self, embed_levels(self, t, y), context, train=train)
+        h = run_blocks(self, stem(self, x), blocks, control)
         h = head(self, h.astype(x.dtype), x.dtype)
+        patch = {"p": self.patch_size, "q": self.patch_size}
         return rearrange(h, "b h w (p q c) -> b (h p) (w q) c", **patch)
 
-    @nn.nowrap
-    def _attention_block(self, channels: int, name: str, up: bool) -> nn.Module:
-        heads, head_dim = heads_of(self, channels, up)
-        return rematerialised(AttentionBlock, self.remat)(
-            channels // head_dim if self.num_head_channels != -1 else heads,
-            new_order=self.use_new_attention_order,
-            num_groups=self.num_groups,
-            attention_impl=self.attention_impl,
+
+def embed_levels(options: UNet, t: Array, y: Array | None) -> Array:
+    """Embed the timesteps t [b], and y where there is one -> [b 4 model_channels]."""
+    emb = embed_timesteps(options, t)
+    return emb if y is None else emb + embed_classes(options, y)
+
+
+def stem(options: UNet, x: Array) -> Array:
+    """Compute the first activation of an image -> [b h w model_channels]."""
+    patch = {"p": options.patch_size, "q": options.patch_size}
+    h = rearrange(x.astype(options.dtype), "b (h p) (w q) c -> b h w (p q c)", **patch)
+    dtypes = dtypes_of(options)
+    return conv(h.shape[-1], options.model_channels, name="input_blocks_0_0", **dtypes)(h)
+
+
+def image_blocks(options: UNet, emb: Array, context: Context, *, train: bool) -> Blocks:
+    """Make the blocks of a UNet of images, which see the embedding and the context."""
+    dropout = options.dropout if train else 0.0
+
+    def residual(h: Array, channels: int, name: str, **resampling: bool) -> Array:
+        return rematerialised(ResBlock, options.remat)(
+            channels,
+            dropout=dropout,
+            use_scale_shift_norm=options.use_scale_shift_norm,
+            num_groups=options.num_groups,
             name=name,
-            **dtypes_of(self),
-        )
+            **dtypes_of(options),
+            **resampling,
+        )(h, emb)
+
+    def attend(h: Array, level: int | None, name: str, up: bool) -> Array:
+        if not options.use_spatial_transformer:
+            return _attention_block(options, h.shape[-1], name, up)(h)
+        fields = transformer_fields(options, h.shape[-1], level, dropout, up)
+        return SpatialTransformer(name=name, **fields)(h, context)
+
+    return Blocks(residual, attend)
+
+
+def _attention_block(options: UNet, channels: int, name: str, up: bool) -> nn.Module:
+    heads, head_dim = heads_of(options, channels, up)
+    return rematerialised(AttentionBlock, options.remat)(
+        channels // head_dim if options.num_head_channels != -1 else heads,
+        new_order=options.use_new_attention_order,
+        num_groups=options.num_groups,
+        attention_impl=options.attention_impl,
+        name=name,
+        **dtypes_of(options),
+    )

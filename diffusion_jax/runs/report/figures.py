@@ -147,7 +147,8 @@ def level_figure(runs: Mapping[str, Mapping[str, Series]]) -> Any | None:
 
 def _shown(series: Series) -> tuple[np.ndarray, np.ndarray]:
     """Round to float32, so that a mean of equal values is drawn as equal."""
-    return series.steps, series.values.astype(np.float32)
+    with np.errstate(over="ignore"):  # infinite then, and not drawn
+        return series.steps, series.values.astype(np.float32)
 
 
 def _at(series: Mapping[str, Series], name: str, step: int) -> float:

@@ -9,6 +9,8 @@ import numpy as np
 
 # What reading a line that is no row raises.
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
+# Steps and seconds since 1970 are below these.
+_MOST_STEPS, _MOST_SECONDS = 2.0**53, 2.0**35
 
 
 class Series(NamedTuple):
@@ -45,7 +47,7 @@ def read_metrics(path: pathlib.Path) -> Metrics:
         rows, unreadable = _whole_rows(lines)
         series = series_of(rows)
     times = series.pop("time").values if "time" in series else np.zeros(0)
-    return Metrics(series, times, unreadable)
+    return Metrics(series, times[(times >= 0) & (times < _MOST_SECONDS)], unreadable)
 
 
 def _whole_rows(lines: Sequence[bytes]) -> tuple[list[dict[str, Any]], list[int]]:
@@ -53,7 +55,9 @@ def _whole_rows(lines: Sequence[bytes]) -> tuple[list[dict[str, Any]], list[int]
     for number, line in enumerate(lines, start=1):
         try:
             row = {name: float(value) for name, value in json.loads(line).items()}
-            rows.append({**row, "step": int(row["step"])})
+            if not abs(row["step"]) < _MOST_STEPS:
+                raise ValueError(f"step = {row['step']} is too large")
+            rows.append(row)
         except _DAMAGE:
             unreadable.append(number)
     return rows, unreadable
@@ -73,9 +77,13 @@ def series_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
     parts: dict[str, list[tuple[list[int], np.ndarray, np.ndarray]]] = {}
     for names, (indices, values) in alike.items():
         columns = dict(zip(names, np.asarray(values, np.float64).T, strict=True))
-        steps = columns.pop("step").astype(np.int64)
+        steps = columns.pop("step")
+        if not (abs(steps) < _MOST_STEPS).all():  # NaN is not either
+            raise ValueError(
+                f"steps reach {abs(steps).max()}; they should be below {_MOST_STEPS:.0f}"
+            )
         for name, column in columns.items():
-            parts.setdefault(name, []).append((indices, steps, column))
+            parts.setdefault(name, []).append((indices, steps.astype(np.int64), column))
     return {name: _joined(found) for name, found in parts.items()}
 
 

@@ -1,22 +1,13 @@
 """What a run did, in the lines of a terminal."""
 
 import datetime
-import os
 from collections.abc import Sequence
 
-from diffusion_jax.runs.report.gathering import Gathered, count_pictures, gather
+from diffusion_jax.runs.report.gathering import Gathered, count_pictures
 from diffusion_jax.runs.report.rows import Series, same_series, summary
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 32
-
-
-def report_run(workdir: str | os.PathLike) -> list[str]:
-    """Summarise a run folder in lines, see text_report.
-
-    Raises FileNotFoundError when the folder holds no run or no metrics.
-    """
-    return text_report(gather(workdir))
 
 
 def text_report(run: Gathered) -> list[str]:
@@ -63,9 +54,11 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     finite = [mean for mean in means if mean == mean and abs(mean) != float("inf")]
     if not finite:
         return "!" * len(means)
-    low, span = min(finite), max(finite) - min(finite)
+    low, span = min(finite), max(finite) / 2 - min(finite) / 2  # halves do not overflow
     return "".join(
-        BARS[int((mean - low) / span * (len(BARS) - 1)) if span else 0] if mean in finite else "!"
+        BARS[int((mean / 2 - low / 2) / span * (len(BARS) - 1)) if span else 0]
+        if mean in finite
+        else "!"
         for mean in means
     )
 

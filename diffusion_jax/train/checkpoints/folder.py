@@ -1,12 +1,14 @@
 """A folder that Orbax writes checkpoints into in the background, and that survives failed saves."""
 
 import contextlib
+import gc
 import logging
 import os
 import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
@@ -190,7 +192,8 @@ def _reason(error: Exception) -> str:
 def _without_stacks() -> Iterator[None]:
     """Drop the stack traces that Orbax and asyncio log for errors that are reported here.
 
-    TensorStore reports to event loops that Orbax has closed after an error.
+    TensorStore reports to event loops that Orbax has closed after an error. asyncio reports an
+    error that nobody asked for when its task is collected, so tasks are collected before the end.
     """
     before = sys.unraisablehook
 
@@ -199,19 +202,33 @@ def _without_stacks() -> Iterator[None]:
             before(args)
 
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    dropped = _Dropped()
     sys.unraisablehook = unraisable
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host", RuntimeWarning)
     for logger in loggers:
-        logger.addFilter(_keep)
+        logger.addFilter(dropped)
     try:
         yield
     finally:
+        if dropped.count:
+            gc.collect()
         for logger in loggers:
-            logger.removeFilter(_keep)
+            logger.removeFilter(dropped)
         if sys.unraisablehook is unraisable:
             sys.unraisablehook = before
 
 
-def _keep(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    told_here = "orbax" in record.pathname or "exception was never retrieved" in text
-    return not (record.exc_info and told_here) and "did not provide metrics" not in text
+@final
+class _Dropped:
+    """A filter of log records that drops and counts the stack traces of failed saves."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is kept."""
+        text = record.getMessage()
+        told_here = "orbax" in record.pathname or "exception was never retrieved" in text
+        dropped = bool(record.exc_info and told_here)
+        self.count += dropped
+        return not dropped and "did not provide metrics" not in text

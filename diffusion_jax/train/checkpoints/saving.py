@@ -279,6 +279,10 @@ def _save(folder: Folder, monitor, step, state, metadata, metrics=None) -> bool:
             "metadata": dict(metadata),
             "checksums": checksums(state),
         }
+        try:
+            json.dumps(record)  # Orbax would find out after it had begun to write
+        except TypeError as error:
+            raise SaveFailed(f"cannot save step {step} in {folder.directory}: {error}") from error
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(record)
         )

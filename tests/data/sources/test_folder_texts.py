@@ -123,7 +123,7 @@ def test_spaces_behind_commas_are_no_part_of_a_table(tmp_path):
     (tmp_path / "a.png").touch()
     file = tmp_path / "metadata.csv"
     file.write_text("file_name, text, label\na.png, a fox, cat \n")
-    ((_, label, captions),) = read_metadata(file)
+    ((_, label, captions, _),) = read_metadata(file)
     assert (label, captions) == ("cat", ("a fox",))
 
 

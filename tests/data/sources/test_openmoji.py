@@ -113,3 +113,16 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(openmoji, "_PACKAGES", {"no_such_pkg": "no-such-pkg"})
     with pytest.raises(ModuleNotFoundError, match=r"needs no-such-pkg: pip install no-such-pkg"):
         open_source("openmoji", "train", data_dir=tmp_path)
+
+
+def test_emoji_come_with_their_originals_in_grey(tmp_path):
+    options = dict(data_dir=tmp_path, size=16, max_examples=3)
+    source = open_source("openmoji", "train", **options, originals=True)
+    grey, image = (
+        np.asarray(Image.open(io.BytesIO(bytes(source[0][name]))))
+        for name in ("original_image", "image")
+    )
+    luma = np.asarray(Image.fromarray(image).convert("L"))
+    assert image.std() > 1
+    np.testing.assert_array_equal(grey, np.repeat(luma[..., None], 3, -1))
+    assert find_features(source).image == "image"

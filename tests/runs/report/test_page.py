@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from support.reports import logged, picture
+from support.reports import logged, odd_rows, picture
 
 from diffusion_jax.runs.report import page
 from diffusion_jax.runs.report.gathering import gather
@@ -20,6 +20,7 @@ from diffusion_jax.runs.report.page import (
     write_json,
     write_page,
 )
+from diffusion_jax.runs.report.text import text_report
 
 EVIL = "</script><b>&'\""
 ROWS = [
@@ -99,6 +100,18 @@ def test_without_bokeh_it_says_how_to_get_it(workdir, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="needs bokeh: pip install bokeh"):
         write_page(workdir / "x.html", [gather(logged(workdir, ROWS))], "launch.py")
+
+
+@needs_bokeh
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", odd_rows())
+def test_runs_that_went_wrong_are_reported_without_a_warning(workdir, name):
+    logged(workdir, odd_rows()[name])
+    with (workdir / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 4, "train/l')
+    run = gather(workdir)
+    assert make_page([run, run], "launch.py").startswith(MARK) and len(text_report(run)) > 4
+    assert "NaN" not in json.dumps(make_json([run]), allow_nan=False).replace('"NaN"', "")
 
 
 @needs_bokeh

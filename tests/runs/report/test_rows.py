@@ -40,6 +40,21 @@ def test_an_empty_file_and_an_unfinished_line_hold_nothing(tmp_path):
         assert found.series == {} and found.unreadable == [] and last_step(found) == 0
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", ['"NaN"', "NaN", "null", "1e30", "-1e30", "Infinity", "true"])
+def test_a_step_or_a_time_that_is_none_is_left_out_without_a_warning(bad, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "time": 5, "loss": 2}}\n{{"step": {bad}, "loss": 3}}\n')
+    found = read_metrics(path)
+    if bad == "true":  # is 1
+        assert found.series["loss"].steps.tolist() == [1, 1]
+    else:
+        assert found.series["loss"].steps.tolist() == [1] and found.unreadable == [2]
+    path.write_text(f'{{"step": 1, "time": {bad}, "loss": 2}}\n{{"step": 2, "time": 6}}\n')
+    found = read_metrics(path)
+    assert 6.0 in found.times and np.isfinite(found.times).all() and found.times.max() == 6.0
+
+
 @pytest.mark.parametrize("count", [5, 2001, 10_000])
 def test_thinning_keeps_every_peak_of_every_part(count):
     values = np.random.default_rng(0).normal(size=count)

@@ -6,7 +6,8 @@ import pytest
 from support.reports import logged
 
 from diffusion_jax.cli import main
-from diffusion_jax.runs.report.text import BARS, duration, few, report_run, sparkline
+from diffusion_jax.runs.report.gathering import gather
+from diffusion_jax.runs.report.text import BARS, duration, few, sparkline, text_report
 
 ROWS = [
     {"step": 1, "time": 5.0, "train/loss": 4.0, "perf/images_per_second": 9.0},
@@ -21,7 +22,7 @@ def test_it_tells_progress_losses_speed_and_what_is_in_the_folder(workdir):
         (workdir / name).mkdir(parents=True)
     for name in ("images/train/a.png", "images/train/b.png"):
         (workdir / name).touch()
-    lines = "\n".join(report_run(workdir)).splitlines()
+    lines = "\n".join(text_report(gather(workdir))).splitlines()
     assert lines[0].endswith("run: step 3 of 8")
     assert lines[1] == "  stopped, 0:00:02 of training, 24 images seen"
     words = [line.split() for line in lines]
@@ -49,7 +50,7 @@ def test_a_folder_without_a_run_or_without_metrics_is_one_sentence(workdir, caps
 def test_a_config_that_does_not_say_how_long_is_reported_all_the_same(workdir):
     logged(workdir, ROWS)
     (workdir / "config.json").write_text('{"config": {"seed": 0}}')
-    assert report_run(workdir)[0].endswith("step 3 of an unknown number")
+    assert text_report(gather(workdir))[0].endswith("step 3 of an unknown number")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_lines_that_cannot_be_read_are_left_out_and_told(workdir, bad, place):
     path = workdir / "metrics.jsonl"
     lines = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([*lines[:place], bad, *lines[place:]]) + b"\n")
-    report = report_run(workdir)
+    report = text_report(gather(workdir))
     assert report[0].endswith("run: step 3 of 8")
     assert report[2] == f"  {path} is damaged: lines left out: {place + 1}"
     assert any(line.split()[:1] == ["val/loss_simple_ema"] for line in report)
@@ -79,7 +80,7 @@ def test_the_end_of_a_killed_process_is_left_out(workdir):
     logged(workdir, ROWS)
     with (workdir / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 4, "train/l')
-    assert report_run(workdir)[0].endswith("run: step 3 of 8")
+    assert text_report(gather(workdir))[0].endswith("run: step 3 of 8")
 
 
 def test_a_sparkline_spans_its_values():
@@ -97,7 +98,7 @@ def test_a_long_series_is_averaged_down(count, width, length):
 
 def test_numbers_that_repeat_are_told_once(workdir):
     logged(workdir, [{**row, "train/loss_simple": row["train/loss"]} for row in ROWS])
-    lines = report_run(workdir)
+    lines = text_report(gather(workdir))
     assert lines[lines.index(next(x for x in lines if "train/loss " in x)) + 1].split() == (
         "the same: train/loss_simple".split()
     )

@@ -1,18 +1,15 @@
-"""The run that `train` is about comes from --config or --resume; test_train.py has more."""
-
-import argparse
+"""The run that `train` is about comes from --config or --resume; see test_train.py."""
 
 import pytest
 from support.reports import TINY, logged
 
 from diffusion_jax.cli.arguments import parse_arguments
-from diffusion_jax.cli.choosing import choose_run
+from diffusion_jax.runs.choosing import Wanted, choose_run
+from diffusion_jax.runs.command_line import fields_of
 
 
 def chosen(*flags):
-    arguments = parse_arguments(["train", *flags])
-    assert isinstance(arguments, argparse.Namespace)
-    return choose_run(arguments)
+    return choose_run(fields_of(Wanted, parse_arguments(["train", *flags])))
 
 
 def test_a_config_brings_no_step_and_the_seed_of_the_flag_wins(tmp_path):

@@ -1,0 +1,38 @@
+"""What `sample` was asked for; test_asked_videos.py and test_asked_views.py are on videos."""
+
+import numpy as np
+import pytest
+from support.experiments import built
+
+from diffusion_jax.cli.arguments import parse_arguments
+from diffusion_jax.pipeline import Pipeline
+from diffusion_jax.runs.asked import Asked, make_call
+
+
+def call(tmp_path, config="configs/mnist.py:tiny", **asked):
+    model = Pipeline(built(config), {}, {})
+    return make_call(model, Asked(**asked), tmp_path / "out", name="x", load=lambda path: None)
+
+
+def test_every_field_is_a_flag_of_the_same_default():
+    given = vars(parse_arguments(["sample"]))
+    assert {name: given[name] for name in Asked._fields} == Asked._field_defaults
+
+
+def test_a_class_is_repeated_and_the_files_tell_of_the_model(tmp_path):
+    found = call(tmp_path, label="3", n=2, steps=7, guidance_scale=1.5)
+    assert found.conditions == ["3", "3"] and found.options["n"] is None
+    assert (found.options["num_steps"], found.options["guidance_scale"]) == (7, 1.5)
+    said = found.write(np.zeros((2, 4, 4, 1), np.uint8))
+    assert said == f"wrote 2 images to {tmp_path}/out and their grid to {tmp_path}/out/grid.png"
+
+
+@pytest.mark.parametrize("flag", ["elevation", "azimuths", "orbit"])
+def test_flags_of_videos_do_not_fit_a_model_of_images(tmp_path, flag):
+    with pytest.raises(ValueError, match=f"--{flag} does not fit: this model draws images"):
+        call(tmp_path, **{flag: "1"})
+
+
+def test_angles_are_numbers(tmp_path):
+    with pytest.raises(ValueError, match=r"--azimuths=1,x should be numbers with commas between"):
+        call(tmp_path, "configs/sv4d.py:2_tiny", image=__file__, azimuths="1,x")

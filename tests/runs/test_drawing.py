@@ -1,0 +1,44 @@
+"""What is done to drawn images, and how many are drawn at once."""
+
+import warnings
+
+import numpy as np
+import pytest
+from support.experiments import built
+
+from diffusion_jax.runs.drawing import (
+    NonFiniteWarning,
+    checked_seed,
+    rows_of_call,
+    size_in_multiples,
+    warn_of_non_finite,
+)
+
+
+def test_calls_are_rounded_up_to_the_devices_and_not_larger_than_needed():
+    experiment = built("configs/mnist.py:tiny", devices=8)
+    assert rows_of_call(experiment, 3, None) == 8 and rows_of_call(experiment, 100, None) == 64
+    assert rows_of_call(experiment, 100, 9) == 16
+    with pytest.raises(ValueError, match="batch_size = 0 should be at least 1"):
+        rows_of_call(experiment, 3, 0)
+
+
+def test_images_that_are_not_finite_are_named():
+    drawn = np.zeros((3, 2, 2, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_non_finite(drawn)
+    drawn[1, 0, 0] = np.inf
+    with pytest.warns(NonFiniteWarning, match="1 of 3 images hold NaN or infinity: 1$"):
+        warn_of_non_finite(drawn)
+
+
+def test_a_seed_is_drawn_and_said(caplog):
+    assert checked_seed(np.int64(3)) == 3
+    drawn = checked_seed(None)
+    assert f"seed = {drawn} was drawn" in caplog.text
+
+
+def test_sizes_are_rounded_up_to_what_the_network_can():
+    network = built("configs/sd15.py:tiny").network
+    assert network.size_multiple() == 4 and size_in_multiples(network, (16, 17)) == (16, 20)
