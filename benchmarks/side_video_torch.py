@@ -35,7 +35,7 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
             latent_channels=channels,
         ).decoder
         z = torch.randn(batch * frames, channels, height, width)
-        arguments = [z, torch.zeros(batch, frames), frames]
+        arguments = [z]
     net = net.to(device).requires_grad_(False).eval()
     arguments = [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
     parameters = sum(p.numel() for p in net.parameters())
@@ -43,10 +43,19 @@ def build(specification: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int]
         net = torch.compile(net)
     half = specification["dtype"] == "bfloat16"
 
+    def decode(z: torch.Tensor) -> torch.Tensor:
+        """Decode the frames of one clip, as decode_latents of the pipeline does."""
+        size = specification["chunk"] or frames
+        parts = [z[i : i + size] for i in range(0, len(z), size)]
+        still = torch.zeros(batch, size, device=device)
+        return torch.cat([net(part, still[:, : len(part)], len(part)) for part in parts])
+
+    work = net if specification["part"] == "step" else decode
+
     @torch.no_grad()
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            net(*arguments)
+            work(*arguments)
 
     run = repeated(step, device)
     run(1)

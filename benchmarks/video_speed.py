@@ -2,9 +2,13 @@
 
 python benchmarks/video_speed.py --peer_python=PYTHON    # one that has torch and diffusers
 python benchmarks/video_speed.py --no_peer               # our side alone
+python benchmarks/video_speed.py --nets=clip_decode,clip_chunks --rounds=1 --repeats=1    # memory
 
 Both sides have the same random networks: Stable Video Diffusion with fewer channels, levels and
 pixels. Their numbers of parameters must be equal. "full" has the released sizes, for a GPU.
+"decode" decodes a whole clip, "chunks" a few frames at a time: here they overlap, in diffusers
+(decode_chunk_size) they do not. The peak memory is of the whole process, with all that it loaded;
+"temporaries" is what our compiled program allocates while it runs.
 """
 
 import sys
@@ -14,12 +18,16 @@ import paired
 
 
 class Sizes(NamedTuple):
-    """A network of each part with the shape of its input [b t h w c]."""
+    """A network of each part with the shape of its input [b t h w c].
+
+    chunk: how many frames of a clip the decoder sees at a time, in "chunks".
+    """
 
     unet: dict[str, Any]
     latents: tuple[int, ...]
     decoder: dict[str, Any]
     decoded: tuple[int, ...]
+    chunk: int = 4
 
 
 # What all UNets of the family have in common.
@@ -48,6 +56,13 @@ SIZES = {
         {"ch": 64, "ch_mult": (1, 2, 2), "num_res_blocks": 1, "video_kernel_size": (3, 1, 1)},
         (1, 6, 16, 16, 4),
     ),
+    # A decoder whose memory is that of its frames, and no UNet.
+    "clip": Sizes(
+        {},
+        (),
+        {"ch": 64, "ch_mult": (1, 2, 2), "num_res_blocks": 1, "video_kernel_size": (3, 1, 1)},
+        (1, 14, 32, 32, 4),
+    ),
     "full": Sizes(
         {
             **_UNET,
@@ -61,11 +76,14 @@ SIZES = {
         },
         (2, 14, 72, 128, 8),
         {"ch": 128, "ch_mult": (1, 2, 4, 4), "num_res_blocks": 2, "video_kernel_size": (3, 1, 1)},
-        (1, 4, 72, 128, 4),
+        (1, 14, 72, 128, 4),
     ),
 }
-PARTS = ("step", "decode")
-TABLE = {f"{size}_{part}": paired.Net("", 1) for size in SIZES for part in PARTS}
+TABLE = {
+    f"{size}_{part}": paired.Net("", 1)
+    for size, sizes in SIZES.items()
+    for part in (*(["step"] if sizes.unet else []), "decode", "chunks")
+}
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
@@ -89,9 +107,10 @@ def compare(name: str, arguments: Any) -> dict[str, Any]:
         "config": " x ".join(map(str, shape)),
         "batch_size": shape[0] * shape[1],
         "work": part,
-        "part": part,
+        "part": "step" if part == "step" else "decode",
         "fields": fields,
         "shape": shape,
+        "chunk": sizes.chunk if part == "chunks" else None,
         "threads": arguments.threads,
         "device": arguments.device,
         "dtype": arguments.dtype,
@@ -107,7 +126,8 @@ def compare(name: str, arguments: Any) -> dict[str, Any]:
     finally:
         for side in sides:
             side.close()
-    print(paired.describe(name, arguments, specification, sides), flush=True)
+    print(paired.describe(name, arguments, specification, sides))
+    print(f"  our temporaries     {sides[0].report['temporaries'] / 2**20:.0f} MiB", flush=True)
     return {"ratio": paired.ratios(*sides) if len(sides) == 2 else None, "ours": sides[0].rounds}
 
 

@@ -29,6 +29,13 @@ def batch_axes(mesh: jax.sharding.AbstractMesh, batch: int) -> tuple[str, ...] |
     return None
 
 
+def batch_parts(batch: int) -> int:
+    """Count the devices among which a batch of this size is split on the mesh in context."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = batch_axes(mesh, batch)
+    return 1 if axes is None else math.prod(mesh.shape[axis] for axis in axes)
+
+
 def by_sample(x: Array) -> Array:
     """Keep x [b ...], or frames x [(b t) ...], and the gradient split by sample; return x.
 

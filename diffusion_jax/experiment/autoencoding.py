@@ -2,15 +2,18 @@
 
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array
 
 from diffusion_jax.convert.weights.importing import open_network
+from diffusion_jax.convert.weights.inflating import inflated
 from diffusion_jax.devices.mesh import on_mesh
 from diffusion_jax.experiment.binding import ConfigError, Section, bind_section
 from diffusion_jax.experiment.claims import (
@@ -24,6 +27,7 @@ from diffusion_jax.experiment.first_stage_weights import (
     export_first_stage,
     export_first_stage_folder,
     load_first_stage,
+    load_video_first_stage,
     read_lpips,
 )
 from diffusion_jax.experiment.layout import first_stage_rules
@@ -33,9 +37,12 @@ from diffusion_jax.experiment.pictures import reconstruct_pictures
 from diffusion_jax.experiment.regularizer import CODEBOOK, Regularizer, build_regularizer
 from diffusion_jax.experiment.task import Reconstructing, Setting, Task, Training
 from diffusion_jax.experiment.weights import RANDOM, released_source
-from diffusion_jax.models.first_stage.autoencoder import LAST_LAYER, Autoencoder
+from diffusion_jax.models.conditioning.routing import IMAGE_ONLY
+from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.lpips import init_lpips, lpips
 from diffusion_jax.models.first_stage.patchgan import NLayerDiscriminator, fit_actnorm, unfitted
+from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
+from diffusion_jax.train.first_stage.frames import on_frames
 from diffusion_jax.train.first_stage.loss import AutoencoderLoss, Networks
 from diffusion_jax.train.first_stage.step import (
     TRAINED,
@@ -44,14 +51,19 @@ from diffusion_jax.train.first_stage.step import (
     make_autoencoder_eval_step,
     make_autoencoder_step,
 )
+from diffusion_jax.train.optimizer import frozen_others
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.types import PyTree
 
 # What make_autoencoding hands to make_autoencoder_step itself.
 STEP_INPUTS = ("networks", "loss", "tx", "disc_tx", "seed")
 MODEL = Section(
-    "config.model", "The first stage that is trained.", table={"autoencoder": Autoencoder}
+    "config.model",
+    "The first stage that is trained.",
+    table={"autoencoder": Autoencoder, "autoencoder_video": VideoAutoencoder},
 )
+# What is trained of an autoencoder of videos by default: its decoder, as SVD's was.
+VIDEO_DECODER = "^autoencoder/decoder/|^loss/"
 LOSS = Section(
     "config.loss",
     "What the training of a first stage minimises.",
@@ -92,11 +104,17 @@ DIFFUSION_ONLY = (
 
 
 def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
-    """Make the Task of a first stage; ConfigError for a wrong option or section."""
+    """Make the Task of a first stage; ConfigError for a wrong option or section.
+
+    The frames of clips are the samples of the loss; only the decoder of an autoencoder_video sees
+    that they belong together.
+    """
     data, mesh, seed, training = setting
     _check_sections(sections, training)
     module = bind_section(MODEL, sections["model"]).make()
-    _check_image(module, data.image_shape)
+    frames, is_video = data.num_frames, isinstance(module, VideoAutoencoder)
+    trainable = _trainable(module, training)
+    _check_image(module, data.image_shape, frames)
     regularizer = build_regularizer(sections["regularizer"], module)
     discriminator = bind_section(DISCRIMINATOR, sections["discriminator"]).make()
     net, lpips_file = bind_section(PERCEPTUAL, sections["perceptual"]).make()
@@ -104,10 +122,11 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
     loss, (logvar_init, learn, step_options) = bound.make(), bound.own
     logvar = {"logvar": jnp.float32(LogvarOptions(**logvar_init).logvar_init)}
     learn = LearnOptions(**learn).learn_logvar
-    networks = _networks(module, discriminator, regularizer, net)
+    networks = _networks(module, discriminator, regularizer, net, trainable, frames)
     rate = (sections["lr_schedule"], training.batch_size, training.scale_lr)
     power = bind_ema(sections["ema"]).power
-    tx, lr_at = build_optimizer(sections["optimizer"], *rate, power=power)
+    tx, lr_at = build_optimizer(sections["optimizer"], *rate, trainable=trainable, power=power)
+    _check_trainable(module, trainable)
     disc_tx, _ = build_optimizer(_disc_optimizer(sections), *rate, path=DISC_OPTIMIZER.path)
 
     def init(key: Array) -> TrainState:
@@ -116,24 +135,30 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
         return init_autoencoder_state(params, tx, disc_tx, **mutable)
 
     train_step = make_autoencoder_step(networks, loss, tx, disc_tx, seed=seed, **step_options)
+    eval_step = make_autoencoder_eval_step(networks, loss, seed=seed)
     compare = functools.partial(autoencoder_contradictions, module)
+    load, fit = load_first_stage, lambda params: params
+    if is_video:
+        train_step, eval_step = on_frames(train_step, 1), on_frames(eval_step, 3)
+        load = functools.partial(load_video_first_stage, module)
+        fit = functools.partial(_fit_run, module)
     return Task(
         init=on_mesh(mesh, init),
         train_step=on_mesh(mesh, train_step),
-        eval_step=on_mesh(mesh, make_autoencoder_eval_step(networks, loss, seed=seed)),
+        eval_step=on_mesh(mesh, eval_step),
         lr_at=lr_at,
         constants={} if learn else logvar,
         init_frozen=lambda key: {"lpips": init_lpips(key, net=net)},
         rules=first_stage_rules(mesh),
         frozen_rules=(),
         embedders={},
-        example_inputs=lambda size: {},
+        example_inputs=lambda size: {IMAGE_ONLY: jnp.zeros((size, frames))} if is_video else {},
         with_inputs=dict,
         averaged=averaged_params,
         averaged_part=lambda params: {name: params[name] for name in TRAINED},
         check_sources=functools.partial(_check_sources, net, lpips_file, training, compare),
         load_frozen=functools.partial(_load_frozen, net, lpips_file),
-        load_released=load_first_stage,
+        load_released=load,
         layout=lambda trained: FIRST_STAGE_LAYOUT,
         export_file=export_first_stage,
         export_folder=functools.partial(export_first_stage_folder, module, regularizer.name),
@@ -141,11 +166,12 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
         headline=("loss/rec",),
         reconstructing=Reconstructing(module, networks, net),
         contradictions=compare,
+        fit_run=fit,
     )
 
 
 def _init_parts(
-    module: Autoencoder,
+    module: Autoencoder | VideoAutoencoder,
     regularizer: Regularizer,
     discriminator: nn.Module,
     image_shape: tuple[int, int, int],
@@ -154,7 +180,8 @@ def _init_parts(
     """Initialise autoencoder, codebook and discriminator, float32 -> (params, mutable)."""
     keys = jax.random.split(key, 4)
     image = jax.random.uniform(keys[3], (1, *image_shape), minval=-1.0)
-    autoencoder = module.init(keys[0], image)["params"]
+    seen = image[None] if isinstance(module, VideoAutoencoder) else image
+    autoencoder = module.init(keys[0], seen)["params"]
     codebook, averages = regularizer.init(keys[1])
     judged = discriminator.init(keys[2], image, train=True)
     statistics = {name: value for name, value in judged.items() if name != "params"}
@@ -190,15 +217,39 @@ def _load_frozen(
     return {"lpips": jax.device_put(found, shardings)}
 
 
+def _fit_run(module: VideoAutoencoder, params: PyTree) -> PyTree:
+    """Name the parameters of a run of a first stage as an autoencoder of videos names them."""
+    if "autoencoder" not in params:
+        return params
+    own = inflated(params["autoencoder"], use_quant_conv=module.use_quant_conv)
+    return {**params, "autoencoder": own}
+
+
 def _networks(
-    module: Autoencoder, discriminator: NLayerDiscriminator, regularizer: Regularizer, net: str
+    module: Autoencoder | VideoAutoencoder,
+    discriminator: NLayerDiscriminator,
+    regularizer: Regularizer,
+    net: str,
+    trainable: str | None,
+    num_frames: int | None,
 ) -> Networks:
-    def run(method: str, params: PyTree, x: Array, dropout_key: Array | None) -> Array:
+    def run(method: str, params: PyTree, x: Array, dropout_key: Array | None, **clip: Any) -> Array:
+        if trainable is not None:
+            params = frozen_others(trainable, {"autoencoder": params})["autoencoder"]
         own = {name: value for name, value in params.items() if name != CODEBOOK}
         train = dropout_key is not None
         rngs = {"dropout": dropout_key} if train else {}
-        out: Any = module.apply({"params": own}, x, method=method, train=train, rngs=rngs)
+        out: Any = module.apply({"params": own}, x, method=method, train=train, rngs=rngs, **clip)
         return out.astype(jnp.float32)
+
+    def decode_clips(
+        params: PyTree, z: Array, dropout_key: Array | None, stills: Array | None = None
+    ) -> Array:
+        clips = rearrange(z, "(b t) h w c -> b t h w c", t=num_frames)
+        if stills is not None:
+            stills = stills.reshape(clips.shape[:2])
+        frames = run("decode", params, clips, dropout_key, image_only_indicator=stills)
+        return rearrange(frames, "b t h w c -> (b t) h w c")
 
     def discriminate(
         params: PyTree, mutable: PyTree, image: Array, *, train: bool
@@ -211,10 +262,10 @@ def _networks(
     return Networks(
         encode=functools.partial(run, "encode"),
         regularize=regularizer.apply,
-        decode=functools.partial(run, "decode"),
+        decode=functools.partial(run, "decode") if num_frames is None else decode_clips,
         discriminate=discriminate,
         lpips=functools.partial(lpips, net=net),
-        last_layer=LAST_LAYER,
+        last_layer=module.last_layer,
         prepare=functools.partial(fit_actnorm, discriminator)
         if discriminator.use_actnorm
         else None,
@@ -248,11 +299,6 @@ def _check_sections(sections: Mapping[str, Any], training: Training) -> None:
             f"config.train.accumulate = {training.accumulate} should be 1: the weight of the "
             "adversary is one number for the whole batch, which micro-batches do not have"
         )
-    if training.trainable is not None:
-        raise ConfigError(
-            f"config.train.trainable = {training.trainable!r} is for networks that denoise; a "
-            "first stage is trained whole"
-        )
     if training.gradient_dtype != "float32":
         raise ConfigError(
             f"config.train.gradient_dtype = {training.gradient_dtype!r} should be 'float32' for "
@@ -265,7 +311,38 @@ def _check_sections(sections: Mapping[str, Any], training: Training) -> None:
         )
 
 
-def _check_image(module: Autoencoder, image_shape: tuple[int, int, int]) -> None:
+def _trainable(module: Autoencoder | VideoAutoencoder, training: Training) -> str | None:
+    """Say which parameters are trained, see Training.trainable."""
+    default = VIDEO_DECODER if isinstance(module, VideoAutoencoder) else None
+    return default if training.trainable is None else training.trainable
+
+
+def _check_trainable(module: Autoencoder | VideoAutoencoder, trainable: str | None) -> None:
+    last = "/".join(("autoencoder", *module.last_layer))
+    if trainable is not None and not re.search(trainable, last):
+        raise ConfigError(
+            f"config.train.trainable = {trainable!r} should be found in {last}, whose gradients "
+            "weigh the adversary"
+        )
+
+
+def _check_image(
+    module: Autoencoder | VideoAutoencoder,
+    image_shape: tuple[int, int, int],
+    num_frames: int | None,
+) -> None:
+    is_video = isinstance(module, VideoAutoencoder)
+    if is_video and num_frames is None:
+        raise ConfigError(
+            "config.model.name = 'autoencoder_video' decodes clips of video; set "
+            "config.data.batches.num_frames, the frames of a clip"
+        )
+    if num_frames is not None and not is_video:
+        raise ConfigError(
+            f"config.data.batches.num_frames = {num_frames} makes clips of video; the training of "
+            "config.model.name = 'autoencoder' reads images, so leave it out, or choose "
+            "'autoencoder_video'"
+        )
     if module.give_pre_end:
         raise ConfigError(
             "config.model.give_pre_end = True should be False: images are what a first stage learns"

@@ -21,6 +21,7 @@ from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.sampling import TIMESTEP_SAMPLERS
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipText
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
+from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
 from diffusion_jax.models.unet.video_unet import VideoUNet, image_options
@@ -68,7 +69,9 @@ def contradictions(
     return found
 
 
-def autoencoder_contradictions(module: Autoencoder, path: str | os.PathLike) -> list[Contradiction]:
+def autoencoder_contradictions(
+    module: Autoencoder | VideoAutoencoder, path: str | os.PathLike
+) -> list[Contradiction]:
     """Compare what a released file or folder says of its autoencoder with the one of a config."""
     return _of_autoencoder(read_claims(path), module, "model")
 
@@ -208,7 +211,8 @@ def _of_first_stage(claims: Claims, stage: FirstStage | None) -> list[Contradict
 
 def _of_autoencoder(claims: Claims, module: Any, section: str) -> list[Contradiction]:
     groups = claims.vae_groups
-    if groups is None or not isinstance(module, Autoencoder) or module.num_groups == groups:
+    ours = isinstance(module, Autoencoder | VideoAutoencoder)
+    if groups is None or not ours or module.num_groups == groups:
         return []
     said = f"norm_num_groups = {groups} of the autoencoder"
     return [Contradiction(said, str(module.num_groups), {f"{section}.num_groups": groups})]

@@ -1,7 +1,6 @@
 """A config whose model denoises: its network, its noise, its loss and its sampler, as a Task."""
 
 import functools
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -91,7 +90,6 @@ def denoising(
     about = About(data.name, *read[:2], drawing.num_steps)
     loss_fn = _of_whole(parts, prepare(objective.loss_fn))
     if training.trainable is not None:
-        _check_pattern(training.trainable)
         loss_fn = only_trainable(training.trainable, loss_fn)
     train_step = make_train_step(
         loss_fn,
@@ -175,15 +173,6 @@ def _merging(parts: Parts, export: Callable[..., Any]) -> Callable[..., Any]:
         return export(parts.merged(trained, dtype), path, dtype=dtype, **options)
 
     return write
-
-
-def _check_pattern(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(
-            f"config.train.trainable = {pattern!r} should be a regular expression: {error}"
-        ) from error
 
 
 def _rounded(network: Network, training: Training) -> Callable[[PyTree], PyTree]:

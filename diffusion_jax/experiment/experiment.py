@@ -253,7 +253,8 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     setting = Setting(data, mesh, seed, training)
     model = row(MODEL.table, sections["model"], MODEL.path, own=True)
     is_first_stage = model in autoencoding.MODEL.table.values()
-    task = _maker(data, is_first_stage)(sections, setting)
+    make = make_diffusion if data.num_frames is None else make_video
+    task = (make_autoencoding if is_first_stage else make)(sections, setting)
     if task.drawing is None and data.image_options.loss_mask is not None:
         raise ConfigError(
             f"config.data.batches.loss_mask = {data.image_options.loss_mask!r} should be left out: "
@@ -265,17 +266,6 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     setting = setting._replace(data=data.with_columns(columns))
     latent_cache = bind_latent_cache(sections, data, draws)
     return Experiment(sections, setting, task, hooks, latent_cache, bind_ema(sections["ema"]))
-
-
-def _maker(data: Data, is_first_stage: bool) -> Callable[[Mapping[str, Any], Setting], Task]:
-    if data.num_frames is None:
-        return make_autoencoding if is_first_stage else make_diffusion
-    if is_first_stage:
-        raise ConfigError(
-            f"config.data.batches.num_frames = {data.num_frames} makes clips of video; the "
-            "training of a first stage reads images, so leave it out"
-        )
-    return make_video
 
 
 def _mesh(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from diffusion_jax.devices.placement import by_sample
+from diffusion_jax.devices.placement import batch_parts, by_sample
 from diffusion_jax.experiment.binding import ConfigError, Section, bind_section, check_range
 from diffusion_jax.experiment.options import ClipOptions, Codes, FirstStageOptions
 from diffusion_jax.experiment.regularizer import CODEBOOK
@@ -164,6 +164,7 @@ class FirstStage(NamedTuple):
         unit: elements of x along one side of a latent pixel.
         """
         tile, size = self.options.tile, self.options.samples_at_a_time
+        size = None if size is None else size * batch_parts(x.shape[0])  # so many on each device
         if tile is not None and max(x.shape[1:3]) > tile * unit:
             shape = {"tile": tile, "overlap": tile // 4, "margin": tile // 16}
             network = functools.partial(tiled, network, factor=self.factor, **shape)

@@ -1,11 +1,17 @@
 """The training of a first stage from and to other programs' files, LPIPS' weights among them."""
 
+import dataclasses
 import os
 import pathlib
+import re
 import zipfile
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from diffusion_jax.convert.weights.diffusers_folder import save_diffusers, vae_config
+from diffusion_jax.convert.weights.diffusers_video import join_vae, video_vae_config
 from diffusion_jax.convert.weights.first_stage import (
     has_lpips,
     import_first_stage,
@@ -13,17 +19,24 @@ from diffusion_jax.convert.weights.first_stage import (
     join_parts,
     save_first_stage,
 )
+from diffusion_jax.convert.weights.identify import find_network
 from diffusion_jax.convert.weights.importing import open_network
-from diffusion_jax.convert.weights.reading import is_safetensors, open_weights
+from diffusion_jax.convert.weights.inflating import inflated
+from diffusion_jax.convert.weights.reading import Weights, is_safetensors, open_weights
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.regularizer import CODEBOOK
 from diffusion_jax.experiment.task import Trained, Training
 from diffusion_jax.experiment.weights import RANDOM
-from diffusion_jax.models.first_stage.autoencoder import Autoencoder
+from diffusion_jax.models.first_stage.autoencoder import Autoencoder, Fields
 from diffusion_jax.models.first_stage.lpips import load_lpips
+from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
+from diffusion_jax.train.checkpoints.checksums import named_leaves, path_name
+from diffusion_jax.train.checkpoints.warm_start import warm_start
 from diffusion_jax.types import PyTree
 
 FIRST_STAGE_LAYOUT = "first stage of latent-diffusion"
+# A part of the names of layers over time, in the files of generative-models and of diffusers.
+_OVER_TIME = re.compile(r"time_stack|time_mix|temporal_res_block|time_conv_out")
 
 
 def load_first_stage(
@@ -47,6 +60,59 @@ def load_first_stage(
     return found.params, found.mutable, found.not_loaded
 
 
+def load_video_first_stage(
+    module: VideoAutoencoder,
+    params: PyTree,
+    mutable: PyTree,
+    path: str | os.PathLike,
+    training: Training,
+) -> tuple[PyTree, PyTree, list[str]]:
+    """Start a first stage of videos from a file, see load_first_stage.
+
+    A file of an autoencoder of images fits, too: see inflated for its convolutions around the
+    latent. The layers over time then keep their initial values, with which they change nothing.
+    """
+    weights = open_network(path, "vae", variant=training.ckpt_variant)
+    found = import_first_stage(
+        {**params, "autoencoder": _held(module, params["autoencoder"], weights)},
+        mutable,
+        weights,
+        ema=training.ckpt_ema,
+        ignore_keys=training.ignore_keys,
+        nonfinite=not training.ckpt_check,
+    )
+    given = inflated(found.params["autoencoder"], use_quant_conv=module.use_quant_conv)
+    own = {"autoencoder": params["autoencoder"]}
+    loaded = warm_start(own, path, given={"autoencoder": given})
+    absent = [*found.not_loaded, *loaded.not_loaded]
+    return {**found.params, **loaded.params}, found.mutable, absent
+
+
+def _held(module: VideoAutoencoder, params: PyTree, weights: Weights) -> dict[str, PyTree]:
+    """Choose what to read of a file: what it holds of params, and convolutions beside the latent.
+
+    Without layers over time it is read as an autoencoder of images.
+    """
+    start = find_network(weights.tensors, "vae", weights.path).prefix
+    names = [name.removeprefix(start) for name in weights.tensors if name.startswith(start)]
+    fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(Fields)}
+    side = 2 ** (len(module.ch_mult) - 1)
+    image = Autoencoder(**fields, embed_dim=module.embed_dim)
+    example = jax.ShapeDtypeStruct((1, side, side, module.in_channels), jnp.float32)
+    whole = jax.eval_shape(image.init, jax.random.key(0), example)["params"]
+    held = dict(params)
+    if not any(_OVER_TIME.search(name) for name in names):
+        own = named_leaves(params)
+        pick = lambda path, leaf: own[path_name(path)] if path_name(path) in own else leaf
+        held = jax.tree_util.tree_map_with_path(pick, whole)
+    for name in ("quant_conv", "post_quant_conv"):
+        if name in params or any(tensor.startswith(f"{name}.") for tensor in names):
+            held.setdefault(name, whole[name])
+        else:
+            held.pop(name, None)
+    return held
+
+
 def export_first_stage(
     trained: Trained, path: str | os.PathLike, *, dtype: Any = None, nonfinite: bool = False
 ) -> str:
@@ -68,7 +134,7 @@ def export_first_stage(
 
 
 def export_first_stage_folder(
-    module: Autoencoder,
+    module: Autoencoder | VideoAutoencoder,
     regularizer: str,
     trained: Trained,
     folder: str | os.PathLike,
@@ -76,19 +142,25 @@ def export_first_stage_folder(
     dtype: Any = None,
     nonfinite: bool = False,
 ) -> None:
-    """Write a folder of diffusers with the autoencoder alone, an AutoencoderKL or a VQModel.
+    """Write a folder of diffusers with the autoencoder alone.
+
+    It is an AutoencoderKL, a VQModel or, for videos, an AutoencoderKLTemporalDecoder.
 
     regularizer: its name in the config. Raises ConfigError for a quantizer that diffusers lacks,
     ValueError for such an option.
     """
-    if regularizer not in ("kl", "vq"):
+    known = ("kl",) if isinstance(module, VideoAutoencoder) else ("kl", "vq")
+    if regularizer not in known:
         raise ConfigError(
             f"config.regularizer.name = {regularizer!r} has no counterpart in diffusers, which has "
-            "kl and vq; export this network as .safetensors"
+            f"{' and '.join(known)}; export this network as .safetensors"
         )
     own = trained.params["autoencoder"]
-    codes = own[CODEBOOK]["embedding"].shape[0] if regularizer == "vq" else None
-    config = vae_config(module, scale_factor=1.0, num_codes=codes)
+    if isinstance(module, VideoAutoencoder):
+        own, config = join_vae(own, None), video_vae_config(module, scale_factor=1.0)
+    else:
+        codes = own[CODEBOOK]["embedding"].shape[0] if regularizer == "vq" else None
+        config = vae_config(module, scale_factor=1.0, num_codes=codes)
     save_diffusers(
         folder, {"first_stage": own}, {"first_stage": config}, dtype=dtype, nonfinite=nonfinite
     )

@@ -1,6 +1,7 @@
 """The `optimizer` and `lr_schedule` sections -> an optax chain and the rate at every step."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,6 +91,7 @@ def build_optimizer(
     options["learning_rate"] = scaled_learning_rate(rate, batch_size, scale_lr=scale_lr)
     options["lr_multiplier"] = _multiplier(lr_schedule)
     options["power"] = power
+    _check_pattern(trainable)
     make = functools.partial(make_optimizer, bound.name, **options)
     made = make()
     try:
@@ -100,6 +102,15 @@ def build_optimizer(
             f"{path}.name = {bound.name!r} makes no step with {bound.keywords}: {reason}"
         ) from error
     return made if trainable is None else make(trainable=trainable)
+
+
+def _check_pattern(trainable: str | None) -> None:
+    try:
+        re.compile(trainable or "")
+    except re.error as error:
+        raise ConfigError(
+            f"config.train.trainable = {trainable!r} should be a regular expression: {error}"
+        ) from error
 
 
 def _update(tx: optax.GradientTransformationExtraArgs, params: PyTree) -> PyTree:

@@ -115,9 +115,9 @@ class FirstStageOptions(NamedTuple):
 
     weights: a file or the run of a first stage, "random" for a dry run, None to take them from the
     checkpoint that is loaded. scale_by_std: the factor is 1 / std of the first batch of a run.
-    samples_at_a_time: images that are encoded or decoded at once, None for all; a decoder of videos
-    counts clips. tile: side, in latent pixels, of the overlapping tiles that larger latents are
-    decoded in, None for one piece; GroupNorm then sees tiles, which changes colours slightly.
+    samples_at_a_time: images that a device encodes or decodes at once, None for all; a decoder of
+    videos counts clips. tile: side, in latent pixels, of the overlapping tiles that larger latents
+    are decoded in, None for one piece; GroupNorm then sees tiles, which changes colours slightly.
     """
 
     weights: str | None = None

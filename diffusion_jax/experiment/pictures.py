@@ -102,6 +102,7 @@ def reconstruct_pictures(
 ) -> Callable[[TrainState, Mapping[str, Any]], dict[str, Any]]:
     """Make log_images(state, batch) of a first stage: see train.autoencoder_images.
 
+    Of videos, each picture is a row of the frames of a clip, and the logits are of its middle one.
     samples: also decode latents from N(0, 1). diff_boost_factor: of the errors in diff_boost.
     """
     del frozen, class_names
@@ -125,10 +126,22 @@ def reconstruct_pictures(
 
     def log_images(state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
         images = np.asarray(batch["image"][:max_images])
-        placed = (images, _keys(seed, Stream.LOGGED_SAMPLES, len(images)))
-        return jax.device_get(show(state, *put(placed, replicated(mesh))))
+        frames = images.reshape(-1, *images.shape[-3:])
+        placed = (frames, _keys(seed, Stream.LOGGED_SAMPLES, len(frames)))
+        log = jax.device_get(show(state, *put(placed, replicated(mesh))))
+        return log if images.ndim == 4 else _clips_of(log, images.shape[:2])
 
     return log_images
+
+
+def _clips_of(log: Mapping[str, np.ndarray], shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Put pictures of frames together to clips, of a shape (clips, frames of a clip)."""
+    clips = {name: rows.reshape(*shape, *rows.shape[1:]) for name, rows in log.items()}
+    found = {
+        name: rows if rows.ndim == 5 else rows[:, shape[1] // 2] for name, rows in clips.items()
+    }
+    moving = "reconstructions_ema" if "reconstructions_ema" in clips else "reconstructions"
+    return {**found, CLIPS: clips[moving]}
 
 
 def _one_frame(row: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from diffusion_jax.models.first_stage.quantizers import (
     VectorQuantizer,
 )
 from diffusion_jax.models.first_stage.regularizers import gaussian_regularizer, identity_regularizer
+from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
 from diffusion_jax.randomness import noise_like
 from diffusion_jax.train.lr_schedules import LR_SCHEDULES
 from diffusion_jax.types import Keys, PyTree
@@ -75,7 +76,9 @@ class Regularizer(NamedTuple):
     apply: Callable[..., tuple[Array, Mapping[str, Array], PyTree]]
 
 
-def build_regularizer(section: Mapping[str, Any] | None, module: Autoencoder) -> Regularizer:
+def build_regularizer(
+    section: Mapping[str, Any] | None, module: Autoencoder | VideoAutoencoder
+) -> Regularizer:
     """Build the regularizer of an autoencoder.
 
     One of the user's own is a function (moments, keys, **options) -> (z, log).

@@ -21,6 +21,7 @@ from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.sampling import SampleFn, Whole
 from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
+from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
 from diffusion_jax.train.first_stage.loss import Networks
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.types import PyTree
@@ -39,7 +40,8 @@ class Training(NamedTuple):
     file and start the others at 0. ckpt_check refuses a released file that says of itself what the
     config contradicts, or that holds NaN or infinite numbers. ckpt_variant: "fp16" and so on, the
     files of a folder. trainable: a regular expression; only parameters in whose path it is found
-    are trained, such as "time_" for the layers of a video network that mix frames. None is all.
+    are trained, such as "time_" for the layers of a video network that mix frames. None is all, and
+    of an autoencoder_video the decoder.
     """
 
     num_steps: int
@@ -88,7 +90,7 @@ class Drawing(NamedTuple):
 class Reconstructing(NamedTuple):
     """How a model reconstructs images: an autoencoder and the networks of its training."""
 
-    module: Autoencoder
+    module: Autoencoder | VideoAutoencoder
     networks: Networks
     lpips_net: str
 
@@ -147,6 +149,7 @@ class Task(NamedTuple):
     adapters: of a model whose adapters are trained.
     first_params: of a model whose train.ckpt_path is a part of frozen: (params, frozen) -> the
       params that a new run starts from.
+    fit_run: the parameters of another run -> the same in the names and shapes of this model.
     """
 
     init: Callable[[Array], TrainState]
@@ -176,3 +179,4 @@ class Task(NamedTuple):
     contradictions: Callable[[str | os.PathLike], list[Contradiction]] = lambda path: []
     adapters: Adapters | None = None
     first_params: Callable[[PyTree, PyTree], PyTree] | None = None
+    fit_run: Callable[[PyTree], PyTree] = lambda params: params

@@ -360,6 +360,7 @@ def _load_start(experiment: Experiment, state: TrainState, path: str, say: Liste
             ignore_keys=training.ignore_keys,
             load_only_unet=training.load_only_unet,
             ema=training.ckpt_ema,
+            fit=experiment.task.fit_run,
         )
         params, mutable = loaded.params, state.mutable
         if jax.tree.leaves(mutable):

@@ -224,14 +224,18 @@ def only_trainable(pattern: str, loss_fn: Callable[..., Any]) -> Callable[..., A
     """Let a LossFn have no gradient but by the parameters that trainable_mask marks."""
 
     def loss(params: PyTree, *args: Any, **keywords: Any) -> Any:
-        stopped = jax.tree.map(
-            lambda trains, leaf: leaf if trains else jax.lax.stop_gradient(leaf),
-            trainable_mask(pattern, params),
-            params,
-        )
-        return loss_fn(stopped, *args, **keywords)
+        return loss_fn(frozen_others(pattern, params), *args, **keywords)
 
     return loss
+
+
+def frozen_others(pattern: str, params: PyTree) -> PyTree:
+    """Stop the gradient of all parameters that trainable_mask does not mark."""
+    return jax.tree.map(
+        lambda trains, leaf: leaf if trains else jax.lax.stop_gradient(leaf),
+        trainable_mask(pattern, params),
+        params,
+    )
 
 
 def _lookup(name: str) -> Callable[..., Any]:

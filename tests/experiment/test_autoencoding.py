@@ -1,5 +1,7 @@
 """A config of a first stage: it trains, its mistakes are told, and a latent model reads its run."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from diffusion_jax.train.ema import ema_params
 ONE = jax.devices()[:1]
 VAE = "configs/emoji_vae.py:tiny"
 LDM = "configs/emoji_ldm.py:tiny"
+VIDEO = "configs/svd_decoder.py:tiny"
 
 
 @pytest.mark.parametrize("path", [VAE, "configs/vq_f4.py:tiny"])
@@ -88,6 +91,8 @@ def test_mistakes_are_told(section, value, message):
         ("--config.data.batches.image_size=31", r"image_size = \(31, 31\) should be a multiple"),
         ("--config.model.in_channels=1", r"config\.model\.in_channels = 1 .* should be 3"),
         ("--config.loss.disc_loss=hing", r"config\.loss\.disc_loss = 'hing' should be one of"),
+        ("--config.train.trainable=_in", r"trainable = '_in' .*found in autoencoder/decoder/conv_"),
+        ("--config.model.name=autoencoder_video", r"decodes clips of video; set .*num_frames"),
     ],
 )
 def test_wrong_values_are_told(override, message):
@@ -178,3 +183,88 @@ def test_the_scale_factor_makes_the_latents_of_a_batch_unit(first_stage_run):
     np.testing.assert_allclose(scaled.std(), 1.0, rtol=0.02)
     with pytest.raises(ConfigError, match=r"scale_factor = 2\.0 should be left out"):
         build(LDM, "--config.first_stage.scale_factor=2.0")
+
+
+# Compiled once and run once.
+QUICKLY = {"compiler_options": {"xla_backend_optimization_level": 0}}
+NO_LPIPS = "--config.loss.perceptual_weight=0.0"
+
+
+def clips(stills):
+    generator = np.random.default_rng(0)
+    image = generator.uniform(-1, 1, (8, 4, 32, 32, 3)).astype(np.float32)
+    return {"image": image, "image_only_indicator": np.full((8, 4), float(stills), np.float32)}
+
+
+def test_the_loss_of_still_clips_is_the_loss_of_their_frames():
+    same = ("ch=8", "num_groups=4", "attn_type=vanilla", "use_quant_conv=False")
+    same = (*(f"--config.model.{option}" for option in same), "--config.discriminator.ndf=8")
+    video, image = build(VIDEO, NO_LPIPS), build(VAE, NO_LPIPS, *same)
+    state, frozen = drawn(video.abstract_state()), video.frozen_constants() | {"lpips": {}}
+    whole = state.params["autoencoder"]
+    own = jax.eval_shape(image.init, jax.random.key(0)).params["autoencoder"]
+    pick = lambda path, _: functools.reduce(lambda tree, key: tree[key.key], path, whole)
+    params = {**state.params, "autoencoder": jax.tree_util.tree_map_with_path(pick, own)}
+    evaluate = jax.jit(video.eval_step, **QUICKLY)
+    still = evaluate(state.params, state.mutable, frozen, clips(True), 0)
+    moving = evaluate(state.params, state.mutable, frozen, clips(False), 0)
+    frames = {"image": clips(True)["image"].reshape(32, 32, 32, 3)}
+    expected = jax.jit(image.eval_step, **QUICKLY)(params, state.mutable, frozen, frames, 0)
+    assert set(still) == set(expected) and float(still["weight"]) == 32.0
+    for name, value in expected.items():
+        np.testing.assert_allclose(still[name], value, rtol=1e-4, err_msg=name)
+    assert not np.isclose(moving["loss/rec"], still["loss/rec"], rtol=1e-3)
+
+
+def test_only_what_is_trained_has_moments():
+    state = build(VIDEO).abstract_state()
+    moments = jax.tree_util.tree_leaves_with_path(state.opt_state["autoencoder"]["optimizer"])
+    names = [jax.tree_util.keystr(path) for path, _ in moments]
+    decoder = len(jax.tree.leaves(state.params["autoencoder"]["decoder"]))
+    assert sum("decoder" in name for name in names) == 2 * decoder
+    assert not any("['encoder']" in name for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainable", [None, "time_"])
+def test_of_a_first_stage_of_videos_the_decoder_is_trained(trainable):
+    options = (f"train.trainable={trainable}", "loss.disc_start=0", "lr_schedule.warmup_steps=0")
+    experiment = build(VIDEO, NO_LPIPS, *(f"--config.{option}" for option in options))
+    state = drawn(experiment.abstract_state())
+    step = jax.jit(experiment.train_step, **QUICKLY)
+    frozen = experiment.frozen_constants() | {"lpips": {}}
+    new, metrics = step(state, experiment.to_devices(clips(False)), frozen)
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert float(metrics["scalars/d_weight"]) > 0.0
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, new.params)
+    assert all(jax.tree.leaves(moved["discriminator"]))
+    assert not any(jax.tree.leaves(moved["autoencoder"]["encoder"]))
+    decoder = jax.tree_util.tree_leaves_with_path(moved["autoencoder"]["decoder"])
+    trains = {jax.tree_util.keystr(path): leaf for path, leaf in decoder}
+    assert all(leaf == (trainable is None or "time_" in name) for name, leaf in trains.items())
+
+
+@pytest.mark.slow
+def test_pictures_of_clips_have_a_row_of_frames():
+    experiment = build(VIDEO)
+    log_images = experiment.task.pictures(None, max_images=2)
+    shown = log_images(drawn(experiment.abstract_state()), clips(False))
+    assert {"inputs", "reconstructions_ema", "samples", "clips"} <= set(shown)
+    for name, value in shown.items():
+        assert value.shape == ((2, 2, 32, 32, 3) if "logits" in name else (2, 4, 32, 32, 3)), name
+    np.testing.assert_array_equal(shown["inputs"], clips(False)["image"][:2])
+
+
+@pytest.mark.slow
+def test_a_decoder_of_videos_trains_alike_with_rows_and_frames_split():
+    def losses(*mesh, devices=1):
+        experiment = build(VIDEO, "--config.loss.disc_start=0", *mesh, devices=devices)
+        state, step, found = experiment.init_state(), jax.jit(experiment.train_step), []
+        for _ in range(3):
+            batch = experiment.to_devices(clips(False))
+            state, metrics = step(state, batch, experiment.random_frozen())
+            found.append([float(metrics[name]) for name in ("loss/rec", "loss/disc", "loss/g")])
+        return np.array(found)
+
+    split = losses("--config.mesh.data=2", "--config.mesh.context=4", devices=8)
+    np.testing.assert_allclose(split, losses(), rtol=1e-4)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.trees import drawn
 
+from diffusion_jax.devices.mesh import make_mesh, on_mesh
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.first_stage import build_first_stage
 
@@ -46,6 +47,15 @@ def test_few_samples_at_a_time_give_the_same_numbers(numbers):
     plain = jax.jit(build().decode)(params, z)
     assert plain.shape == image.shape
     np.testing.assert_allclose(jax.jit(few.decode)(params, z), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize(("data", "chunks"), [(1, 8), (4, 2)])
+def test_the_devices_of_a_mesh_encode_at_the_same_time(data, chunks):
+    """One image at a time on each device: eight images are two turns of four devices."""
+    mesh, stage = make_mesh(data=data, devices=jax.devices()[:data]), build(samples_at_a_time=1)
+    params = jax.eval_shape(stage.init, jax.random.key(0))
+    program = jax.make_jaxpr(on_mesh(mesh, stage.moments))(params, jnp.zeros((8, *SHAPE)))
+    assert f"length={chunks}" in str(program)
 
 
 def test_large_latents_are_decoded_in_tiles_and_small_ones_whole(numbers):

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.experiments import built, trained
@@ -15,11 +16,19 @@ from diffusion_jax.experiment.first_stage_weights import (
     export_first_stage,
     export_first_stage_folder,
     load_first_stage,
+    load_video_first_stage,
     read_lpips,
 )
 from diffusion_jax.experiment.task import Training
+from diffusion_jax.train.checkpoints.checksums import named_leaves
 
 VAE, VQ = "configs/emoji_vae.py:tiny", "configs/vq_f4.py:tiny"
+VIDEO = "configs/svd_decoder.py:tiny"
+# An autoencoder of images with the layers of VIDEO within a frame.
+IMAGE = (
+    *(f"--config.model.{field}" for field in ("ch=8", "num_groups=4", "attn_type=vanilla")),
+    "--config.discriminator.ndf=8",
+)
 
 
 def same(found, expected):
@@ -102,3 +111,60 @@ def test_quantizers_that_diffusers_lacks_are_named(tmp_path, name):
     with pytest.raises(ConfigError, match=rf"config\.regularizer\.name = '{name}' has no counterp"):
         export_first_stage_folder(module, name, trained(VQ), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_file_of_images_starts_a_decoder_of_videos(tmp_path):
+    weights = trained(VAE, *IMAGE, "--config.model.use_quant_conv=False")
+    export_first_stage(weights, tmp_path / "image.safetensors")
+    before, module = trained(VIDEO), built(VIDEO).task.reconstructing.module
+    training = Training(num_steps=1, batch_size=1)
+    params, _, absent = load_video_first_stage(
+        module, before.params, before.mutable, tmp_path / "image.safetensors", training
+    )
+    assert absent and all("time_" in name for name in absent)
+    names = named_leaves(before.params["autoencoder"])
+    assert len(absent) == sum("time_" in name for name in names)
+    own, read = named_leaves(weights.params["autoencoder"]), named_leaves(params["autoencoder"])
+    for name, before_ in names.items():
+        np.testing.assert_array_equal(read[name], before_ if "time_" in name else own[name])
+
+
+def test_files_of_videos_and_of_images_with_other_convolutions_are_read(tmp_path):
+    abstract = built(VIDEO).abstract_state()
+    module, weights = built(VIDEO).task.reconstructing.module, trained(VIDEO)
+    training = Training(num_steps=1, batch_size=1)
+
+    def load(path):
+        return load_video_first_stage(module, abstract.params, abstract.mutable, path, training)
+
+    export_first_stage(weights, tmp_path / "video.safetensors")
+    params, mutable, absent = load(tmp_path / "video.safetensors")
+    same((params, mutable, absent), (weights.params, weights.mutable, []))
+    image = trained(VAE, *IMAGE)
+    export_first_stage(image, tmp_path / "image.safetensors")
+    params, _, _ = load(tmp_path / "image.safetensors")
+    first = params["autoencoder"]["decoder"]["conv_in"]["kernel"]
+    own = image.params["autoencoder"]
+    expected = jnp.einsum(
+        "im,yxmo->yxio", own["post_quant_conv"]["kernel"][0, 0], own["decoder"]["conv_in"]["kernel"]
+    )
+    np.testing.assert_allclose(first, expected, atol=1e-5)
+
+
+def test_a_decoder_of_videos_becomes_a_folder_of_diffusers(tmp_path):
+    options = ("ch=32", "num_groups=32", "num_res_blocks=2")
+    options = tuple(f"--config.model.{option}" for option in options)
+    experiment, weights = built(VIDEO, *options), trained(VIDEO, *options)
+    module = experiment.task.reconstructing.module
+    with pytest.raises(ConfigError, match="diffusers, which has kl; export"):
+        export_first_stage_folder(module, "vq", weights, tmp_path / "vae")
+    export_first_stage_folder(module, "kl", weights, tmp_path / "vae")
+    said = json.loads((tmp_path / "vae" / "vae" / "config.json").read_text())
+    assert said["_class_name"] == "AutoencoderKLTemporalDecoder"
+    abstract = experiment.abstract_state()
+    training = Training(num_steps=1, batch_size=1)
+    params, _, absent = load_video_first_stage(
+        module, abstract.params, abstract.mutable, tmp_path / "vae", training
+    )
+    same(params["autoencoder"], weights.params["autoencoder"])
+    assert absent == ["loss.discriminator"]

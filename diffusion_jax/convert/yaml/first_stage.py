@@ -56,7 +56,7 @@ def _network(params: Node, kind: str) -> Sections:
         if node.class_name() == bad:
             raise ValueError(
                 f"{node.at('target')} = {node.peek('target')!r} should be the {part} of images: "
-                "first stages of videos are not trained here"
+                "for a first stage of videos start from configs/svd_decoder.py"
             )
     if kind == ENGINE:
         return network | convert_coders(params, tables.NETWORK)

@@ -175,6 +175,11 @@ class Autoencoder(Fields, nn.Module):
     use_quant_conv: bool = True
     decoder_only: bool = False
 
+    @property
+    def last_layer(self) -> tuple[str, ...]:
+        """Path of the weight whose gradients balance reconstruction and adversary."""
+        return LAST_LAYER
+
     def setup(self) -> None:
         """Make encoder and decoder, and the convolutions around the latent."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Fields)}

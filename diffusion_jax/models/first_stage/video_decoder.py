@@ -9,20 +9,32 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Num
 
-from diffusion_jax.models.first_stage.autoencoder import Encoder, Fields, run_decoder
+from diffusion_jax.models.first_stage.autoencoder import (
+    LAST_LAYER,
+    Encoder,
+    Fields,
+    run_decoder,
+)
 from diffusion_jax.models.first_stage.blocks import (
     attend_pixels,
     block_makers,
     check_options,
     residual,
 )
-from diffusion_jax.models.layers.basic import conv, rematerialised, timestep_embedding
+from diffusion_jax.models.layers.basic import (
+    conv,
+    identity_kernel,
+    rematerialised,
+    timestep_embedding,
+)
 from diffusion_jax.models.layers.blending import AlphaBlender, blend
 from diffusion_jax.models.layers.video_transformer import VideoTransformerBlock, embed_position
 from diffusion_jax.models.unet.options import sides_of
 from diffusion_jax.models.unet.resblock import ResBlock
 
 MERGE_STRATEGIES = ("fixed", "learned")
+# The last convolution of a decoder whose time_mode lets it see other frames.
+TIME_LAYER = ("decoder", "time_mix_conv", "kernel")
 
 
 class TimeMode(NamedTuple):
@@ -145,7 +157,8 @@ class VideoDecoder(VideoFields, nn.Module):
     """The decoder of Stable Video Diffusion: Decoder, whose blocks also see the other frames.
 
     With image_only_indicator 1, or for the blocks that time_mode leaves alone, it computes what
-    Decoder computes with the same weights.
+    Decoder computes with the same weights. A new one does so, too: its convolutions over time start
+    as the identity, and of attention over time a fixed alpha of 1 keeps nothing.
     Raises ValueError, with the value and what would be right, when fields or inputs do not fit.
     Source: Blattmann et al. 2023, "Align your Latents", section 3.2; generative-models,
     temporal_ae.VideoDecoder.
@@ -200,7 +213,8 @@ class VideoDecoder(VideoFields, nn.Module):
         def last(h: Array) -> Array:
             dtypes = {"dtype": z.dtype, "param_dtype": self.param_dtype}
             frames = rearrange(h, "(b t) h w c -> b t h w c", t=z.shape[1])
-            mixed = conv(self.out_ch, self.out_ch, kernel_size, name="time_mix_conv", **dtypes)
+            options = {"kernel_init": identity_kernel, "name": "time_mix_conv", **dtypes}
+            mixed = conv(self.out_ch, self.out_ch, kernel_size, **options)
             alone = image_only_indicator[:, :, None, None, None] != 0
             h = jnp.where(alone, frames, mixed(frames))
             return rearrange(h, "b t h w c -> (b t) h w c")
@@ -233,6 +247,11 @@ class VideoAutoencoder(VideoFields, nn.Module):
     def embed_dim(self) -> int:
         """Channels of the latent."""
         return self.z_channels
+
+    @property
+    def last_layer(self) -> tuple[str, ...]:
+        """Path of the weight whose gradients balance reconstruction and adversary."""
+        return TIME_LAYER if _check_video_options(self).last else LAST_LAYER
 
     def setup(self) -> None:
         """Make encoder and decoder, and the convolution after the encoder."""

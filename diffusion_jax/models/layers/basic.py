@@ -4,7 +4,7 @@ Convolutions and dense layers start as PyTorch starts them.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -49,6 +49,17 @@ def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
+def identity_kernel(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> Array:
+    """Make the kernel of a convolution that changes nothing: each channel is its own centre tap.
+
+    shape has the sides of the kernel, then the channels twice, as initializers get it.
+    """
+    del key
+    *sides, channels, features = shape
+    centre = tuple(side // 2 for side in sides)
+    return jnp.zeros(shape, dtype).at[centre].set(jnp.eye(channels, features, dtype=dtype))
+
+
 def conv(
     in_channels: int,
     features: int,
@@ -56,6 +67,7 @@ def conv(
     *,
     stride: int = 1,
     zero: bool = False,
+    kernel_init: nn.initializers.Initializer | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     name: str | None = None,
@@ -63,15 +75,17 @@ def conv(
     """Make a convolution padded by kernel_size // 2 on both sides, also when it has a stride.
 
     zero starts weight and bias at 0 (a block that begins as the identity).
+    kernel_init: how the weight starts instead of as PyTorch's; the bias then starts at 0.
     """
     uniform = torch_uniform(in_channels * math.prod(kernel_size))
+    zeros = nn.initializers.zeros
     return nn.Conv(
         features,
         kernel_size,
         strides=stride,
         padding=[(size // 2, size // 2) for size in kernel_size],
-        kernel_init=nn.initializers.zeros if zero else uniform,
-        bias_init=nn.initializers.zeros if zero else uniform,
+        kernel_init=zeros if zero else kernel_init or uniform,
+        bias_init=zeros if zero or kernel_init is not None else uniform,
         conv_general_dilated=_placed(convolve),
         dtype=dtype,
         param_dtype=param_dtype,

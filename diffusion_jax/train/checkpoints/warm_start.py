@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +39,7 @@ def warm_start(
     ignore_keys: Sequence[str] = (),
     load_only_unet: bool = False,
     ema: bool = False,
+    fit: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> WarmStart:
     """Take parameters of the same names from a checkpoint; shardings and dtypes stay.
 
@@ -50,6 +51,7 @@ def warm_start(
             "network/out_2/kernel", so a prefix will do; what matches is not taken.
         load_only_unet: take the network alone.
         ema: take the averaged parameters.
+        fit: makes of the parameters at ckpt_path the ones that are taken.
 
     Raises:
         ValueError: a shape differs, or nothing at all was taken.
@@ -61,7 +63,7 @@ def warm_start(
         workdir, step = resolve_checkpoint(ckpt_path)
         given = load_params(workdir / "checkpoints", step=step, ema=ema)
         where = f"checkpoint {step} in {workdir}"
-    source = named_leaves(given)
+    source = named_leaves(fit(given))
     own, wanted = named_leaves(params), _wanted(source, ignore_keys)
     if load_only_unet:
         wanted = {name: value for name, value in wanted.items() if name.startswith(_UNET)}

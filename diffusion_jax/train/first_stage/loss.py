@@ -5,6 +5,7 @@ and g with respect to the reconstruction go back through the last layer alone, w
 adaptive weight; their weighted sum then goes back once through the whole autoencoder.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -37,7 +38,8 @@ class Networks(NamedTuple):
         scalars or [b] by name (kl_loss), which the loss may weigh; mutable is {} for none. step is
         the training step, None in evaluation.
     decode: (params, z, dropout_key or None) -> image. The params of these three are all parameters
-        of the autoencoder, codebooks included.
+        of the autoencoder, codebooks included. A decoder that sees the frames of a clip also takes
+        stills [b], which is 1 for frames that are independent images; see with_stills.
     discriminate: (disc_params, mutable, image, *, train) -> (logits [b ...], mutable).
     lpips: (params, x, y) -> [b], each sample on its own; not called with perceptual_weight 0.
     last_layer: the path of the decoder's last kernel in the autoencoder's parameters.
@@ -122,6 +124,14 @@ def check_loss(loss: AutoencoderLoss) -> None:
     for name in ("disc_factor", "disc_weight", "perceptual_weight"):
         if not getattr(loss, name) >= 0.0:
             raise ValueError(f"{name} = {getattr(loss, name)!r} should be at least 0")
+
+
+def with_stills(networks: Networks, batch: Batch) -> Networks:
+    """Tell the decoder which frames of a batch are independent images, if batch["stills"] does."""
+    if "stills" not in batch:
+        return networks
+    decode = functools.partial(networks.decode, stills=batch["stills"])
+    return networks._replace(decode=decode)
 
 
 def reconstruct(

@@ -19,6 +19,7 @@ from diffusion_jax.train.first_stage.loss import (
     discriminator_pass,
     generator_pass,
     reconstruct,
+    with_stills,
 )
 from diffusion_jax.train.state import TrainState, strengthen
 from diffusion_jax.train.step import Metrics, make_eval_step, with_positions
@@ -186,7 +187,15 @@ def make_autoencoder_eval_step(
         params: PyTree, mutable: PyTree, frozen: PyTree, batch: Batch, keys: Keys, *, train: bool
     ) -> tuple[Float[Array, ""], tuple[Mapping[str, Array], PyTree]]:
         seen = generator_pass(
-            networks, loss, params, mutable, frozen, batch, keys, active=True, train=train
+            with_stills(networks, batch),
+            loss,
+            params,
+            mutable,
+            frozen,
+            batch,
+            keys,
+            active=True,
+            train=train,
         )
         _, (metrics, _) = discriminator_pass(
             networks,
@@ -212,7 +221,7 @@ def _both(recipe: _Recipe, state: TrainState, step: _Step) -> _Turn:
         fake = seen.reconstruction
         if not recipe.reuse_reconstruction:
             fake, _, _ = reconstruct(
-                recipe.networks,
+                with_stills(recipe.networks, step.batch),
                 state.params["autoencoder"],
                 state.mutable["regularizer"],
                 step.batch["image"].astype(jnp.float32),
@@ -249,7 +258,7 @@ def _alternate(recipe: _Recipe, state: TrainState, step: _Step) -> _Turn:
 
 def _look(recipe: _Recipe, state: TrainState, step: _Step) -> GeneratorPass:
     return generator_pass(
-        recipe.networks,
+        with_stills(recipe.networks, step.batch),
         recipe.loss,
         state.params,
         state.mutable,

@@ -21,6 +21,13 @@ def abstract_params(module, *inputs):
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
+def merged(new, old):
+    """Leaves of a tree, taken from another one where it has them."""
+    if not isinstance(new, dict):
+        return old
+    return {name: merged(new[name], old[name]) if name in old else new[name] for name in new}
+
+
 def compiled(function):
     """Compile with little optimisation: these networks run once."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
@@ -56,6 +63,26 @@ def test_images_are_decoded_as_by_the_image_decoder(time_mode):
     assert both.shape == (2, 3, 8, 8, 3)
     np.testing.assert_allclose(both[0], alone[0], rtol=1e-5, atol=1e-5)
     assert jnp.abs(both[1] - alone[1]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param(
+            {"time_mode": "all", "merge_strategy": "fixed", "alpha": 1.0}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_new_decoder_is_the_image_decoder_until_it_is_trained(options):
+    """Bit for bit, with the weights of any image decoder."""
+    module, image = VideoDecoder(**TINY, **options), Decoder(**TINY)
+    z = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 4))
+    own = drawn(abstract_params(image, z[0]))
+    made = compiled(module.init)(jax.random.key(0), z)["params"]
+    both = compiled(lambda p: module.apply({"params": p}, z))(merged(made, own))
+    alone = compiled(lambda p: image.apply({"params": p}, z.reshape(6, 4, 4, 4)))(own)
+    np.testing.assert_array_equal(both.reshape(alone.shape), alone)
 
 
 def group_norm(x, params, epsilon, groups=4):
