@@ -35,7 +35,8 @@ def _pointwise(layer: Mapping[str, Array]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _last(part: PyTree, name: str) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(np.asarray(part[name][leaf], np.float64) for leaf in ("kernel", "bias"))
+    layer = part[name]
+    return np.asarray(layer["kernel"], np.float64), np.asarray(layer["bias"], np.float64)
 
 
 def _with(part: PyTree, name: str, kernel: np.ndarray, bias: np.ndarray) -> PyTree:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from diffusion_jax.convert.yaml import tables
 from diffusion_jax.convert.yaml.conditioning import (
