@@ -11,11 +11,11 @@ from diffusion_jax.models.conditioning.embedders import (
     EMBEDDERS,
     ClassEmbedder,
     ConcatTimestepEmbedder,
-    LowResolution,
     TextOptions,
     TowerSizes,
     spread,
 )
+from diffusion_jax.models.conditioning.spatial_rescaler import LowResolution
 
 
 def test_a_label_is_a_row_of_a_table_of_normal_numbers():
