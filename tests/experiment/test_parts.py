@@ -1,4 +1,4 @@
-"""Which weights are trained and which are frozen, alone: what adapters and ControlNets share."""
+"""Which weights are trained and which are frozen, and where a base comes from."""
 
 import functools
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.experiments import built, trained
+from support.trees import drawn
 
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.parts import (
@@ -17,70 +18,90 @@ from diffusion_jax.experiment.parts import (
     load_base,
     reading_of,
 )
-from diffusion_jax.experiment.task import Trained, Training
+from diffusion_jax.train.checkpoints.saving import open_checkpoints
 
-PATH = "configs/sd15.py:tiny"
-
-
-def training(**changed):
-    return built(PATH).training._replace(**changed)
+MNIST, SD15 = "configs/mnist.py:tiny", "configs/sd15.py:tiny"
+TRAINED_TEXT = "--config.conditioning.embedders.text.trainable=True"
 
 
-def test_without_a_base_all_is_trained():
-    experiment = built(PATH)
+def base_shapes(experiment):
+    shapes = jax.eval_shape(functools.partial(init_base, experiment.network), jax.random.key(0))
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+
+
+def test_without_a_section_the_network_is_trained_and_frozen_embedders_are_not():
+    experiment = built(SD15)
     parts = all_trained(experiment.network, experiment.mesh, experiment.training)
-    weights = Trained({"network": 1}, {}, {"conditioner": 2}, None)
-    assert parts.whole(weights.params, weights.frozen) == (weights.params, weights.frozen)
-    assert parts.merged(weights, None) is weights
-    assert parts.needs_base is None and parts.first_params is None
-    shapes = jax.eval_shape(parts.init, jax.random.key(0))
-    assert shapes.keys() == experiment.abstract_state().params.keys()
+    assert jax.eval_shape(parts.init, jax.random.key(0)).keys() == {"network", "conditioner"}
+    frozen = jax.eval_shape(parts.init_frozen, jax.random.key(0))
+    assert "network" not in frozen and frozen["conditioner"].keys() == {"text"}
+    weights = trained(SD15)
+    whole = parts.whole(weights.params, weights.frozen)
+    assert whole[0] is weights.params and whole[1] is weights.frozen
+    assert parts.merged(weights, jnp.float32) is weights
+    assert parts.needs_base is None and parts.first_params is None and parts.adapters is None
 
 
-def test_a_base_holds_the_network_and_all_embedders():
-    params = {"network": {"w": 1}, "conditioner": {"label": 2}}
-    frozen = {"conditioner": {"text": 3}, "first_stage": 4}
-    assert base_of(params, frozen) == {
-        "network": {"w": 1},
-        "conditioner": {"text": 3, "label": 2},
-    }
-
-
-def test_random_weights_of_a_base_differ_from_the_frozen_ones_and_may_be_halved():
-    network = built(PATH).network
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(functools.partial(init_base, network), key)
+@pytest.mark.parametrize("overrides", [(), (TRAINED_TEXT,)])
+def test_a_base_is_the_network_with_all_its_embedders(overrides):
+    shapes = base_shapes(built(SD15, *overrides))
     assert shapes.keys() >= {"network", "conditioner"}
-    leaf = lambda tree: tree["network"]["input_blocks_0_0"]["kernel"]
-    assert leaf(shapes).dtype == jnp.float32
-    half = network._replace(module=network.module.clone(dtype=jnp.bfloat16))
-    assert leaf(jax.eval_shape(functools.partial(init_base, half), key)).dtype == jnp.bfloat16
+    assert shapes["conditioner"].keys() == {"text"}
+    plain = jax.eval_shape(built(SD15).network.init, jax.random.key(0))
+    assert jax.tree.structure(shapes["network"]) == jax.tree.structure(plain["network"])
+    trees = ({"network": 1, "conditioner": {"a": 2}}, {"conditioner": {"b": 3}, "other": 4})
+    assert base_of(*trees) == {"network": 1, "conditioner": {"a": 2, "b": 3}}
 
 
-def test_a_base_comes_out_of_a_released_file(tmp_path):
-    experiment, weights = built(PATH), trained(PATH)
-    file = tmp_path / "base.safetensors"
-    experiment.task.export_file(weights, file)
-    network = experiment.network
-    abstract = base_of(weights.params, weights.frozen)
-    abstract = {**weights.frozen, **abstract}
-    given = training(ckpt_path=str(file))
-    found = load_base(network, given, abstract, lambda: weights.frozen, None)
-    jax.tree.map(np.testing.assert_array_equal, found["network"], weights.params["network"])
-    missing = tmp_path / "missing.safetensors"
-    with pytest.raises((ConfigError, FileNotFoundError), match="missing.safetensors"):
-        load_base(network, training(ckpt_path=str(missing)), abstract, lambda: weights.frozen, None)
+def test_kernels_of_a_network_that_computes_in_bfloat16_are_kept_in_it():
+    half = base_shapes(built(MNIST, "--config.model.dtype=bfloat16"))["network"]
+    whole = base_shapes(built(MNIST))["network"]
+    names = [path for path, leaf in jax.tree.leaves_with_path(half) if leaf.dtype == jnp.bfloat16]
+    assert names and all(path[-1].key == "kernel" for path in names)
+    assert {leaf.dtype for leaf in jax.tree.leaves(whole)} == {np.dtype(np.float32)}
 
 
-def test_how_files_are_read_is_said_in_the_training_section():
-    found = reading_of(training(ckpt_variant="fp16"))
-    assert found == (built(PATH).training.ckpt_check, "fp16")
+def save_run(folder, params):
+    checkpoints = open_checkpoints(folder / "checkpoints")
+    checkpoints.save(3, {"params": params}, {})
+    checkpoints.close()
+    return f"--config.train.ckpt_path={folder}"
+
+
+def test_a_base_is_read_from_a_run(tmp_path):
+    params = trained(MNIST).params
+    experiment = built(MNIST, save_run(tmp_path / "run", params))
+    shapes = base_shapes(experiment)
+    frozen = load_base(experiment.network, experiment.training, shapes, lambda: {}, None)
+    jax.tree.map(np.testing.assert_array_equal, frozen["network"], params["network"])
+
+
+def test_a_base_without_one_of_its_weights_is_refused(tmp_path):
+    params = trained(MNIST).params
+    network = {name: leaf for name, leaf in params["network"].items() if name != "out_2"}
+    path = save_run(tmp_path / "run", {**params, "network": network})
+    experiment = built(MNIST, path)
+    shapes = base_shapes(experiment)
+    with pytest.raises(ConfigError, match="ckpt_path = '.*/run' has no network/out_2/bias, netw"):
+        load_base(experiment.network, experiment.training, shapes, lambda: {}, None)
+
+
+def test_a_trained_encoder_is_read_from_a_released_file(tmp_path):
+    experiment, path = built(SD15, TRAINED_TEXT), tmp_path / "base.safetensors"
+    weights = trained(SD15, TRAINED_TEXT)._replace(ema=None)
+    experiment.task.export_file(weights, path)
+    shapes = base_shapes(experiment)
+    random = lambda: drawn(shapes, 9)
+    frozen = load_base(experiment.network, experiment.training, shapes, random, path)
+    for part in ("network", "conditioner"):
+        jax.tree.map(np.testing.assert_array_equal, frozen[part], weights.params[part])
 
 
 def test_gradients_beside_a_frozen_base_are_not_rounded():
-    check_gradients(Training(num_steps=1, batch_size=1), "config.adapters")
-    rounded = Training(num_steps=1, batch_size=1, gradient_dtype="bfloat16")
-    with pytest.raises(
-        ConfigError, match=r"gradient_dtype = 'bfloat16' should be 'float32' with config.adapters"
-    ):
-        check_gradients(rounded, "config.adapters")
+    training = built(SD15).training
+    check_gradients(training, "config.x")
+    half = training._replace(gradient_dtype="bfloat16", ckpt_check=False, ckpt_variant="fp16")
+    with pytest.raises(ConfigError, match="'bfloat16' should be 'float32' with config.x"):
+        check_gradients(half, "config.x")
+    assert reading_of(half) == (False, "fp16")
