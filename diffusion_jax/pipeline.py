@@ -226,11 +226,11 @@ class Pipeline(NamedTuple):
         if network.num_views is not None:
             noises = {"latents": latents, "noise": noise, "step_noise": step_noise}
             others = {"n": n, "batch_size": batch_size, "negative": negative, "image": image}
+            others |= {"prompt_weights": prompt_weights}
             _check_unset(others | noises | numbers, steps == (0, total) and output == "pixels")
             return self._draw_views(conditions, num_frames, seed=checked_seed(seed), **options)
         num_frames = check_frames(network, num_frames)
-        steering = (control_image, conditioning_scale, size)
-        conditions = with_control(network, conditions, *steering)
+        conditions = with_control(network, conditions, control_image, conditioning_scale, size)
         asking = (conditions, negative, n, size, prompt_weights)
         arrays, count = self._conditions(*asking, num_frames, numbers)
         pictures = pictures_of_call(network, image, mask, count, self._shape(asked), resize)
@@ -239,10 +239,10 @@ class Pipeline(NamedTuple):
         shape = network.shape_of(size, num_frames)
         arrays |= as_noises(count, total, shape, latents, noise, step_noise)
         options |= {"strength": strength, "steps": steps, "num_frames": num_frames}
-        if image_guidance_scale is not None:
-            scale = number("image_guidance_scale", image_guidance_scale)
-            options["image_guidance_scale"] = scale
-        options |= {"decode": output == "pixels", "on_step": on_step}
+        options |= _image_scale(image_guidance_scale) | {
+            "decode": output == "pixels",
+            "on_step": on_step,
+        }
         drawn = self._draw(arrays, count, checked_seed(seed), batch_size, **options)
         warn_of_non_finite(drawn)
         if output == "latents":
@@ -420,6 +420,11 @@ class Pipeline(NamedTuple):
                 f"height = {size[0]}, width = {size[1]} should be multiples of {factor} pixels"
             )
         return size
+
+
+def _image_scale(image_guidance_scale: Number | None) -> dict[str, float]:
+    name = "image_guidance_scale"
+    return {} if image_guidance_scale is None else {name: number(name, image_guidance_scale)}
 
 
 def _check_unset(options: Mapping[str, Any], is_whole: bool) -> None:
