@@ -239,10 +239,8 @@ class Pipeline(NamedTuple):
         shape = network.shape_of(size, num_frames)
         arrays |= as_noises(count, total, shape, latents, noise, step_noise)
         options |= {"strength": strength, "steps": steps, "num_frames": num_frames}
-        options |= _image_scale(image_guidance_scale) | {
-            "decode": output == "pixels",
-            "on_step": on_step,
-        }
+        options |= {"decode": output == "pixels", "on_step": on_step}
+        options |= _image_scale(image_guidance_scale)
         drawn = self._draw(arrays, count, checked_seed(seed), batch_size, **options)
         warn_of_non_finite(drawn)
         if output == "latents":
