@@ -49,7 +49,7 @@ class Parts(NamedTuple):
 
 
 def all_trained(network: Network, mesh: Mesh, training: Training) -> Parts:
-    """Train the network, and those of its embedders that are not frozen."""
+    """Train the network, and its embedders but for the frozen ones."""
     return Parts(
         init=network.init,
         init_frozen=network.init_frozen,
