@@ -46,6 +46,7 @@ from diffusion_jax.runs.inputs import (
     whole_number,
 )
 from diffusion_jax.runs.native import find_about
+from diffusion_jax.runs.prompts import alike
 from diffusion_jax.runs.redrawing import (
     check_pictures,
     finished,
@@ -77,6 +78,9 @@ class Pipeline(NamedTuple):
         unconditional model. n: images for one condition or none.
     negative: what guidance leads away from, a prompt or a dict by input; None is the condition
         that training dropped.
+    prompt_weights: whether brackets weigh words of prompts, (word:1.2), (word) and [word], see
+        data.prompt_weights; None is what the model was trained with. Prompts longer than the text
+        encoder reads are encoded in windows, and all of a call in equally many.
     num_steps, guidance_scale: the config's when None. A scale of 1 is no guidance, 0 ignores
         the conditions; a sequence has one scale for each step that the sampler takes, which
         is num_steps but for dpmpp_sde, restart and ddim's uniform_ldm.
@@ -179,6 +183,7 @@ class Pipeline(NamedTuple):
         *,
         n: Whole | None = None,
         negative: Conditions = None,
+        prompt_weights: bool | None = None,
         num_steps: Whole | None = None,
         guidance_scale: GuidanceScale | None = None,
         seed: Whole | None = 0,
@@ -221,22 +226,21 @@ class Pipeline(NamedTuple):
         if network.num_views is not None:
             noises = {"latents": latents, "noise": noise, "step_noise": step_noise}
             others = {"n": n, "batch_size": batch_size, "negative": negative, "image": image}
+            others |= {"prompt_weights": prompt_weights}
             _check_unset(others | noises | numbers, steps == (0, total) and output == "pixels")
             return self._draw_views(conditions, num_frames, seed=checked_seed(seed), **options)
         num_frames = check_frames(network, num_frames)
-        steering = (control_image, conditioning_scale, size)
-        conditions = with_control(network, conditions, *steering)
-        arrays, count = self._conditions(conditions, negative, n, size, num_frames, numbers)
+        conditions = with_control(network, conditions, control_image, conditioning_scale, size)
+        asking = (conditions, negative, n, size, prompt_weights)
+        arrays, count = self._conditions(*asking, num_frames, numbers)
         pictures = pictures_of_call(network, image, mask, count, self._shape(asked), resize)
         arrays["inputs"] |= image_inputs(network, pictures, arrays["inputs"])
         arrays |= for_sampler(network, pictures, strength)
         shape = network.shape_of(size, num_frames)
         arrays |= as_noises(count, total, shape, latents, noise, step_noise)
         options |= {"strength": strength, "steps": steps, "num_frames": num_frames}
-        if image_guidance_scale is not None:
-            scale = number("image_guidance_scale", image_guidance_scale)
-            options["image_guidance_scale"] = scale
         options |= {"decode": output == "pixels", "on_step": on_step}
+        options |= _image_scale(image_guidance_scale)
         drawn = self._draw(arrays, count, checked_seed(seed), batch_size, **options)
         warn_of_non_finite(drawn)
         if output == "latents":
@@ -271,6 +275,7 @@ class Pipeline(NamedTuple):
         conditions: Conditions = None,
         *,
         negative: Conditions = None,
+        prompt_weights: bool | None = None,
         num_steps: Whole | None = None,
         guidance_scale: GuidanceScale | None = None,
         denoising_start: Number = 0.0,
@@ -284,8 +289,8 @@ class Pipeline(NamedTuple):
         see samplers.inverse: exact when iterated for ever for those two, with an error of the
         first order in the step for other samplers, and larger for a larger guidance_scale.
 
-        images: uint8 [B, H, W, C] or [H, W, C]. conditions, negative, num_steps, guidance_scale,
-            batch_size: as for a call.
+        images: uint8 [B, H, W, C] or [H, W, C]. conditions, negative, prompt_weights, num_steps,
+            guidance_scale, batch_size: as for a call.
         denoising_start: go back only to where this share of the steps has been taken; give the
             same number to the call that draws.
         iterations: network evaluations a step.
@@ -301,7 +306,8 @@ class Pipeline(NamedTuple):
             raise ValueError(f"images has shape {images.shape}; it should be [B, H, W, C]")
         images = images.reshape(-1, *images.shape[-3:])
         size = self._size(*images.shape[1:3])
-        arrays, count = self._conditions(conditions, negative, len(images), size)
+        asking = (conditions, negative, len(images), size, prompt_weights)
+        arrays, count = self._conditions(*asking)
         arrays["image"] = as_image("images", images, count, self._shape(size))
         return self._draw(
             arrays,
@@ -342,6 +348,7 @@ class Pipeline(NamedTuple):
         negative: Conditions,
         n: Whole | None,
         size: tuple[int, int],
+        weighted: bool | None,
         num_frames: int | None = None,
         numbers: Mapping[str, Number | None] = MappingProxyType({}),
     ) -> tuple[dict[str, Any], int]:
@@ -354,8 +361,10 @@ class Pipeline(NamedTuple):
             given = {name: value for name, value in numbers.items() if value is not None}
             raise ValueError(f"{given} does not fit: this model draws images")
         n = None if n is None else whole_number("n", n)
-        inputs, count = encode_conditions(network, conditions, n, self._class_names, size)
-        found = {"inputs": inputs, "negative": encode_negative(network, negative, count)}
+        asking = (network, conditions, n, self._class_names, size)
+        inputs, count = encode_conditions(*asking, weighted=weighted)
+        away = encode_negative(network, negative, count, weighted=weighted)
+        found = dict(zip(("inputs", "negative"), alike(network, inputs, away), strict=True))
         return {name: value for name, value in found.items() if value is not None}, count
 
     def _draw_views(
@@ -409,6 +418,11 @@ class Pipeline(NamedTuple):
                 f"height = {size[0]}, width = {size[1]} should be multiples of {factor} pixels"
             )
         return size
+
+
+def _image_scale(image_guidance_scale: Number | None) -> dict[str, float]:
+    name = "image_guidance_scale"
+    return {} if image_guidance_scale is None else {name: number(name, image_guidance_scale)}
 
 
 def _check_unset(options: Mapping[str, Any], is_whole: bool) -> None:

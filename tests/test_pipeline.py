@@ -291,6 +291,17 @@ def test_the_two_halves_of_one_model_make_the_whole(base):
     assert np.abs(whole.astype(int) - rest).max() <= 1
 
 
+def test_prompts_may_be_long_and_weighted_and_plain_ones_draw_the_same(base):
+    options = dict(num_steps=2, n=1, output="latents")
+    plain = base("a red fox", **options)
+    np.testing.assert_array_equal(base("a red fox", prompt_weights=True, **options), plain)
+    weighted = base("a (red:1.4) fox", prompt_weights=True, **options)
+    assert 1e-4 < np.abs(weighted - plain).max() < 1
+    np.testing.assert_array_equal(base("(a red fox:1.0)", prompt_weights=True, **options), plain)
+    long = base("a red fox " * 30, negative="blurry", **options)
+    assert np.abs(long - plain).max() > 1e-4
+
+
 def test_latents_of_an_image_are_inverted_on_noise_levels(base):
     """With Euler's steps; what is drawn again are the latents of the image.
 

@@ -20,6 +20,7 @@ SAMPLE = (
     flag("--class", "class number or name, or a list: 7 or 1,2,3", dest="label"),
     flag("--prompt", "text, for models that read text"),
     flag("--negative_prompt", "text to lead away from"),
+    flag("--prompt_weights", "(word:1.2), (word), [word] weigh words", default=None, **SWITCH),
     flag("--n", "images of the prompt or of each class, 16 if unset", type=int),
     flag("--steps", "sampling steps (default: the config's)", type=int),
     flag("--guidance_scale", "1 is off (default: the config's)", type=float),

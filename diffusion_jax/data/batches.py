@@ -25,6 +25,7 @@ from diffusion_jax.data.order import (
     uniform,
 )
 from diffusion_jax.data.records import MIDDLE, Record, Records
+from diffusion_jax.data.tags import with_tags
 
 NUM_THREADS, PREFETCH = 2, 4
 CENTER = np.array([[MIDDLE, MIDDLE]])
@@ -145,6 +146,7 @@ def make_batches(
     make = functools.partial(
         with_masks, make, options.masks, options.loss_mask, local, batch_size, seed
     )
+    make = functools.partial(with_tags, make, options.tag_rule, local, seed)
     iterate = prefetched(
         steps_of(order, repeat=repeat).map(make), num_threads, num_workers, prefetch, finish
     )

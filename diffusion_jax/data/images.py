@@ -18,6 +18,7 @@ from diffusion_jax.data.records import (
     is_video,
     make_reader,
 )
+from diffusion_jax.data.tags import TagRule
 
 # The column that is how opaque an image is.
 ALPHA = "alpha"
@@ -44,6 +45,9 @@ class ImageOptions(NamedTuple):
     masks: kinds of random masks, of masks.KINDS, for models that complete images; each sample takes
         one of them. () makes none.
     image_columns: other images of a record that become columns of a batch, in three channels.
+    tags: what lies between the tags of captions, such as ", "; None for captions that are no lists.
+        Training then puts them in random order with shuffle_tags, and leaves each out with the
+        probability drop_tags, but for the first keep_tags of them.
     """
 
     image_size: int | tuple[int, int]
@@ -64,6 +68,17 @@ class ImageOptions(NamedTuple):
     loss_mask: str | None = None
     masks: tuple[str, ...] = ()
     image_columns: tuple[str, ...] = ()
+    tags: str | None = None
+    keep_tags: int = 0
+    shuffle_tags: bool = True
+    drop_tags: float = 0.0
+
+    @property
+    def tag_rule(self) -> TagRule | None:
+        """What training does to tags; None where captions have none."""
+        if self.tags is None:
+            return None
+        return TagRule(self.tags, self.keep_tags, self.shuffle_tags, self.drop_tags)
 
     @property
     def columns(self) -> tuple[str, ...]:

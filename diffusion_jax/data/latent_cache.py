@@ -36,6 +36,7 @@ from diffusion_jax.data.latent_shards import (
 )
 from diffusion_jax.data.order import training_order
 from diffusion_jax.data.records import Record
+from diffusion_jax.data.tags import TagRule, with_tags
 from diffusion_jax.data.transforms import to_float
 
 _READ_ERRORS = (RuntimeError, ValueError, IndexError, KeyError, struct.error)
@@ -119,6 +120,7 @@ def cached_batches(
     process_index: int = 0,
     process_count: int = 1,
     finish: Finish | None = None,
+    tags: TagRule | None = None,
 ) -> Batches:
     """Make the batches of batches.make_batches with latents instead of pixels.
 
@@ -126,8 +128,7 @@ def cached_batches(
     [b, h, w, 2c], or of clips [b, t, h, w, 2c], stands for "image"; with random_flip "mirrored",
     bool [b], tells which rows are of mirrored images; the outputs of text encoders, [b, ...] as
     they are stored, belong to the row's caption; kept pixels [b, h, w, c] are float32 in [-1, 1].
-    All other columns and all arguments are as in
-    make_batches.
+    All other columns and all arguments are as in make_batches, with the options of tags as a rule.
 
     Raises:
         ValueError: as make_batches; while iterating: a damaged shard.
@@ -137,6 +138,7 @@ def cached_batches(
     order = training_order(cache.members, batch_size=batch_size, seed=seed, shuffle=shuffle)
     draw = functools.partial(draw_rows, order, cache.shapes, local, batch_size, seed, random_flip)
     make = functools.partial(_cached_batch, cache, draw, random_flip)
+    make = functools.partial(with_tags, make, tags, local, seed)
     steps = steps_of(order, repeat=repeat).map(make)
     iterate = prefetched(steps, num_threads, num_workers, prefetch, finish)
     return Batches(iterate, count, order.steps_per_epoch, cache.shapes)

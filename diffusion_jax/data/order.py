@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Purposes of random numbers: each gets its own stream of the counter-based generator.
-_RECORDS, AUGMENT, CAPTION, _BATCHES, CLIP, MASK = 0, 1, 2, 3, 4, 5
+_RECORDS, AUGMENT, CAPTION, _BATCHES, CLIP, MASK, TAG = 0, 1, 2, 3, 4, 5, 6
 
 
 class Order(NamedTuple):
@@ -67,9 +67,14 @@ def evaluation_order(members: Sequence[np.ndarray], *, batch_size: int) -> Order
     return Order(at, len(batches))
 
 
-def uniform(seed: int, stream: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Draw float64 in [0, 1), a function of (seed, stream, step, place in the global batch)."""
-    bits = _random_bits(seed, stream, step, math.prod(shape)).reshape(shape)
+def uniform(
+    seed: int, stream: int, step: int, shape: tuple[int, ...], *, part: int = 0
+) -> np.ndarray:
+    """Draw float64 in [0, 1), a function of (seed, stream, step, place in the global batch).
+
+    part: a row of the batch, where rows need different amounts of numbers.
+    """
+    bits = _random_bits(seed, stream, step, math.prod(shape), part=part).reshape(shape)
     return (bits >> np.uint64(11)) * 2.0**-53
 
 

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
+
+from diffusion_jax.data.prompt_weights import parse_weights
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 # Import names of the packages that hold the file, in the order of preference.
@@ -43,7 +45,9 @@ _log = logging.getLogger(__name__)
 class ClipTokenizer(NamedTuple):
     """Turn texts into rows of max_length token ids: START, the text, END, then pad_id.
 
-    Call it with a sequence of strings. Made by clip_tokenizer.
+    Call it with a sequence of strings. Made by clip_tokenizer. windows: a text continues in so many
+    rows, each with a START and an END of its own. weighted: its brackets weigh tokens, see
+    data.prompt_weights.
     """
 
     tokenizer: Tokenizer
@@ -51,42 +55,73 @@ class ClipTokenizer(NamedTuple):
     start_id: int
     end_id: int
     pad_id: int
+    windows: int = 1
+    weighted: bool = False
 
-    def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "n l"]:
+    def __call__(self, texts: Sequence[str]) -> Shaped[np.ndarray, "n *axes"]:
         """Tokenize n texts -> int32 [n, max_length]; a text that is too long loses its end.
 
-        The last token of such a row is END, as in the original; num_tokens tells which they are,
-        and the first time a warning says how many.
+        In several windows they are [n, windows, max_length], and with weights float32 [n, windows,
+        max_length, 2], tokens and weights, where START, END and what follows weigh 1.
+        The last token of a row that is full is END, as in the original; num_tokens tells which they
+        are, and the first time a warning says how many.
         Raises TypeError unless texts is a sequence of strings, ValueError for broken Unicode.
         """
-        ids = np.full((len(texts), self.max_length), self.pad_id, np.int32)
-        room = self.max_length - 2
         encoded = self._encode(texts)
-        for row, tokens in zip(ids, encoded, strict=True):
-            kept = [self.start_id, *tokens[:room], self.end_id]
-            row[: len(kept)] = kept
-        too_long = sum(len(tokens) > room for tokens in encoded)
-        if too_long and self.max_length not in _warned:
-            _warned.add(self.max_length)
-            _log.warning(
-                "%d of %d texts have more than %d tokens and lose their end, as others may after "
-                "them: this is said once", too_long, len(texts), room,
-            )  # fmt: skip
-        return ids
+        ids = np.full((len(texts), self.windows, self.max_length), self.pad_id, np.int32)
+        weights = np.ones(ids.shape, np.float32)
+        room = self.max_length - 2
+        for row, own, (tokens, weighs) in zip(ids, weights, encoded, strict=True):
+            for window in range(self.windows):
+                part = slice(window * room, (window + 1) * room)
+                kept = [self.start_id, *tokens[part], self.end_id]
+                row[window, : len(kept)] = kept
+                own[window, 1 : len(kept) - 1] = weighs[part]
+        self._warn([len(tokens) for tokens, _ in encoded])
+        if self.weighted:
+            return np.stack([ids.astype(np.float32), weights], -1)
+        return ids[:, 0] if self.windows == 1 else ids
 
     def num_tokens(self, texts: Sequence[str]) -> Int[np.ndarray, "n"]:
         """Count the tokens of n texts with START and END: int32 [n], where > max_length is cut.
 
         Raises like the call.
         """
-        return np.array([len(tokens) + 2 for tokens in self._encode(texts)], np.int32)
+        return np.array([len(tokens) + 2 for tokens, _ in self._encode(texts)], np.int32)
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def num_windows(self, texts: Sequence[str]) -> int:
+        """Count the windows that hold the longest of some texts; raises like the call."""
+        room = self.max_length - 2
+        return max([1, *(-(-int(count - 2) // room) for count in self.num_tokens(texts))])
+
+    def plain(self) -> "ClipTokenizer":
+        """Make the tokenizer with one window, without weights."""
+        return self._replace(windows=1, weighted=False)
+
+    def _warn(self, lengths: Sequence[int]) -> None:
+        room = self.windows * (self.max_length - 2)
+        too_long = sum(length > room for length in lengths)
+        if too_long and room not in _warned:
+            _warned.add(room)
+            _log.warning(
+                "%d of %d texts have more than %d tokens and lose their end, as others may after "
+                "them: this is said once", too_long, len(lengths), room,
+            )  # fmt: skip
+
+    def _encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[float]]]:
+        """Give the tokens of each text, without START and END, and what each of them weighs."""
         if isinstance(texts, str):
             raise TypeError(f"texts is the string {texts[:40]!r}; give a list of strings")
         cleaned = [_clean(index, text) for index, text in enumerate(texts)]
-        encodings = self.tokenizer.encode_batch(cleaned, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        split = [parse_weights(text) if self.weighted else [(text, 1.0)] for text in cleaned]
+        pieces = [piece for text in split for piece, _ in text]
+        ids = iter(self.tokenizer.encode_batch(pieces, add_special_tokens=False))
+        found = []
+        for text in split:
+            own = [(next(ids).ids, weight) for _, weight in text]
+            tokens = [token for piece, _ in own for token in piece]
+            found.append((tokens, [weight for piece, weight in own for _ in piece]))
+        return found
 
 
 def clip_tokenizer(

@@ -133,7 +133,8 @@ class Data(NamedTuple):
         self, cache: LatentCache, *, batch_size: int, seed: int, finish: Finish | None = None
     ) -> Batches:
         """Make the same batches in the same order out of a cache, with moments for images."""
-        return self._call(cached_batches, cache, batch_size=batch_size, seed=seed, finish=finish)
+        given = {"batch_size": batch_size, "seed": seed, "finish": finish}
+        return self._call(cached_batches, cache, **given, tags=self.image_options.tag_rule)
 
     def eval_batches(
         self, source: Records, *, batch_size: int, finish: Finish | None = None
@@ -172,6 +173,7 @@ def build_data(section: Any) -> Data:
     path = "config.data.batches"
     bound = bind_shared(section["batches"], path, (ImageOptions, _COLUMNS), (make_batches, _GIVEN))
     images, order = ImageOptions(**bound[0]), bound[1]
+    _check_tags(images)
     splits = bind(Splits, {"splits": {}, **section}["splits"], "config.data.splits")
     size, source = images.image_size, section["source"]
     height, width = (size, size) if isinstance(size, int) else size
@@ -189,6 +191,19 @@ def build_data(section: Any) -> Data:
         images,
         {**images._asdict(), **defaults, **order},
     )
+
+
+def _check_tags(images: ImageOptions) -> None:
+    """Raise ConfigError for options of tags without what lies between them."""
+    for name in ("keep_tags", "shuffle_tags", "drop_tags"):
+        value, default = getattr(images, name), ImageOptions._field_defaults[name]
+        if value != default and images.tags is None:
+            raise ConfigError(
+                f"config.data.batches.{name} = {value!r} needs config.data.batches.tags, what lies "
+                "between the tags of a caption, such as ', '"
+            )
+    if images.tags == "":
+        raise ConfigError("config.data.batches.tags = '' should be what lies between tags: ', '")
 
 
 def _check_source(source: Any) -> None:

@@ -38,6 +38,11 @@ def bind_latent_cache(
             f"config.data.batches.loss_mask = {data.image_options.loss_mask!r} should be left out "
             f"with {path}, which keeps no masks"
         )
+    if data.image_options.tags is not None and options.text:
+        raise ConfigError(
+            f"config.data.batches.tags = {data.image_options.tags!r} should be left out, or "
+            f"{path}.text be False: the outputs of text encoders are kept for whole captions"
+        )
     for name, embedder in network.embedders.items():
         is_image = embedder.input_key == "image" or embedder.staged is not None
         if is_image or embedder.frames is not None:

@@ -42,6 +42,7 @@ from diffusion_jax.models.conditioning.routing import (
     named_inputs,
     network_inputs,
 )
+from diffusion_jax.models.conditioning.windows import encode_windows
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.unet.control_net import ControlNet
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
@@ -348,7 +349,8 @@ def conditioning_shapes(
     outputs = {}
     for name, embedder in embedders.items():
         example = jax.eval_shape(lambda e=embedder: e.example(1, image_shape))
-        outputs[name] = _output_shapes(embedder.module, example.shape, example.dtype)
+        is_text = embedder.text is not None
+        outputs[name] = _output_shapes(embedder.module, example.shape, example.dtype, is_text)
 
     def join(outputs: Mapping[str, tuple[Array, ...]]) -> Conditioning:
         named = [name_outputs(name, own) for name, own in outputs.items()]
@@ -359,10 +361,15 @@ def conditioning_shapes(
 
 
 @functools.cache
-def _output_shapes(module: nn.Module, shape: tuple[int, ...], dtype: Any) -> tuple[Any, ...]:
+def _output_shapes(
+    module: nn.Module, shape: tuple[int, ...], dtype: Any, is_text: bool
+) -> tuple[Any, ...]:
     # Text encoders take seconds to trace, and every experiment asks for them again.
-    example = jax.ShapeDtypeStruct(shape, dtype)
-    outputs, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), example)
+    def compute(value: Array) -> Any:
+        return module.init_with_output(jax.random.key(0), value)[0]
+
+    compute_all = functools.partial(encode_windows, compute) if is_text else compute
+    outputs = jax.eval_shape(compute_all, jax.ShapeDtypeStruct(shape, dtype))
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 

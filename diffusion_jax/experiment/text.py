@@ -10,11 +10,12 @@ from diffusion_jax.models.conditioning.conditioner import Embedder, Text
 
 @functools.cache
 def tokenizer_of(text: Text) -> ClipTokenizer:
-    """Make the tokenizer of a text input: strings -> int32 [n max_length].
+    """Make the tokenizer of a text input: strings -> [n *text.shape].
 
     Raises ValueError when there is no vocabulary; the message says how to get one.
     """
-    return clip_tokenizer(text.vocabulary, max_length=text.max_length, pad=text.pad)
+    own = clip_tokenizer(text.vocabulary, max_length=text.max_length, pad=text.pad)
+    return own._replace(windows=text.windows, weighted=text.weighted)
 
 
 def tokenizers_of(embedders: Mapping[str, Embedder]) -> dict[str, tuple[str, ClipTokenizer]]:
@@ -29,4 +30,5 @@ def with_null_tokens(embedder: Embedder, path: str) -> Embedder:
         return embedder
     if embedder.text is None:
         raise ConfigError(f"{path}.null_value = {embedder.null_value!r} is for text embedders")
-    return embedder._replace(null_value=tokenizer_of(embedder.text)([embedder.null_value])[0])
+    tokenize = tokenizer_of(embedder.text)
+    return embedder._replace(null_value=tokenize.plain()([embedder.null_value])[0])

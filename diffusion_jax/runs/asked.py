@@ -21,14 +21,14 @@ DEFAULT_COUNT = 16
 _FOR_VIDEOS = ("elevation", "azimuths", "orbit")
 _FOR_IMAGES = (
     *("label", "prompt", "negative_prompt", "strength", "mask", "control_image"),
-    *("resize", "image_guidance_scale"),
+    *("resize", "image_guidance_scale", "prompt_weights"),
 )
 # Options of a call that have the names of their flags.
 _SHARED = (
     *("guidance_scale", "seed", "batch_size", "height", "width"),
     *("num_frames", "fps", "motion_bucket_id", "cond_aug"),
 )
-_OF_IMAGES = ("strength", "resize", "image_guidance_scale")
+_OF_IMAGES = ("strength", "resize", "image_guidance_scale", "prompt_weights")
 # Of the videos that the scripts of SV4D write, where the given one does not say it.
 _FPS = 10.0
 # Files with weights of SV3D, which draw the orbit.
@@ -41,6 +41,7 @@ class Asked(NamedTuple):
     label: str | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
+    prompt_weights: bool | None = None
     n: int | None = None
     steps: int | None = None
     guidance_scale: float | None = None

@@ -9,6 +9,7 @@ from diffusion_jax.experiment.frames import FRAME, NOISED_FRAME
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.models.conditioning.routing import HINT
+from diffusion_jax.runs.prompts import tokens_of
 
 # What is drawn in one call lies in the memory of the host.
 MOST_IMAGES = 1_000_000
@@ -24,11 +25,14 @@ def encode_conditions(
     n: int | None,
     class_names: Callable[[], Sequence[str]],
     size: tuple[int, int] | None = None,
+    *,
+    weighted: bool | None = None,
 ) -> tuple[dict[str, np.ndarray], int]:
     """Turn prompts, class numbers or names into embedder inputs -> (inputs, number of images).
 
     n repeats a single condition, or says how many images an unconditional model draws (default 1).
-    size: (height, width) in pixels, the default of inputs that describe it.
+    size: (height, width) in pixels, the default of inputs that describe it. weighted: whether
+    brackets in prompts weigh words, None for what the model was trained with.
     Raises ValueError for a class that does not exist, a prompt that is too long, a missing
     condition or a length that does not fit.
     """
@@ -44,7 +48,7 @@ def encode_conditions(
     for name, embedder in network.embedders.items():
         if input_name(embedder) in given:
             values = given[input_name(embedder)]
-            inputs[_key(embedder)] = _encode(network, embedder, values, class_names)
+            inputs[_key(embedder)] = _encode(network, embedder, values, class_names, weighted)
         elif embedder.staged is not None:
             continue  # see redrawing.image_inputs
         elif embedder.default is None:
@@ -57,7 +61,7 @@ def encode_conditions(
 
 
 def encode_negative(
-    network: Network, negative: Conditions, count: int
+    network: Network, negative: Conditions, count: int, *, weighted: bool | None = None
 ) -> dict[str, np.ndarray] | None:
     """Turn a negative prompt, or a dict by input, into inputs of guidance; None stays None.
 
@@ -78,7 +82,9 @@ def encode_negative(
         if key not in known:
             raise ValueError(f"negative[{key!r}] is no input; choose from {', '.join(known)}")
     inputs = {
-        embedder.input_key: _encode(network, embedder, negative[input_name(embedder)], tuple)
+        embedder.input_key: _encode(
+            network, embedder, negative[input_name(embedder)], tuple, weighted
+        )
         for embedder in network.embedders.values()
         if input_name(embedder) in negative
     }
@@ -141,9 +147,11 @@ def _encode(
     embedder: Embedder,
     values: Any,
     class_names: Callable[[], Sequence[str]],
+    weighted: bool | None,
 ) -> np.ndarray:
     if embedder.text is not None:
-        return _tokens(network, embedder, _as_list(values))
+        _, tokenize = network.tokenize[embedder.input_key]
+        return tokens_of(tokenize, input_name(embedder), _as_list(values), weighted)
     if embedder.num_classes is not None:
         labels = [_label(value, embedder.num_classes, class_names) for value in _as_list(values)]
         return np.asarray(labels, np.int32)
@@ -158,24 +166,6 @@ def _encode(
             f"{embedder.shape} or {('n', *embedder.shape)}"
         )
     return array
-
-
-def _tokens(network: Network, embedder: Embedder, texts: list[Any]) -> np.ndarray:
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError(f"{input_name(embedder)} = {text!r} should be a text")
-    _, tokenize = network.tokenize[embedder.input_key]
-    for text, length in zip(texts, tokenize.num_tokens(texts), strict=True):
-        if length > tokenize.max_length:
-            raise ValueError(
-                f"the {input_name(embedder)} {_shortened(text)} has {length - 2} tokens; this "
-                f"model reads {tokenize.max_length - 2}, so make it shorter"
-            )
-    return tokenize(texts)
-
-
-def _shortened(text: str, length: int = 40) -> str:
-    return repr(text) if len(text) <= length else f"{text[:length]!r}... ({len(text)} characters)"
 
 
 def _same_length(inputs: dict[str, np.ndarray], n: int | None) -> tuple[dict[str, np.ndarray], int]:

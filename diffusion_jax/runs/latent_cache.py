@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import grain
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
@@ -33,7 +34,13 @@ from diffusion_jax.devices.mesh import batch_sharding, batch_shards, make_mesh, 
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.frames import FRAME
-from diffusion_jax.models.conditioning.conditioner import cached_outputs, name_outputs, outputs_of
+from diffusion_jax.models.conditioning.conditioner import (
+    Embedder,
+    cached_outputs,
+    name_outputs,
+    outputs_of,
+)
+from diffusion_jax.models.conditioning.windows import null_tokens
 from diffusion_jax.runs.latent_key import cache_options, cached_embedders, describe_cache
 from diffusion_jax.runs.weights import has_frozen, make_frozen, run_frozen
 from diffusion_jax.types import PyTree
@@ -205,12 +212,7 @@ def _build_encoder(experiment: Experiment, frozen: PyTree) -> _Encoder:
         return in_batches(functools.partial(embed, weights["texts"]), tokens)
 
     def null_outputs() -> dict[str, np.ndarray]:
-        tokens = {
-            name: np.broadcast_to(
-                np.asarray(0 if e.null_value is None else e.null_value, np.int32), (1, *e.shape)
-            )
-            for name, e in embedders.items()
-        }
+        tokens = {name: _null_input(embedder) for name, embedder in embedders.items()}
         found = in_batches(functools.partial(embed, weights["texts"]), tokens)
         return {
             key: np.zeros_like(output[0]) if embedder.null_value is None else output[0]
@@ -229,6 +231,14 @@ def _build_encoder(experiment: Experiment, frozen: PyTree) -> _Encoder:
         texts,
         null_outputs() if embedders else {},
     )
+
+
+def _null_input(embedder: Embedder) -> np.ndarray:
+    """Give the tokens of a dropped text [1 ...], zeros where its outputs are zeroed."""
+    like = jnp.zeros((1, *embedder.shape), embedder.dtype)
+    if embedder.null_value is None:
+        return np.asarray(like)
+    return np.broadcast_to(np.asarray(null_tokens(embedder.null_value, like)), like.shape)
 
 
 def _on_own_devices(experiment: Experiment, weights: PyTree, mesh: Any) -> PyTree:

@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_jax.data.records import Records
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.options import LatentCacheOptions
-from diffusion_jax.models.conditioning.conditioner import Embedder
+from diffusion_jax.models.conditioning.conditioner import Embedder, Text
 from diffusion_jax.train.checkpoints.checksums import checksums
 from diffusion_jax.types import PyTree
 
@@ -70,7 +70,11 @@ def describe_cache(experiment: Experiment, frozen: PyTree, source: Records) -> d
         assert embedder.text is not None  # only texts are kept
         tokenizer = network.tokenize[embedder.input_key][1]
         parts |= _fields(embedder.module, path)
-        parts |= {f"{path}.{key}": getattr(embedder.text, key) for key in ("pad", "max_length")}
+        text, plain = embedder.text, Text()
+        parts |= {f"{path}.{key}": getattr(text, key) for key in ("pad", "max_length")}
+        for key in ("windows", "weighted"):  # which older caches do not have
+            if getattr(text, key) != getattr(plain, key):
+                parts[f"{path}.{key}"] = getattr(text, key)
         vocabulary = hashlib.sha256(tokenizer.tokenizer.to_str().encode()).hexdigest()[:16]
         parts[f"the vocabulary of {path}"] = vocabulary
         parts[f"{path}.null_value"] = _plain(embedder.null_value)

@@ -227,3 +227,28 @@ def test_documented_differences_from_the_original(tokenizer, original):
         ours, theirs = tokenizer([text, as_the_original_sees_it])
         assert original.encode(text) == theirs[1 : theirs.argmax()].tolist(), text
         assert ours.tolist() != theirs.tolist(), text
+
+
+def test_a_text_continues_in_windows_of_its_own_start_and_end(tokenizer):
+    text = "word " * 100
+    ids = tokenizer._replace(windows=3)([text, "a fox"])
+    assert ids.shape == (2, 3, 77) and ids.dtype == np.int32
+    np.testing.assert_array_equal(ids[0, 0], tokenizer([text])[0])
+    np.testing.assert_array_equal(ids[0, 1], tokenizer(["word " * 25])[0])
+    np.testing.assert_array_equal(ids[0, 2], tokenizer([""])[0])
+    np.testing.assert_array_equal(ids[1], tokenizer(["a fox", "", ""]))
+    assert [tokenizer.num_windows([text]) for text in ("", "word " * 75, "word " * 76)] == [1, 1, 2]
+
+
+def test_weights_stand_beside_the_tokens_that_they_are_of(tokenizer):
+    weighted = tokenizer._replace(windows=2, weighted=True)
+    ids = weighted(["word " * 74 + "(red fox:1.5) [dog]", "plain"])
+    assert ids.shape == (2, 2, 77, 2) and ids.dtype == np.float32
+    np.testing.assert_array_equal(
+        ids[0, :, :, 0], tokenizer._replace(windows=2)(["word " * 74 + "red fox dog"])[0]
+    )
+    np.testing.assert_allclose(ids[0, 0, 73:, 1], [1, 1, 1.5, 1], rtol=1e-6)
+    np.testing.assert_allclose(ids[0, 1, :5, 1], [1, 1.5, 1 / 1.1, 1, 1], rtol=1e-6)
+    np.testing.assert_array_equal(ids[1, ..., 1], np.ones((2, 77)))
+    np.testing.assert_array_equal(weighted.plain()(TEXTS[:5]), tokenizer(TEXTS[:5]))
+    assert weighted.num_tokens(["(red:1.2)"]) == [3] and tokenizer.num_tokens(["(red:1.2)"]) > 3

@@ -44,6 +44,9 @@ def test_options_and_defaults():
         ({"batch_size": 4}, "config.data.batches.batch_size = 4 is not an option"),
         ({"finish": None}, "config.data.batches.finish = None is not an option"),
         ({"pad": 0.5}, "config.data.batches.pad = 0.5 should be int"),
+        ({"drop_tags": 0.1}, r"batches\.drop_tags = 0\.1 needs config\.data\.batches\.tags"),
+        ({"tags": ""}, r"batches\.tags = '' should be what lies between tags"),
+        ({"tags": ",", "drop_tags": 1.5}, r"batches\.drop_tags = 1\.5 should be between 0 and 1"),
     ],
 )
 def test_wrong_options_are_named(change, message):

@@ -38,6 +38,11 @@ def test_a_cache_has_defaults_and_none_is_none():
             r"shards = 1 is not an option; did y",
         ),
         (
+            "sdxl:tiny",
+            [FOLDER, "data.batches.crop=center", "data.batches.tags=', '"],
+            r"tags = ', ' should be left out, or config\.latent_cache\.text be False",
+        ),
+        (
             "emoji_ldm:tiny",
             [FOLDER, "data.batches.crop=random"],
             "crop = 'random' should be 'center'",

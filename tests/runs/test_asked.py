@@ -7,6 +7,7 @@ from support.experiments import built
 from diffusion_jax.cli.arguments import parse_arguments
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.asked import Asked, make_call
+from diffusion_jax.runs.command_line import fields_of
 
 
 def call(tmp_path, config="configs/mnist.py:tiny", **asked):
@@ -25,6 +26,13 @@ def test_a_class_is_repeated_and_the_files_tell_of_the_model(tmp_path):
     assert (found.options["num_steps"], found.options["guidance_scale"]) == (7, 1.5)
     said = found.write(np.zeros((2, 4, 4, 1), np.uint8))
     assert said == f"wrote 2 images to {tmp_path}/out and their grid to {tmp_path}/out/grid.png"
+
+
+def test_brackets_weigh_words_only_if_that_is_asked_for(tmp_path):
+    for flags, wanted in (([], None), (["--prompt_weights"], True)):
+        asked = fields_of(Asked, parse_arguments(["sample", *flags]))
+        options = call(tmp_path, **asked._replace(label="3")._asdict()).options
+        assert options["prompt_weights"] is wanted
 
 
 @pytest.mark.parametrize("flag", ["elevation", "azimuths", "orbit"])

@@ -68,9 +68,9 @@ def test_several_inputs_come_by_name():
         (TEXT, [3], None, "caption = 3 should be a text"),
         (
             TEXT,
-            "x" * 10_000,
+            "x" * 40_000,
             None,
-            r"'xxxx.*\(10000 characters\) has \d+ tokens; this model reads 75",
+            r"'xxxx.*\(40000 characters\) has \d+ tokens; a prompt has at most 1200",
         ),
         (
             TEXT,

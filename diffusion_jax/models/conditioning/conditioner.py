@@ -10,6 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from diffusion_jax.models.conditioning.windows import (
+    encode_windows,
+    first_window,
+    null_tokens,
+    token_shape,
+)
 from diffusion_jax.models.layers.low_rank import heeding
 from diffusion_jax.randomness import fold_in_all
 from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
@@ -27,18 +33,28 @@ class Text(NamedTuple):
     """How the host turns the strings of batch[source] into the tokens that an embedder reads.
 
     pad: what follows the end token, "eos" (OpenAI's CLIP) or "zero" (OpenCLIP). vocabulary: a file
-    instead of the installed one.
+    instead of the installed one. windows: how many times max_length tokens a text has. weighted:
+    whether brackets weigh words, see data.prompt_weights.
     """
 
     source: str = "caption"
     pad: Literal["eos", "zero"] = "eos"
     max_length: int = 77
     vocabulary: str | None = None
+    windows: int = 1
+    weighted: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the tokens of one text."""
+        return token_shape(self.max_length, self.windows, weighted=self.weighted)
 
     @property
     def tokens_key(self) -> str:
         """Name of the tokens in a batch; embedders that share it share the tokens."""
-        return f"{self.source}_tokens_{self.pad}{self.max_length}"
+        windows = "" if self.windows == 1 else f"x{self.windows}"
+        weights = "_weighted" if self.weighted else ""
+        return f"{self.source}_tokens_{self.pad}{self.max_length}{windows}{weights}"
 
 
 class Embedder(NamedTuple):
@@ -118,6 +134,7 @@ def init_embedders(
         if embedder.trainable != trainable:
             continue
         value = _input(batch, name, embedder)
+        value = value if embedder.text is None else first_window(value)
         variables = embedder.module.init(jax.random.fold_in(key, index), value)
         if "params" in variables:
             params[name] = variables["params"]
@@ -257,14 +274,23 @@ def _cached_or_null(
 def _replaced(embedder: Embedder, value: Array, dropped: Bool[Array, "b"]) -> Array:
     if embedder.null_value is None:
         return value
-    null = jnp.broadcast_to(jnp.asarray(embedder.null_value, value.dtype), value.shape)
+    null = jnp.asarray(embedder.null_value, value.dtype)
+    null = null if embedder.text is None else null_tokens(null, value)
+    null = jnp.broadcast_to(null, value.shape)
     return jnp.where(dropped.reshape((-1,) + (1,) * (value.ndim - 1)), null, value)
 
 
 def outputs_of(embedder: Embedder, params: PyTree, value: Array) -> list[Array]:
-    """Apply an embedder to its input [b ...]; one output or two, without any dropout."""
+    """Apply an embedder to its input [b ...]; one output or two, without any dropout.
+
+    Texts may be in windows, and weighted, see the module of windows.
+    """
+
+    def apply(value: Array) -> Any:
+        return embedder.module.apply({"params": params}, value)
+
     with heeding(params):
-        outputs: Any = embedder.module.apply({"params": params}, value)
+        outputs = apply(value) if embedder.text is None else encode_windows(apply, value)
     return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
 

@@ -196,7 +196,10 @@ def spatial_rescaler(
 class TextOptions(NamedTuple):
     """What every embedder of text can be given.
 
-    input_key: the strings of a batch. max_length, vocabulary: of their tokens, see Text.
+    input_key: the strings of a batch. max_length, vocabulary: of their tokens, see Text. windows:
+    how many times max_length tokens a caption may have, shorter ones are filled up with empty text;
+    a prompt may have more, or fewer. weighted: whether (word), [word] and (word:1.2) weigh words,
+    see data.prompt_weights.
     legacy_ucg_value: the text that takes the place of a dropped one; None zeroes the outputs.
     remat, dtype, param_dtype: of the network, see ClipTextTower. trainable, weights: see Embedder.
     """
@@ -204,6 +207,8 @@ class TextOptions(NamedTuple):
     input_key: str = "caption"
     max_length: int = 77
     vocabulary: str | None = None
+    windows: int = 1
+    weighted: bool = False
     ucg_rate: float = 0.0
     legacy_ucg_value: str | None = None
     ucg_group: str | None = None
@@ -392,13 +397,15 @@ def _changed(sizes: TowerSizes | EncoderSizes, **more: Any) -> dict[str, Any]:
 def _text_embedder(
     module: nn.Module, pad: Literal["eos", "zero"], options: TextOptions
 ) -> Embedder:
-    text = Text(options.input_key, pad, options.max_length, options.vocabulary)
+    lengths = (options.max_length, options.vocabulary, options.windows, options.weighted)
+    text = Text(options.input_key, pad, *lengths)
     return Embedder(
         module,
         text.tokens_key,
         options.ucg_rate,
         options.legacy_ucg_value,
-        shape=(text.max_length,),
+        shape=text.shape,
+        dtype="float32" if text.weighted else "int32",
         text=text,
         trainable=options.trainable,
         ucg_group=options.ucg_group,
