@@ -154,6 +154,7 @@ class Bench:
             f"--config.train.ckpt_path={self.out / 'base/run'}",
             f"--config.adapters.rank={a.rank}",
             "--config.conditioning.embedders.text.ucg_rate=0.0",
+            "--config.guidance={'name': 'none'}",  # which captions that are never dropped ask for
         )
         command = self._command("ours", "own", a.steps, a.learning_rate, *more)
         ours = Timed("ours", command, self.out / "ours")
