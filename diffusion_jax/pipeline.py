@@ -11,10 +11,12 @@ import jax
 import ml_collections
 import numpy as np
 
+from diffusion_jax.convert.weights.embeddings import read_embedding
 from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.guiders import GuidanceScale, check_scale
+from diffusion_jax.experiment.inversion import with_embedding
 from diffusion_jax.experiment.lora import with_loras
 from diffusion_jax.experiment.sampling import check_steps
 from diffusion_jax.runs.coding import decode_latents, encode_images
@@ -177,6 +179,17 @@ class Pipeline(NamedTuple):
         found = with_loras(self.experiment.network, self.params, self.frozen, loras)
         return self._replace(params=found[0], frozen=found[1])
 
+    def with_embedding(self, path: str | os.PathLike, token: str | None = None) -> "Pipeline":
+        """Add the vectors of a new token from a file (textual inversion).
+
+        token: what it is called in prompts; None is the name in the file, or the file's own.
+        Raises ValueError for a token that exists already and a file that does not fit.
+        """
+        given = (self.params, self.frozen, read_embedding(path, token))
+        network, params, frozen = with_embedding(self.experiment.network, *given)
+        built = self.experiment.with_network(network)
+        return self._replace(experiment=built, params=params, frozen=frozen)
+
     def __call__(
         self,
         conditions: Conditions = None,
@@ -239,10 +252,8 @@ class Pipeline(NamedTuple):
         shape = network.shape_of(size, num_frames)
         arrays |= as_noises(count, total, shape, latents, noise, step_noise)
         options |= {"strength": strength, "steps": steps, "num_frames": num_frames}
-        options |= _image_scale(image_guidance_scale) | {
-            "decode": output == "pixels",
-            "on_step": on_step,
-        }
+        options |= {"decode": output == "pixels", "on_step": on_step}
+        options |= _image_scale(image_guidance_scale)
         drawn = self._draw(arrays, count, checked_seed(seed), batch_size, **options)
         warn_of_non_finite(drawn)
         if output == "latents":
