@@ -6,11 +6,13 @@ python benchmarks/video.py --peer_python=PYTHON       # speed and memory, see vi
 The run draws clips that begin with the first frames of the test split, with their frame rate and
 motion. All clips are uint8 [n t h w c], and all errors are root mean squares in grey levels, 0 to
 255. The Frechet video distances of --fvd clips take some minutes on a CPU; --fvd=0 leaves them out.
+--gif=FILE.gif shows the first ten clips.
 """
 
 import argparse
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +28,10 @@ from diffusion_jax.models.features import i3d
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.frames import frame_rate
 from diffusion_jax.train.pictures import to_pixels
+from diffusion_jax.train.videos import save_clip
+
+# Two black pixels between clips that are shown beside each other.
+BORDER = ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))
 
 
 class NextFrames(NamedTuple):
@@ -113,6 +119,13 @@ def nearest(clips: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.sqrt(found.squares / rows.shape[1]), found.places
 
 
+def above_each_other(truth: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Lay clips of the test split in a row, samples below the true ones -> uint8 [t h w 3]."""
+    rows = [np.concatenate(list(np.pad(c, BORDER)), axis=2) for c in (truth, samples)]
+    frames = np.concatenate(rows, axis=1).repeat(3, axis=1).repeat(3, axis=2)
+    return np.broadcast_to(frames, (*frames.shape[:-1], 3))
+
+
 def rms(a: np.ndarray, b: np.ndarray) -> float:
     """Root of the mean squared difference of two arrays of uint8."""
     return float(np.sqrt(np.mean((a.astype(np.float64) - b) ** 2)))
@@ -126,6 +139,7 @@ def main(argv: list[str] | None = None) -> Any:
     parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
     parser.add_argument("--fvd", type=int, default=32, help="clips for Frechet video distances")
     parser.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
+    parser.add_argument("--gif", type=Path, help="write ten true clips above their samples")
     arguments, rest = parser.parse_known_args(argv)
     if arguments.workdir is None:
         return video_speed.main(rest)
@@ -134,8 +148,10 @@ def main(argv: list[str] | None = None) -> Any:
     truth = to_pixels(batch.pop("image"))
     conditions = {"image": truth[:, 0], **batch}
     samples = pipe(conditions, num_steps=arguments.steps, batch_size=8)
-    training = to_pixels(clips_of(pipe, "train", 8 * arguments.n)["image"])
     fps = frame_rate(pipe.experiment.network, None)
+    if arguments.gif is not None:
+        save_clip(arguments.gif, above_each_other(truth[:10], samples[:10]), fps=fps)
+    training = to_pixels(clips_of(pipe, "train", 8 * arguments.n)["image"])
     found = {
         "next frames": next_frames(samples, truth),
         "errors of each frame": [round(error, 1) for error in frame_errors(samples, truth)],

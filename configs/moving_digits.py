@@ -46,8 +46,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model = d(
         dict(
             name="video_unet",
-            model_channels=16,
-            channel_mult=(1, 2, 4),
+            patch_size=2,
+            model_channels=32,
+            channel_mult=(1, 2, 2),
             num_res_blocks=1,
             attention_resolutions=(4,),
             num_head_channels=16,
@@ -73,7 +74,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             ema_decay=0.998,
         )
     )
-    config.train = d(dict(num_steps=2500, batch_size=8))
+    config.train = d(dict(num_steps=2000, batch_size=8))
     config.lr_schedule = d(
         dict(
             name="cosine_decay",
@@ -112,6 +113,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.model.update(
             dict(
                 model_channels=8,
+                patch_size=1,
                 channel_mult=(1, 2),
                 attention_resolutions=(2,),
                 num_head_channels=8,

@@ -202,6 +202,10 @@ def test_clips_are_compared_with_what_really_follows(scripts):
     near = video.neighbours(truth[:2], samples, truth)
     assert near.samples == pytest.approx(0, abs=1e-3)
     assert near.unseen == pytest.approx(video.rms(samples, truth), rel=0.1)
+    shown = video.above_each_other(truth, samples)
+    assert shown.shape == (6, 3 * 2 * (4 + 2), 3 * 3 * (12 + 2), 3)
+    np.testing.assert_array_equal(shown[:, 3:15:3, 3:39:3, 0], truth[0, ..., 0])
+    np.testing.assert_array_equal(shown[:, 21:33:3, 45:81:3, 2], samples[1, ..., 0])
 
 
 def test_distances_of_videos_are_of_all_frames_that_i3d_needs(scripts, monkeypatch):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.convert.weights.claims import SCHEDULES
-from diffusion_jax.convert.weights.diffusers_folder import (
+from diffusion_jax.convert.weights.diffusers_schedulers import (
     edm_scheduler_config,
     flow_scheduler_config,
     scheduler_config,

@@ -17,7 +17,7 @@ from diffusion_jax.experiment.weights import released_source
 from diffusion_jax.train.checkpoints.reading import load_mutable, load_params, saved_steps
 from diffusion_jax.train.checkpoints.saving import open_checkpoints, restore_state
 from diffusion_jax.train.ema import averages_of, has_ema, reset_ema
-from diffusion_jax.train.state import TrainState
+from diffusion_jax.train.state import TrainState, owned
 from diffusion_jax.types import PyTree
 
 FROZEN_FOLDER = "frozen"
@@ -156,10 +156,14 @@ def load_checkpoint_file(
 
 
 def first_state(experiment: Experiment, state: TrainState, frozen: PyTree) -> TrainState:
-    """Begin a new run with what Task.first_params gives, and its average with the same."""
-    if experiment.task.first_params is None:
-        return state
-    return with_params(experiment, state, experiment.task.first_params(state.params, frozen))
+    """Begin a new run with what Task.first_params gives, and its average with the same.
+
+    The state shares no memory with `frozen`, which training keeps when it donates the state.
+    """
+    first_params = experiment.task.first_params
+    if first_params is not None:
+        state = with_params(experiment, state, first_params(state.params, frozen))
+    return owned(state, frozen)
 
 
 def with_params(

@@ -77,6 +77,32 @@ def _options_for_what_runs_once(mesh: Mesh) -> dict[str, Any]:
     return {} if given or mesh.devices.flat[0].platform != "cpu" else {name: 1}
 
 
+def owned(state: PyTree, *others: PyTree) -> PyTree:
+    """Copy the arrays of a state whose memory other trees hold as well, or the state a second time.
+
+    A step that donates its state deletes its arrays for all who hold them, and cannot donate one
+    memory twice. Arrays are compared by where they lie: jax.device_put and astype may return
+    another array in the same memory.
+    """
+    held = {place for leaf in jax.tree.leaves(others) for place in _places(leaf)}
+
+    def own(leaf: Any) -> Any:
+        places = _places(leaf)
+        if places & held:
+            return jnp.copy(leaf)
+        held.update(places)
+        return leaf
+
+    return jax.tree.map(own, state)
+
+
+def _places(leaf: Any) -> set[tuple[int, int]]:
+    """List where the parts of an array lie: (device, address); nothing for arrays of the host."""
+    if not isinstance(leaf, jax.Array) or not leaf.size:
+        return set()
+    return {(s.device.id, s.data.unsafe_buffer_pointer()) for s in leaf.addressable_shards}
+
+
 def strengthen(tree: PyTree, like: PyTree = None) -> PyTree:
     """Give values strong types, in the dtypes of `like` (default: their own).
 

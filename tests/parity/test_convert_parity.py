@@ -13,11 +13,11 @@ import pytest
 from diffusion_jax.convert.weights.diffusers_folder import (
     penultimate_text,
     save_diffusers,
-    scheduler_config,
     text_config,
     unet_config,
     vae_config,
 )
+from diffusion_jax.convert.weights.diffusers_schedulers import scheduler_config
 from diffusion_jax.convert.weights.exporting import export_params, save_weights
 from diffusion_jax.convert.weights.importing import import_network
 from diffusion_jax.convert.weights.reading import open_weights

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_jax.devices.mesh import make_mesh
 from diffusion_jax.devices.partition import fsdp
@@ -17,6 +17,7 @@ from diffusion_jax.train.state import (
     abstract_state,
     init_sharded,
     init_state,
+    owned,
     strengthen,
 )
 
@@ -85,3 +86,25 @@ def test_a_cpu_compiles_quickly_what_runs_once_unless_it_is_told_otherwise(monke
     assert _options_for_what_runs_once(mesh) == {}
     monkeypatch.setenv("XLA_FLAGS", "")
     assert _options_for_what_runs_once(mesh) == {"xla_backend_optimization_level": 1}
+
+
+def test_a_state_shares_no_memory_with_what_is_kept_nor_with_itself():
+    frozen = {"kernel": jnp.arange(6.0).reshape(2, 3), "host": np.ones(2)}
+    moved = jax.device_put(frozen["kernel"], frozen["kernel"].sharding)
+    own, one = jnp.ones(3), jnp.zeros(4)
+    state = {"moved": moved, "same": frozen["kernel"].astype(jnp.float32), "own": own}
+    state |= {"one": one, "again": one, "none": jnp.zeros((0, 3))}
+    found = owned(state, frozen)
+    assert found["own"] is own and (found["one"] is one) != (found["again"] is one)
+    jax.tree.map(np.testing.assert_array_equal, found, state)
+    step = jax.jit(lambda s, f: jax.tree.map(lambda x: x + f["kernel"][0, 1], s), donate_argnums=0)
+    assert float(step(found, frozen)["same"][1, 2]) == 6.0
+    np.testing.assert_array_equal(frozen["kernel"], np.arange(6.0).reshape(2, 3))
+
+
+def test_copies_stay_where_they_are_split():
+    mesh = make_mesh(fsdp=8)
+    split = jax.device_put(jnp.arange(16.0), NamedSharding(mesh, PartitionSpec("fsdp")))
+    found = owned({"split": split}, {"also": split})["split"]
+    assert found is not split and found.sharding == split.sharding
+    assert owned({"split": split})["split"] is split

@@ -35,6 +35,7 @@ def video_unet_config(
         "num_classes": unet.num_classes != "sequential",
         "adm_in_channels": bool((unet.adm_in_channels or 0) % time_dim),
         "num_groups": unet.num_groups != 32,
+        "patch_size": unet.patch_size != 1,
         "conv_resample": not unet.conv_resample,
         "resblock_updown": unet.resblock_updown,
         "use_scale_shift_norm": unet.use_scale_shift_norm,

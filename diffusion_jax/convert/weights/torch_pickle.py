@@ -221,7 +221,7 @@ def _read_member(
             size = min(_BLOCK, info.file_size - start)
             block = raw[start : start + size] if whole else None
             block = read_array(path, place + start, (size,), raw.dtype) if block is None else block
-            checksum = zlib.crc32(block, checksum)
+            checksum = zlib.crc32(block.data, checksum)
         if checksum != info.CRC:
             raise ValueError(
                 f"{path} is damaged: {info.filename} differs from its checksum; download or copy "

@@ -99,7 +99,7 @@ def apply_controls(
     modules: Mapping[str, nn.Module],
     conditioning_key: str,
     params: PyTree,
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "b *dims c"],
     t: Num[Array, "b"],
     conditioning: Conditioning,
     dropout_key: Key[Array, ""] | None = None,

@@ -115,9 +115,7 @@ class UNet(nn.Module):
         emb = embed_levels(self, t, y, guidance, duration)
         blocks = image_blocks(self, emb, context, train=train)
         h = run_blocks(self, stem(self, x), blocks, control)
-        h = head(self, h.astype(x.dtype), x.dtype)
-        patch = {"p": self.patch_size, "q": self.patch_size}
-        return rearrange(h, "b h w (p q c) -> b (h p) (w q) c", **patch)
+        return pixels(self, head(self, h.astype(x.dtype), x.dtype))
 
 
 def embed_levels(
@@ -138,6 +136,12 @@ def stem(options: UNet, x: Array) -> Array:
     h = rearrange(x.astype(options.dtype), "b (h p) (w q) c -> b h w (p q c)", **patch)
     dtypes = dtypes_of(options)
     return conv(h.shape[-1], options.model_channels, name="input_blocks_0_0", **dtypes)(h)
+
+
+def pixels(options: UNet, h: Array) -> Array:
+    """Lay out the channels of a patch as its pixels; the inverse of what stem begins with."""
+    patch = {"p": options.patch_size, "q": options.patch_size}
+    return rearrange(h, "b h w (p q c) -> b (h p) (w q) c", **patch)
 
 
 def image_blocks(options: UNet, emb: Array, context: Context, *, train: bool) -> Blocks:

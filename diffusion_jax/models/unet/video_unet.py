@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from jaxtyping import Array, Float, Num
 
-from diffusion_jax.models.layers.basic import conv, rematerialised
+from diffusion_jax.models.layers.basic import rematerialised
 from diffusion_jax.models.layers.blending import check_strategy
 from diffusion_jax.models.layers.video_transformer import SpatialVideoTransformer
 from diffusion_jax.models.unet.options import (
@@ -27,7 +27,7 @@ from diffusion_jax.models.unet.skeleton import (
     run_blocks,
     transformer_fields,
 )
-from diffusion_jax.models.unet.unet import UNet
+from diffusion_jax.models.unet.unet import UNet, pixels, stem
 
 
 class VideoUNet(nn.Module):
@@ -37,6 +37,7 @@ class VideoUNet(nn.Module):
     they mean in UNet, with which this network shares its blocks: for images, and with the same
     weights, both compute the same.
 
+    patch_size: side of the squares of pixels of a frame that become channels inside.
     merge_strategy, merge_factor: how a frame alone and the frame in its clip are blended, see
         layers.blending.AlphaBlender.
     video_kernel_size: sides (t, h, w) of the kernels over time, or one number for all three.
@@ -58,6 +59,7 @@ class VideoUNet(nn.Module):
     channel_mult: Sequence[int] = (1, 2, 2)
     num_res_blocks: int | Sequence[int] = 4
     attention_resolutions: Sequence[int] = ()
+    patch_size: int = 1
     dropout: float = 0.0
     conv_resample: bool = True
     num_classes: int | str | None = None
@@ -185,8 +187,7 @@ def embed_frames(options: Any, t: Array, y: Array | None, frames: int) -> Float[
 
 def run_frames(options: Any, x: Array, blocks: Blocks) -> Array:
     """Run a UNet, whose blocks take the frames of a clip in a row, on x [b t h w c]."""
-    h = rearrange(x, "b t h w c -> (b t) h w c").astype(options.dtype)
-    stem = conv(h.shape[-1], options.model_channels, name="input_blocks_0_0", **dtypes_of(options))
-    h = run_blocks(options, stem(h), blocks)
-    h = head(options, h.astype(x.dtype), x.dtype)
+    h = stem(options, rearrange(x, "b t h w c -> (b t) h w c"))
+    h = run_blocks(options, h, blocks)
+    h = pixels(options, head(options, h.astype(x.dtype), x.dtype))
     return rearrange(h, "(b t) h w c -> b t h w c", t=x.shape[1])

@@ -9,12 +9,12 @@ from diffusion_jax.convert.weights import diffusers_folder
 from diffusion_jax.convert.weights.diffusers_folder import (
     penultimate_text,
     save_diffusers,
-    scheduler_config,
     text_config,
     unet_config,
     unused_of_penultimate,
     vae_config,
 )
+from diffusion_jax.convert.weights.diffusers_schedulers import scheduler_config
 from diffusion_jax.convert.weights.importing import import_network
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.unet.unet import UNet
@@ -120,18 +120,6 @@ def test_fields_of_autoencoders():
     assert (vq["_class_name"], vq["num_vq_embeddings"], vq["vq_embed_dim"]) == ("VQModel", 7, 3)
     with pytest.raises(ValueError, match="^double_z = True has no counterpart in diffusers' VQ"):
         vae_config(Autoencoder(), scale_factor=1.0, num_codes=7)
-
-
-def test_schedules():
-    config = scheduler_config(beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction")
-    assert config["beta_schedule"] == "scaled_linear"
-    assert config["prediction_type"] == "v_prediction"
-    other = scheduler_config(beta_start=1e-4, beta_end=2e-2, schedule="sqrt_linear")
-    assert other["beta_schedule"] == "linear"
-    with pytest.raises(
-        ValueError, match="schedule 'cosine' is unknown to diffusers; it has linear"
-    ):
-        scheduler_config(beta_start=0.1, beta_end=0.2, schedule="cosine")
 
 
 def test_text_towers_are_read_off_their_parameters(text):

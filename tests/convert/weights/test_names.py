@@ -228,5 +228,6 @@ def test_axes_are_moved(axes, shape, there, entry):
 
 
 def test_every_map_says_what_it_is_for():
-    kinds = {"unet", "dit", "vae", "clip text", "clip vision", "module", "first stage", "LPIPS"}
+    kinds = {"unet", "controlnet", "dit", "vae", "clip text", "clip vision"}
+    kinds |= {"module", "first stage", "LPIPS"}
     assert {name_map.kind for name_map in NAME_MAPS.values()} == kinds

@@ -66,6 +66,8 @@ SMALL = {
     "concat_image": {"input_key": "mask", "channels": 1},
     "encoded_frames": {"ch": 8, "num_groups": 4},
     "features": {"input_key": "x", "shape": (5,)},
+    "image_latents": {"input_key": "edited"},
+    "inpainting_mask": {},
     "low_resolution": {"factor": 2, "channels": 3},
     "numbers": {"input_key": "size"},
     "open_clip_image": TEXT | {"projection_dim": 8},
@@ -77,8 +79,9 @@ SMALL = {
 
 @pytest.mark.parametrize("name", EMBEDDERS)
 def test_every_factory_says_what_it_reads_and_whether_it_is_dropped(name):
-    embedder = EMBEDDERS[name](**SMALL[name], ucg_rate=0.25)
-    assert embedder.ucg_rate == 0.25 and embedder.input_key
+    dropped = {} if name == "inpainting_mask" else {"ucg_rate": 0.25}  # its mask is always seen
+    embedder = EMBEDDERS[name](**SMALL[name], **dropped)
+    assert embedder.ucg_rate == (0.25 if dropped else 0.0) and embedder.input_key
     example = embedder.example(2, (16, 16, 3))
     assert example.shape[0] == 2 and (embedder.channels is None or example.ndim == 4)
     reads_text = name in ("clip_text", "open_clip_text", "transformer_text")

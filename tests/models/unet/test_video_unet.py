@@ -78,14 +78,18 @@ def test_gradients_are_those_of_diffusers():
             assert difference < 1e-4 * np.abs(theirs[name]).max(), name
 
 
-@pytest.mark.parametrize("kernel", [(3, 1, 1), pytest.param(3, marks=pytest.mark.slow)])
-def test_one_image_is_what_the_image_network_computes(kernel):
-    params = video_fixtures.drawn_params(VideoUNet(**ONE_LEVEL | {"video_kernel_size": kernel}))
+@pytest.mark.parametrize(
+    ("kernel", "patch"),
+    [((3, 1, 1), 1), ((3, 1, 1), 2), pytest.param(3, 1, marks=pytest.mark.slow)],
+)
+def test_one_image_is_what_the_image_network_computes(kernel, patch):
+    changed = {"video_kernel_size": kernel, "patch_size": patch}
+    params = video_fixtures.drawn_params(VideoUNet(**ONE_LEVEL | changed))
     x, t, context, y = arguments()
     image = [x[:, 0], t, context, y]
-    ours = run(params, [x[:, :1], *image[1:]], image_only=True, video_kernel_size=kernel)
-    own = set(UNet.__dataclass_fields__)
-    module = UNet(use_spatial_transformer=True, **{k: ONE_LEVEL[k] for k in own & set(ONE_LEVEL)})
+    ours = run(params, [x[:, :1], *image[1:]], image_only=True, **changed)
+    own, fields = set(UNet.__dataclass_fields__), ONE_LEVEL | {"patch_size": patch}
+    module = UNet(use_spatial_transformer=True, **{k: fields[k] for k in own & set(fields)})
     spatial = without_time(params)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *image)["params"]
     assert jax.tree.structure(spatial) == jax.tree.structure(shapes)
