@@ -15,7 +15,6 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +58,7 @@ class ClipTokenizer(NamedTuple):
     pad_id: int
     windows: int = 1
     weighted: bool = False
-    added: Mapping[int, tuple[int, ...]] = MappingProxyType({})
+    added: Mapping[int, tuple[int, ...]] = {}
 
     def __call__(self, texts: Sequence[str]) -> Shaped[np.ndarray, "n *axes"]:
         """Tokenize n texts -> int32 [n, max_length]; a text that is too long loses its end.

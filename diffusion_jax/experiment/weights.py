@@ -118,6 +118,7 @@ def load_released(
 def load_own_weights(network: Network, params: PyTree, reading: Reading = CHECKED) -> PyTree:
     """Read the encoders that are trained and have a file with their weights, into params.
 
+    Without such an encoder these are the same params.
     Raises ValueError when a file does not fit.
     """
     conditioner = {
@@ -125,6 +126,8 @@ def load_own_weights(network: Network, params: PyTree, reading: Reading = CHECKE
         for name, own in params["conditioner"].items()
         if _own_file(network.embedders[name].weights) is not None
     }
+    if not conditioner:
+        return params
     return {**params, "conditioner": {**params["conditioner"], **conditioner}}
 
 

@@ -33,7 +33,7 @@ def first_weights(experiment: Experiment, state: TrainState) -> tuple[TrainState
     if drawing is not None and released_source(training) is None:
         reading = Reading(training.ckpt_check, training.ckpt_variant)
         own = load_own_weights(drawing.network, state.params, reading)
-        state = with_params(experiment, state, own)
+        state = state if own is state.params else with_params(experiment, state, own)
     if training.ckpt_path is None:
         return state, []
     return _from_path(experiment, state, training.ckpt_path)

@@ -2,12 +2,17 @@
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from diffusion_jax.convert.weights.embeddings import Embedding, read_embedding, write_embedding
+from diffusion_jax.convert.weights.exporting import save_weights
+from diffusion_jax.convert.weights.safetensors import read_safetensors
 
 RNG = np.random.default_rng(0)
 TWO, THREE = (RNG.normal(size=(2, width)).astype(np.float32) for width in (4, 6))
+
+
+def load_file(path):
+    return {name: tensor.load() for name, tensor in read_safetensors(path).items()}
 
 
 def test_what_is_written_is_what_others_read_and_read_again(tmp_path):
@@ -30,10 +35,10 @@ def test_what_is_written_is_what_others_read_and_read_again(tmp_path):
 
 def test_files_without_a_name_of_the_token_have_their_own(tmp_path):
     path = tmp_path / "fox.safetensors"
-    save_file({"emb_params": TWO}, path)
+    save_weights(path, [], {"emb_params": TWO})
     assert read_embedding(path).token == "fox"
-    save_file({"<fox>": TWO[0]}, path)
-    found = read_embedding(path)
+    save_weights(tmp_path / "other.safetensors", [], {"<fox>": TWO[0]})
+    found = read_embedding(tmp_path / "other.safetensors")
     assert found.token == "<fox>" and found.vectors[None].shape == (1, 4)
 
 
@@ -48,7 +53,7 @@ def test_files_without_a_name_of_the_token_have_their_own(tmp_path):
 )
 def test_other_files_are_refused(tmp_path, tensors, message):
     path = tmp_path / "x.safetensors"
-    save_file(tensors, path)
+    save_weights(path, [], tensors)
     with pytest.raises(ValueError, match=message):
         read_embedding(path)
 
