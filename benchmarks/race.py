@@ -2,7 +2,7 @@
 
 python benchmarks/race.py --peer_python=PYTHON --data=digits --minutes=10
 
-PYTHON has torch and diffusers. The network, objective, optimizer, batch size and data are those of
+PYTHON has torch and diffusers. Network, objective, optimizer, batch size and data are taken from
 configs/mnist.py; --data=fashion takes Fashion-MNIST instead (apt-get install
 dataset-fashion-mnist). First each side trains for a moment, which tells how many steps fit into the
 time. Then three trainings take turns of a few seconds, so that what else runs on the machine slows

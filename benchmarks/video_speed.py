@@ -56,7 +56,7 @@ SIZES = {
         {"ch": 64, "ch_mult": (1, 2, 2), "num_res_blocks": 1, "video_kernel_size": (3, 1, 1)},
         (1, 6, 16, 16, 4),
     ),
-    # A decoder whose memory is that of its frames, and no UNet.
+    # No UNet, and a decoder whose memory grows with its frames.
     "clip": Sizes(
         {},
         (),

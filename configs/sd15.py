@@ -144,7 +144,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def make_inpainting(config: ml_collections.ConfigDict) -> None:
-    """Read a mask and the masked image: 9 channels, of which 5 are new and begin as zeros."""
+    """Read a mask and the masked image: 9 channels; 5 are new and begin as zeros."""
     config.data.batches.masks = ("boxes", "strokes", "strokes", "everything")
     config.conditioning.key = "hybrid"
     config.conditioning.order = ("mask", "masked_image", "text")
@@ -155,7 +155,7 @@ def make_inpainting(config: ml_collections.ConfigDict) -> None:
 
 
 def make_editing(config: ml_collections.ConfigDict) -> None:
-    """Read the image before an edit: 8 channels, of which 4 are new and begin as zeros."""
+    """Read the image before an edit: 8 channels; 4 are new and begin as zeros."""
     config.data.source.caption = "metadata"  # which names the image before the edit, too
     config.conditioning.key = "hybrid"
     # 5 % of the samples lose the text alone, 5 % both, and 5 % the image alone.

@@ -207,3 +207,25 @@ def test_every_module_has_a_test_file_of_its_name():
         if not (ROOT / "tests" / name.parent / f"test_{name.name}").is_file()
     }
     assert missing == WITHOUT_MIRROR
+
+
+RIDDLES = re.compile(r"\b((that|those)\s+of|of\s+which|(is|are)\s+told)\b", re.IGNORECASE)
+PROSE = [
+    path
+    for pattern in (
+        "*.md docs/*.md configs/*.py diffusion_jax/**/*.py benchmarks/*.py tools/*.py notebooks/*"
+    ).split()
+    for path in sorted(ROOT.glob(pattern))
+    if path.name != "CHANGELOG.md" and path.is_file()
+]
+
+
+def test_plain_sentences_instead_of_riddles():
+    assert RIDDLES.search("The size is that of the image.") and len(PROSE) > len(FILES)
+    found = [
+        f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]}"
+        for path in PROSE
+        for text in [path.read_text()]
+        for match in RIDDLES.finditer(text)
+    ]
+    assert not found, "\n".join(found)

@@ -22,7 +22,7 @@ from diffusion_jax.runs.training import SIGNALS, Result, RunEvent, train_run
 
 def run(arguments: argparse.Namespace) -> int:
     """Train until the config's last step, a stop or a signal; return the exit code."""
-    workdir, config, step = choose_run(fields_of(Wanted, arguments))
+    workdir, config, step, file = choose_run(fields_of(Wanted, arguments))
     fresh = not (arguments.workdir or arguments.resume)
     with debugging(arguments.debug):
         result = train_run(
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=cast(io.TextIOBase, sys.stderr),
             donate=not arguments.debug,
             test=not arguments.no_test,
-            config_file=arguments.config,
+            config_file=file,
         )
     return _finish(result, workdir)
 

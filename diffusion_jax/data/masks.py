@@ -50,7 +50,7 @@ def draw_masks(kinds: Sequence[str], size: tuple[int, int], draws: np.ndarray) -
     """Make a mask for each sample -> float32 [b h w 1], 1 where its image is kept and else 0.
 
     kinds: rows of KINDS; each sample takes one of them, each as often. draws: float [b DRAWS] in
-    [0, 1), of which the mask of a sample is a function.
+    [0, 1), which determine the mask of a sample.
     """
     height, width = size
     masks = []

@@ -2,12 +2,14 @@
 
 import ast
 import contextlib
+import copy
+import logging
 import os
 import pathlib
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import config_dict
@@ -16,12 +18,21 @@ from diffusion_jax.experiment.binding import ConfigError, choices
 from diffusion_jax.experiment.config_data import from_data, read_json
 from diffusion_jax.experiment.familiar import overrides_of
 
+_log = logging.getLogger(__name__)
+
 PREFIX = "--config."
 # The value of an override that removes a key; the quoted word "'delete'" is a text.
 DELETE = "delete"
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Where a bare name such as "mnist" is looked up: in an installed package, else in a checkout.
 SHIPPED = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+
+
+class ConfigFile(NamedTuple):
+    """A path as load_config takes it, and its config; None where that needs overrides."""
+
+    path: str
+    config: ml_collections.ConfigDict | None
 
 
 def load_config(
@@ -44,6 +55,32 @@ def load_config(
     file, variant = find_config(path)
     config, finish = _execute(file, variant)
     override_config(config, overrides)
+    return _finished(path, file, config, finish, overrides)
+
+
+def load_config_beside_file(
+    path: str, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> tuple[ml_collections.ConfigDict, ConfigFile]:
+    """Load as load_config does -> (the config, what the file alone gives); it is executed once."""
+    file, variant = find_config(path)
+    written, finish = _execute(file, variant)
+    config = override_config(copy.deepcopy(written), overrides)
+    config = _finished(path, file, config, finish, overrides)
+    try:
+        return config, ConfigFile(path, _finished(path, file, written, finish, ()))
+    except ConfigError as error:
+        _log.info("%s", error)
+        return config, ConfigFile(path, None)
+
+
+def _finished(
+    path: str,
+    file: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    finish: Callable[..., None] | None,
+    overrides: Sequence[str] | Mapping[str, Any],
+) -> ml_collections.ConfigDict:
+    """Let the file finish its config; ConfigError where a value is still to be given."""
     if finish is not None:
         with config.unlocked(), _told(file):
             finish(config, [key for key, _ in _pairs(overrides)])

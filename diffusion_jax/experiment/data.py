@@ -30,6 +30,7 @@ from diffusion_jax.experiment.binding import (
     is_own,
     known_sections,
     options,
+    value_of,
 )
 from diffusion_jax.experiment.frames import with_frames
 
@@ -112,7 +113,7 @@ class Data(NamedTuple):
         if not of_user or folder is None or Path(os.path.expanduser(folder)).exists():
             return self
         options = self.source_options
-        found = find_prepared(content, options["data_dir"] if "data_dir" in options else None)
+        found = find_prepared(content, value_of(open_source, options, "data_dir"))
         return self if found is None else self._replace(prepared=found)
 
     def with_columns(self, names: tuple[str, ...]) -> "Data":

@@ -269,9 +269,10 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     mesh = _mesh(sections["mesh"], training.batch_size, training.accumulate, devices)
     setting = Setting(data, mesh, seed, training)
     model = row(MODEL.table, sections["model"], MODEL.path, own=True)
-    is_first_stage = model in autoencoding.MODEL.table.values()
     make = make_diffusion if data.num_frames is None else make_video
-    task = (make_autoencoding if is_first_stage else make)(sections, setting)
+    if model in autoencoding.MODEL.table.values():
+        make = make_autoencoding
+    task = make(sections, setting)
     if task.drawing is None and data.image_options.loss_mask is not None:
         raise ConfigError(
             f"config.data.batches.loss_mask = {data.image_options.loss_mask!r} should be left out: "

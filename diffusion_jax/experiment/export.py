@@ -33,6 +33,7 @@ from diffusion_jax.convert.weights.places import export_checkpoint
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.claims import is_zero_snr, prediction_of
 from diffusion_jax.experiment.diffusers_scheduler import diffusers_scheduler
+from diffusion_jax.experiment.guiders import scale_in
 from diffusion_jax.experiment.network import Network, conditioning_shapes
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.task import Trained
@@ -101,7 +102,7 @@ class About(NamedTuple):
     @property
     def scale(self) -> float:
         """The scale of guidance; 1 is none."""
-        return float(self.guidance["scale"]) if self.guidance and "scale" in self.guidance else 1.0
+        return scale_in(self.guidance)
 
 
 def export_single_file(
@@ -229,7 +230,7 @@ def _network_config(network: Network) -> dict[str, Any]:
 
 
 def channels_of(network: Network) -> tuple[int, dict[str, Any]]:
-    """Find the input channels of a network, and as time_dim those of numbers if there are any."""
+    """Find the input channels of a network, and as time_dim the channels of its numbers, if any."""
     beside = conditioning_shapes(network.embedders, network.image_shape)
     extra = beside["concat"].shape[-1] if "concat" in beside else 0
     return network.image_shape[-1] + extra, _channels_of_numbers(network)
@@ -300,7 +301,7 @@ def _layout(encoders: list[Encoder], others: list[str]) -> str:
         kinds = [encoder.kind for encoder in encoders]
         raise ConfigError(
             f"no released layout has the text encoders {kinds} of this model; the layouts "
-            f"have {', '.join(str(list(k)) for k in LAYOUT_OF_TEXTS)}, and those of videos an "
+            f"have {', '.join(str(list(k)) for k in LAYOUT_OF_TEXTS)}, and for videos an "
             f"image encoder and encoders of frames in the places "
             f"{', '.join(str(list(k)) for k in LAYOUT_OF_FRAMES)} of the embedders; "
             "--format=native writes any model"

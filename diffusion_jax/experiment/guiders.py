@@ -164,8 +164,7 @@ def build_guider(
 ) -> Guider:
     """Bind the `guidance` section; ConfigError for what does not fit the model or its sampler."""
     bound = bind_section(GUIDANCE, section)
-    # Without a guider the conditional prediction is followed: a scale of 1.
-    scale = float(section["scale"] if section is not None and "scale" in section else 1.0)
+    scale = scale_in(section)
     weaker = None
     if bound.name == "autoguidance":
         options = AutoguidanceOptions(**bound.extra[0])
@@ -193,6 +192,11 @@ def guides(section: Mapping[str, Any] | None, network: Network) -> bool:
     alone = (*AGAINST, EMBEDDED)
     alone = section is not None and "name" in section and section["name"] in alone
     return alone or can_guide(network.embedders)
+
+
+def scale_in(section: Mapping[str, Any] | None) -> float:
+    """Read the scale of a guidance section; without one the conditional prediction is followed."""
+    return float(section["scale"]) if section is not None and "scale" in section else 1.0
 
 
 def check_scale(scale: GuidanceScale, num_steps: int, able: bool) -> np.ndarray:

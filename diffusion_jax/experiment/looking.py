@@ -46,7 +46,7 @@ def look_at(source: Mapping[str, Any]) -> Found | None:
         say_once(f"{root} holds {shards.in_words()}")
         return Found(shards.counts, shards.classes, shards.has_captions)
     kind = KINDS[source["images"]] if source.get("images") in KINDS else _KINDS[name]
-    found = scan(root, caption=source["caption"] if "caption" in source else "auto", kind=kind)
+    found = scan(root, kind=kind, **{key: source[key] for key in ("caption",) if key in source})
     say_once(f"{root} holds {found.in_words()}")
     splits = {split: len(items) for split, items in found.splits.items()}
     return Found(splits, found.classes(), bool(found.captions))

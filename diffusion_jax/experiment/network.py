@@ -16,6 +16,7 @@ from diffusion_jax.experiment.binding import (
     Section,
     bind_section,
     check_range,
+    check_type,
     parameters_of,
     pick,
     row,
@@ -416,9 +417,22 @@ def _derived(
     return derived
 
 
+def _takes(annotation: Any, value: Any) -> bool:
+    """Tell whether a field takes a value: num_classes of a module may be a number and no word."""
+    try:
+        check_type(value, annotation, MODEL.path)
+    except ConfigError:
+        return False
+    return True
+
+
 def _module(model: Mapping[str, Any], derived: Mapping[str, tuple[Any, str]]) -> nn.Module:
     fields = parameters_of(row(MODEL.table, model, MODEL.path, own=True))
-    follows = {name: value for name, (value, _) in derived.items() if name in fields}
+    follows = {
+        name: value
+        for name, (value, _) in derived.items()
+        if name in fields and _takes(fields[name].annotation, value)
+    }
     bound = bind_section(MODEL, follows | dict(model))
     for name, value in follows.items():
         given = bound.keywords[name]

@@ -31,8 +31,8 @@ def interval(values: np.ndarray) -> Interval:
 def change(before: np.ndarray, after: np.ndarray) -> Interval:
     """Compute the mean change of losses [n ...] of the same samples with the same noise.
 
-    What samples and noise have in common cancels, so that the interval is far narrower than those
-    of the two means.
+    What samples and noise have in common cancels, so that the interval is far narrower than the
+    intervals of both means.
     Raises ValueError for different shapes and for fewer than 2 values.
     """
     if before.shape != after.shape:

@@ -7,7 +7,11 @@ from typing import NamedTuple
 import ml_collections
 
 from diffusion_jax.devices import processes
-from diffusion_jax.experiment.config_files import load_config, override_config
+from diffusion_jax.experiment.config_files import (
+    ConfigFile,
+    load_config_beside_file,
+    override_config,
+)
 from diffusion_jax.runs import folder
 from diffusion_jax.train.checkpoints.reading import resolve_checkpoint
 
@@ -26,9 +30,16 @@ class Wanted(NamedTuple):
     seed: int | None = None
 
 
-def choose_run(
-    wanted: Wanted,
-) -> tuple[pathlib.Path, ml_collections.ConfigDict, int | str | None]:
+class Chosen(NamedTuple):
+    """A run: its folder and config, the checkpoint that it goes on from, and its config's file."""
+
+    workdir: pathlib.Path
+    config: ml_collections.ConfigDict
+    step: int | str | None = None
+    file: ConfigFile | None = None
+
+
+def choose_run(wanted: Wanted) -> Chosen:
     """Find what to train in which folder, and from which checkpoint."""
     if wanted.resume and (wanted.config or wanted.workdir or wanted.name):
         raise ValueError(
@@ -37,7 +48,7 @@ def choose_run(
         )
     if wanted.fork and not wanted.resume:
         raise ValueError(f"--fork={wanted.fork} needs --resume=RUN, the run that it begins from")
-    step = None
+    step = file = None
     if wanted.resume:
         workdir = source = pathlib.Path(wanted.fork or wanted.resume)
         if not (wanted.fork and folder.has_run(workdir)):  # which holds all that it needs
@@ -46,7 +57,7 @@ def choose_run(
         config = folder.load_saved_config(pathlib.Path(source))
         config = override_config(config, wanted.overrides)
     elif wanted.config:
-        config = load_config(wanted.config, wanted.overrides)
+        config, file = load_config_beside_file(wanted.config, wanted.overrides)
         named = {"name": wanted.name, "postfix": wanted.postfix}
         new = folder.new_run_folder(wanted.logdir, wanted.config, **named)
         workdir = pathlib.Path(wanted.workdir or new)
@@ -59,4 +70,4 @@ def choose_run(
     if wanted.seed is not None:
         with config.unlocked():
             config.seed = wanted.seed
-    return workdir, config, step
+    return Chosen(workdir, config, step, file)

@@ -69,7 +69,7 @@ def evaluate_run(
 
 
 def evaluation_lines(found: Evaluation, split: str) -> list[str]:
-    """Lay out an evaluation: of which step and records, then a line for each loss and number."""
+    """Lay out an evaluation: its step and records, then a line for each loss and number."""
     lines = [f"step {found.step}, {found.num_examples} records of {split}:"]
     lines += [f"  {name:32} {value:.6g}" for name, value in sorted(found.losses.items())]
     lines += [f"  {line}" for line in level_lines(found.levels or {})]

@@ -13,7 +13,7 @@ import ml_collections
 
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.config_data import read_json, write_json
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config_files import ConfigFile
 from diffusion_jax.runs.comparison import leaf_pairs
 
 FACTS = "facts.json"
@@ -26,7 +26,7 @@ def record_start(
     config: ml_collections.ConfigDict,
     *,
     step: int,
-    config_file: str | None = None,
+    config_file: ConfigFile | None = None,
 ) -> None:
     """Add a start of training to the facts of a run, in process 0.
 
@@ -43,7 +43,8 @@ def record_start(
         **{name: made[name] for name in ("revision", "code", "packages")},
     }
     if config_file is not None:
-        start |= {"config_file": config_file, "differs": file_differences(config_file, config)}
+        differs = file_differences(config_file, config)
+        start |= {"config_file": config_file.path, "differs": differs}
     facts = read_facts(workdir)
     write_json(workdir / FACTS, {**facts, "starts": [*starts_of(facts), start]})
 
@@ -85,17 +86,16 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def file_differences(path: str, config: ml_collections.ConfigDict) -> list[dict[str, Any]] | None:
+def file_differences(
+    file: ConfigFile, config: ml_collections.ConfigDict
+) -> list[dict[str, Any]] | None:
     """List {"path", "file", "run"} of values that differ from the file of a config.
 
     None when the file alone is no whole config, because a value of it has to be given.
     """
-    try:
-        original = load_config(path)
-    except ConfigError as error:
-        _log.info("%s", error)
+    if file.config is None:
         return None
-    pairs = leaf_pairs(original, config)
+    pairs = leaf_pairs(file.config, config)
     return [{"path": path, "file": said(old), "run": said(new)} for path, old, new in pairs]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from diffusion_jax.convert.weights.native import read_about
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.experiment import make_experiment
+from diffusion_jax.experiment.config_files import ConfigFile
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.weights import is_released
 from diffusion_jax.runs import folder, identity
@@ -112,7 +113,7 @@ def train_run(
     progress: io.TextIOBase | None = None,
     donate: bool = True,
     test: bool = True,
-    config_file: str | None = None,
+    config_file: ConfigFile | None = None,
 ) -> Result:
     """Train a config in a folder, or go on with the run that is in it, then test.
 
@@ -127,8 +128,7 @@ def train_run(
     on_event: is called with a RunEvent whenever there is something to say; nothing is printed.
     progress: where the progress line is written, such as sys.stderr; None writes none.
     donate: False keeps the previous state alive in each step (for debugging).
-    config_file: the file that the config came from, if it is known; the run records which values
-      differ from the file.
+    config_file: where the config came from (load_config_beside_file); what differs is recorded.
 
     Everything that can be wrong with config, data and folder is found before the first step is
     compiled. Raises ValueError, FileNotFoundError or OSError in one sentence for bad input, and

@@ -6,7 +6,11 @@ import pytest
 
 from diffusion_jax.experiment import config_files
 from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.config_files import find_config, load_config
+from diffusion_jax.experiment.config_files import (
+    find_config,
+    load_config,
+    load_config_beside_file,
+)
 
 MNIST = "configs/mnist.py"
 FILE = """
@@ -137,6 +141,10 @@ def test_the_file_is_executed_once(tmp_path):
     file.write_text(f"open({str(log)!r}, 'a').write('executed ')\n{FILE}")
     load(str(file) + ":tiny", "train.num_steps=3", "model.new=4")
     assert log.read_text() == "executed "
+    config, (_, alone) = load_config_beside_file(str(file), {"train.num_steps": 3})
+    assert log.read_text() == "executed executed "
+    plain = load(str(file))
+    assert alone == plain and alone.train.num_steps != config.train.num_steps == 3
 
 
 def test_variants_are_told(path, tmp_path):

@@ -150,6 +150,19 @@ def test_a_network_is_built_with_what_follows_and_trains(own):
     other.check()
 
 
+def test_a_number_of_classes_is_not_filled_in_with_a_word(own):
+    """UNet.num_classes = "sequential" means features; a network of one's own may count classes."""
+    sizes = (
+        "conditioning={'key': 'adm', 'embedders': {'size': {'name': 'numbers', 'input_key':"
+        "'target_size', 'outdim': 4}}}",
+        "guidance=delete",
+    )
+    net = "model={'name': 'own_module:Net', 'num_classes': 5}"
+    assert build(net, *sizes).network.module.num_classes == 5
+    with pytest.raises(ConfigError, match=r"config\.model\.num_classes is missing"):
+        build("model={'name': 'own_module:Net'}", *sizes)
+
+
 def test_an_embedder_a_loss_and_a_weighting(own):
     embedder = "conditioning={'key': 'crossattn', 'embedders': {'a': {'name': 'own_module:words',"
     unet = ("model.use_spatial_transformer=True",)

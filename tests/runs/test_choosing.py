@@ -13,15 +13,18 @@ def chosen(*flags):
 
 
 def test_a_config_brings_no_step_and_the_seed_of_the_flag_wins(tmp_path):
-    workdir, config, step = chosen(f"--config={TINY}", f"--workdir={tmp_path}", "--seed=9")
-    assert (workdir, config.seed, step) == (tmp_path, 9, None)
+    run = chosen(f"--config={TINY}", f"--workdir={tmp_path}", "--seed=9")
+    assert (run.workdir, run.config.seed, run.step) == (tmp_path, 9, None)
+    assert run.file is not None and run.file.path == TINY
+    assert run.file.config is not None and run.file.config.seed == 0
 
 
 def test_a_fork_begins_in_its_own_folder_from_the_config_of_the_other(tmp_path):
     source = logged(tmp_path / "a", [], "seed=4")
     (source / "checkpoints" / "8").mkdir(parents=True)
-    workdir, config, step = chosen(f"--resume={source}", f"--fork={tmp_path / 'b'}")
-    assert (workdir, config.seed, step) == (tmp_path / "b", 4, 8)
+    run = chosen(f"--resume={source}", f"--fork={tmp_path / 'b'}")
+    assert (run.workdir, run.config.seed, run.step) == (tmp_path / "b", 4, 8)
+    assert run.file is None
 
 
 def test_a_fork_needs_what_it_begins_from():

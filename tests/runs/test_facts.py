@@ -3,7 +3,7 @@
 import pytest
 from support.reports import TINY, logged
 
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config_files import load_config_beside_file
 from diffusion_jax.runs.facts import (
     FACTS,
     file_differences,
@@ -23,9 +23,9 @@ MADE = {
 
 
 def test_each_start_is_added(workdir):
-    config = load_config(TINY, ["--config.seed=5"])
+    config, file = load_config_beside_file(TINY, ["--config.seed=5"])
     logged(workdir, [])
-    record_start(workdir, MADE, config, step=0, config_file=TINY)
+    record_start(workdir, MADE, config, step=0, config_file=file)
     record_start(workdir, MADE, config, step=4)
     first, second = starts_of(read_facts(workdir))
     assert (first["step"], second["step"]) == (0, 4) and first["time"] <= second["time"]
@@ -53,5 +53,5 @@ def test_a_file_that_needs_values_has_no_differences(tmp_path):
         "    needed = config_dict.required_placeholder(int)\n"
         "    return config_dict.ConfigDict({'seed': needed})\n"
     )
-    config = load_config(str(path), ["--config.seed=3"])
-    assert file_differences(str(path), config) is None
+    config, file = load_config_beside_file(str(path), ["--config.seed=3"])
+    assert config.seed == 3 and file_differences(file, config) is None

@@ -32,11 +32,11 @@ MULTIVIEW_UNET: Table = {
     ),
     "legacy": Only((False,), "num_head_channels is the width of a head"),
     "use_new_attention_order": Only((False,), "there is no attention without a context"),
-    "use_spatial_transformer": Only((True,), "attention is that of transformers"),
+    "use_spatial_transformer": Only((True,), "attention stands in transformer blocks"),
     "use_spatial_context": Only((True,), "the blocks over time see the context of the first time"),
     "use_temporal_resblock": Only((True,), "residual blocks have one over time beside them"),
     "use_motion_attention": Only((True,), "cond_view is attended to"),
-    "time_mix_legacy": Only((False,), "blends are those of AlphaBlender"),
+    "time_mix_legacy": Only((False,), "AlphaBlender makes the blends"),
     "replicate_time_mix_bug": Drop("not needed: it has no effect there"),
     **drop("time_context_dim view_context_dim view_block_merge_factor", "of no shipped model"),
 }
@@ -65,7 +65,7 @@ FRAMES = "VideoPredictionEmbedderWithEncoder"
 # Of FRAMES. n_cond_frames, encoder_config and the two configs of sigma are read by video.py.
 FRAMES_OPTIONS: Table = {
     "n_copies": Only((1,), "the network repeats what belongs to a whole clip"),
-    "is_ae": Only((True,), "the encoder is that of an autoencoder"),
+    "is_ae": Only((True,), "an autoencoder's encoder encodes the frames"),
     "scale_factor": Only((1.0,), "what is encoded is not scaled"),
     "disable_encoder_autocast": Drop("not needed: dtype of the embedder says it"),
     "en_and_decode_n_samples_a_time": Drop(WHOLE_BATCHES),

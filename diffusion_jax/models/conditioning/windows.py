@@ -1,7 +1,7 @@
 """Texts longer than a text encoder reads, in windows; and weights of their tokens.
 
-The tokens of a text are int32 [b l], or [b w l] in w windows of which each begins with a start
-token and has an end token, or float32 [b w l 2], tokens and their weights.
+The tokens of a text are int32 [b l], or [b w l] in w windows, each with a start token first and an
+end token, or float32 [b w l 2], tokens and their weights.
 """
 
 from collections.abc import Callable

@@ -111,7 +111,7 @@ def _times(
 
 
 def _same(conditioning: Conditioning, other: Conditioning) -> Array:
-    """Find the samples whose entries are all equal to those of the other, bool [b]."""
+    """Find the samples whose entries are the same in both, bool [b]."""
     found = [
         jnp.all((conditioning[name] == other[name]).reshape(len(other[name]), -1), axis=1)
         for name in other

@@ -1,4 +1,4 @@
-# What pyright is told about ml_collections: a ConfigDict maps strings to anything, and so do its
+# What pyright knows of ml_collections: a ConfigDict maps strings to anything, and so do its
 # attributes. The annotations of the package itself make every leaf a union of all types, so that no
 # attribute of a section could be read.
 from collections.abc import Iterator, Mapping
