@@ -1,4 +1,4 @@
-"""New tokens of a tokenizer, each of which is several tokens for the text encoder."""
+"""New tokens of a tokenizer; each may be several tokens for the text encoder."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ def with_new_tokens(
     """Make a tokenizer that knows new tokens besides, in upper and lower case.
 
     counts: token -> how many tokens it is for the text encoder; these get the numbers from
-    vocab_size on, in this order, after those of new tokens that the tokenizer has already.
+    vocab_size on, in this order, after the new tokens that the tokenizer has already.
     Raises ValueError for a token that exists already, and for what is no token.
     """
     whole = Tokenizer.from_str(tokenizer.tokenizer.to_str())

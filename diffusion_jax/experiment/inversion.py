@@ -172,7 +172,7 @@ def with_embedding(
 
 
 def _with_vectors(encoder: PyTree, before: list[Any], after: list[Any]) -> PyTree:
-    """Put vectors before and after those of other new tokens that an encoder has."""
+    """Put vectors before and after the ones that an encoder has for other new tokens."""
     table = encoder["embeddings"]
     held = [table[ADDED]] if ADDED in table else []
     dtype = table["token_embedding"]["embedding"].dtype

@@ -251,9 +251,9 @@ class PriorOptions(NamedTuple):
 class NewTokenOptions(NamedTuple):
     """A new token of prompts.
 
-    init: words of which the vectors begin as copies, one token after the other. vectors: how many
-    there are; as many tokens of a prompt are used up. token: as it stands in captions and prompts,
-    "<NAME>" for None.
+    init: words; the vectors begin as copies of what their tokens have, one after the other.
+    vectors: how many there are; as many tokens of a prompt are used up. token: as it stands in
+    captions and prompts, "<NAME>" for None.
     """
 
     init: str

@@ -24,7 +24,7 @@ from diffusion_jax.types import PyTree
 
 
 def first_weights(experiment: Experiment, state: TrainState) -> tuple[TrainState, list[str]]:
-    """Take the parameters of train.ckpt_path, and those of encoders from their own files.
+    """Take the parameters of train.ckpt_path, and encoders from files of their own.
 
     Returns the state, whose average starts from them, and what was not taken, in words.
     Raises ValueError for a file or a run that does not fit.

@@ -119,7 +119,7 @@ def draw_images(
 
 
 def _missing(folder: pathlib.Path, options: PriorOptions) -> list[int]:
-    """Number the images that the folder lacks; ValueError where it holds those of another prompt.
+    """Number the images that the folder lacks; ValueError if its images have another prompt.
 
     Pictures of the user's own count, whatever their names are.
     """

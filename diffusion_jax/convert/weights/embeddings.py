@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,9 +60,7 @@ def read_embedding(path: str | os.PathLike, token: str | None = None) -> Embeddi
     return Embedding(found if token is None else token, vectors)
 
 
-def write_embedding(
-    path: str | os.PathLike, embedding: Embedding, *, dtype: np.dtype | None = None
-) -> None:
+def write_embedding(path: str | os.PathLike, embedding: Embedding, *, dtype: Any = None) -> None:
     """Write the vectors of a token as diffusers and AUTOMATIC1111's web interface read them.
 
     Raises FileExistsError, and ValueError for another ending than .safetensors.
