@@ -11,10 +11,12 @@ import jax
 import ml_collections
 import numpy as np
 
+from diffusion_jax.convert.weights.embeddings import read_embedding
 from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.guiders import GuidanceScale, check_scale
+from diffusion_jax.experiment.inversion import with_embedding
 from diffusion_jax.experiment.lora import with_loras
 from diffusion_jax.experiment.sampling import check_steps
 from diffusion_jax.runs.coding import decode_latents, encode_images
@@ -176,6 +178,17 @@ class Pipeline(NamedTuple):
         """Add LoRA files, each times a number, such as {"style.safetensors": 0.8}."""
         found = with_loras(self.experiment.network, self.params, self.frozen, loras)
         return self._replace(params=found[0], frozen=found[1])
+
+    def with_embedding(self, path: str | os.PathLike, token: str | None = None) -> "Pipeline":
+        """Add the vectors of a new token from a file (textual inversion).
+
+        token: what it is called in prompts; None is the name in the file, or the file's own.
+        Raises ValueError for a token that exists already and a file that does not fit.
+        """
+        given = (self.params, self.frozen, read_embedding(path, token))
+        network, params, frozen = with_embedding(self.experiment.network, *given)
+        built = self.experiment.with_network(network)
+        return self._replace(experiment=built, params=params, frozen=frozen)
 
     def __call__(
         self,

@@ -17,6 +17,9 @@ SAMPLE = (
     flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
     *_RELEASED,
     _LORA,
+    flag(
+        "--embedding", "FILE[:TOKEN] of a new token; may be repeated", action="append", default=[]
+    ),
     flag("--class", "class number or name, or a list: 7 or 1,2,3", dest="label"),
     flag("--prompt", "text, for models that read text"),
     flag("--negative_prompt", "text to lead away from"),

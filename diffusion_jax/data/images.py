@@ -45,6 +45,7 @@ class ImageOptions(NamedTuple):
     masks: kinds of random masks, of masks.KINDS, for models that complete images; each sample takes
         one of them. () makes none.
     image_columns: other images of a record that become columns of a batch, in three channels.
+    caption: the caption of every record, in place of what the source has; None for these.
     tags: what lies between the tags of captions, such as ", "; None for captions that are no lists.
         Training then puts them in random order with shuffle_tags, and leaves each out with the
         probability drop_tags, but for the first keep_tags of them.
@@ -68,6 +69,7 @@ class ImageOptions(NamedTuple):
     loss_mask: str | None = None
     masks: tuple[str, ...] = ()
     image_columns: tuple[str, ...] = ()
+    caption: str | None = None
     tags: str | None = None
     keep_tags: int = 0
     shuffle_tags: bool = True
@@ -157,11 +159,17 @@ def open_images(source: Records, options: ImageOptions, *, at_least: int = 1) ->
         clips=options.clips,
         columns=_columns(source, features.image, options, ways),
     )
+    if options.caption is not None:
+        read = functools.partial(_captioned, read, options.caption)
     rule = None
     if options.buckets:
         rule = BucketRule(options.bucket_divisor, options.max_aspect, options.pad)
     shapes, members = sort_into_buckets(source, features.image, size, rule, at_least=at_least)
     return Images(read, shapes, members)
+
+
+def _captioned(read: Callable[..., Record], caption: str, *where: Any) -> Record:
+    return read(*where)._replace(captions=(caption,))
 
 
 def _columns(

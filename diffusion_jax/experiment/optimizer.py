@@ -95,7 +95,8 @@ def build_optimizer(
     make = functools.partial(make_optimizer, bound.name, **options)
     made = make()
     try:
-        jax.eval_shape(functools.partial(_update, made.tx), {"w": jnp.zeros((4, 4))})
+        example = {"network": jnp.zeros((4, 4)), "conditioner": jnp.zeros((4, 4))}
+        jax.eval_shape(functools.partial(_update, made.tx), example)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # optax's, of any kind
         reason = str(error).partition("\n")[0]
         raise ConfigError(

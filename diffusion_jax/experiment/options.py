@@ -226,3 +226,36 @@ class ControlOptions(NamedTuple):
     hint: Literal["canny"] | None = None
     column: str = "conditioning_image"
     weights: str | None = None
+
+
+class PriorOptions(NamedTuple):
+    """Images that the model draws before training, and how training shows them again.
+
+    prompt: what they are drawn of and shown with, such as "a photo of a dog". folder: where they
+    are kept, "prior" in the folder of the run if None; pictures that lie there already are used.
+    num_images: how many there are. weight: what they count in the loss, where other samples count
+    1. share: of each batch. num_steps, guidance_scale: of drawing, as the config says if None.
+    batch_size: images that are drawn at a time.
+    """
+
+    prompt: str
+    folder: str | None = None
+    num_images: int = 200
+    weight: float = 1.0
+    share: float = 0.5
+    num_steps: int | None = None
+    guidance_scale: float | None = None
+    batch_size: int = 4
+
+
+class NewTokenOptions(NamedTuple):
+    """A new token of prompts.
+
+    init: words; the vectors begin as copies of what their tokens have, one after the other.
+    vectors: how many there are; as many tokens of a prompt are used up. token: as it stands in
+    captions and prompts, "<NAME>" for None.
+    """
+
+    init: str
+    vectors: int = 1
+    token: str | None = None

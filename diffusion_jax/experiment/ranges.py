@@ -69,7 +69,7 @@ _NAMES = {
         # data and caches
         "channels bucket_divisor max_examples shard_size samples_at_a_time tile frame_stride "
         "hop short_side num_examples frames_at_a_time overlap frames copies level_dim "
-        "num_images num_levels num_samples snapshot_every total_steps windows "
+        "num_images num_levels num_samples snapshot_every total_steps windows vectors "
         # networks
         "model_channels out_channels in_channels out_ch ch ch_mult channel_mult num_res_blocks "
         "num_heads num_groups patch_size attention_resolutions attn_resolutions context_dim "
@@ -94,7 +94,7 @@ _NAMES = {
         "warm_up_steps transition_begin boundaries scales init_value end_value value f_min f_max "
         "f_start lr_min lr_max lr_start decay_offset initial_accumulator_value initial_scale "
         "lower_bound optimism print_win_rate_every_n_steps threshold weight_lr_power alpha "
-        "min_norm min_step_size seed repeats keep_tags"
+        "min_norm min_step_size seed repeats keep_tags conditioner_lr_factor"
     ),
     ABOVE_0: (
         "fps seconds multiplier scale_factor gamma min_snr_gamma norm_limit period rho sigma_min "
@@ -137,6 +137,8 @@ _SCOPED = {
     "plms.eta": Range(0, 0),
     "cosine_decay.alpha": SHARE,
     "AdapterOptions.alpha": ABOVE_0,
+    "PriorOptions.weight": FROM_0,
+    "PriorOptions.share": INSIDE_1,
     "AdaptedLayers.alpha": ABOVE_0,
     "adadelta.rho": BELOW_1,
     "momo.beta": BELOW_1,

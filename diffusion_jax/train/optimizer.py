@@ -15,6 +15,8 @@ import numpy as np
 import optax
 import optax.contrib
 
+from diffusion_jax.train.adapters import kinds_of
+from diffusion_jax.train.checkpoints.checksums import named_leaves
 from diffusion_jax.train.ema import ema
 from diffusion_jax.train.power_ema import power_ema
 from diffusion_jax.train.rounding import check_dtype, round_at_random
@@ -124,6 +126,7 @@ def make_optimizer(
     trainable: str | None = None,
     ema_dtype: Literal["float32", "bfloat16"] = "float32",
     power: Sequence[float] = (),
+    conditioner_lr_factor: float | int = 1.0,
     **options: Any,
 ) -> Optimizer:
     """Make the chain clip -> optimizer -> EMA, and the learning rate as a function of the step.
@@ -144,14 +147,14 @@ def make_optimizer(
             should be 0, as `only_trainable` makes them.
         ema_dtype: see `train.ema.ema`.
         power: see `train.power_ema.power_ema`; () keeps no such averages.
+        conditioner_lr_factor: multiplies the learning rate of encoders, see `with_slower_encoders`.
         **options: keywords of the optax factory.
 
     Raises:
         ValueError: an unknown name, option or mask, a number out of range, or a schedule for an
             optimizer that takes a constant learning rate only.
     """
-    factory = _lookup(name)
-    signature = inspect.signature(factory)
+    signature = inspect.signature(_lookup(name))
     _check_options(name, signature, options)
     if not 0 <= learning_rate <= _FLOAT32_MAX:
         raise ValueError(
@@ -168,10 +171,8 @@ def make_optimizer(
     mask = _mask(name, signature, weight_decay_mask)
     limit = gradient_clip_norm
     clip = optax.identity() if limit is None else optax.clip_by_global_norm(limit)
-    try:
-        chosen = factory(**rate, **mask, **options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"optimizer.name = {name!r} does not take {options}: {error}") from error
+    chosen = _chosen(name, {**rate, **mask}, options)
+    chosen = with_slower_encoders(chosen, name, conditioner_lr_factor)
     if trainable is not None:
         chosen = optax.masked(chosen, functools.partial(trainable_mask, trainable))
     links = [("clip", clip), ("optimizer", chosen)]
@@ -181,6 +182,38 @@ def make_optimizer(
     if power:
         links.append(("power_ema", power_ema(power)))
     return Optimizer(optax.named_chain(*links), lr_at)
+
+
+def with_slower_encoders(
+    optimizer: optax.GradientTransformation, name: str, factor: float | int
+) -> optax.GradientTransformation:
+    """Multiply what an optimizer does to the encoders of conditions, whose paths say conditioner.
+
+    Raises ValueError for optimizers whose steps are no multiples of a learning rate, and when there
+    are no such parameters.
+    """
+    if factor == 1.0:
+        return optimizer
+    if name.startswith("schedule_free"):
+        raise ValueError(f"optimizer.conditioner_lr_factor = {factor} should be 1 with {name}")
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def init(params: PyTree) -> Any:
+        if "conditioner" not in params or not jax.tree.leaves(params["conditioner"]):
+            raise ValueError(
+                f"optimizer.conditioner_lr_factor = {factor} should be 1: no encoder is trained; "
+                "train.trainable may name one"
+            )
+        return optimizer.init(params)
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree = None, **more: Any
+    ) -> tuple[PyTree, Any]:
+        updates, state = optimizer.update(updates, state, params, **more)
+        slower = jax.tree.map(lambda leaf: leaf * factor, updates["conditioner"])
+        return {**updates, "conditioner": slower}, state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def scaled_learning_rate(
@@ -216,7 +249,10 @@ def trainable_mask(pattern: str, params: PyTree) -> PyTree:
         params,
     )
     if not any(jax.tree.leaves(mask)):
-        raise ValueError(f"train.trainable = {pattern!r} should be found in a parameter's path")
+        raise ValueError(
+            f"train.trainable = {pattern!r} should be found in a parameter's path; there are "
+            f"{kinds_of(named_leaves(params))}"
+        )
     return mask
 
 
@@ -248,6 +284,15 @@ def _lookup(name: str) -> Callable[..., Any]:
     raise ValueError(
         f"optimizer.name = {name!r} is unknown; {hint}choose from {', '.join(sorted(OPTIMIZERS))}"
     )
+
+
+def _chosen(
+    name: str, own: dict[str, Any], options: dict[str, Any]
+) -> optax.GradientTransformation:
+    try:
+        return _lookup(name)(**own, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optimizer.name = {name!r} does not take {options}: {error}") from error
 
 
 def _check_options(name: str, signature: inspect.Signature, options: dict[str, Any]) -> None:
