@@ -195,4 +195,4 @@ def test_weights_of_samples_are_read_by_the_step_and_refused_where_all_count_ali
     with pytest.raises(
         ConfigError, match=r"left out: config.loss.name = 'mean_flow' counts all pi"
     ):
-        built("configs/mnist.py:mean_flow", weight)
+        built("configs/mnist.py:meanflow_tiny", weight)

@@ -59,7 +59,7 @@ def test_first_stages_of_latent_diffusion_learn_at_its_rate(name):
             {"name": "adamw", "learning_rat": 1.0},
             None,
             r"config\.optimizer\.learning_rat = 1\.0 is not an option; did you mean 'learning_rate'"
-            r"\? choose from b1, b2, ema_decay, .*learning_rate, mu_dtype",
+            r"\? choose from b1, b2, .*ema_decay, .*learning_rate, mu_dtype",
         ),
         ({"name": "adamw", "eps": "a"}, None, r"config\.optimizer\.eps = 'a' should be float"),
         ({"name": "adamw", "mask": 3}, None, r"config\.optimizer\.mask = 3 is not an option"),
