@@ -20,7 +20,7 @@ from diffusion_jax.experiment.guiders import guides
 from diffusion_jax.experiment.inversion import inverted, knowing_tokens
 from diffusion_jax.experiment.network import Network, build_network
 from diffusion_jax.experiment.noise import build_noise
-from diffusion_jax.experiment.objective import build_objective
+from diffusion_jax.experiment.objective import build_objective, check_emphasis
 from diffusion_jax.experiment.optimizer import bind_ema, build_optimizer
 from diffusion_jax.experiment.parts import Parts, all_trained, reading_of
 from diffusion_jax.experiment.pictures import draw_pictures
@@ -77,13 +77,14 @@ def denoising(
     _check_buckets(data, network)
     noise = build_noise(sections["schedule"], sections["denoiser"], sections["discretization"])
     objective = build_objective(network, noise, sections, training.batch_size)
+    check_emphasis(sections["loss"], data.image_options)
     tx, lr_at = build_optimizer(
         sections["optimizer"],
         sections["lr_schedule"],
         training.batch_size,
         training.scale_lr,
         trainable=training.trainable,
-        power=bind_ema(sections["ema"]).power,
+        ema=bind_ema(sections["ema"]),
     )
     scaled = network.first_stage is not None and network.first_stage.options.scale_by_std
     compare = functools.partial(contradictions, network, noise, sections["sampler"])

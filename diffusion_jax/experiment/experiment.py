@@ -34,7 +34,7 @@ from diffusion_jax.experiment.binding import (
     row,
 )
 from diffusion_jax.experiment.control import columns_of
-from diffusion_jax.experiment.data import Data, build_data
+from diffusion_jax.experiment.data import Data, build_data, check_alike
 from diffusion_jax.experiment.diffusion import make_diffusion
 from diffusion_jax.experiment.frames import FRAME
 from diffusion_jax.experiment.hooks import HookOptions, bind_hooks
@@ -169,9 +169,9 @@ class Experiment(NamedTuple):
             given["batch_size"] -= rows_of(self.prior, self.training.batch_size)
         return self.data.train_batches(source, seed=self.seed, **given)
 
-    def cached_batches(self, cache: LatentCache) -> Batches:
-        """Make the batches of training out of a latent cache."""
-        return self.data.cached_batches(cache, seed=self.seed, **self._batching())
+    def cached_batches(self, cache: LatentCache, source: Records) -> Batches:
+        """Make the batches of training out of the latent cache of a source."""
+        return self.data.cached_batches(cache, source, seed=self.seed, **self._batching())
 
     def eval_batches(self, role: str) -> Batches:
         """Make batches of each record of a split once; ConfigError without such a split."""
@@ -187,7 +187,8 @@ class Experiment(NamedTuple):
         embedders = self.task.embedders
         cached = [key for name in embedders for key in cached_outputs(batch, name)]
         inputs = [e.input_key for n, e in embedders.items() if not cached_outputs(batch, n)]
-        own = ["image", "moments", FRAME, *inputs, *cached, IMAGE_ONLY, "weight", "loss_mask"]
+        counts = ["weight", "loss_mask", "loss_weight"]
+        own = ["image", "moments", FRAME, *inputs, *cached, IMAGE_ONLY, *counts]
         wanted = dict.fromkeys(own)
         return shard_batch(self.mesh, {key: batch[key] for key in wanted if key in batch})
 
@@ -242,6 +243,8 @@ class Experiment(NamedTuple):
         if self.data.image_options.loss_mask is not None:
             mask = jax.ShapeDtypeStruct((*shape[:-1], 1), jnp.float32)
             inputs = inputs | {"loss_mask": mask}
+        if self.data.image_options.weight_key is not None:
+            inputs = inputs | {"loss_weight": jax.ShapeDtypeStruct((size,), jnp.float32)}
         if self.prior is not None:
             inputs = inputs | {"weight": jax.ShapeDtypeStruct((size,), jnp.float32)}
         return inputs | {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
@@ -273,11 +276,8 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     if model in autoencoding.MODEL.table.values():
         make = make_autoencoding
     task = make(sections, setting)
-    if task.drawing is None and data.image_options.loss_mask is not None:
-        raise ConfigError(
-            f"config.data.batches.loss_mask = {data.image_options.loss_mask!r} should be left out: "
-            "the loss of a first stage counts all pixels alike"
-        )
+    if task.drawing is None:
+        check_alike(data.image_options, "the loss of a first stage")
     hooks = bind_hooks(sections, task, data.splits)
     draws = None if task.drawing is None else task.drawing.network
     columns = (*columns_of(task.embedders), *staged_columns(task.embedders))

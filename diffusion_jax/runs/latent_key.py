@@ -54,6 +54,8 @@ def describe_cache(experiment: Experiment, frozen: PyTree, source: Records) -> d
     names = list(_KEPT_OPTIONS)
     if data.batch_options["buckets"]:
         names += _BUCKET_OPTIONS
+        if data.batch_options["repeats_key"] is not None:  # repeats decide which buckets fill up
+            names.append("repeats_key")
         parts["config.train.batch_size"] = experiment.training.batch_size
     if data.batch_options["num_frames"] is not None:
         names += _CLIP_OPTIONS

@@ -57,3 +57,10 @@ def test_files_are_records_with_one_caption(tmp_path):
     assert records[0]["image"].shape == (4, 6, 3) and np.all(records[0]["image"] == 7)
     batch = next(make_batches(records, batch_size=1, image_size=4, num_threads=0).iterate(0))
     assert batch["caption"].tolist() == ["a fox"]
+
+
+def test_weights_of_samples_stay_beside_a_source_without():
+    first = {"index": np.arange(2), "loss_weight": np.array([0.5, 2.0], np.float32)}
+    found = joined(first, {"index": np.arange(2)}, 0.25)
+    np.testing.assert_array_equal(found["loss_weight"], [0.5, 1.0, 2.0, 1.0])
+    np.testing.assert_array_equal(found["weight"], [1.0, 0.25, 1.0, 0.25])
