@@ -18,7 +18,7 @@ from diffusion_jax.types import PyTree
 MIN_SIZE = 2**16
 # Leaves of a stack of blocks that a scan goes through have the depth as first dimension.
 STACK = re.compile(
-    r"/(transformer_blocks/|(time_stack|time_mix_blocks|motion_blocks)/(norm|attn|ff))"
+    r"/((transformer_)?blocks/|(time_stack|time_mix_blocks|motion_blocks)/(norm|attn|ff))"
 )
 
 # One entry per array dimension: a mesh axis, several of them, or None for "not split".

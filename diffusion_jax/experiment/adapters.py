@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from diffusion_jax.convert.weights.lora import Lora
 from diffusion_jax.experiment.binding import ConfigError, Section, bind_section, choices
 from diffusion_jax.experiment.layout import adapter_rules, base_rules
-from diffusion_jax.experiment.lora import lora_of, ranks_of
+from diffusion_jax.experiment.lora import adapters_of, lora_of, ranks_of, read_adapters
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.options import AdaptedLayers, AdapterOptions, LatentCacheOptions
 from diffusion_jax.experiment.parts import (
@@ -37,8 +38,8 @@ LAYERS = Section(
 )
 # What the names of layers mean without a pattern.
 PATTERNS = {
-    "attention": r"^network/.*/(to_[qkv]|to_out_0|qkv)$",
-    "feed_forward": r"^network/.*/ff(_in)?/net_(0/proj|2)$",
+    "attention": r"^network/.*/(to_[qkv]|to_out_0|qkv|attn_(qkv|proj))$",
+    "feed_forward": r"^network/.*/(ff(_in)?/net_(0/proj|2)|mlp_fc[12])$",
     "convolution": r"^network/.*(in_layers_2|out_layers_3|skip_connection|/op|/conv)$",
     "text": r"^conditioner/.*/self_attn/(([qkv]|out)_proj)$",
 }
@@ -78,6 +79,18 @@ def adapted(network: Network, mesh: Mesh, training: Training, sections: Mapping[
         ema = None if ema is None else merge(whole(ema, trained.frozen)[0], kernels)
         return Trained(params, trained.mutable, frozen, ema)
 
+    def read(base: PyTree) -> Lora | None:
+        if options.from_file is None:
+            return None
+        return read_adapters(network, found()[1], options.from_file, base, dora=options.dora)
+
+    def first_params(params: PyTree, frozen: PyTree) -> PyTree:
+        lora = read(frozen)
+        if lora is None:
+            return params
+        own = adapters_of(network, found()[1], lora, params["adapters"], frozen)
+        return {**params, "adapters": own}
+
     return Parts(
         init=init,
         init_frozen=functools.partial(init_base, network),
@@ -92,7 +105,8 @@ def adapted(network: Network, mesh: Mesh, training: Training, sections: Mapping[
             lambda base: ranks_of(network, found()[1], base),
         ),
         needs_base=ADAPTERS.path,
-        first_params=lambda params, frozen: params,
+        first_params=first_params,
+        check_files=lambda: options.from_file and read(found()[0]),
     )
 
 

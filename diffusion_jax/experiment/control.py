@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from diffusion_jax.convert.weights.diffusers_folder import control_config, save_control
 from diffusion_jax.convert.weights.exporting import export_params, save_weights
 from diffusion_jax.convert.weights.importing import import_network
-from diffusion_jax.convert.weights.reading import read_json
+from diffusion_jax.convert.weights.reading import open_weights, read_json
 from diffusion_jax.data.hints import HINTS
 from diffusion_jax.experiment.binding import ConfigError, Section, bind_section, check_section
 from diffusion_jax.experiment.export import channels_of
@@ -133,6 +133,7 @@ def controlled(
         load_released=lambda params, mutable, path, training: (params, mutable, []),
         needs_base=_PATH,
         first_params=functools.partial(_first_params, options, training),
+        check_files=functools.partial(_check_files, options),
         export_file=_export_file,
         export_folder=functools.partial(_export_folder, network),
         layout=LAYOUT,
@@ -173,6 +174,15 @@ def _first_params(
         )
         control[name] = {**own, **copied}
     return {**params, "control": control}
+
+
+def _check_files(options: Mapping[str, ControlOptions]) -> None:
+    """Open the files that ControlNets begin with; FileNotFoundError or ValueError for others."""
+    for own in options.values():
+        if own.weights is not None:
+            path = Path(os.path.expanduser(own.weights))
+            _check_config(path)
+            open_weights(path)
 
 
 def _check_config(path: Path) -> None:

@@ -199,6 +199,7 @@ def _check_sources(
             f"config.train.ckpt_path is not set: {parts.needs_base} needs the weights to begin "
             "with, a file or folder that was released, or a run"
         )
+    parts.check_files()
     source = released_source(training)
     if source is not None:
         open_network(source, denoiser_kind(network), variant=training.ckpt_variant)

@@ -2,17 +2,20 @@
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
+import numpy as np
 
+from diffusion_jax.convert.weights.importing import few_of
 from diffusion_jax.convert.weights.lora import (
     Factors,
     Lora,
-    Spot,
     magnitude_of,
     merge_lora,
     read_lora,
 )
+from diffusion_jax.convert.weights.lora_names import Spot
 from diffusion_jax.convert.weights.names import Part
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.export import encoders_of
@@ -24,6 +27,7 @@ from diffusion_jax.types import PyTree
 
 # The slots of convert.weights.lora.
 NETWORK, TEXTS = "network", ("text", "text_2")
+_SHOWN = 3
 
 
 def lora_trees(network: Network, params: PyTree, frozen: PyTree) -> dict[str, PyTree]:
@@ -72,6 +76,76 @@ def lora_of(network: Network, chosen: Mapping[str, Adapter], trained: Trained) -
             alpha = adapter.scale * adapter.rank
             lora[spot] = Factors(own[DOWN], own[UP], alpha, magnitude)
     return lora
+
+
+def read_adapters(
+    network: Network,
+    chosen: Mapping[str, Adapter],
+    path: str | os.PathLike,
+    base: PyTree,
+    *,
+    dora: bool,
+) -> Lora:
+    """Read a LoRA file that has the layers, the ranks and the kind of the adapters of a run.
+
+    base: the frozen weights, or their shapes. Raises ConfigError, saying what differs, for another
+    file, and what read_lora raises.
+    """
+    lora = read_lora(path, lora_trees(network, {}, base))
+    homes = _spots(network, chosen, base)
+    here = {spot: chosen[home].rank for home, spots in homes.items() for spot in spots}
+    ranks = {spot: factors.down.shape[-1] for spot, factors in lora.items()}
+    others = [spot for spot in here if spot in ranks and ranks[spot] != here[spot]]
+    problems = {
+        "layers of the file have no adapter here": [_name(s) for s in ranks if s not in here],
+        "layers here are not in the file": [_name(s) for s in here if s not in ranks],
+        "layers have another rank": [
+            f"{_name(s)} has {ranks[s]} in the file and {here[s]} here" for s in others
+        ],
+        "layers of the file have magnitudes (DoRA), and config.adapters.dora = False": [
+            _name(s) for s in lora if lora[s].magnitude is not None and not dora
+        ],
+        "layers of the file have no magnitudes, and config.adapters.dora = True": [
+            _name(s) for s in lora if lora[s].magnitude is None and dora
+        ],
+    }
+    told = [f"{len(n)} {what}: {few_of(n, _SHOWN)}" for what, n in problems.items() if n]
+    if told:
+        raise ConfigError(
+            f"config.adapters.from_file = {str(path)!r} does not fit config.adapters: "
+            f"{'; '.join(told)}"
+        )
+    return lora
+
+
+def adapters_of(
+    network: Network, chosen: Mapping[str, Adapter], lora: Lora, adapters: PyTree, base: PyTree
+) -> PyTree:
+    """Make of what read_adapters read the adapters of a run, where `adapters` lie."""
+    for path, spots in _spots(network, chosen, base).items():
+        like, kernel = at(adapters, path), at(base, path)["kernel"]
+        own = [_first(lora[spot], chosen[path], kernel, spot.part.index) for spot in spots]
+        stacked = is_stacked(path)
+        read = {n: np.stack([o[n] for o in own]) if stacked else own[0][n] for n in like}
+        placed = {name: jax.device_put(read[name], like[name].sharding) for name in like}
+        adapters = replaced(adapters, path, placed)
+    return adapters
+
+
+def _name(spot: Spot) -> str:
+    number = "" if spot.part.index is None else f" [{spot.part.index}]"
+    return f"{spot.slot}/{spot.part.path.removesuffix('/kernel')}{number}"
+
+
+def _first(factors: Factors, adapter: Adapter, kernel: Any, index: int | None) -> dict[str, Any]:
+    """Turn what a file holds of a layer into factors that count as much with our scale."""
+    gain = np.float32(factors.scale / adapter.scale)
+    down, up = (np.asarray(a, np.float32) for a in (factors.down, factors.up))
+    found = {DOWN: down, UP: up if gain == 1.0 else gain * up}
+    if factors.magnitude is not None:
+        own = kernel if index is None else kernel[index]
+        found[MAGNITUDE] = np.asarray(factors.magnitude, np.float32) / magnitude_of(own, 1.0)
+    return found
 
 
 def _spots(network: Network, chosen: Mapping[str, Adapter], base: PyTree) -> dict[str, list[Spot]]:

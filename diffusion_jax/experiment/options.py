@@ -190,13 +190,15 @@ class AdapterOptions(NamedTuple):
 
     rank: of the factors. alpha: their product is multiplied by alpha / rank; None for rank.
     dropout: of what enters the factors of the network, in training. dora: also train the norm of
-    each column of a kernel. layers: name -> layers to adapt, see AdaptedLayers.
+    each column of a kernel. layers: name -> layers to adapt, see AdaptedLayers. from_file: a LoRA
+    of the same layers and ranks that training begins with; None begins with one that does nothing.
     """
 
     rank: int = 16
     alpha: float | None = None
     dropout: float = 0.0
     dora: bool = False
+    from_file: str | None = None
     layers: dict[str, Any] = {"attention": {}}
 
 

@@ -29,7 +29,8 @@ class Parts(NamedTuple):
     init, init_frozen: key -> the former and the latter, random. whole: see Whole. merged:
     (Trained, dtype of the file or None) -> Trained, whose params are whole. needs_base: the section
     that says so where train.ckpt_path is a part of what is frozen. layout: of a file for what is
-    trained alone. The others: see Task.
+    trained alone. check_files: raises what is wrong with files that first_params reads. The others:
+    see Task.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -46,6 +47,7 @@ class Parts(NamedTuple):
     export_file: Callable[..., str] | None = None
     export_folder: Callable[..., None] | None = None
     layout: str | None = None
+    check_files: Callable[[], object] = lambda: None
 
 
 def all_trained(network: Network, mesh: Mesh, training: Training) -> Parts:

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from diffusion_jax.convert.weights.lora import Lora, Spot
+from diffusion_jax.convert.weights.lora import Lora
+from diffusion_jax.convert.weights.lora_names import Spot
 from diffusion_jax.devices.partition import Rule
 from diffusion_jax.experiment.claims import Contradiction
 from diffusion_jax.experiment.coding import Coders

@@ -45,7 +45,8 @@ MAY_CHANGE_LATER = (
 
 # Where files lie, which may change whenever it wants to: what they hold is compared instead.
 _LOCATIONS = re.compile(
-    r"train\.ckpt_path|data\.source\.(folder|data_dir)|latent_cache\.folder"
+    r"train\.ckpt_path|adapters\.from_file|data\.source\.(folder|data_dir)|latent_cache\.folder"
+    r"|control\.[^.]+\.weights"
     r"|(first_stage|perceptual|conditioning\.embedders\.[^.]+)\.(weights|vocabulary)"
 )
 

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 
 from diffusion_jax.convert.weights.exporting import check_target
-from diffusion_jax.convert.weights.lora import LAYOUTS, LoraLayout
+from diffusion_jax.convert.weights.lora_names import LAYOUTS, LoraLayout
 from diffusion_jax.convert.yaml.from_yaml import config_from_yaml
 from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.config_files import load_config

@@ -7,13 +7,8 @@ from typing import Any
 
 import ml_collections
 
-from diffusion_jax.convert.weights.lora import (
-    Lora,
-    LoraLayout,
-    extract_lora,
-    read_lora,
-    write_lora,
-)
+from diffusion_jax.convert.weights.lora import Lora, extract_lora, read_lora, write_lora
+from diffusion_jax.convert.weights.lora_names import LoraLayout
 from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.lora import lora_trees
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained

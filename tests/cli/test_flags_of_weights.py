@@ -13,7 +13,7 @@ def test_forms_of_convert_are_the_forms_of_the_library():
     import typing
 
     from diffusion_jax.cli.flags_of_weights import CONVERT
-    from diffusion_jax.convert.weights.lora import LAYOUTS
+    from diffusion_jax.convert.weights.lora_names import LAYOUTS
     from diffusion_jax.runs.export import Form
 
     whole, _ = typing.get_args(Form)

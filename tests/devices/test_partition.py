@@ -168,9 +168,10 @@ def test_the_depth_of_a_stack_is_never_split():
     mesh = make_mesh(data=1, fsdp=4, tensor=2)
     rules = [("", parallel(TRANSFORMER_SPLITS, heads_of_16, min_size=1))]
     stack = {"attn1": {"to_q": {"kernel": jnp.zeros((8, 4, 32))}}, "norm1": jnp.zeros((8, 6))}
-    placed = specs(mesh, {"x": {"transformer_blocks": stack}}, rules)["x"]["transformer_blocks"]
-    assert placed["attn1"]["to_q"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
-    assert placed["norm1"] == PartitionSpec(None, None)
+    for name in ("transformer_blocks", "blocks"):
+        placed = specs(mesh, {"x": {name: stack}}, rules)["x"][name]
+        assert placed["attn1"]["to_q"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
+        assert placed["norm1"] == PartitionSpec(None, None)
     alone = specs(mesh, {"x": {"transformer_blocks_0": stack}}, rules)["x"]
     assert alone["transformer_blocks_0"]["norm1"] == PartitionSpec("fsdp", None)
 

@@ -9,11 +9,13 @@ import pytest
 from support.experiments import built, trained
 from support.trees import drawn
 
+from diffusion_jax.convert.weights.lora import write_lora
 from diffusion_jax.convert.weights.reading import open_weights
 from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.lora import lora_trees
 from diffusion_jax.experiment.task import Trained
 
-SD15, MNIST = "configs/sd15.py:tiny", "configs/mnist.py:tiny"
+SD15, MNIST, DIT = (f"configs/{name}.py:tiny" for name in ("sd15", "mnist", "dit_emoji"))
 RANK = "--config.adapters.rank=2"
 LAYER = "--config.adapters.layers"
 
@@ -50,13 +52,22 @@ def test_only_adapters_are_trained_and_all_else_is_frozen():
         (SD15, "convolution", "network/output_blocks_N_N/skip_connection"),
         (SD15, "text", "conditioner/text/encoder/layers_N/self_attn/out_proj"),
         (MNIST, "attention", "network/middle_block_N/qkv"),
+        (DIT, "attention", "network/blocks/attn_qkv"),
+        (DIT, "attention", "network/blocks/attn_proj"),
+        (DIT, "attention", "network/blocks/cross_attn/to_q"),
+        (DIT, "feed_forward", "network/blocks/mlp_fcN"),
     ],
 )
 def test_names_of_layers_mean_what_they_say(path, name, expected):
     found = layers(built(path, f"{LAYER}.{name}.rank=2"))
     assert expected in found
-    others = {"attention": "ff/", "feed_forward": "attn", "convolution": "attn", "text": "network"}
-    assert not any(others[name] in layer for layer in found)
+    others = {
+        "attention": r"ff/|mlp",
+        "feed_forward": "attn",
+        "convolution": "attn",
+        "text": "network",
+    }
+    assert not any(re.search(others[name], layer) for layer in found)
 
 
 def test_ranks_and_alphas_of_patterns():
@@ -127,6 +138,37 @@ def test_adapters_need_weights_to_adapt(tmp_path):
     with pytest.raises(ConfigError, match="ckpt_path is not set: config.adapters needs the wei"):
         adapted().task.check_sources()
     adapted(SD15, f"--config.train.ckpt_path={tmp_path}").task.check_sources()
+
+
+def test_training_begins_with_a_file_of_the_same_layers(tmp_path):
+    """What is read is what was written, whatever alpha it was written with."""
+    path, files = tmp_path / "x.safetensors", [f"--config.train.ckpt_path={tmp_path}"]
+    experiment, weights = adapted(DIT, *files), trained(DIT, RANK, *files)
+    trees = lora_trees(experiment.network, {}, weights.frozen)
+    lora = experiment.task.adapters.lora(weights)
+    halved = {s: f._replace(alpha=0.5 * f.alpha, up=2 * f.up) for s, f in lora.items()}
+    write_lora(halved, path, trees, "peft")
+    files.append(f"--config.adapters.from_file={path}")
+    task = adapted(DIT, *files, "--config.adapters.alpha=1").task
+    task.check_sources()
+    begun = task.first_params(weights.params, weights.frozen)["adapters"]
+    own = weights.params["adapters"]
+    qkv, before = (tree["network"]["blocks"]["attn_qkv"] for tree in (begun, own))
+    np.testing.assert_array_equal(qkv["down"], before["down"])
+    np.testing.assert_array_equal(qkv["up"], 2 * before["up"])
+    for more, message in (
+        (
+            [RANK.replace("2", "4")],
+            r"12 layers have another rank: network/blocks/attn_\w+ .0. has 2 in the file and 4",
+        ),
+        ([f"{LAYER}.feed_forward.rank=2"], "4 layers here are not in the file: network/blocks/mlp"),
+        (["--config.adapters.dora=True"], "have no magnitudes, and config.adapters.dora = True"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            adapted(DIT, *files, *more).task.check_sources()
+    with pytest.raises(FileNotFoundError, match="none.safetensors"):
+        files[-1] = f"--config.adapters.from_file={tmp_path}/none.safetensors"
+        adapted(DIT, *files).task.check_sources()
 
 
 def test_what_is_trained_and_what_it_adapts_are_split_over_a_mesh():

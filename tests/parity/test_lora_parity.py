@@ -14,11 +14,11 @@ from diffusion_jax.convert.weights.diffusers_folder import unet_config
 from diffusion_jax.convert.weights.importing import import_network
 from diffusion_jax.convert.weights.lora import (
     Factors,
-    Spot,
     merge_lora,
     read_lora,
     write_lora,
 )
+from diffusion_jax.convert.weights.lora_names import Spot
 from diffusion_jax.convert.weights.names import Part, leaves_of
 from diffusion_jax.models.conditioning.clip import ClipTextTower
 from diffusion_jax.models.unet.unet import UNet

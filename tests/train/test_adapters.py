@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.layers.low_rank import heeding
 from diffusion_jax.models.layers.transformer import SpatialTransformer
 from diffusion_jax.train.adapters import (
@@ -74,6 +75,25 @@ def test_a_scanned_transformer_draws_the_same_with_merged_kernels(dora):
     assert np.abs(found - module.apply({"params": base}, x)).max() > 0.1
     key = "transformer_blocks/attn1/to_q"
     assert is_stacked(f"network/x/{key}") and not is_stacked("x/transformer_blocks_0/attn1/to_q")
+
+
+def test_a_scanned_transformer_over_patches_draws_the_same_with_merged_kernels():
+    module = DiT(3, 16, depth=2, num_heads=2, scan=True)
+    x, t = jax.random.normal(jax.random.key(0), (1, 4, 4, 3)), jnp.ones((1,))
+    base = module.init(jax.random.key(1), x, t)["params"]
+    base = jax.tree.map(lambda leaf: leaf + 0.1, base)  # gates start at 0
+    chosen = {path: Adapter(2, 0.5) for path in layers_of(base) if "mlp" in path or "attn" in path}
+    adapters = init_adapters(jax.random.key(2), base, chosen)
+    assert adapters["blocks"]["attn_qkv"]["down"].shape == (2, 16, 2)
+    adapters = jax.tree.map(
+        lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(3), leaf.shape), adapters
+    )
+    adapted = adapt(base, adapters, chosen, dropout=0.5)  # which drawing does without
+    with heeding(adapted):
+        found = module.apply({"params": adapted}, x, t)
+    expected = module.apply({"params": merge(adapted)}, x, t)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(found - module.apply({"params": base}, x, t)).max() > 0.01
 
 
 def test_merged_kernels_have_the_dtype_that_is_asked_for():

@@ -6,10 +6,9 @@ parameters that it belongs to are given by slot: "network", "text" and "text_2",
 
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,39 +17,25 @@ from jaxtyping import Array
 
 from diffusion_jax.convert.weights.exporting import save_weights
 from diffusion_jax.convert.weights.importing import few_of
-from diffusion_jax.convert.weights.names import Part, file_tensors, leaves_of, to_file, to_ours
+from diffusion_jax.convert.weights.lora_names import (
+    LoraLayout,
+    Place,
+    Spot,
+    names_of,
+    places_of,
+    plain_name,
+    prefix_of,
+    role_of,
+)
+from diffusion_jax.convert.weights.names import leaves_of, to_file, to_ours
 from diffusion_jax.convert.weights.reading import Weights, open_weights
 from diffusion_jax.convert.weights.safetensors import count_nonfinite
 from diffusion_jax.models.layers.low_rank import column_norms, merged_kernel
 from diffusion_jax.types import PyTree
 
-LoraLayout: TypeAlias = Literal["peft", "kohya"]
-LAYOUTS: tuple[LoraLayout, ...] = ("peft", "kohya")
-_KERNEL = "/kernel"
 _SHOWN = 5
-# The end of a tensor's name -> what it is.
-_ROLES = {
-    "down": r"\.(lora_A|lora_down|lora\.down|lora_linear_layer\.down)\.(default\.)?weight$",
-    "up": r"\.(lora_B|lora_up|lora\.up|lora_linear_layer\.up)\.(default\.)?weight$",
-    "alpha": r"\.alpha$",
-    "magnitude": r"\.(dora_scale|lora_magnitude_vector(\.default)?(\.weight)?)$",
-}
-# How the name of a module begins in files -> the slot of its network. "." and "_" are alike here.
-_SLOTS = (
-    (r"^(lora_)?unet_", "network"),
-    (r"^(lora_te2_|text_encoder_2_)(text_model_)?", "text_2"),
-    (r"^(lora_te1?_|text_encoder_)(text_model_)?", "text"),
-)
-_PEFT = {"network": "unet", "text": "text_encoder", "text_2": "text_encoder_2"}
 # diffusers and PEFT keep here what their config of a LoRA says.
 _ADAPTER_METADATA = "lora_adapter_metadata"
-
-
-class Spot(NamedTuple):
-    """A layer: the slot of its network, and the kernel, or the block of a stacked one."""
-
-    slot: str
-    part: Part
 
 
 class Factors(NamedTuple):
@@ -80,22 +65,32 @@ def read_lora(path: str | os.PathLike, trees: Mapping[str, PyTree]) -> Lora:
     factors of another shape, and for factors that are not there.
     """
     weights = open_weights(Path(os.path.expanduser(path)))
-    spots = _spots(trees)
-    held, unknown = _sort(weights, spots)
+    held, unknown = _sort(weights, places_of(trees))
     kernels = {slot: leaves_of(tree) for slot, tree in trees.items()}
-    lora, missing, shapes, nonfinite = {}, [], [], []
-    for spot, (module, names) in held.items():
+    prefixes = {slot: prefix_of(slot, tree) for slot, tree in trees.items()}
+    missing, shapes, nonfinite = [], [], []
+    found: dict[Spot, dict[int, Factors]] = {}
+    for place, (module, names) in held.items():
         absent = [role for role in ("down", "up") if role not in names]
         if absent:
             missing.append(f"{absent[0]} of {module}")
             continue
         arrays = {role: weights.tensors[name].load() for role, name in names.items()}
         nonfinite += [names[role] for role, array in arrays.items() if count_nonfinite(array)]
-        found = _factors(arrays, _kernel_shape(kernels, spot), _said_scale(weights, spot, module))
-        if isinstance(found, str):
-            shapes.append(f"{module} {found}")
+        *inputs, outputs = _kernel_shape(kernels, place.spot)
+        scale = _said_scale(weights, prefixes[place.spot.slot], module)
+        own = _factors(arrays, (*inputs, outputs // place.shares), scale)
+        if isinstance(own, str):
+            shapes.append(f"{module} {own}")
         else:
-            lora[spot] = found
+            found.setdefault(place.spot, {})[place.share] = own
+    lora, counts = {}, {place.spot: place.shares for place in held}
+    for spot, shares in found.items():
+        joined = _joined(shares, counts[spot])
+        if joined is None:
+            missing.append(f"a magnitude of {spot.part.path}")
+        else:
+            lora[spot] = joined
     problems = (
         (unknown, "are of no layer here"),
         (missing, "are missing"),
@@ -122,11 +117,12 @@ def write_lora(
 
     "peft" is what diffusers and PEFT read and write; their files have no alphas, so `up` is
     multiplied by alpha / rank where that is not 1. "kohya" is what the scripts of kohya and most
-    programs with a user interface read; an SDXL network has the names of generative-models there.
+    programs with a user interface read; an SDXL network has the names of generative-models there,
+    and a DiT has none.
     dtype: of the factors, None for their own.
     Raises ValueError for layers that the layout has no names for, and what save_weights raises.
     """
-    names, kernels = _names(trees, layout), {s: leaves_of(tree) for s, tree in trees.items()}
+    names, kernels = names_of(trees, layout), {s: leaves_of(tree) for s, tree in trees.items()}
     lost = [f"{spot.slot}/{spot.part.path}" for spot in lora if spot not in names]
     if lost:
         raise ValueError(
@@ -135,7 +131,9 @@ def write_lora(
     tensors: dict[str, np.ndarray] = {}
     for spot, factors in lora.items():
         is_conv = len(_kernel_shape(kernels, spot)) > 2
-        tensors |= _tensors(names[spot], factors, layout, is_conv=is_conv)
+        own = names[spot]
+        for name, share in zip(own, _shares(factors, len(own)), strict=True):
+            tensors |= _tensors(name, share, layout, is_conv=is_conv)
     if dtype is not None:
         tensors = {name: array.astype(dtype) for name, array in tensors.items()}
     save_weights(path, [], tensors, _metadata(lora) if layout == "kohya" else {})
@@ -206,79 +204,60 @@ def _compute(
 
 
 def _sort(
-    weights: Weights, spots: Mapping[tuple[str, str], Spot]
-) -> tuple[dict[Spot, tuple[str, dict[str, str]]], list[str]]:
-    """Sort the tensors of a file by layer: {spot: (module, {role: name})}, and the unknown ones."""
-    held: dict[Spot, tuple[str, dict[str, str]]] = {}
+    weights: Weights, places: Mapping[tuple[str, str], Place]
+) -> tuple[dict[Place, tuple[str, dict[str, str]]], list[str]]:
+    """Sort the tensors of a file by place: {it: (module, {role: name})}, and the unknown ones."""
+    held: dict[Place, tuple[str, dict[str, str]]] = {}
+    counts: dict[Spot, int] = {}
     unknown = []
     for name in weights.tensors:
-        role, module = _role_of(name)
-        spot = None if role is None else spots.get(_plain_name(module))
-        if spot is None or role is None or (spot in held and role in held[spot][1]):
+        role, module = role_of(name)
+        place = None if role is None else places.get(plain_name(module))
+        twice = place is not None and (
+            (place in held and role in held[place][1])
+            or counts.setdefault(place.spot, place.shares) != place.shares
+        )
+        if place is None or role is None or twice:
             unknown.append(name)
         else:
-            held.setdefault(spot, (module, {}))[1][role] = name
+            held.setdefault(place, (module, {}))[1][role] = name
     return held, unknown
 
 
-def _role_of(name: str) -> tuple[str | None, str]:
-    for role, pattern in _ROLES.items():
-        match = re.search(pattern, name)
-        if match:
-            return role, name[: match.start()]
-    return None, name
+def _joined(shares: Mapping[int, Factors], count: int) -> Factors | None:
+    """Join factors of equal shares of a layer's outputs; None where only some have magnitudes.
+
+    Shares with one `down` and alpha keep them; others lie beside each other, and the ranks add up.
+    A share that is not there gets zeros.
+    """
+    if count == 1:
+        return shares[0]
+    parts = [shares[number] for number in sorted(shares)]
+    magnitudes = [part.magnitude for part in parts if part.magnitude is not None]
+    if magnitudes and len(magnitudes) < count:
+        return None
+    magnitude = np.concatenate(magnitudes) if magnitudes else None
+    first = parts[0]
+    alike = [p.alpha == first.alpha and np.array_equal(p.down, first.down) for p in parts]
+    if len(parts) == count and all(alike):
+        up = np.concatenate([part.up for part in parts], axis=1)
+        return Factors(first.down, up, first.alpha, magnitude)
+    down = np.concatenate([part.down for part in parts], axis=-1)
+    width, row = first.up.shape[1], 0
+    up = np.zeros((down.shape[-1], count * width), first.up.dtype)
+    for number, part in sorted(shares.items()):
+        end = row + part.down.shape[-1]
+        up[row:end, number * width : (number + 1) * width] = part.scale * part.up
+        row = end
+    return Factors(down, up, float(row), magnitude)
 
 
-def _plain_name(module: str) -> tuple[str, str]:
-    """Name a module without its separators -> (slot, name); the slot is "" for an unknown one."""
-    plain = module.replace(".", "_")
-    for pattern, slot in _SLOTS:
-        rest, count = re.subn(pattern, "", plain)
-        if count:
-            return slot, rest
-    return "", plain
-
-
-def _spots(trees: Mapping[str, PyTree]) -> dict[tuple[str, str], Spot]:
-    """Find the spot of every plain name that a file may have for a layer."""
-    found = {}
-    for slot, tree in trees.items():
-        for name_map in ("unet_ldm", "unet_diffusers") if slot == "network" else ("clip_text_hf",):
-            for name, spot in _modules(slot, tree, name_map):
-                plain = name.removeprefix("text_model.").replace(".", "_")
-                found[slot, plain] = spot
-    return found
-
-
-def _names(trees: Mapping[str, PyTree], layout: LoraLayout) -> dict[Spot, str]:
-    """Name the module of each layer in a layout."""
-    is_xl = "text_2" in trees
-    names = {}
-    for slot, tree in trees.items():
-        name_map = "clip_text_hf"
-        if slot == "network":
-            name_map = "unet_ldm" if layout == "kohya" and is_xl else "unet_diffusers"
-        for name, spot in _modules(slot, tree, name_map):
-            if layout == "peft":
-                names[spot] = f"{_PEFT[slot]}.{name}"
-            else:
-                texts = {"text": "te1" if is_xl else "te", "text_2": "te2"}
-                prefix = "unet" if slot == "network" else texts[slot]
-                names[spot] = f"lora_{prefix}_{name.replace('.', '_')}"
-    return names
-
-
-def _modules(slot: str, tree: PyTree, name_map: str) -> Iterator[tuple[str, Spot]]:
-    """Name the layers of a tree; none where the names have no place for such a network."""
-    try:
-        tensors = file_tensors(tree, name_map)
-    except ValueError:
-        if name_map != "unet_diffusers":
-            raise
-        return
-    for tensor in tensors:
-        if tensor.parts[0].path.endswith(_KERNEL) and len(tensor.parts) == 1:
-            yield tensor.name.removesuffix(".weight"), Spot(slot, tensor.parts[0])
+def _shares(factors: Factors, count: int) -> list[Factors]:
+    """Split the outputs of a layer into equal shares, each with the whole `down`."""
+    down, up, alpha, magnitude = factors
+    magnitudes = [None] * count if magnitude is None else np.split(magnitude, count)
+    ups = np.split(up, count, axis=1)
+    return [Factors(down, own, alpha, norm) for own, norm in zip(ups, magnitudes, strict=True)]
 
 
 def _kernel_shape(kernels: Mapping[str, Mapping[str, Any]], spot: Spot) -> tuple[int, ...]:
@@ -307,11 +286,11 @@ def _factors(
     return Factors(down, up.reshape(up.shape[:2]).T, alpha, magnitude)
 
 
-def _said_scale(weights: Weights, spot: Spot, module: str) -> float:
+def _said_scale(weights: Weights, prefix: str, module: str) -> float:
     """Read alpha / rank of a module out of the words that diffusers writes; 1 without them."""
     if _ADAPTER_METADATA not in weights.metadata:
         return 1.0
-    prefix, said = _PEFT[spot.slot], json.loads(weights.metadata[_ADAPTER_METADATA])
+    said = json.loads(weights.metadata[_ADAPTER_METADATA])
 
     def of(pattern: str, default: str) -> float:
         for ending, value in said.get(f"{prefix}.{pattern}", {}).items():

@@ -25,6 +25,21 @@ DIT_DOTTED: Renames = (
     (r"^final_layer_", "final_layer."),
 )
 
+# The layers of a DiT in diffusers, where to_qkv is three layers. Those of ours that attend to a
+# text have the names of PixArt's.
+DIT_DIFFUSERS: Renames = (
+    (r"^final_layer\.adaLN_modulation\.1\.", "proj_out_1."),
+    (r"^final_layer\.linear\.", "proj_out_2."),
+    (r"^x_embedder\.proj\.", "pos_embed.proj."),
+    (r"^blocks\.", "transformer_blocks."),
+    (r"\.attn\.qkv\.", ".attn1.to_qkv."),
+    (r"\.attn\.proj\.", ".attn1.to_out.0."),
+    (r"\.cross_attn\.", ".attn2."),
+    (r"\.mlp\.fc1\.", ".ff.net.0.proj."),
+    (r"\.mlp\.fc2\.", ".ff.net.2."),
+    (r"\.adaLN_modulation\.1\.", ".norm1.linear."),
+)
+
 # down_0_block_1 is down.0.block.1, but mid_block_1 is mid.block_1.
 VAE_DOTTED: Renames = (
     (r"\bmid_(block|attn)_(\d+)", r"mid.\1@\2"),

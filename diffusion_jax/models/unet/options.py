@@ -11,7 +11,7 @@ from diffusion_jax.types import PyTree
 
 CLASS_EMBEDDINGS = ("continuous", "timestep", "sequential")
 # Layers that compute in the dtype of the input, float32, whatever the network's dtype is.
-HEADS = ("out_2", "id_predictor_1")
+HEADS = ("out_2", "id_predictor_1", "final_layer_linear")
 
 
 def per_level(options: Any, name: str) -> tuple[Any, ...]:
@@ -30,7 +30,7 @@ def per_level(options: Any, name: str) -> tuple[Any, ...]:
 
 
 def half_kernels(params: PyTree) -> PyTree:
-    """Round to bfloat16 the kernels that a UNet with this dtype rounds itself."""
+    """Round to bfloat16 the kernels that a network with this dtype rounds itself."""
 
     def rounded(path: Any, leaf: Array) -> Array:
         names = [key.key for key in path]

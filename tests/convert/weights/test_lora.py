@@ -11,12 +11,12 @@ import pytest
 from diffusion_jax.convert.weights.exporting import save_weights
 from diffusion_jax.convert.weights.lora import (
     Factors,
-    Spot,
     extract_lora,
     merge_lora,
     read_lora,
     write_lora,
 )
+from diffusion_jax.convert.weights.lora_names import Spot
 from diffusion_jax.convert.weights.names import Part
 from diffusion_jax.convert.weights.reading import open_weights
 from diffusion_jax.models.conditioning.clip import ClipTextTower
