@@ -124,7 +124,7 @@ def test_its_repr_is_one_line():
 def test_a_wrong_model_lists_diffusion_models_and_first_stages():
     with pytest.raises(
         ConfigError,
-        match=r"model\.name = 'vae' .*choose from autoencoder, dit, multiview_unet, unet",
+        match=r"model\.name = 'vae' .*choose from autoencoder, autoencoder_video, dit, multiview_unet",
     ):
         built("configs/mnist.py:tiny", "--config.model.name=vae")
 
