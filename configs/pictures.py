@@ -4,7 +4,8 @@ python launch.py --config=configs/pictures.py --config.data.source.folder=~/pict
 python launch.py --config=configs/pictures.py:tiny --config.data.source.folder=~/pictures
 
 The folder is looked at first, and one line says what it holds: sub-folders are classes, captions
-come from .txt files, metadata.jsonl or metadata.csv (docs/data.md). Hardware: on a CPU 32 px and
+come from .txt files, metadata.jsonl or metadata.csv (docs/data.md), and so do the numbers repeats
+and weight. Hardware: on a CPU 32 px and
 5 M parameters (14 M with captions), on a GPU or TPU 64 px and 20 M (34 M); every value can be
 overridden. Time: not measured; 5,000 steps of 16 on a CPU are 1.5e14 FLOP, half an hour on one core
 at 100 GFLOP/s; 20,000 steps of 64 on a GPU are 4e16, minutes on an H100 at 40 % of its peak.
@@ -15,7 +16,7 @@ EDM (Karras et al. 2022), as in configs/emoji.py.
 
 import ml_collections
 
-from diffusion_jax.experiment.looking import hold_out, look_at, on_accelerator
+from diffusion_jax.experiment.looking import hold_out, is_given, look_at, on_accelerator
 
 VARIANTS = ("tiny",)
 
@@ -94,11 +95,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def finish(config: ml_collections.ConfigDict, given: list[str]) -> None:
-    """Condition on what the folder holds, unless the command line says what to condition on."""
+    """Use the conditions and numbers that the folder holds, unless the command line says others."""
     found = look_at(config.data.source.to_dict())
     if found is None:
         return
     hold_out(config, given)
+    for name in found.numbers:
+        if not is_given(f"data.batches.{name}_key", given):
+            config.data.batches[f"{name}_key"] = name
     if any(key.startswith("conditioning") for key in given):
         return
     tiny = config.model.model_channels == 32

@@ -11,10 +11,12 @@ import jax
 import ml_collections
 import numpy as np
 
+from diffusion_jax.convert.weights.embeddings import read_embedding
 from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.guiders import GuidanceScale, check_scale
+from diffusion_jax.experiment.inversion import with_embedding
 from diffusion_jax.experiment.lora import with_loras
 from diffusion_jax.experiment.sampling import check_steps
 from diffusion_jax.runs.coding import decode_latents, encode_images
@@ -27,7 +29,6 @@ from diffusion_jax.runs.conditions import (
 from diffusion_jax.runs.control import ControlImage, ControlScale, with_control
 from diffusion_jax.runs.drawing import (
     NonFiniteWarning,
-    checked_seed,
     draw_rows,
     size_in_multiples,
     warn_of_non_finite,
@@ -55,8 +56,9 @@ from diffusion_jax.runs.redrawing import (
     pictures_of_call,
 )
 from diffusion_jax.runs.released import config_for
+from diffusion_jax.runs.seeds import Seed, Seeds, check_seeds
 from diffusion_jax.runs.start import open_run
-from diffusion_jax.runs.views import draw_views
+from diffusion_jax.runs.views import check_unset, draw_views
 from diffusion_jax.runs.watched import OnStep
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
@@ -85,7 +87,10 @@ class Pipeline(NamedTuple):
         the conditions; a sequence has one scale for each step that the sampler takes, which
         is num_steps but for dpmpp_sde, restart and ddim's uniform_ldm.
     seed: any integer; image i depends on (seed, i) only, whatever B and batch_size are. None
-        draws one, and the log says which.
+        draws one, and the log says which. A sequence has one for each image, which is the first
+        image of this seed.
+    variation_seed, variation_strength: other seeds, and how far to go towards their noise, from
+        0, the images of `seed`, to 1, the ones of variation_seed.
     batch_size: images or videos per device call, 64 or 1 when None; memory grows with it.
     height, width: pixels, the config's when None.
     image: uint8 [B, H, W, C] or [H, W, C], or a PIL image. With strength in (0, 1] it is where
@@ -177,6 +182,17 @@ class Pipeline(NamedTuple):
         found = with_loras(self.experiment.network, self.params, self.frozen, loras)
         return self._replace(params=found[0], frozen=found[1])
 
+    def with_embedding(self, path: str | os.PathLike, token: str | None = None) -> "Pipeline":
+        """Add the vectors of a new token from a file (textual inversion).
+
+        token: what it is called in prompts; None is the name in the file, or the file's own.
+        Raises ValueError for a token that exists already and a file that does not fit.
+        """
+        given = (self.params, self.frozen, read_embedding(path, token))
+        network, params, frozen = with_embedding(self.experiment.network, *given)
+        built = self.experiment.with_network(network)
+        return self._replace(experiment=built, params=params, frozen=frozen)
+
     def __call__(
         self,
         conditions: Conditions = None,
@@ -186,7 +202,9 @@ class Pipeline(NamedTuple):
         prompt_weights: bool | None = None,
         num_steps: Whole | None = None,
         guidance_scale: GuidanceScale | None = None,
-        seed: Whole | None = 0,
+        seed: Seed | None = 0,
+        variation_seed: Seed | None = None,
+        variation_strength: Number | None = None,
         batch_size: Whole | None = None,
         height: Whole | None = None,
         width: Whole | None = None,
@@ -217,36 +235,34 @@ class Pipeline(NamedTuple):
         network = self.experiment.network
         check_choice("output", output, ("pixels", "latents"))
         check_pictures(network, image, mask, strength, resize)
+        seeds = check_seeds(seed, variation_seed, variation_strength)
         num_steps, total = self._num_steps(num_steps, guidance_scale)
         steps = steps_of_call(total, denoising_start, denoising_end, strength, latents)
-        asked = self._size(height, width, of_image=image is not None)
-        size = size_in_multiples(network, asked)
+        asked, size = self._sizes(height, width, of_image=image is not None)
         numbers = {"fps": fps, "motion_bucket_id": motion_bucket_id, "cond_aug": cond_aug}
         options: Any = dict(num_steps=num_steps, guidance_scale=guidance_scale, size=size)
         if network.num_views is not None:
             noises = {"latents": latents, "noise": noise, "step_noise": step_noise}
             others = {"n": n, "batch_size": batch_size, "negative": negative, "image": image}
-            others |= {"prompt_weights": prompt_weights}
-            _check_unset(others | noises | numbers, steps == (0, total) and output == "pixels")
-            return self._draw_views(conditions, num_frames, seed=checked_seed(seed), **options)
+            unset = others | noises | numbers | {"prompt_weights": prompt_weights}
+            check_unset(unset, steps == (0, total) and output == "pixels")
+            return self._draw_views(conditions, num_frames, seed=seeds.alone(), **options)
         num_frames = check_frames(network, num_frames)
+        asking = (seeds.images_of(conditions, n), size, prompt_weights)
         conditions = with_control(network, conditions, control_image, conditioning_scale, size)
-        asking = (conditions, negative, n, size, prompt_weights)
-        arrays, count = self._conditions(*asking, num_frames, numbers)
+        arrays, count = self._conditions(conditions, negative, *asking, num_frames, numbers)
         pictures = pictures_of_call(network, image, mask, count, self._shape(asked), resize)
         arrays["inputs"] |= image_inputs(network, pictures, arrays["inputs"])
         arrays |= for_sampler(network, pictures, strength)
         shape = network.shape_of(size, num_frames)
         arrays |= as_noises(count, total, shape, latents, noise, step_noise)
         options |= {"strength": strength, "steps": steps, "num_frames": num_frames}
-        options |= {"decode": output == "pixels", "on_step": on_step}
-        options |= _image_scale(image_guidance_scale)
-        drawn = self._draw(arrays, count, checked_seed(seed), batch_size, **options)
+        options |= {"decode": output == "pixels"} | _image_scale(image_guidance_scale)
+        drawn = self._draw(arrays, count, seeds, batch_size, on_step, **options)
         warn_of_non_finite(drawn)
         if output == "latents":
             return drawn
-        pixels = finished(to_pixels(drawn), pictures, asked)
-        return with_picture(network, pixels, arrays["inputs"])
+        return with_picture(network, finished(to_pixels(drawn), pictures, asked), arrays["inputs"])
 
     def encode(
         self, images: Picture | Sequence[Picture], *, batch_size: Whole | None = None
@@ -312,7 +328,7 @@ class Pipeline(NamedTuple):
         return self._draw(
             arrays,
             count,
-            0,
+            Seeds(0),
             batch_size,
             num_steps=num_steps,
             guidance_scale=guidance_scale,
@@ -404,6 +420,13 @@ class Pipeline(NamedTuple):
             return self.class_names
         return self.experiment.data.class_names(self.experiment.data.source("train"))
 
+    def _sizes(
+        self, height: Whole | None, width: Whole | None, *, of_image: bool
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the size that is asked for, and the one that the network works on."""
+        asked = self._size(height, width, of_image=of_image)
+        return asked, size_in_multiples(self.experiment.network, asked)
+
     def _size(
         self, height: Whole | None, width: Whole | None, *, of_image: bool = False
     ) -> tuple[int, int]:
@@ -423,11 +446,3 @@ class Pipeline(NamedTuple):
 def _image_scale(image_guidance_scale: Number | None) -> dict[str, float]:
     name = "image_guidance_scale"
     return {} if image_guidance_scale is None else {name: number(name, image_guidance_scale)}
-
-
-def _check_unset(options: Mapping[str, Any], is_whole: bool) -> None:
-    """Raise ValueError for options that a model of several views does not have."""
-    for name in (name for name, value in options.items() if value is not None):
-        raise ValueError(f"{name} does not fit: this model draws views of a video")
-    if not is_whole:
-        raise ValueError("this model draws views of a video with all steps, as pixels")

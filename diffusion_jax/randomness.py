@@ -25,6 +25,7 @@ class Stream(enum.IntEnum):
     LIKELIHOOD = 2**32 - 6
     SCORED_SAMPLES = 2**32 - 7
     LEVELS = 2**32 - 8
+    PRIOR_IMAGES = 2**32 - 9
 
 
 class SamplerStream(enum.IntEnum):

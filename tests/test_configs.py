@@ -261,3 +261,14 @@ def test_pictures_are_conditioned_on_what_their_folder_holds(
     assert [*whole.to_dict()] == [*config.to_dict()] and whole.guidance == config.guidance
     own = load_config("configs/pictures.py", [folder, "--config.conditioning.key=none"])
     assert "embedders" not in own.conditioning and own.guidance.name == "none"
+
+
+def test_pictures_count_as_their_folder_says(tmp_path):
+    for name in "ab":
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,repeats,weight\na.png,40,1\nb.png,1,0.5")
+    given = [f"--config.data.source.folder={tmp_path}"]
+    batches = load_config("configs/pictures.py:tiny", given).data.batches
+    assert (batches.repeats_key, batches.weight_key) == ("repeats", "weight")
+    own = load_config("configs/pictures.py:tiny", [*given, "--config.data.batches.weight_key=None"])
+    assert own.data.batches.weight_key is None and own.data.batches.repeats_key == "repeats"

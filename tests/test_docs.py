@@ -106,7 +106,7 @@ def test_the_table_of_sections_is_that_of_the_code():
     tables["conditioning"] = tables["conditioning.embedders.NAME"]
     tables["hooks"] = {path[6:] for path in tables if path.startswith("hooks.")}
     tables["data"] = set()  # a table of its own, in data.md
-    tables["control"] = set()  # names are the user's
+    tables["control"] = tables["inversion"] = set()  # names are the user's
     told = {}
     for section, _, rows in rows_of("training.md", "## A config"):
         told[names_in(section).pop()] = names_in(rows), "..." in rows

@@ -41,6 +41,38 @@ def test_image_i_depends_on_seed_and_i_only(pipe):
     np.testing.assert_array_equal(pipe([1, 2], seed=3), fewer)
 
 
+def test_a_seed_for_each_image_is_the_first_image_of_that_seed(pipe):
+    found = pipe([1, 2, 3], seed=[5, 6, 5]).astype(int)
+    for row, (label, seed) in enumerate(((1, 5), (2, 6), (3, 5))):
+        assert np.abs(found[row] - pipe([label], seed=seed)[0]).max() <= 1
+    np.testing.assert_array_equal(pipe(1, seed=[5, 6]), pipe([1, 1], seed=[5, 6]))
+    with pytest.raises(ValueError, match=r"seed = \[5, 6\] should have one number for each image"):
+        pipe([1, 2, 3], seed=[5, 6])
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_variation_goes_from_one_seed_to_the_other(pipe, eta):
+    """Also with a sampler that draws noise in its steps."""
+    config = load_config(
+        "configs/mnist.py:tiny", ["--config.sampler.num_steps=3", f"--config.sampler.eta={eta}"]
+    )
+    drawing = pipe._replace(experiment=make_experiment(config, devices=jax.devices()[:1]))
+    draw = lambda strength: drawing(  # noqa: E731
+        [1, 2], seed=3, variation_seed=8, variation_strength=strength, output="latents"
+    )
+    start, end = (drawing([1, 2], seed=seed, output="latents") for seed in (3, 8))
+    np.testing.assert_array_equal(draw(0.0), start)
+    np.testing.assert_array_equal(draw(1.0), end)
+    np.testing.assert_allclose(draw(1e-6), start, atol=1e-3)
+    np.testing.assert_allclose(draw(1 - 1e-6), end, atol=1e-3)
+    near, far = (np.abs(draw(strength) - start).mean() for strength in (0.1, 0.5))
+    assert 0.0 < near < far
+    with pytest.raises(
+        ValueError, match="variation_seed goes with seed, and noise is given instea"
+    ):
+        drawing([1], variation_seed=8, variation_strength=0.5, noise=np.zeros((1, 28, 28, 1)))
+
+
 def test_guidance_changes_the_image_and_one_is_none(pipe):
     plain, strong = pipe([1], guidance_scale=1.0), pipe([1], guidance_scale=6.0)
     assert np.abs(plain.astype(int) - strong.astype(int)).max() > 5

@@ -17,6 +17,9 @@ SAMPLE = (
     flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
     *_RELEASED,
     _LORA,
+    flag(
+        "--embedding", "FILE[:TOKEN] of a new token; may be repeated", action="append", default=[]
+    ),
     flag("--class", "class number or name, or a list: 7 or 1,2,3", dest="label"),
     flag("--prompt", "text, for models that read text"),
     flag("--negative_prompt", "text to lead away from"),
@@ -36,7 +39,9 @@ SAMPLE = (
     flag("--resize", "--image of another size: resize (if unset), crop or pad"),
     flag("--image_guidance_scale", "of a model for edits (default: the config's)", type=float),
     flag("--control_image", "what a ControlNet sees: FILE[:SCALE], or canny:FILE of a photo"),
-    flag("--seed", "image i depends on (seed, i) only", type=int, default=0),
+    flag("--seed", "image i depends on (seed, i) only; a list has one for each: 1,2,3", default=0),
+    flag("--variation_seed", "one, or a list: whose noise --variation_strength goes towards"),
+    flag("--variation_strength", "0 to 1: how far to go", type=float),
     flag("--batch_size", "per device call (default: 64 images or 1 video)", type=int),
     flag("--num_frames", "of a video (default: the config's)", type=int),
     flag("--fps", "of a video: SVD's fps_id, frames per second less 1", type=float),

@@ -8,6 +8,7 @@ import warnings
 from diffusion_jax.pipeline import NonFiniteWarning, Pipeline
 from diffusion_jax.runs.asked import Asked, Call, make_call
 from diffusion_jax.runs.command_line import fields_of
+from diffusion_jax.runs.embeddings import parse_embeddings
 from diffusion_jax.runs.lora import parse_loras
 from diffusion_jax.runs.recipe import model_name
 from diffusion_jax.runs.samples import check_empty, default_folder
@@ -18,8 +19,11 @@ def run(arguments: argparse.Namespace) -> int:
     folder = pathlib.Path(arguments.out) if arguments.out else default_folder(arguments.workdir)
     check_empty(folder)
     loras = parse_loras(arguments.lora)
+    embeddings = parse_embeddings(arguments.embedding)
     pipe = _pipeline(arguments)
     pipe = pipe.with_lora(loras) if loras else pipe
+    for path, token in embeddings:
+        pipe = pipe.with_embedding(path, token)
     asked = fields_of(Asked, arguments)
     name = model_name(arguments.workdir or arguments.checkpoint, arguments.step)
     return draw(pipe, make_call(pipe, asked, folder, name=name, load=Pipeline.from_checkpoint))

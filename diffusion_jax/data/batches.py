@@ -13,6 +13,7 @@ from absl import flags
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.clips import clip_columns
+from diffusion_jax.data.emphasis import with_weights
 from diffusion_jax.data.images import ImageOptions, Images, open_images
 from diffusion_jax.data.masks import with_masks
 from diffusion_jax.data.order import (
@@ -55,6 +56,7 @@ class Batches(NamedTuple):
         "loss_mask": float32 [b, h, w, 1] in [0, 1], with loss_mask: how much each pixel counts.
         "mask": float32 [b, h, w, 1], with masks: 1 where the image is kept, and "masked_image",
             the image there and 0 elsewhere.
+        "loss_weight": float32 [b], with weight_key: what the loss of each sample is multiplied by.
         Each of image_columns: float32 [b, h, w, 3] in [-1, 1], cut and mirrored as the image is.
         "weight": float32 [b], from eval_batches.
     A source of clips that says no "fps" gives neither fps_id nor motion_bucket_id. num_examples:
@@ -138,11 +140,14 @@ def make_batches(
             f"num_workers = {num_workers} should be 0 with cache = True, which keeps images in the "
             "memory of this process"
         )
-    local = training_rows(len(source), batch_size, seed, process_index, process_count)
+    local = local_rows(len(source), batch_size, process_index, process_count)
     images = open_images(source, options, at_least=batch_size)
-    order = training_order(images.members, batch_size=batch_size, seed=seed, shuffle=shuffle)
+    check_sizes(images.emphasis.count(len(source)), batch_size, seed)
+    members = images.emphasis.repeated(images.members)
+    order = training_order(members, batch_size=batch_size, seed=seed, shuffle=shuffle)
     draw = functools.partial(draw_rows, order, images.shapes, local, batch_size, seed, random_flip)
     make = functools.partial(_training_batch, images, options, draw)
+    make = functools.partial(with_weights, make, images.emphasis.weights)
     make = functools.partial(
         with_masks, make, options.masks, options.loss_mask, local, batch_size, seed
     )
@@ -177,10 +182,11 @@ def eval_batches(
     options = ImageOptions(**image_options)
     if options.crop == "random":
         raise ValueError("crop = 'random' should be 'center' or 'stretch' for evaluation")
-    local = _local_rows(len(source), batch_size, process_index, process_count)
+    local = local_rows(len(source), batch_size, process_index, process_count)
     images = open_images(source, options)
     order = evaluation_order(images.members, batch_size=batch_size)
     make = functools.partial(_evaluation_batch, images, options, order, local)
+    make = functools.partial(with_weights, make, images.emphasis.weights)
     make = functools.partial(
         with_masks, make, options.masks, options.loss_mask, local, batch_size, 0
     )
@@ -271,16 +277,8 @@ def _evaluation_batch(
     return {"image": transforms.to_float(pixels), **columns, "weight": weight}
 
 
-def training_rows(
-    num_examples: int, batch_size: int, seed: int, process_index: int, process_count: int
-) -> np.ndarray:
-    """Check the sizes of a training run -> the rows of a global batch that one process makes.
-
-    Raises:
-        ValueError: an epoch does not fill a batch, a batch does not divide by the processes, or a
-            seed outside its range.
-    """
-    local = _local_rows(num_examples, batch_size, process_index, process_count)
+def check_sizes(num_examples: int, batch_size: int, seed: int) -> None:
+    """Raise ValueError when an epoch does not fill a batch, or for a seed outside its range."""
     if num_examples < batch_size:
         raise ValueError(
             f"batch_size = {batch_size} should be at most {num_examples}, the records of the data "
@@ -288,13 +286,15 @@ def training_rows(
         )
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed = {seed} should be at least 0 and less than 2**64")
-    return local
 
 
-def _local_rows(
+def local_rows(
     num_examples: int, batch_size: int, process_index: int, process_count: int
 ) -> np.ndarray:
-    """Give the rows of one process: a block, as a mesh over processes lays them out."""
+    """Give the rows of one process: a block, as a mesh over processes lays them out.
+
+    Raises ValueError for no records, and for a batch that does not divide by the processes.
+    """
     if num_examples == 0:
         raise ValueError("the data set is empty: it has 0 records in this split")
     if not 0 <= process_index < process_count:

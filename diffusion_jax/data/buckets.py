@@ -72,7 +72,11 @@ def bucket_shapes(
 
 
 def fill_buckets(
-    sizes: np.ndarray, shapes: tuple[tuple[int, int], ...], *, at_least: int = 1
+    sizes: np.ndarray,
+    shapes: tuple[tuple[int, int], ...],
+    *,
+    at_least: int = 1,
+    repeats: np.ndarray | None = None,
 ) -> tuple[tuple[tuple[int, int], ...], tuple[np.ndarray, ...]]:
     """Put every image into the bucket of the nearest log(height / width).
 
@@ -83,6 +87,7 @@ def fill_buckets(
         sizes: int [n, 2], (height, width) of the images, n >= 1.
         shapes: as bucket_shapes returns them, the widest first.
         at_least: how many images a shape needs.
+        repeats: as how many each image counts for that, int [n]; None for 1.
 
     Returns:
         The shapes that are left, and the numbers of the images of each, int64 [n_i].
@@ -91,7 +96,7 @@ def fill_buckets(
     while True:
         centers = np.log([height / width for height, width in shapes])
         nearest = np.searchsorted((centers[1:] + centers[:-1]) / 2, ratios)
-        counts = np.bincount(nearest, minlength=len(shapes))
+        counts = np.bincount(nearest, repeats, minlength=len(shapes))
         fewest = int(np.argmin(counts))
         if counts[fewest] >= max(at_least, 1) or len(shapes) == 1:
             members = tuple(np.flatnonzero(nearest == i) for i in range(len(shapes)))
@@ -131,6 +136,7 @@ def sort_into_buckets(
     rule: BucketRule | None,
     *,
     at_least: int = 1,
+    repeats: np.ndarray | None = None,
 ) -> tuple[tuple[tuple[int, int], ...], tuple[np.ndarray, ...]]:
     """Find the shapes that a source needs, and the record numbers of each, int64 [n_i].
 
@@ -142,7 +148,7 @@ def sort_into_buckets(
     shapes = bucket_shapes(image_size, divisor=rule.divisor, max_aspect=rule.max_aspect)
     sizes = image_sizes(source, image_key)
     sizes = np.where(sizes == 0, np.array([image_size], np.int32), sizes + 2 * rule.pad)
-    shapes, members = fill_buckets(sizes, shapes, at_least=at_least)
+    shapes, members = fill_buckets(sizes, shapes, at_least=at_least, repeats=repeats)
     _log.info(
         "buckets (height x width: images): %s",
         ", ".join(f"{h}x{w}: {len(m)}" for (h, w), m in zip(shapes, members, strict=True)),

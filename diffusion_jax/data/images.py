@@ -9,6 +9,7 @@ import numpy as np
 from diffusion_jax.data import transforms
 from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
 from diffusion_jax.data.clips import ClipRule, check_rule, frames_of
+from diffusion_jax.data.emphasis import ALIKE, Emphasis, read_emphasis
 from diffusion_jax.data.masks import check_kinds
 from diffusion_jax.data.records import (
     Record,
@@ -45,6 +46,9 @@ class ImageOptions(NamedTuple):
     masks: kinds of random masks, of masks.KINDS, for models that complete images; each sample takes
         one of them. () makes none.
     image_columns: other images of a record that become columns of a batch, in three channels.
+    repeats_key: the feature that says how often a record comes in an epoch of training; weight_key:
+        the one that says what its loss is multiplied by. None counts all records alike.
+    caption: the caption of every record, in place of what the source has; None for these.
     tags: what lies between the tags of captions, such as ", "; None for captions that are no lists.
         Training then puts them in random order with shuffle_tags, and leaves each out with the
         probability drop_tags, but for the first keep_tags of them.
@@ -68,6 +72,9 @@ class ImageOptions(NamedTuple):
     loss_mask: str | None = None
     masks: tuple[str, ...] = ()
     image_columns: tuple[str, ...] = ()
+    repeats_key: str | None = None
+    weight_key: str | None = None
+    caption: str | None = None
     tags: str | None = None
     keep_tags: int = 0
     shuffle_tags: bool = True
@@ -97,12 +104,13 @@ class Images(NamedTuple):
 
     read: (record number, (height, width), place=0.5) -> Record, from any thread; place in [0, 1)
     tells which clip of a video is shown. shapes: every (height, width) that occurs. members: the
-    record numbers of each shape, int64 [n_i].
+    record numbers of each shape, int64 [n_i]. emphasis: how much each record counts.
     """
 
     read: Callable[..., Record]
     shapes: tuple[tuple[int, int], ...]
     members: tuple[np.ndarray, ...]
+    emphasis: Emphasis = ALIKE
 
     def read_or_next(self, number: int, size: tuple[int, int], *place: float) -> Record:
         """Read a record, or if its image is unreadable the first readable one that follows.
@@ -157,11 +165,20 @@ def open_images(source: Records, options: ImageOptions, *, at_least: int = 1) ->
         clips=options.clips,
         columns=_columns(source, features.image, options, ways),
     )
+    if options.caption is not None:
+        read = functools.partial(_captioned, read, options.caption)
     rule = None
     if options.buckets:
         rule = BucketRule(options.bucket_divisor, options.max_aspect, options.pad)
-    shapes, members = sort_into_buckets(source, features.image, size, rule, at_least=at_least)
-    return Images(read, shapes, members)
+    emphasis = read_emphasis(source, repeats_key=options.repeats_key, weight_key=options.weight_key)
+    shapes, members = sort_into_buckets(
+        source, features.image, size, rule, at_least=at_least, repeats=emphasis.repeats
+    )
+    return Images(read, shapes, members, emphasis)
+
+
+def _captioned(read: Callable[..., Record], caption: str, *where: Any) -> Record:
+    return read(*where)._replace(captions=(caption,))
 
 
 def _columns(

@@ -16,14 +16,16 @@ from diffusion_jax.data.batches import (
     Finish,
     HostBatch,
     Rows,
+    check_sizes,
     columns_of,
     draw_rows,
+    local_rows,
     picked,
     prefetched,
     steps_of,
-    training_rows,
 )
 from diffusion_jax.data.clips import Clip
+from diffusion_jax.data.emphasis import ALIKE, Emphasis, with_weights
 from diffusion_jax.data.latent_shards import (
     AGAIN,
     NULL_FILE,
@@ -120,6 +122,7 @@ def cached_batches(
     process_index: int = 0,
     process_count: int = 1,
     finish: Finish | None = None,
+    emphasis: Emphasis = ALIKE,
     tags: TagRule | None = None,
 ) -> Batches:
     """Make the batches of batches.make_batches with latents instead of pixels.
@@ -129,15 +132,19 @@ def cached_batches(
     bool [b], tells which rows are of mirrored images; the outputs of text encoders, [b, ...] as
     they are stored, belong to the row's caption; kept pixels [b, h, w, c] are float32 in [-1, 1].
     All other columns and all arguments are as in make_batches, with the options of tags as a rule.
+    emphasis: how much each record of the source counts.
 
     Raises:
         ValueError: as make_batches; while iterating: a damaged shard.
     """
     count = cache.shards.num_records
-    local = training_rows(count, batch_size, seed, process_index, process_count)
-    order = training_order(cache.members, batch_size=batch_size, seed=seed, shuffle=shuffle)
+    local = local_rows(count, batch_size, process_index, process_count)
+    check_sizes(emphasis.count(count), batch_size, seed)
+    members = emphasis.repeated(cache.members)
+    order = training_order(members, batch_size=batch_size, seed=seed, shuffle=shuffle)
     draw = functools.partial(draw_rows, order, cache.shapes, local, batch_size, seed, random_flip)
     make = functools.partial(_cached_batch, cache, draw, random_flip)
+    make = functools.partial(with_weights, make, emphasis.weights)
     make = functools.partial(with_tags, make, tags, local, seed)
     steps = steps_of(order, repeat=repeat).map(make)
     iterate = prefetched(steps, num_threads, num_workers, prefetch, finish)

@@ -13,7 +13,7 @@ import importlib.util
 import logging
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +47,8 @@ class ClipTokenizer(NamedTuple):
 
     Call it with a sequence of strings. Made by clip_tokenizer. windows: a text continues in so many
     rows, each with a START and an END of its own. weighted: its brackets weigh tokens, see
-    data.prompt_weights.
+    data.prompt_weights. added: number of a new token in the vocabulary -> the tokens that it is
+    for the text encoder, see data.new_tokens.
     """
 
     tokenizer: Tokenizer
@@ -57,6 +58,7 @@ class ClipTokenizer(NamedTuple):
     pad_id: int
     windows: int = 1
     weighted: bool = False
+    added: Mapping[int, tuple[int, ...]] = {}
 
     def __call__(self, texts: Sequence[str]) -> Shaped[np.ndarray, "n *axes"]:
         """Tokenize n texts -> int32 [n, max_length]; a text that is too long loses its end.
@@ -118,10 +120,15 @@ class ClipTokenizer(NamedTuple):
         ids = iter(self.tokenizer.encode_batch(pieces, add_special_tokens=False))
         found = []
         for text in split:
-            own = [(next(ids).ids, weight) for _, weight in text]
+            own = [(self._with_added(next(ids).ids), weight) for _, weight in text]
             tokens = [token for piece, _ in own for token in piece]
             found.append((tokens, [weight for piece, weight in own for _ in piece]))
         return found
+
+    def _with_added(self, ids: list[int]) -> list[int]:
+        if not self.added:
+            return ids
+        return [t for own in ids for t in (self.added[own] if own in self.added else (own,))]
 
 
 def clip_tokenizer(

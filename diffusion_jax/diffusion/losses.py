@@ -1,17 +1,19 @@
 """What diffusion training minimises."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
-from diffusion_jax.diffusion.ddpm import get_v
+from diffusion_jax.diffusion.ddpm import expand, get_v
 from diffusion_jax.diffusion.schedule import Schedule, check_choice
 from diffusion_jax.diffusion.weighting import Weighting
 from diffusion_jax.randomness import noise_like
-from diffusion_jax.types import Keys, PerSample, Timesteps
+from diffusion_jax.types import Batch, Keys, PerSample, Timesteps
 
 Sample = Float[Array, "b *shape"]
 
@@ -46,7 +48,8 @@ def ddpm_loss(
       min(snr, gamma) / (snr + 1) for v (Hang et al. 2023); None is w_t = 1.
     weight: of each sample in every mean (0 for padding); None is equal weights.
     cells: what multiplies the error of each element before l is averaged, of a shape that fits;
-      None is 1. It is not normalised, so a sample with few cells of weight counts less.
+      None is 1. It is not normalised, so a sample with few cells of weight counts less, and one
+      whose only cell is 0.5 half.
 
     Returns: the loss, and metrics: loss, loss_simple (unweighted mean of l), loss_vlb, and with
       learn_logvar loss_gamma (the mean with w and s) and logvar (the mean of s).
@@ -120,6 +123,36 @@ def offset_noise(noise: Sample, keys: Keys, level: float) -> Float[Array, "b *sh
     return noise + level * noise_like(keys, shape)
 
 
+def pyramid_noise(
+    noise: Float[Array, "b *t h w c"], keys: Keys, discount: float, levels: int
+) -> Float[Array, "b *t h w c"]:
+    """Add noise of coarser grids: sum_i discount^i n_i / sqrt(sum_i discount^2i), n_0 the noise.
+
+    n_i, i = 1 ... levels, is standard normal and constant in squares of 2^i pixels, so that the sum
+    has variance 1 at every pixel. Each sample shifts each grid at random: the correlation of two
+    pixels y and x apart is the mean over i of (1 - |y| / 2^i)+ (1 - |x| / 2^i)+ with weights
+    discount^2i, wherever they lie. Grids beyond the first whose squares cover the picture are left
+    out. Sample i takes all of it from keys[i].
+    Source: Whitaker 2023, multi-resolution noise; his grids have random sides and soft edges.
+    """
+    *frames, height, width, channels = noise.shape[1:]
+    levels = min(levels, (max(height, width) - 1).bit_length())
+
+    def coarse(key: Key[Array, ""], side: int) -> Array:
+        values_key, shift_key = jax.random.split(key)
+        rows, columns = ((n + side - 2) // side + 1 for n in (height, width))
+        shift = jax.random.randint(shift_key, (2,), 0, side)
+        values = jax.random.normal(values_key, (*frames, rows, columns, channels))
+        values = jnp.take(values, (jnp.arange(height) + shift[0]) // side, axis=-3)
+        return jnp.take(values, (jnp.arange(width) + shift[1]) // side, axis=-2)
+
+    keys = jax.vmap(lambda key: jax.random.split(key, levels))(keys)
+    for level in range(1, levels + 1):
+        added = jax.vmap(functools.partial(coarse, side=2**level))(keys[:, level - 1])
+        noise = noise + discount**level * added
+    return noise / math.sqrt(sum(discount ** (2 * level) for level in range(levels + 1)))
+
+
 def training_target(
     schedule: Schedule, x_start: Sample, noise: Sample, t: Timesteps, parameterization: str
 ) -> Array:
@@ -142,15 +175,24 @@ def elementwise_loss(prediction: Sample, target: Sample, loss_type: str) -> Arra
     return _ERRORS[loss_type](target.astype(jnp.float32) - prediction.astype(jnp.float32))
 
 
-def cells_of(
-    pixels: Float[Array, "b h w 1"] | None, x_start: Float[Array, "b h2 w2 c"]
-) -> Float[Array, "b h2 w2 1"] | None:
-    """Average the weights of pixels over the latent pixels that they belong to; None stays None.
+def cells_of(batch: Batch, x_start: Sample) -> Float[Array, "b ..."] | None:
+    """Find what multiplies the error of each element of x_start: the cells of a loss.
 
-    Raises ValueError where the sides of one are no multiples of the other's.
+    batch["loss_mask"] [b h w 1] says how much each pixel counts and is averaged over the latent
+    pixels that pixels belong to. batch["loss_weight"] [b] multiplies the loss of each sample.
+    Either may be missing; None where both are.
+    Raises ValueError where the sides of a mask are no multiples of the sides of x_start.
     """
-    if pixels is None:
-        return None
+    cells = _latent_pixels(batch["loss_mask"], x_start) if "loss_mask" in batch else None
+    if "loss_weight" not in batch:
+        return cells
+    weight = expand(batch["loss_weight"], x_start)
+    return weight if cells is None else weight * cells
+
+
+def _latent_pixels(
+    pixels: Float[Array, "b h w 1"], x_start: Float[Array, "b h2 w2 c"]
+) -> Float[Array, "b h2 w2 1"]:
     (b, height, width, _), (rows, columns) = pixels.shape, x_start.shape[1:3]
     if height % rows or width % columns:
         raise ValueError(

@@ -52,6 +52,7 @@ from diffusion_jax.train.first_stage.step import (
     make_autoencoder_step,
 )
 from diffusion_jax.train.optimizer import frozen_others
+from diffusion_jax.train.optimizer_state import is_schedule_free
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.types import PyTree
 
@@ -95,7 +96,9 @@ DIFFUSION_ONLY = (
     "discretization",
     "first_stage",
     "guidance",
+    "inversion",
     "latent_cache",
+    "prior",
     "sampler",
     "schedule",
     "sigma_sampling",
@@ -124,8 +127,8 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
     learn = LearnOptions(**learn).learn_logvar
     networks = _networks(module, discriminator, regularizer, net, trainable, frames)
     rate = (sections["lr_schedule"], training.batch_size, training.scale_lr)
-    power = bind_ema(sections["ema"]).power
-    tx, lr_at = build_optimizer(sections["optimizer"], *rate, trainable=trainable, power=power)
+    averages = bind_ema(sections["ema"])
+    tx, lr_at = build_optimizer(sections["optimizer"], *rate, trainable=trainable, ema=averages)
     _check_trainable(module, trainable)
     disc_tx, _ = build_optimizer(_disc_optimizer(sections), *rate, path=DISC_OPTIMIZER.path)
 
@@ -275,8 +278,13 @@ def _networks(
 def _disc_optimizer(sections: Mapping[str, Any]) -> Mapping[str, Any]:
     own = sections["disc_optimizer"]
     if own is None:  # the average is the autoencoder's
-        return {**(sections["optimizer"] or {"name": OPTIMIZER.default}), "ema_decay": None}
+        own = {**(sections["optimizer"] or {"name": OPTIMIZER.default}), "ema_decay": None}
     section = {"ema_decay": None, **own}
+    if "name" in section and is_schedule_free(str(section["name"])):
+        raise ConfigError(
+            f"config.disc_optimizer.name = {section['name']!r} should be another optimizer, such "
+            "as 'adamw': a discriminator is not averaged, and judges where it is trained"
+        )
     if section["ema_decay"] is not None:
         raise ConfigError(
             f"config.disc_optimizer.ema_decay = {section['ema_decay']!r} should be None: the "

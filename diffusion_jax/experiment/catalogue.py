@@ -36,8 +36,10 @@ from diffusion_jax.experiment.binding import (
 from diffusion_jax.experiment.control import CONTROL
 from diffusion_jax.experiment.data import Splits
 from diffusion_jax.experiment.first_stage import FIRST_STAGE
+from diffusion_jax.experiment.inversion import INVERSION
 from diffusion_jax.experiment.latent_options import LATENT_CACHE
 from diffusion_jax.experiment.pictures import draw_pictures
+from diffusion_jax.experiment.prior import PRIOR
 from diffusion_jax.experiment.ranges import range_of
 from diffusion_jax.experiment.regularizer import REGULARIZER, TEMPERATURE
 
@@ -62,11 +64,13 @@ def sections() -> dict[str, Section]:
         ADAPTERS,
         LAYERS,
         CONTROL,
+        INVERSION,
         optimizer.OPTIMIZER,
         optimizer.LR_SCHEDULE,
         optimizer.EMA,
         experiment.MESH,
         LATENT_CACHE,
+        PRIOR,
         experiment.MODEL,
         network.CONDITIONING,
         network.EMBEDDER,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from diffusion_jax.data.batches import Batches, Finish, eval_batches, make_batches
+from diffusion_jax.data.emphasis import read_emphasis
 from diffusion_jax.data.images import ImageOptions
 from diffusion_jax.data.latent_cache import LatentCache, cached_batches
 from diffusion_jax.data.records import FeatureNames, Records
@@ -131,11 +132,21 @@ class Data(NamedTuple):
         return self._call(make_batches, source, batch_size=batch_size, seed=seed, finish=finish)
 
     def cached_batches(
-        self, cache: LatentCache, *, batch_size: int, seed: int, finish: Finish | None = None
+        self,
+        cache: LatentCache,
+        source: Records,
+        *,
+        batch_size: int,
+        seed: int,
+        finish: Finish | None = None,
     ) -> Batches:
         """Make the same batches in the same order out of a cache, with moments for images."""
-        given = {"batch_size": batch_size, "seed": seed, "finish": finish}
-        return self._call(cached_batches, cache, **given, tags=self.image_options.tag_rule)
+        options = self.image_options
+        emphasis = read_emphasis(
+            source, repeats_key=options.repeats_key, weight_key=options.weight_key
+        )
+        given = {"batch_size": batch_size, "seed": seed, "finish": finish, "emphasis": emphasis}
+        return self._call(cached_batches, cache, **given, tags=options.tag_rule)
 
     def eval_batches(
         self, source: Records, *, batch_size: int, finish: Finish | None = None
@@ -155,6 +166,20 @@ class Data(NamedTuple):
         taken = {key: value for key, value in self.batch_options.items() if key in known}
         process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         return make(source, **taken | process | given)
+
+
+def check_alike(options: ImageOptions, loss: str) -> None:
+    """Raise ConfigError for options that a loss does not read which counts all pixels alike.
+
+    loss: its name, for the message.
+    """
+    for name in ("loss_mask", "weight_key"):
+        value = getattr(options, name)
+        if value is not None:
+            raise ConfigError(
+                f"config.data.batches.{name} = {value!r} should be left out: {loss} counts all "
+                "pixels of all samples alike"
+            )
 
 
 class Splits(NamedTuple):

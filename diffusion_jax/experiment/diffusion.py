@@ -17,14 +17,16 @@ from diffusion_jax.experiment.control import check_control, controlled, with_con
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.experiment.export import About, export_diffusers, export_single_file, find_layout
 from diffusion_jax.experiment.guiders import guides
+from diffusion_jax.experiment.inversion import inverted, knowing_tokens
 from diffusion_jax.experiment.network import Network, build_network
 from diffusion_jax.experiment.noise import build_noise
-from diffusion_jax.experiment.objective import build_objective
+from diffusion_jax.experiment.objective import build_objective, check_emphasis
 from diffusion_jax.experiment.optimizer import bind_ema, build_optimizer
 from diffusion_jax.experiment.parts import Parts, all_trained, reading_of
 from diffusion_jax.experiment.pictures import draw_pictures
 from diffusion_jax.experiment.sampling import build_sample_fn
 from diffusion_jax.experiment.task import Drawing, Setting, Task, Trained, Training
+from diffusion_jax.experiment.trainable import with_trainable
 from diffusion_jax.experiment.weights import (
     check_frozen,
     denoiser_kind,
@@ -40,6 +42,8 @@ from diffusion_jax.train.state import init_state
 from diffusion_jax.train.step import LossFn, make_eval_step, make_train_step
 from diffusion_jax.types import PyTree
 
+# Sections that train something beside weights that are frozen.
+BESIDE_A_BASE = ("adapters", "control", "inversion")
 # Sections that the training of a first stage reads and this does not.
 FIRST_STAGE_ONLY = ("discriminator", "disc_optimizer", "perceptual", "regularizer")
 
@@ -69,16 +73,18 @@ def denoising(
     """Make the Task of a network that denoises; prepare changes what its loss sees of a batch."""
     _check_sections(sections)
     data, mesh, seed, training = setting
+    network = _as_trained(network, sections, training)
     _check_buckets(data, network)
     noise = build_noise(sections["schedule"], sections["denoiser"], sections["discretization"])
     objective = build_objective(network, noise, sections, training.batch_size)
+    check_emphasis(sections["loss"], data.image_options)
     tx, lr_at = build_optimizer(
         sections["optimizer"],
         sections["lr_schedule"],
         training.batch_size,
         training.scale_lr,
         trainable=training.trainable,
-        power=bind_ema(sections["ema"]).power,
+        ema=bind_ema(sections["ema"]),
     )
     scaled = network.first_stage is not None and network.first_stage.options.scale_by_std
     compare = functools.partial(contradictions, network, noise, sections["sampler"])
@@ -130,8 +136,23 @@ def denoising(
     )
 
 
+def _as_trained(network: Network, sections: Mapping[str, Any], training: Training) -> Network:
+    """Let tokenizers know new tokens, and encoders be trainable, as the config says."""
+    network = knowing_tokens(network, sections["inversion"])
+    if any(sections[name] is not None for name in BESIDE_A_BASE):
+        return network
+    return with_trainable(network, training.trainable)
+
+
 def _parts(network: Network, mesh: Mesh, training: Training, sections: Mapping[str, Any]) -> Parts:
-    """Decide what is trained: ControlNets, adapters, or without either the network."""
+    """Decide what is trained: vectors of tokens, ControlNets, adapters, or else the network."""
+    given = [name for name in BESIDE_A_BASE if sections[name] is not None]
+    if len(given) > 1:
+        raise ConfigError(
+            f"config.{given[0]} cannot be trained together with config.{given[1]}: drop one"
+        )
+    if sections["inversion"] is not None:
+        return inverted(network, mesh, training, sections)
     if sections["control"] is not None:
         check_control(sections)
         return controlled(network, mesh, training, sections["control"])

@@ -34,14 +34,15 @@ from diffusion_jax.experiment.binding import (
     row,
 )
 from diffusion_jax.experiment.control import columns_of
-from diffusion_jax.experiment.data import Data, build_data
+from diffusion_jax.experiment.data import Data, build_data, check_alike
 from diffusion_jax.experiment.diffusion import make_diffusion
 from diffusion_jax.experiment.frames import FRAME
 from diffusion_jax.experiment.hooks import HookOptions, bind_hooks
 from diffusion_jax.experiment.latent_options import bind_latent_cache
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.optimizer import bind_ema
-from diffusion_jax.experiment.options import EmaOptions, LatentCacheOptions
+from diffusion_jax.experiment.options import EmaOptions, LatentCacheOptions, PriorOptions
+from diffusion_jax.experiment.prior import bind_prior, rows_of
 from diffusion_jax.experiment.sampling import SampleFn
 from diffusion_jax.experiment.staged import staged_columns
 from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
@@ -66,8 +67,9 @@ MESH = Section(
 )
 SECTIONS = (
     "adapters checkpoint conditioning control data denoiser disc_optimizer discretization "
-    "discriminator ema first_stage guidance hooks latent_cache loss lr_schedule mesh model "
-    "optimizer perceptual regularizer sampler schedule seed sigma_sampling train weighting"
+    "discriminator ema first_stage guidance hooks inversion latent_cache loss lr_schedule mesh "
+    "model optimizer perceptual prior regularizer sampler schedule seed sigma_sampling train "
+    "weighting"
 ).split()
 REQUIRED = ("model", "data", "train")
 MAX_SEED = 2**32 - 1  # jax.random.key drops what is above
@@ -77,7 +79,8 @@ class Experiment(NamedTuple):
     """What a config describes. The functions of its task are pure and not jitted, but sample_fn.
 
     sections: every section, None where the config has none. hooks: the options of what watches a
-    run, and of its checkpoints. ema: what is kept for averages of any length.
+    run, and of its checkpoints. ema: what is kept for averages of any length. prior: which images
+    the model draws and goes on learning, or None.
     """
 
     sections: Mapping[str, Any]
@@ -86,6 +89,7 @@ class Experiment(NamedTuple):
     hooks: HookOptions
     latent_cache: LatentCacheOptions | None = None
     ema: EmaOptions = EmaOptions()
+    prior: PriorOptions | None = None
 
     def __repr__(self) -> str:
         """Say in one line what is trained, on what and where; the fields would fill pages."""
@@ -130,6 +134,11 @@ class Experiment(NamedTuple):
         """The network of a model that draws."""
         return self.drawing.network
 
+    def with_network(self, network: Network) -> "Experiment":
+        """Let the model read other words; its weights and what it computes stay."""
+        drawing = self.drawing._replace(network=network)
+        return self._replace(task=self.task._replace(drawing=drawing))
+
     @property
     def sample_fn(self) -> SampleFn:
         """The one way to draw samples; see experiment.sampling.build_sample_fn."""
@@ -151,12 +160,18 @@ class Experiment(NamedTuple):
         return self.task.eval_step
 
     def train_batches(self, source: Records) -> Batches:
-        """Make the shuffled batches of training, with all that embedders read."""
-        return self.data.train_batches(source, seed=self.seed, **self._batching())
+        """Make the shuffled batches of training, with all that embedders read.
 
-    def cached_batches(self, cache: LatentCache) -> Batches:
-        """Make the batches of training out of a latent cache."""
-        return self.data.cached_batches(cache, seed=self.seed, **self._batching())
+        Without the rows that images of `prior` get.
+        """
+        given = self._batching()
+        if self.prior is not None:
+            given["batch_size"] -= rows_of(self.prior, self.training.batch_size)
+        return self.data.train_batches(source, seed=self.seed, **given)
+
+    def cached_batches(self, cache: LatentCache, source: Records) -> Batches:
+        """Make the batches of training out of the latent cache of a source."""
+        return self.data.cached_batches(cache, source, seed=self.seed, **self._batching())
 
     def eval_batches(self, role: str) -> Batches:
         """Make batches of each record of a split once; ConfigError without such a split."""
@@ -172,7 +187,8 @@ class Experiment(NamedTuple):
         embedders = self.task.embedders
         cached = [key for name in embedders for key in cached_outputs(batch, name)]
         inputs = [e.input_key for n, e in embedders.items() if not cached_outputs(batch, n)]
-        own = ["image", "moments", FRAME, *inputs, *cached, IMAGE_ONLY, "weight", "loss_mask"]
+        counts = ["weight", "loss_mask", "loss_weight"]
+        own = ["image", "moments", FRAME, *inputs, *cached, IMAGE_ONLY, *counts]
         wanted = dict.fromkeys(own)
         return shard_batch(self.mesh, {key: batch[key] for key in wanted if key in batch})
 
@@ -227,6 +243,10 @@ class Experiment(NamedTuple):
         if self.data.image_options.loss_mask is not None:
             mask = jax.ShapeDtypeStruct((*shape[:-1], 1), jnp.float32)
             inputs = inputs | {"loss_mask": mask}
+        if self.data.image_options.weight_key is not None:
+            inputs = inputs | {"loss_weight": jax.ShapeDtypeStruct((size,), jnp.float32)}
+        if self.prior is not None:
+            inputs = inputs | {"weight": jax.ShapeDtypeStruct((size,), jnp.float32)}
         return inputs | {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
 
     def round_up(self, size: int) -> int:
@@ -256,17 +276,16 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
     if model in autoencoding.MODEL.table.values():
         make = make_autoencoding
     task = make(sections, setting)
-    if task.drawing is None and data.image_options.loss_mask is not None:
-        raise ConfigError(
-            f"config.data.batches.loss_mask = {data.image_options.loss_mask!r} should be left out: "
-            "the loss of a first stage counts all pixels alike"
-        )
+    if task.drawing is None:
+        check_alike(data.image_options, "the loss of a first stage")
     hooks = bind_hooks(sections, task, data.splits)
     draws = None if task.drawing is None else task.drawing.network
     columns = (*columns_of(task.embedders), *staged_columns(task.embedders))
     setting = setting._replace(data=data.with_columns(columns))
     latent_cache = bind_latent_cache(sections, data, draws)
-    return Experiment(sections, setting, task, hooks, latent_cache, bind_ema(sections["ema"]))
+    prior = bind_prior(sections, data, task, training.batch_size)
+    ema = bind_ema(sections["ema"])
+    return Experiment(sections, setting, task, hooks, latent_cache, ema, prior)
 
 
 def _mesh(

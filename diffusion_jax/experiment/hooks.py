@@ -13,6 +13,7 @@ from diffusion_jax.experiment.binding import (
     parameters_of,
     value_of,
 )
+from diffusion_jax.experiment.options import PromptOptions
 from diffusion_jax.experiment.scoring import Levels, ScoringOptions, check_scoring
 from diffusion_jax.experiment.task import Task
 from diffusion_jax.train.checkpoints.saving import check_keeping, open_checkpoints
@@ -45,6 +46,7 @@ _TARGETS: dict[str, tuple[Target, ...]] = {
     "hang": ((watch_hangs, ()),),
     "signals": ((signal_hook, ("received", "save")),),
     "images": ((images, ("log_images", "writer", "split", "batch")),),  # see hook_sections
+    "prompts": ((PromptOptions, ()),),
     "validation": ((validation, ("evaluate", "writer", "scores")), (Passes, ())),
     "levels": ((levels, ("evaluate", "lines", "writer")), (Levels, ())),
     "metrics": ((metrics, ("score", "writer", "scores", "clock")), (ScoringOptions, ())),
@@ -111,6 +113,8 @@ def bind_hooks(
             raise ConfigError(f"config.hooks.{name} needs a model that draws samples")
     if "metrics" in hooks:
         _check_metrics(hooks["metrics"][1])
+    if "prompts" in hooks:
+        _check_prompts(PromptOptions(**hooks["prompts"][0]), task)
     return HookOptions(hooks, checkpoint_options, manager_options)
 
 
@@ -119,6 +123,18 @@ def _check_metrics(options: Mapping[str, Any]) -> None:
         check_scoring(ScoringOptions(**options))
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"config.hooks.metrics.{error}") from error
+
+
+def _check_prompts(options: PromptOptions, task: Task) -> None:
+    path, network = "config.hooks.prompts", None if task.drawing is None else task.drawing.network
+    embedders = {} if network is None else network.embedders
+    staged = any(embedder.staged is not None for embedder in embedders.values())
+    if network is None or not embedders or network.num_frames is not None or staged:
+        raise ConfigError(
+            f"{path} needs a model that draws images of a text or a class alone, and this is none"
+        )
+    if not options.prompts:
+        raise ConfigError(f"{path}.prompts = () should hold a prompt or a class for each picture")
 
 
 def _check_keeping(manager: Mapping[str, Any]) -> None:

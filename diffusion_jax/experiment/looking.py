@@ -21,11 +21,15 @@ _FORMATS = {"tar_folder": lambda: FORMAT, "parquet_folder": make_format}
 
 
 class Found(NamedTuple):
-    """What there is: the number of records of each split, the classes, and whether captions."""
+    """What there is: the number of records of each split, the classes, and whether captions.
+
+    numbers: of "repeats" and "weight", what records say of how much they count.
+    """
 
     splits: Mapping[str, int]
     classes: tuple[str, ...]
     has_captions: bool
+    numbers: tuple[str, ...] = ()
 
 
 def look_at(source: Mapping[str, Any]) -> Found | None:
@@ -44,12 +48,13 @@ def look_at(source: Mapping[str, Any]) -> Found | None:
         columns = {key: source[key] for key in ("image", "label", "caption") if key in source}
         shards = scan_shards(root, _FORMATS[name](**columns))
         say_once(f"{root} holds {shards.in_words()}")
-        return Found(shards.counts, shards.classes, shards.has_captions)
+        return Found(shards.counts, shards.classes, shards.has_captions, shards.numbers)
     kind = KINDS[source["images"]] if source.get("images") in KINDS else _KINDS[name]
-    found = scan(root, kind=kind, **{key: source[key] for key in ("caption",) if key in source})
+    options = {key: source[key] for key in ("caption", "folder_repeats") if key in source}
+    found = scan(root, kind=kind, **options)
     say_once(f"{root} holds {found.in_words()}")
     splits = {split: len(items) for split, items in found.splits.items()}
-    return Found(splits, found.classes(), bool(found.captions))
+    return Found(splits, found.classes(), bool(found.captions), found.numbers())
 
 
 def hold_out(config: ml_collections.ConfigDict, given: Collection[str]) -> None:

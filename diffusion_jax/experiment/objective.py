@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.data.images import ImageOptions
 from diffusion_jax.diffusion.losses import ddpm_loss
 from diffusion_jax.diffusion.samplers.sigmas import DISCRETIZATIONS
 from diffusion_jax.diffusion.sigma_sampling import SIGMA_SAMPLINGS, SigmaOf, discrete
@@ -18,6 +19,7 @@ from diffusion_jax.experiment.binding import (
     parameters_of,
     value_of,
 )
+from diffusion_jax.experiment.data import check_alike
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.noise import Noise, bind_levels
 from diffusion_jax.experiment.options import LevelsOptions, LogvarOptions
@@ -25,6 +27,7 @@ from diffusion_jax.models.conditioning.conditioner import can_guide
 from diffusion_jax.train.diffusion.consistency_loss import consistency_loss_fn
 from diffusion_jax.train.diffusion.denoiser_loss import denoiser_loss_fn
 from diffusion_jax.train.diffusion.mean_flow_loss import mean_flow_loss_fn
+from diffusion_jax.train.diffusion.noising import PLAIN, NoiseOptions
 from diffusion_jax.train.diffusion.timestep_loss import diffusion_loss
 from diffusion_jax.train.step import LossFn
 
@@ -45,8 +48,8 @@ LOSS = Section(
         "mean_flow": mean_flow_loss_fn,
         "consistency": consistency_loss_fn,
     },
-    given=(*DDPM_INPUTS, *NETWORK_INPUTS, *NOISE_INPUTS),
-    extras={"ddpm": ((LogvarOptions, ()),)},
+    given=(*DDPM_INPUTS, *NETWORK_INPUTS, *NOISE_INPUTS, "noising"),
+    extras={"ddpm": ((LogvarOptions, ()), (NoiseOptions, ())), "denoiser": ((NoiseOptions, ()),)},
     default="ddpm",
     own=(*DDPM_INPUTS, *NETWORK_INPUTS, *NOISE_INPUTS),
 )
@@ -113,7 +116,19 @@ def build_objective(
     if bound.factory is consistency_loss_fn:
         _check_consistency(noise, bound)
     given = {name: make() for name, make in inputs.items() if name in asked}
+    if bound.factory is denoiser_loss_fn:
+        given["noising"] = NoiseOptions(**bound.extra[0])
     return Objective(bound.make(network.apply, network.embed, network.encode, **given), {}, {})
+
+
+def check_emphasis(section: Mapping[str, Any] | None, images: ImageOptions) -> None:
+    """Raise ConfigError for samples or pixels that count more than others, and a loss without them.
+
+    section: config.loss.
+    """
+    bound = bind_section(LOSS, section)
+    if bound.factory in (mean_flow_loss_fn, consistency_loss_fn):
+        check_alike(images, f"config.loss.name = {bound.name!r}")
 
 
 def _check_consistency(noise: Noise, bound: Bound) -> None:
@@ -159,6 +174,7 @@ def _timestep_loss(network: Network, noise: Noise, bound: Bound) -> Objective:
         network.encode,
         loss=ddpm_loss if is_ddpm else _own_loss(bound.factory),
         parameterization=noise.parameterization,
+        noising=NoiseOptions(**bound.extra[1]) if is_ddpm else PLAIN,
         **bound.keywords,
     )
     own = LogvarOptions(**bound.extra[0]) if is_ddpm else LogvarOptions()
@@ -175,7 +191,7 @@ def _own_loss(function: Callable) -> Callable:
         given = dict(zip(DDPM_INPUTS, arrays, strict=False)) | keywords
         if given["cells"] is not None and "cells" not in names:
             raise ValueError(
-                "config.data.batches.loss_mask needs a loss that takes cells, and "
+                "config.data.batches.loss_mask and weight_key need a loss that takes cells, and "
                 f"{function.__name__} does not"
             )
         value, metrics = function(**{name: given[name] for name in given if name in names})

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,10 +27,13 @@ from diffusion_jax.train.optimizer import (
 from diffusion_jax.train.power_ema import check_lengths
 from diffusion_jax.types import PyTree
 
+# Arguments of make_optimizer that the section `ema` decides.
+_AVERAGES = ("power", "ema_start_step", "ema_update_every")
+NO_AVERAGES = EmaOptions()
 OPTIMIZER = Section(
     "config.optimizer",
     "The optimizer with its learning rate, clipping and the average of the parameters.",
-    ((make_optimizer, ("name", "lr_multiplier", "trainable", "power")),),
+    ((make_optimizer, ("name", "lr_multiplier", "trainable", *_AVERAGES)),),
     OPTIMIZERS,
     # make_optimizer passes the first four to a row itself; a config cannot hold the others, which
     # are functions, transformations and trees.
@@ -53,7 +56,7 @@ LR_SCHEDULE = Section(
 
 EMA = Section(
     "config.ema",
-    "Averages whose length is chosen after training; by default none are kept.",
+    "When the average begins, and averages whose length is chosen after training.",
     ((EmaOptions, ()),),
 )
 
@@ -76,12 +79,12 @@ def build_optimizer(
     scale_lr: bool,
     path: str = OPTIMIZER.path,
     trainable: str | None = None,
-    power: Sequence[float] = (),
+    ema: EmaOptions = NO_AVERAGES,
 ) -> Optimizer:
     """Build the optimizer; the schedule is a multiplier of optimizer.learning_rate.
 
     scale_lr multiplies the learning rate by the global batch size, as latent-diffusion does.
-    trainable: see Training. power: see EmaOptions.
+    trainable: see Training. ema: when the average begins, and what is kept for others.
     Raises ValueError naming the option, its value and the choices.
     """
     bound = bind_section(OPTIMIZER._replace(path=path), optimizer)
@@ -90,18 +93,31 @@ def build_optimizer(
     options = bound.keywords | chain
     options["learning_rate"] = scaled_learning_rate(rate, batch_size, scale_lr=scale_lr)
     options["lr_multiplier"] = _multiplier(lr_schedule)
-    options["power"] = power
+    options |= {"power": ema.power, "ema_start_step": ema.start_step}
+    options["ema_update_every"] = ema.update_every
+    _check_late(ema, value_of(make_optimizer, chain, "ema_decay"), path)
     _check_pattern(trainable)
     make = functools.partial(make_optimizer, bound.name, **options)
     made = make()
     try:
-        jax.eval_shape(functools.partial(_update, made.tx), {"w": jnp.zeros((4, 4))})
+        example = {"network": jnp.zeros((4, 4)), "conditioner": jnp.zeros((4, 4))}
+        jax.eval_shape(functools.partial(_update, made.tx), example)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # optax's, of any kind
         reason = str(error).partition("\n")[0]
         raise ConfigError(
             f"{path}.name = {bound.name!r} makes no step with {bound.keywords}: {reason}"
         ) from error
     return made if trainable is None else make(trainable=trainable)
+
+
+def _check_late(ema: EmaOptions, decay: float | None, path: str) -> None:
+    for name in ("start_step", "update_every"):
+        value, plain = getattr(ema, name), getattr(NO_AVERAGES, name)
+        if value != plain and decay is None:
+            raise ConfigError(
+                f"config.ema.{name} = {value} needs {path}.ema_decay, and it is None: there is no "
+                "average that could begin later"
+            )
 
 
 def _check_pattern(trainable: str | None) -> None:

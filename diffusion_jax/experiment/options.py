@@ -97,8 +97,10 @@ class WarmupOptions(NamedTuple):
 
 
 class EmaOptions(NamedTuple):
-    """What training keeps for averages whose length is chosen afterwards (`launch.py ema`).
+    """When the average begins, and what is kept for averages of any length (`launch.py ema`).
 
+    start_step: the average of optimizer.ema_decay is a copy of the parameters until this step, and
+    begins there. update_every: it takes every so many steps only.
     power: the lengths, as shares of the training so far (sigma_rel), of two or more averages that
     every step updates, such as (0.05, 0.1); () keeps none. snapshots: how many snapshots of the
     longest one are kept in the run folder, two bytes a parameter each. snapshot_every: they are
@@ -108,6 +110,25 @@ class EmaOptions(NamedTuple):
     power: tuple[float, ...] = ()
     snapshots: int = 3
     snapshot_every: int = 1000
+    start_step: int = 0
+    update_every: int = 1
+
+
+class PromptOptions(NamedTuple):
+    """Pictures of the same prompts from the same noise, drawn while a model trains.
+
+    prompts: texts, or the numbers or names of classes, one for each picture. negative: what
+    guidance leads away from. seed: picture i is the one that `sample --seed` draws as number i.
+    guidance_scale, num_steps: None for the config's. every: they are drawn at multiples of this
+    step.
+    """
+
+    prompts: tuple[str | int, ...]
+    negative: str | None = None
+    seed: int = 0
+    guidance_scale: float | None = None
+    num_steps: int | None = None
+    every: int = 1000
 
 
 class FirstStageOptions(NamedTuple):
@@ -226,3 +247,36 @@ class ControlOptions(NamedTuple):
     hint: Literal["canny"] | None = None
     column: str = "conditioning_image"
     weights: str | None = None
+
+
+class PriorOptions(NamedTuple):
+    """Images that the model draws before training, and how training shows them again.
+
+    prompt: what they are drawn of and shown with, such as "a photo of a dog". folder: where they
+    are kept, "prior" in the folder of the run if None; pictures that lie there already are used.
+    num_images: how many there are. weight: what they count in the loss, where other samples count
+    1. share: of each batch. num_steps, guidance_scale: of drawing, as the config says if None.
+    batch_size: images that are drawn at a time.
+    """
+
+    prompt: str
+    folder: str | None = None
+    num_images: int = 200
+    weight: float = 1.0
+    share: float = 0.5
+    num_steps: int | None = None
+    guidance_scale: float | None = None
+    batch_size: int = 4
+
+
+class NewTokenOptions(NamedTuple):
+    """A new token of prompts.
+
+    init: words; the vectors begin as copies of what their tokens have, one after the other.
+    vectors: how many there are; as many tokens of a prompt are used up. token: as it stands in
+    captions and prompts, "<NAME>" for None.
+    """
+
+    init: str
+    vectors: int = 1
+    token: str | None = None

@@ -69,7 +69,8 @@ _NAMES = {
         # data and caches
         "channels bucket_divisor max_examples shard_size samples_at_a_time tile frame_stride "
         "hop short_side num_examples frames_at_a_time overlap frames copies level_dim "
-        "num_images num_levels num_samples snapshot_every total_steps windows "
+        "num_images num_levels num_samples snapshot_every total_steps pyramid_noise_levels "
+        "update_every windows vectors "
         # networks
         "model_channels out_channels in_channels out_ch ch ch_mult channel_mult num_res_blocks "
         "num_heads num_groups patch_size attention_resolutions attn_resolutions context_dim "
@@ -88,13 +89,14 @@ _NAMES = {
         "keep_best snapshots bits_images min_delta max_corrupt pad prefetch num_threads "
         "num_workers "
         "transformer_depth num_attention_blocks n_stages cosine_s eta s_churn s_noise s_tmin "
-        "temperature interval offset_noise_level l_simple_weight original_elbo_weight disc_start "
+        "temperature interval offset_noise_level input_perturbation l_simple_weight "
+        "original_elbo_weight disc_start "
         "disc_factor disc_weight perceptual_weight regularization_weights beta kl_weight "
         "weight_decay adam_weight_decay weight_decay_rate eps eps_root adam_eps_root warmup_steps "
         "warm_up_steps transition_begin boundaries scales init_value end_value value f_min f_max "
         "f_start lr_min lr_max lr_start decay_offset initial_accumulator_value initial_scale "
         "lower_bound optimism print_win_rate_every_n_steps threshold weight_lr_power alpha "
-        "min_norm min_step_size seed repeats keep_tags"
+        "min_norm min_step_size seed prompts repeats start_step keep_tags conditioner_lr_factor"
     ),
     ABOVE_0: (
         "fps seconds multiplier scale_factor gamma min_snr_gamma norm_limit period rho sigma_min "
@@ -103,7 +105,10 @@ _NAMES = {
         "timestep_scaling eta_plus max_step_size scaling trust_coefficient consistent_rms "
         "max_ddpm_temb_period shift std mlp_ratio time_scale"
     ),
-    SHARE: "drop_tags flow_ratio ucg_rate ucg_from ema_decay rescale v_posterior",
+    SHARE: (
+        "drop_tags pyramid_noise_discount flow_ratio ucg_rate ucg_from ema_decay rescale "
+        "v_posterior"
+    ),
     BELOW_1: "kappa dropout b1 b2 b3 adam_b1 adam_b2 beta3 betas decay momentum",
     INSIDE_1: "t_last linear_start linear_end given_betas pct_start pct_final",
     COUNT_OR_ALL: "num_head_channels num_heads_upsample data fsdp context tensor slices",
@@ -137,6 +142,8 @@ _SCOPED = {
     "plms.eta": Range(0, 0),
     "cosine_decay.alpha": SHARE,
     "AdapterOptions.alpha": ABOVE_0,
+    "PriorOptions.weight": FROM_0,
+    "PriorOptions.share": INSIDE_1,
     "AdaptedLayers.alpha": ABOVE_0,
     "adadelta.rho": BELOW_1,
     "momo.beta": BELOW_1,

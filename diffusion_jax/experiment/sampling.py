@@ -15,6 +15,7 @@ from diffusion_jax.devices.arrays import put
 from diffusion_jax.devices.mesh import batch_sharding, batch_shards, on_mesh, replicated
 from diffusion_jax.diffusion import guidance, samplers
 from diffusion_jax.diffusion.samplers import driver
+from diffusion_jax.diffusion.samplers.variation import Variation, varied_start, varied_steps
 from diffusion_jax.diffusion.schedule import Schedule
 from diffusion_jax.experiment.binding import (
     ConfigError,
@@ -103,8 +104,8 @@ def build_sample_fn(
 
     sample_fn(params, frozen, inputs, keys, *, num_steps, guidance_scale, image_guidance_scale,
     strength, log_every, steps, size, num_frames, decode, negative, image, mask, latents, noise,
-    step_noise, backward, invert, watched) -> Samples, x float32 [b h w c], or [b t h w c] of
-    videos. Sample i is a function of keys[i] and row i of everything else.
+    step_noise, variation, backward, invert, watched) -> Samples, x float32 [b h w c], or [b t h w
+    c] of videos. Sample i is a function of keys[i] and row i of everything else.
 
     inputs: what the embedders read, for example {"label": int32 [b]}. keys: one a sample.
     num_steps, guidance_scale: the config's by default. guidance_scale is one number, or one for
@@ -119,6 +120,7 @@ def build_sample_fn(
       default. decode=False returns x undecoded.
     noise [b h w c], step_noise [b steps h w c]: N(0, 1) noise for the start and for each step, in
       place of what the keys give.
+    variation: other keys, and how far to go from the noise of `keys` to theirs.
     backward: inputs for the even steps, which see the frames of several views back in time, see
       frames.alternating.
     watched: ask samplers.watching.watch before each step whether to go on.
@@ -167,6 +169,7 @@ def _make_sample_fn(
         latents: np.ndarray | Array | None = None,
         noise: np.ndarray | Array | None = None,
         step_noise: np.ndarray | Array | None = None,
+        variation: Variation | None = None,
         backward: Mapping[str, np.ndarray | Array] | None = None,
         invert: int = 0,
         watched: bool = False,
@@ -182,13 +185,8 @@ def _make_sample_fn(
         if strength is not None:
             steps = (total - driver.steps_of_strength(total, strength), total)
         optional = {
-            "negative": negative,
-            "image": image,
-            "mask": mask,
-            "latents": latents,
-            "noise": noise,
-            "step_noise": step_noise,
-            "backward": backward,
+            **dict(negative=negative, image=image, mask=mask, latents=latents, noise=noise),
+            **dict(step_noise=step_noise, variation=variation, backward=backward),
             IMAGE_SCALE: None if of_image is None else np.full(len(keys), of_image, np.float32),
         }
         given = {name: value for name, value in optional.items() if value is not None}
@@ -238,6 +236,8 @@ def _jit_run(plan: _Plan, mesh: Mesh, whole: Whole) -> Callable[..., driver.Samp
         step_noise = None
         if "step_noise" in arrays:
             step_noise = jnp.moveaxis(arrays["step_noise"], 1, 0)[slice(*steps)]
+        elif "variation" in arrays:
+            step_noise = varied_steps(chosen, keys, arrays["variation"], shape)
         if invert:
             chosen, before = driver.inverse(chosen, invert), None
             x = network.encode_mode(frozen, arrays["image"])
@@ -392,7 +392,12 @@ def _start(
     shape: tuple[int, ...],
 ) -> tuple[Array, driver.BeforeStep | None]:
     """Make what the first step sees, and what keeps an image in place if there is a mask."""
-    noise = arrays["noise"] if "noise" in arrays else driver.initial_noise(keys, shape)
+    if "noise" in arrays:
+        noise = arrays["noise"]
+    elif "variation" in arrays:
+        noise = varied_start(keys, arrays["variation"], shape)
+    else:
+        noise = driver.initial_noise(keys, shape)
     x, before = driver.start_from_noise(sampler, noise), None
     if "image" in arrays:
         image = network.encode_mode(frozen, arrays["image"])

@@ -41,8 +41,9 @@ class Training(NamedTuple):
     file and start the others at 0. ckpt_check refuses a released file that says of itself what the
     config contradicts, or that holds NaN or infinite numbers. ckpt_variant: "fp16" and so on, the
     files of a folder. trainable: a regular expression; only parameters in whose path it is found
-    are trained, such as "time_" for the layers of a video network that mix frames. None is all, and
-    of an autoencoder_video the decoder.
+    are trained, such as "time_" for the layers of a video network that mix frames. A frozen encoder
+    that it names, as "^conditioner/clip/" does, is trained, too. None is all that is not frozen,
+    and of an autoencoder_video the decoder.
     """
 
     num_steps: int

@@ -115,6 +115,22 @@ def load_released(
     return {**params, "network": found, "conditioner": conditioner}, mutable, not_loaded
 
 
+def load_own_weights(network: Network, params: PyTree, reading: Reading = CHECKED) -> PyTree:
+    """Read the encoders that are trained and have a file with their weights, into params.
+
+    Without such an encoder these are the same params.
+    Raises ValueError when a file does not fit.
+    """
+    conditioner = {
+        name: _import_embedder(network, name, own, None, reading)
+        for name, own in params["conditioner"].items()
+        if _own_file(network.embedders[name].weights) is not None
+    }
+    if not conditioner:
+        return params
+    return {**params, "conditioner": {**params["conditioner"], **conditioner}}
+
+
 def denoiser_kind(network: Network) -> str:
     """Say what convert calls the network that denoises; a user's own is looked for as a UNet."""
     module = type(network.module)

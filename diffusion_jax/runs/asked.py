@@ -14,6 +14,7 @@ from diffusion_jax.runs.frames import POLARS, frame_rate
 from diffusion_jax.runs.inputs import read_image, read_mask, read_picture
 from diffusion_jax.runs.recipe import find_recipe
 from diffusion_jax.runs.samples import write_clips, write_samples
+from diffusion_jax.runs.seeds import Seed, check_seeds, read_seeds
 from diffusion_jax.runs.views import NUM_FRAMES, ORBIT, VIDEO, prepared_video, used_frames
 
 DEFAULT_COUNT = 16
@@ -23,9 +24,10 @@ _FOR_IMAGES = (
     *("label", "prompt", "negative_prompt", "strength", "mask", "control_image"),
     *("resize", "image_guidance_scale", "prompt_weights"),
 )
+_VARIATION = ("variation_seed", "variation_strength")
 # Options of a call that have the names of their flags.
 _SHARED = (
-    *("guidance_scale", "seed", "batch_size", "height", "width"),
+    *("guidance_scale", "seed", *_VARIATION, "batch_size", "height", "width"),
     *("num_frames", "fps", "motion_bucket_id", "cond_aug"),
 )
 _OF_IMAGES = ("strength", "resize", "image_guidance_scale", "prompt_weights")
@@ -45,7 +47,9 @@ class Asked(NamedTuple):
     n: int | None = None
     steps: int | None = None
     guidance_scale: float | None = None
-    seed: int = 0
+    seed: Seed | str = 0
+    variation_seed: Seed | str | None = None
+    variation_strength: float | None = None
     batch_size: int | None = None
     height: int | None = None
     width: int | None = None
@@ -100,12 +104,13 @@ def make_call(
     of a file with weights, for --orbit.
     Raises ValueError for a flag that does not fit the model, or that is missing.
     """
-    network = model.experiment.network
+    network, asked = model.experiment.network, _with_seeds(asked)
     if network.num_frames is None:
         _refuse(asked, _FOR_VIDEOS, "this model draws images")
         return _images(model, asked, folder, name)
     _refuse(asked, _FOR_IMAGES, "this model makes videos of a picture")
     if network.num_views is not None:
+        _refuse(asked, _VARIATION, "this model draws views of a video")
         return _views(model, asked, folder, load)
     _refuse(asked, ("orbit",), "this model draws one view")
     return _videos(model, asked, folder)
@@ -117,12 +122,21 @@ def _refuse(asked: Asked, flags: tuple[str, ...], why: str) -> None:
             raise ValueError(f"--{'class' if flag == 'label' else flag} does not fit: {why}")
 
 
+def _with_seeds(asked: Asked) -> Asked:
+    """Read the numbers in the flags of seeds."""
+    other = asked.variation_seed
+    return asked._replace(
+        seed=read_seeds(asked.seed, "--seed"),
+        variation_seed=None if other is None else read_seeds(other, "--variation_seed"),
+    )
+
+
 def _options(asked: Asked, **more: Any) -> dict[str, Any]:
     return {"num_steps": asked.steps, **{name: getattr(asked, name) for name in _SHARED}, **more}
 
 
 def _images(model: Model, asked: Asked, folder: pathlib.Path, name: str) -> Call:
-    count = check_count(DEFAULT_COUNT if asked.n is None else asked.n)
+    count = _count(asked)
     conditions, n = _image_conditions(model, asked, count)
 
     def write(images: np.ndarray) -> str:
@@ -134,7 +148,7 @@ def _images(model: Model, asked: Asked, folder: pathlib.Path, name: str) -> Call
             negative=asked.negative_prompt,
             num_steps=asked.steps,
             guidance_scale=asked.guidance_scale,
-            seed=asked.seed,
+            seeds=check_seeds(asked.seed, asked.variation_seed, asked.variation_strength),
         )
         grid = write_samples(folder, images, recipe)
         return f"wrote {len(images)} images to {folder} and their grid to {grid}"
@@ -150,6 +164,15 @@ def _images(model: Model, asked: Asked, folder: pathlib.Path, name: str) -> Call
         found = read_control(asked.control_image, flag="--control_image=")
         options["control_image"], options["conditioning_scale"] = found
     return Call(conditions, options, write)
+
+
+def _count(asked: Asked, default: int = DEFAULT_COUNT) -> int:
+    """Count the images of each condition: as many as there are seeds, unless --n says it."""
+    if asked.n is not None:
+        return check_count(asked.n)
+    several = [s for s in (asked.seed, asked.variation_seed) if isinstance(s, list)]
+    labels = 1 if asked.label is None else len(asked.label.split(","))
+    return max(1, len(several[0]) // labels) if several else default
 
 
 def _image_conditions(model: Model, asked: Asked, count: int) -> tuple[Conditions, int | None]:
@@ -191,7 +214,7 @@ def _videos(model: Model, asked: Asked, folder: pathlib.Path) -> Call:
         written = ", ".join(map(str, write_clips(folder, clips, frame_rate(network, asked.fps))))
         return f"wrote {len(clips)} videos of {clips.shape[1]} frames: {written}"
 
-    return Call(conditions or None, _options(asked, n=1 if asked.n is None else asked.n), write)
+    return Call(conditions or None, _options(asked, n=_count(asked, default=1)), write)
 
 
 def _views(

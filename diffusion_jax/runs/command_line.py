@@ -50,11 +50,17 @@ def make_parser(
             help=command.help,
             description=command.help,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         for own, options in (DEBUG, *command.flags):
-            sub.add_argument(own, **options)
+            sub.add_argument(own, **_with_default(options))
     return parser
+
+
+def _with_default(options: dict[str, Any]) -> dict[str, Any]:
+    """Let the help of a flag end with its default, if it has one."""
+    if "default" not in options or options["default"] in (None, [], ()):
+        return options
+    return options | {"help": f"{options['help']} (default: %(default)s)"}
 
 
 def parse(

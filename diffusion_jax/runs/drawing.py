@@ -1,25 +1,20 @@
 """What a Pipeline draws, in device calls of one size, and what is done to it afterwards."""
 
 import functools
-import logging
-import secrets
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.data.progress import log_progress
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.experiment.network import Network
-from diffusion_jax.randomness import sample_keys, seed_key
 from diffusion_jax.runs.inputs import Whole, whole_number
+from diffusion_jax.runs.seeds import Seeds
 from diffusion_jax.runs.watched import OnStep, draw_watched
 from diffusion_jax.types import PyTree
-
-_log = logging.getLogger(__name__)
 
 
 class NonFiniteWarning(RuntimeWarning):
@@ -45,19 +40,20 @@ def draw_rows(
     frozen: PyTree,
     arrays: Mapping[str, Any],
     count: int,
-    seed: int,
+    seeds: Seeds,
     batch_size: Whole | None,
     on_step: OnStep | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Sample `count` images in calls of one size, the last one padded -> float32 x.
 
-    arrays: what sample_fn takes by rows, with an image in uint8. options: what it takes besides.
+    arrays: what sample_fn takes by rows, with an image in uint8. seeds: of the images. options:
+    what it takes besides.
     """
     if "image" in arrays:
         arrays = {**arrays, "image": arrays["image"].astype(np.float32) / 127.5 - 1.0}
+    seeds.check(count, arrays)
     rows_at_once = rows_of_call(experiment, count, batch_size)
-    root = seed_key(seed)
     drawn = []
     starts = range(0, count, rows_at_once)
     for start in log_progress(starts, count, "drawing", size=lambda _: rows_at_once):
@@ -67,7 +63,8 @@ def draw_rows(
             experiment.sample_fn,
             params,
             frozen,
-            keys=sample_keys(root, jnp.asarray(rows)),
+            keys=seeds.keys(rows),
+            **seeds.varied(rows),
             **chosen,
             **options,
         )
@@ -78,14 +75,6 @@ def draw_rows(
             samples = draw_watched(draw, on_step, number, rounds)
         drawn.append(jax.device_get(samples.x)[: count - start])
     return np.concatenate(drawn)
-
-
-def checked_seed(seed: Whole | None) -> int:
-    """Check a seed, or draw one and say which."""
-    if seed is None:
-        seed = secrets.randbits(32)
-        _log.warning("seed = %d was drawn", seed)
-    return whole_number("seed", seed)
 
 
 def warn_of_non_finite(drawn: np.ndarray) -> None:

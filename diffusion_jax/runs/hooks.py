@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.experiment.binding import value_of
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.options import PromptOptions
 from diffusion_jax.experiment.scoring import Levels, ScoringOptions
 from diffusion_jax.runs.evaluation import build_evaluate
 from diffusion_jax.runs.levels import build_evaluate_levels, level_lines
+from diffusion_jax.runs.prompt_pictures import SPLIT, build_prompts
 from diffusion_jax.runs.scoring import FOLDER, build_score
 from diffusion_jax.runs.speed import build_speed
 from diffusion_jax.train.checkpoints.saving import Checkpoints
@@ -67,6 +69,7 @@ def build_hooks(experiment: Experiment, watched: Watched) -> list[Hook]:
         "scalars": lambda o: scalars(writer, lr_at=experiment.task.lr_at, speed=speed, **o),
         "profiler": lambda o: profiler(watched.workdir / "profile", **o),
         "images": lambda o, pictures: _images(experiment, watched, o, pictures),
+        "prompts": lambda o: _prompts(experiment, watched, o),
         "validation": lambda o, passes: _validation(experiment, watched, o, passes),
         "levels": lambda o, chosen: _levels(experiment, watched, o, chosen),
         "metrics": lambda o, scoring: _metrics(experiment, watched, o, scoring),
@@ -131,6 +134,19 @@ def _images(
         first = next(watched.validation_batches.iterate(0))
         hooks.append(images(log_images, watched.writer, split="val", batch=first, **options))
     return hooks
+
+
+def _prompts(experiment: Experiment, watched: Watched, options: dict[str, Any]) -> Hook:
+    asked = PromptOptions(**options)
+    return images(
+        build_prompts(experiment, watched.frozen, watched.class_names, asked),
+        watched.writer,
+        split=SPLIT,
+        batch_frequency=asked.every,
+        max_images=len(asked.prompts),
+        increase_log_steps=False,
+        batch={},
+    )
 
 
 def _validation(

@@ -87,7 +87,7 @@ def train_from_cache(
     null = jax.device_put(dict(cache.null), replicated(experiment.mesh))
     null = {"null_outputs": null} if null else {}
     return CachedTraining(
-        experiment.cached_batches(cache), frozen, null, image_reader(experiment, source)
+        experiment.cached_batches(cache, source), frozen, null, image_reader(experiment, source)
     )
 
 

@@ -54,9 +54,13 @@ def describe_cache(experiment: Experiment, frozen: PyTree, source: Records) -> d
     names = list(_KEPT_OPTIONS)
     if data.batch_options["buckets"]:
         names += _BUCKET_OPTIONS
+        if data.batch_options["repeats_key"] is not None:  # repeats decide which buckets fill up
+            names.append("repeats_key")
         parts["config.train.batch_size"] = experiment.training.batch_size
     if data.batch_options["num_frames"] is not None:
         names += _CLIP_OPTIONS
+    if data.batch_options["caption"] is not None:  # which older caches do not have
+        names.append("caption")
     for name in names:
         parts[f"config.data.batches.{name}"] = data.batch_options[name]
     parts |= _fields(network.first_stage.module, "config.first_stage")

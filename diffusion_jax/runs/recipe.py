@@ -9,6 +9,7 @@ from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.sampling import SAMPLER
 from diffusion_jax.runs.conditions import Conditions
 from diffusion_jax.runs.identity import code_facts
+from diffusion_jax.runs.seeds import Seeds
 
 # The text chunk of a PNG in which other tools look for it.
 KEY = "parameters"
@@ -22,7 +23,7 @@ class Recipe(NamedTuple):
     num_steps: int
     sampler: str
     guidance_scale: float | None
-    seed: int
+    seeds: Seeds
     size: tuple[int, int]
     model: str
 
@@ -36,7 +37,7 @@ def find_recipe(
     negative: str | None,
     num_steps: int | None,
     guidance_scale: float | None,
-    seed: int,
+    seeds: Seeds,
 ) -> Recipe:
     """Complete what a user asked for by what the config says.
 
@@ -55,7 +56,7 @@ def find_recipe(
         num_steps=experiment.drawing.num_steps if num_steps is None else num_steps,
         sampler=sampler["name"] if "name" in sampler else str(SAMPLER.default),
         guidance_scale=guidance_scale,
-        seed=seed,
+        seeds=seeds,
         size=size,
         model=model,
     )
@@ -78,14 +79,16 @@ def recipe_text(recipe: Recipe, index: int) -> str:
     if recipe.negative:
         lines.append(f"Negative prompt: {recipe.negative}")
     height, width = recipe.size
+    seed, number = recipe.seeds.of_image(index)
     facts = {
         "Steps": recipe.num_steps,
         "Sampler": recipe.sampler,
         "CFG scale": recipe.guidance_scale,
-        "Seed": recipe.seed,
+        "Seed": seed,
+        **recipe.seeds.facts(index),
         "Size": f"{width}x{height}",
         "Model": recipe.model,
-        "Image": index,
+        "Image": number,
         "Version": "diffusion_jax",
         "Revision": code_facts()["revision"],
     }

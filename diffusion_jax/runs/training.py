@@ -17,25 +17,25 @@ from diffusion_jax.data.batches import Batches
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.config_files import ConfigFile
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.weights import is_released, native_trees
+from diffusion_jax.experiment.weights import is_released
 from diffusion_jax.runs import folder, identity
 from diffusion_jax.runs.comparison import leaves, to_plain
 from diffusion_jax.runs.evaluation import build_evaluate
 from diffusion_jax.runs.facts import record_start
+from diffusion_jax.runs.first_weights import first_weights
 from diffusion_jax.runs.hooks import Watched, build_hooks
 from diffusion_jax.runs.latent_cache import CachedTraining, train_from_cache
+from diffusion_jax.runs.prior import with_prior
 from diffusion_jax.runs.start import Start, plan_start
 from diffusion_jax.runs.weights import (
     first_state,
     holds_frozen,
     run_frozen,
     start_frozen,
-    with_params,
 )
 from diffusion_jax.train import loop
 from diffusion_jax.train.checkpoints.reading import resolve_checkpoint, restore_state
 from diffusion_jax.train.checkpoints.saving import Checkpoints, open_checkpoints, state_bytes
-from diffusion_jax.train.checkpoints.warm_start import warm_start, warm_start_mutable
 from diffusion_jax.train.hooks.checkpoint import make_rescue, save_state
 from diffusion_jax.train.hooks.hang import watch_hangs
 from diffusion_jax.train.hooks.overview import overview
@@ -203,7 +203,7 @@ def _train_run(
             )
             step_fn = jit_train_step(experiment.train_step, abstract, donate=donate)
             hooks = build_hooks(experiment, watched)
-            batches = data.train.iterate(first_step)
+            batches = _batches(experiment, asked, data, state, frozen).iterate(first_step)
             received.interruptible = False  # from here on, a signal waits for the save
             state, stop = loop.train(
                 state,
@@ -256,6 +256,13 @@ def _frozen(experiment: Experiment, asked: Start, data: Opened) -> PyTree:
         going_on=asked.metadata is not None,
     )
     return frozen if data.cached is None else {**frozen, **data.cached.null}
+
+
+def _batches(
+    experiment: Experiment, asked: Start, data: Opened, state: TrainState, frozen: PyTree
+) -> Batches:
+    given = (experiment, data.train, state.params, frozen, asked.workdir)
+    return with_prior(*given, home=asked.home, begins=asked.directory is None)
 
 
 def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
@@ -337,43 +344,12 @@ def start(
 def _initial(experiment: Experiment, say: Listener) -> tuple[TrainState, Scores]:
     """Make the initial state, from train.ckpt_path if the config names one."""
     state = experiment.init_state()
-    if experiment.training.ckpt_path is None or experiment.task.first_params is not None:
+    if experiment.task.first_params is not None:
         return state, {}
-    return _load_start(experiment, state, experiment.training.ckpt_path, say), {}
-
-
-def _load_start(experiment: Experiment, state: TrainState, path: str, say: Listener) -> TrainState:
-    """Take the parameters of train.ckpt_path, a run or a released file; say what was not taken."""
-    training = experiment.training
-    if is_released(path):
-        params, mutable, absent = experiment.task.load_released(
-            state.params, state.mutable, path, training
-        )
-        lists = {"not loaded": absent}
-    else:
-        native = native_trees(path, ema=training.ckpt_ema)
-        given, given_mutable = (None, None) if native is None else native
-        loaded = warm_start(
-            state.params,
-            path,
-            given=given,
-            ignore_keys=training.ignore_keys,
-            load_only_unet=training.load_only_unet,
-            ema=training.ckpt_ema,
-            fit=experiment.task.fit_run,
-        )
-        params, mutable = loaded.params, state.mutable
-        if jax.tree.leaves(mutable):
-            mutable = warm_start_mutable(
-                mutable, path, given=given_mutable, ignore_keys=training.ignore_keys
-            )
-        lists = {"not loaded": loaded.not_loaded, "not used": loaded.unused}
-    for what, names in lists.items():
-        text = f"{path}: {len(names)} parameters {what}" + "".join(f"\n  {n}" for n in names)
+    state, said = first_weights(experiment, state)
+    for text in said:
         say(RunEvent("weights", text))
-    # The average starts from the loaded weights; upstream leaves it at the random ones it was made
-    # with.
-    return with_params(experiment, state, params, mutable)
+    return state, {}
 
 
 def run_writer(

@@ -250,3 +250,11 @@ def _default_azimuths(num_views: int) -> tuple[float, ...]:
 def _check_length(video: np.ndarray, times: int) -> None:
     if len(video) < times:
         raise ValueError(f"the video has {len(video)} frames; it should have at least {times}")
+
+
+def check_unset(options: Mapping[str, Any], is_whole: bool) -> None:
+    """Raise ValueError for options that a model of several views does not have."""
+    for name in (name for name, value in options.items() if value is not None):
+        raise ValueError(f"{name} does not fit: this model draws views of a video")
+    if not is_whole:
+        raise ValueError("this model draws views of a video with all steps, as pixels")

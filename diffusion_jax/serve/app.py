@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.runs.recipe import find_recipe
 from diffusion_jax.runs.samples import Pictures, encode_samples
+from diffusion_jax.runs.seeds import check_seeds
 from diffusion_jax.runs.watched import OnStep
 from diffusion_jax.serve.asking import Asked, describe, read
 from diffusion_jax.serve.jobs import MOST_WAITING, Jobs
@@ -118,7 +119,8 @@ def _draw(pipe: Pipeline, asked: Asked, model: str, on_step: OnStep) -> Pictures
     images = pipe(asked.conditions, **asked.options, on_step=on_step)
     told = {name: asked.options[name] if name in asked.options else None for name in _TOLD}
     size, seed = images.shape[1:3], asked.options["seed"]
-    recipe = find_recipe(pipe.experiment, asked.conditions, size, model=model, seed=seed, **told)
+    shown = {"model": model, "seeds": check_seeds(seed), **told}
+    recipe = find_recipe(pipe.experiment, asked.conditions, size, **shown)
     return encode_samples(images, recipe)
 
 

@@ -7,7 +7,7 @@ such as "network/input_blocks_1_1/transformer_blocks_0/attn1/to_q".
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,15 +59,20 @@ def choose_layers(tree: PyTree, wanted: Mapping[str, Wanted]) -> dict[str, Adapt
     for name, (pattern, adapter) in wanted.items():
         own = [path for path in paths if re.search(pattern, path)]
         if not own:
-            kinds = list(dict.fromkeys(re.sub(r"\d+", "N", path) for path in paths))
-            more = f" and {len(kinds) - _SHOWN} more" if len(kinds) > _SHOWN else ""
             raise ValueError(
                 f"{name} = {pattern!r} should be found in the path of a layer; there are "
-                f"{', '.join(kinds[:_SHOWN])}{more}, where N is any number"
+                f"{kinds_of(paths)}"
             )
         for path in own:
             found.setdefault(path, adapter)
     return found
+
+
+def kinds_of(paths: Iterable[str]) -> str:
+    """List paths in words, those once that differ in numbers alone, and not more than fit."""
+    kinds = list(dict.fromkeys(re.sub(r"\d+", "N", path) for path in paths))
+    more = f" and {len(kinds) - _SHOWN} more" if len(kinds) > _SHOWN else ""
+    return f"{', '.join(kinds[:_SHOWN])}{more}, where N is any number"
 
 
 def init_adapters(

@@ -68,7 +68,51 @@ def ema(
             _in_float32(state.params),
             optax.apply_updates(params, updates),
         )
+        if decay == 0.0:  # a copy to the last bit, which a difference of two is not
+            shadow = _in_float32(optax.apply_updates(params, updates))
         return updates, EmaState(num_updates, round_at_random(shadow, dtype, num_updates))
+
+    return optax.GradientTransformation(init, update)
+
+
+class LateState(NamedTuple):
+    """How many updates were seen, int32, and the average that may have seen fewer."""
+
+    seen: jax.Array
+    average: EmaState
+
+
+def late(
+    average: optax.GradientTransformation, *, start_step: int = 0, update_every: int = 1
+) -> optax.GradientTransformation:
+    """Let an average begin after start_step updates, and take every update_every-th from there on.
+
+    Until then it is a copy of the parameters, and its warm-up begins with its first update.
+    Raises ValueError for a start_step below 0 or an update_every below 1.
+    """
+    for name, value, least in (("start_step", start_step, 0), ("update_every", update_every, 1)):
+        if value < least:
+            raise ValueError(f"ema.{name} = {value} should be at least {least}")
+    if (start_step, update_every) == (0, 1):
+        return average
+
+    def init(params: PyTree) -> LateState:
+        state: Any = average.init(params)
+        return LateState(jnp.zeros((), jnp.int32), state)
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, LateState]:
+        seen = state.seen + 1
+        after: Any = average.update(updates, state.average, params)[1]
+        new = optax.apply_updates(params, updates)
+        due = (seen > start_step) & ((seen - start_step) % update_every == 0)
+
+        def choose(old: Any, averaged: Any, new: Any) -> Any:
+            kept = jnp.where(seen <= start_step, new.astype(old.dtype), old)
+            return jnp.where(due, averaged, kept)
+
+        shadow = jax.tree.map(choose, state.average.params, after.params, new)
+        count = jnp.where(due, after.num_updates, state.average.num_updates)
+        return updates, LateState(seen, EmaState(count, shadow))
 
     return optax.GradientTransformation(init, update)
 

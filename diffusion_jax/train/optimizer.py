@@ -15,7 +15,10 @@ import numpy as np
 import optax
 import optax.contrib
 
-from diffusion_jax.train.ema import ema
+from diffusion_jax.train.adapters import kinds_of
+from diffusion_jax.train.checkpoints.checksums import named_leaves
+from diffusion_jax.train.ema import ema, late
+from diffusion_jax.train.optimizer_state import averaging_evaluated, is_schedule_free
 from diffusion_jax.train.power_ema import power_ema
 from diffusion_jax.train.rounding import check_dtype, round_at_random
 from diffusion_jax.types import PyTree
@@ -124,12 +127,16 @@ def make_optimizer(
     trainable: str | None = None,
     ema_dtype: Literal["float32", "bfloat16"] = "float32",
     power: Sequence[float] = (),
+    ema_start_step: int = 0,
+    ema_update_every: int = 1,
+    conditioner_lr_factor: float | int = 1.0,
     **options: Any,
 ) -> Optimizer:
     """Make the chain clip -> optimizer -> EMA, and the learning rate as a function of the step.
 
     The state is a dictionary: "clip", "optimizer" and, with averages, "ema" and "power_ema".
-    Moments have the dtype of the parameters unless an option says otherwise (mu_dtype).
+    Moments have the dtype of the parameters unless an option says otherwise (mu_dtype). Averages of
+    a schedule-free optimizer follow what it evaluates, see optimizer_state.evaluation_params.
 
     Args:
         name: a row of `OPTIMIZERS`.
@@ -138,27 +145,24 @@ def make_optimizer(
         gradient_clip_norm: largest global norm of the gradient, None for no clipping.
         weight_decay_mask: "all" decays every parameter, as torch does; "kernels" spares biases,
             norm scales and other vectors.
-        ema_decay: see `train.ema.ema`; None keeps no average.
+        ema_decay: see `train.ema.ema`; None keeps none, or what a schedule-free one evaluates.
         ema_use_num_updates: see `train.ema.ema`.
         trainable: see `trainable_mask`; the other parameters have no moments. Their gradients
             should be 0, as `only_trainable` makes them.
         ema_dtype: see `train.ema.ema`.
         power: see `train.power_ema.power_ema`; () keeps no such averages.
+        ema_start_step: see `train.ema.late`.
+        ema_update_every: see `train.ema.late`.
+        conditioner_lr_factor: multiplies the learning rate of encoders, see `with_slower_encoders`.
         **options: keywords of the optax factory.
 
     Raises:
         ValueError: an unknown name, option or mask, a number out of range, or a schedule for an
             optimizer that takes a constant learning rate only.
     """
-    factory = _lookup(name)
-    signature = inspect.signature(factory)
+    signature = inspect.signature(_lookup(name))
     _check_options(name, signature, options)
-    if not 0 <= learning_rate <= _FLOAT32_MAX:
-        raise ValueError(
-            f"optimizer.learning_rate = {learning_rate} should be at least 0, and finite in float32"
-        )
-    if gradient_clip_norm is not None and not gradient_clip_norm > 0:
-        raise ValueError(f"optimizer.gradient_clip_norm = {gradient_clip_norm} should be above 0")
+    _check_rate(learning_rate)
 
     def lr_at(step: Any) -> jax.Array:
         factor = 1.0 if lr_multiplier is None else lr_multiplier(step)
@@ -166,21 +170,65 @@ def make_optimizer(
 
     rate = _rate(name, signature, learning_rate, lr_at, scheduled=lr_multiplier is not None)
     mask = _mask(name, signature, weight_decay_mask)
-    limit = gradient_clip_norm
-    clip = optax.identity() if limit is None else optax.clip_by_global_norm(limit)
-    try:
-        chosen = factory(**rate, **mask, **options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"optimizer.name = {name!r} does not take {options}: {error}") from error
+    chosen = _chosen(name, {**rate, **mask}, options)
+    chosen = with_slower_encoders(chosen, name, conditioner_lr_factor)
     if trainable is not None:
         chosen = optax.masked(chosen, functools.partial(trainable_mask, trainable))
-    links = [("clip", clip), ("optimizer", chosen)]
+    average = ema(0.0) if is_schedule_free(name) else None
     if ema_decay is not None:
         average = ema(ema_decay, use_num_updates=ema_use_num_updates, dtype=ema_dtype)
-        links.append(("ema", average))
-    if power:
-        links.append(("power_ema", power_ema(power)))
-    return Optimizer(optax.named_chain(*links), lr_at)
+        average = late(average, start_step=ema_start_step, update_every=ema_update_every)
+    averages = [] if average is None else [("ema", average)]
+    averages += [("power_ema", power_ema(power))] if power else []
+    links = [("clip", _clipping(gradient_clip_norm)), ("optimizer", chosen)]
+    if is_schedule_free(name):
+        return Optimizer(averaging_evaluated(optax.named_chain(*links), averages), lr_at)
+    return Optimizer(optax.named_chain(*links, *averages), lr_at)
+
+
+def _check_rate(rate: float | int) -> None:
+    if not 0 <= rate <= _FLOAT32_MAX:
+        raise ValueError(
+            f"optimizer.learning_rate = {rate} should be at least 0, and finite in float32"
+        )
+
+
+def _clipping(limit: float | int | None) -> optax.GradientTransformation:
+    if limit is not None and not limit > 0:
+        raise ValueError(f"optimizer.gradient_clip_norm = {limit} should be above 0")
+    return optax.identity() if limit is None else optax.clip_by_global_norm(limit)
+
+
+def with_slower_encoders(
+    optimizer: optax.GradientTransformation, name: str, factor: float | int
+) -> optax.GradientTransformation:
+    """Multiply what an optimizer does to the encoders of conditions, whose paths say conditioner.
+
+    Raises ValueError for optimizers whose steps are no multiples of a learning rate, and when there
+    are no such parameters.
+    """
+    if factor == 1.0:
+        return optimizer
+    if is_schedule_free(name):
+        raise ValueError(f"optimizer.conditioner_lr_factor = {factor} should be 1 with {name}")
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def init(params: PyTree) -> Any:
+        if "conditioner" not in params or not jax.tree.leaves(params["conditioner"]):
+            raise ValueError(
+                f"optimizer.conditioner_lr_factor = {factor} should be 1: no encoder is trained; "
+                "train.trainable may name one"
+            )
+        return optimizer.init(params)
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree = None, **more: Any
+    ) -> tuple[PyTree, Any]:
+        updates, state = optimizer.update(updates, state, params, **more)
+        slower = jax.tree.map(lambda leaf: leaf * factor, updates["conditioner"])
+        return {**updates, "conditioner": slower}, state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def scaled_learning_rate(
@@ -216,7 +264,10 @@ def trainable_mask(pattern: str, params: PyTree) -> PyTree:
         params,
     )
     if not any(jax.tree.leaves(mask)):
-        raise ValueError(f"train.trainable = {pattern!r} should be found in a parameter's path")
+        raise ValueError(
+            f"train.trainable = {pattern!r} should be found in a parameter's path; there are "
+            f"{kinds_of(named_leaves(params))}"
+        )
     return mask
 
 
@@ -250,6 +301,15 @@ def _lookup(name: str) -> Callable[..., Any]:
     )
 
 
+def _chosen(
+    name: str, own: dict[str, Any], options: dict[str, Any]
+) -> optax.GradientTransformation:
+    try:
+        return _lookup(name)(**own, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optimizer.name = {name!r} does not take {options}: {error}") from error
+
+
 def _check_options(name: str, signature: inspect.Signature, options: dict[str, Any]) -> None:
     reserved = {"learning_rate", "max_learning_rate", "mask", "weight_decay_mask"}
     choices = [option for option in signature.parameters if option not in reserved]
@@ -259,6 +319,8 @@ def _check_options(name: str, signature: inspect.Signature, options: dict[str, A
                 f"optimizer.{option} = {value!r} is not an option of {name}; "
                 f"choose from {', '.join(choices)}"
             )
+        if option == "b1" and is_schedule_free(name) and value == 0:
+            raise ValueError(f"optimizer.b1 = {value!r} should be above 0 with {name}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"optimizer.{option} = {value!r} should be finite")
         if option in _SHARES and isinstance(value, float | int) and not 0 <= value < 1:

@@ -11,6 +11,7 @@ import pytest
 
 from diffusion_jax.data.batches import make_batches
 from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
+from diffusion_jax.data.emphasis import read_emphasis
 from diffusion_jax.data.images import ImageOptions, open_images
 from diffusion_jax.data.latent_cache import cached_batches, open_cache, read_entry
 from diffusion_jax.data.latent_shards import (
@@ -145,6 +146,20 @@ def test_batches_are_those_of_make_batches(tmp_path, flip, index, count):
     assert ours["moments"].dtype == np.float32
     finished = cached_batches(cache, finish=lambda batch: {**batch, "more": 1}, **place)
     assert next(finished.iterate(0))["more"] == 1
+
+
+def test_repeats_and_weights_are_those_of_make_batches(tmp_path):
+    source = [r | {"times": 1 + n % 3, "counts": n / 4} for n, r in enumerate(made_up_source())]
+    keys = dict(repeats_key="times", weight_key="counts")
+    place: Any = dict(batch_size=3, seed=5, num_threads=0)
+    options: Any = dict(image_size=(8, 16), buckets=True, bucket_divisor=8)
+    online = make_batches(source, **options, **keys, **place)
+    emphasis = read_emphasis(source, **keys)
+    cached = cached_batches(open_cache(make_cache(tmp_path)), emphasis=emphasis, **place)
+    assert cached.steps_per_epoch == online.steps_per_epoch
+    for _, theirs, ours in zip(range(20), online.iterate(2), cached.iterate(2), strict=False):
+        for name in ("index", "loss_weight", "caption"):
+            np.testing.assert_array_equal(theirs[name], ours[name])
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float16", 2**-11), ("bfloat16", 2**-8)])

@@ -82,3 +82,12 @@ def test_no_rule_or_one_that_does_nothing_leaves_captions(shuffle):
     for given in (rule, None):
         found = with_tags(lambda step: batch, given, np.arange(1), 0, 0)
         assert found["caption"].tolist() == ["a, b, c"]
+
+
+def test_one_caption_may_stand_for_all():
+    for make in (make_batches, eval_batches):
+        batch = next(make(SOURCE, batch_size=4, caption="a fox", **OPTIONS).iterate(0))
+        assert batch["caption"].tolist() == ["a fox"] * 4
+    silent = [{"image": record["image"]} for record in SOURCE]
+    batch = next(make_batches(silent, batch_size=4, caption="a fox", **OPTIONS).iterate(0))
+    assert batch["caption"].tolist() == ["a fox"] * 4

@@ -263,8 +263,12 @@ def test_weights_of_cells_multiply_the_errors_and_are_not_normalised():
 def test_pixels_are_averaged_over_the_cells_that_they_belong_to():
     pixels = np.zeros((1, 4, 6, 1), np.float32)
     pixels[0, :2, :3], pixels[0, 3, 5] = 1.0, 1.0
-    found = losses.cells_of(jnp.asarray(pixels), jnp.zeros((1, 2, 2, 4)))
+    batch = {"loss_mask": jnp.asarray(pixels)}
+    found = losses.cells_of(batch, jnp.zeros((1, 2, 2, 4)))
+    assert found is not None
     np.testing.assert_allclose(found[0, ..., 0], [[1.0, 0.0], [0.0, 1.0 / 6.0]], rtol=1e-6)
-    assert losses.cells_of(None, jnp.zeros((1, 2, 2, 4))) is None
+    assert losses.cells_of({}, jnp.zeros((1, 2, 2, 4))) is None
+    half = losses.cells_of(batch | {"loss_weight": jnp.array([0.5])}, jnp.zeros((1, 2, 2, 4)))
+    np.testing.assert_allclose(half, 0.5 * found)
     with pytest.raises(ValueError, match=r"the loss mask has the shape \(1, 4, 6, 1\)"):
-        losses.cells_of(jnp.asarray(pixels), jnp.zeros((1, 3, 2, 4)))
+        losses.cells_of(batch, jnp.zeros((1, 3, 2, 4)))

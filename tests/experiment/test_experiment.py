@@ -124,7 +124,7 @@ def test_its_repr_is_one_line():
 def test_a_wrong_model_lists_diffusion_models_and_first_stages():
     with pytest.raises(
         ConfigError,
-        match=r"model\.name = 'vae' .*choose from autoencoder, autoencoder_video, dit, multiview_unet",
+        match=r"model\.name = 'vae' .*choose from autoencoder, autoencoder_video, dit, multiview_",
     ):
         built("configs/mnist.py:tiny", "--config.model.name=vae")
 
@@ -132,7 +132,8 @@ def test_a_wrong_model_lists_diffusion_models_and_first_stages():
 def test_batches_of_every_kind_are_as_large_as_trainings_and_have_what_embedders_read(monkeypatch):
     made, cache = [], LatentCache(None, None, (), (), {})
 
-    def make(self, source, **given):
+    def make(self, source, *records, **given):
+        assert records in ((), ("records",))
         made.append((source, given))
         return Batches(None, 0, 0, ())
 
@@ -141,7 +142,7 @@ def test_batches_of_every_kind_are_as_large_as_trainings_and_have_what_embedders
     monkeypatch.setattr(Data, "source", lambda self, role: f"records of {role}")
     experiment = built("configs/mnist.py:tiny")
     experiment.train_batches("records")
-    experiment.cached_batches(cache)
+    experiment.cached_batches(cache, "records")
     experiment.eval_batches("test")
     assert [source for source, _ in made] == ["records", cache, "records of test"]
     size, finish = experiment.training.batch_size, experiment.task.with_inputs
@@ -180,3 +181,19 @@ def test_a_loss_mask_is_read_by_the_step_and_refused_by_a_first_stage():
     assert "loss_mask" in experiment.to_devices(batch)
     with pytest.raises(ConfigError, match=r"loss_mask = 'alpha' should be left out: the loss of a"):
         built("configs/emoji_vae.py:tiny", mask)
+
+
+def test_weights_of_samples_are_read_by_the_step_and_refused_where_all_count_alike():
+    weight = "--config.data.batches.weight_key=weight"
+    experiment = build(weight)
+    assert experiment.abstract_batch()["loss_weight"].shape == (experiment.training.batch_size,)
+    assert "loss_weight" in experiment.to_devices(host_batch(0) | {"loss_weight": np.ones(8)})
+    experiment.check()
+    with pytest.raises(
+        ConfigError, match=r"weight_key = 'weight' should be left out: the loss of "
+    ):
+        built("configs/emoji_vae.py:tiny", weight)
+    with pytest.raises(
+        ConfigError, match=r"left out: config.loss.name = 'mean_flow' counts all pi"
+    ):
+        built("configs/mnist.py:meanflow_tiny", weight)

@@ -13,7 +13,7 @@ def test_a_folder_is_looked_at_and_other_sources_are_not(tmp_path):
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / name)
     source = {"name": "image_folder", "folder": str(tmp_path)}
     found = look_at(source)
-    assert found == ({"train": 2, "validation": 1}, ("cat", "fox"), False)
+    assert found == ({"train": 2, "validation": 1}, ("cat", "fox"), False, ())
     (tmp_path / "train/cat/a.txt").write_text("a")
     assert look_at(source) == found  # one text is not a text for each
     with pytest.raises(FileNotFoundError, match="caption = 'txt' needs a text file beside each"):
@@ -21,3 +21,16 @@ def test_a_folder_is_looked_at_and_other_sources_are_not(tmp_path):
     for other in ({"name": "cifar10"}, {"name": "image_folder", "folder": "none"}, {}):
         assert look_at(other) is None
     assert look_at({"name": "video_folder", "folder": 3}) is None
+
+
+def test_numbers_of_records_are_found(tmp_path):
+    (tmp_path / "3_fox").mkdir()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "3_fox/a.png")
+    source = {"name": "image_folder", "folder": str(tmp_path)}
+    assert look_at(source) == ({"train": 1}, ("3_fox",), False, ())
+    assert look_at({**source, "folder_repeats": True}) == (
+        {"train": 1},
+        ("fox",),
+        False,
+        ("repeats",),
+    )

@@ -8,6 +8,7 @@ from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.experiment.optimizer import bind_ema, build_optimizer
 from diffusion_jax.experiment.options import EmaOptions
+from diffusion_jax.train.ema import LateState
 from diffusion_jax.train.power_ema import find_tracks
 
 
@@ -58,7 +59,7 @@ def test_first_stages_of_latent_diffusion_learn_at_its_rate(name):
             {"name": "adamw", "learning_rat": 1.0},
             None,
             r"config\.optimizer\.learning_rat = 1\.0 is not an option; did you mean 'learning_rate'"
-            r"\? choose from b1, b2, ema_decay, .*learning_rate, mu_dtype",
+            r"\? choose from b1, b2, .*ema_decay, .*learning_rate, mu_dtype",
         ),
         ({"name": "adamw", "eps": "a"}, None, r"config\.optimizer\.eps = 'a' should be float"),
         ({"name": "adamw", "mask": 3}, None, r"config\.optimizer\.mask = 3 is not an option"),
@@ -94,7 +95,7 @@ def test_what_optax_would_say_late_is_told_at_once(section, message):
 
 def test_averages_of_any_length_are_kept_where_a_config_asks_for_them():
     assert bind_ema(None) == EmaOptions() and bind_ema(None).power == ()
-    tx = build_optimizer(None, None, 1, scale_lr=False, power=(0.05, 0.1)).tx
+    tx = build_optimizer(None, None, 1, scale_lr=False, ema=EmaOptions((0.05, 0.1))).tx
     assert len(find_tracks(tx.init({"w": jnp.zeros(2)})).tracks) == 2
     assert find_tracks(build_optimizer(None, None, 1, scale_lr=False).tx.init({})) is None
 
@@ -106,8 +107,32 @@ def test_averages_of_any_length_are_kept_where_a_config_asks_for_them():
         ({"power": (0.1, 0.5)}, r"config\.ema\.power"),
         ({"snapshots": -1}, r"config\.ema\.snapshots = -1 should be at least 0"),
         ({"snapshot_every": 0}, r"config\.ema\.snapshot_every = 0 should be at least 1"),
+        ({"start_step": -1}, r"config\.ema\.start_step = -1 should be at least 0"),
+        ({"update_every": 0}, r"config\.ema\.update_every = 0 should be at least 1"),
     ],
 )
 def test_lengths_that_do_not_fit_are_said(section, message):
     with pytest.raises(ConfigError, match=message):
         bind_ema(section)
+
+
+def test_an_average_begins_later_where_a_config_says_so():
+    tx = build_optimizer(None, None, 1, False, ema=EmaOptions(start_step=7, update_every=2)).tx
+    assert isinstance(tx.init({"w": jnp.zeros(2)})["ema"], LateState)
+    section = {"name": "adamw", "ema_decay": None}
+    with pytest.raises(
+        ConfigError, match=r"config.ema.start_step = 7 needs config.optimizer.ema_d"
+    ):
+        build_optimizer(section, None, 1, False, ema=EmaOptions(start_step=7))
+
+
+def test_a_schedule_for_a_schedule_free_optimizer_is_refused():
+    section = {"name": "schedule_free_adamw", "warmup_steps": 10}
+    build_optimizer(section, None, 1, False)
+    schedule = {"name": "cosine_decay", "decay_steps": 9}
+    with pytest.raises(ValueError, match="'schedule_free_adamw' takes a constant learning rate on"):
+        build_optimizer(section, schedule, 1, False)
+    with pytest.raises(
+        ValueError, match="schedule_free_adamw', .*schedule_free_sgd|schedule_free_a"
+    ):
+        build_optimizer({"name": "schedule_free"}, None, 1, False)

@@ -31,4 +31,6 @@ def test_what_has_no_default_has_to_be_given():
     assert len(RECORDS) >= 14 and required == {
         ("LatentCacheOptions", "folder"),
         ("AutoguidanceOptions", "path"),
+        ("PriorOptions", "prompt"),
+        ("NewTokenOptions", "init"),
     }

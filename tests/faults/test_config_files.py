@@ -50,7 +50,7 @@ WORDS = {
     "a folder": ("{folder}", "is a folder"),
     "no name": ("", "the config file .* (does not exist|is a folder)"),
     "a name mistyped": ("mnits", "did you mean 'mnist'"),
-    "a variant mistyped": ("mnist:tyni", "variant 'tyni' is unknown; choose from flow, tiny"),
+    "a variant mistyped": ("mnist:tyni", "variant 'tyni' is unknown; choose from consistency, "),
     "a variant of a file without any": ("{folder}/plain.py:x", "takes 0 positional arguments"),
     "a pipe": ("{folder}/pipe.py", "pipe.py does not exist"),
     "a dead link": ("{folder}/dead.py", "dead.py does not exist"),

@@ -44,3 +44,13 @@ def test_flags_of_videos_do_not_fit_a_model_of_images(tmp_path, flag):
 def test_angles_are_numbers(tmp_path):
     with pytest.raises(ValueError, match=r"--azimuths=1,x should be numbers with commas between"):
         call(tmp_path, "configs/sv4d.py:2_tiny", image=__file__, azimuths="1,x")
+
+
+def test_several_seeds_draw_as_many_images_unless_a_number_is_given(tmp_path):
+    found = call(tmp_path, label="3,4", seed="5,6", variation_seed="7", variation_strength=0.25)
+    assert found.conditions == ["3", "4"] and found.options["seed"] == [5, 6]
+    assert found.options["variation_seed"] == 7 and found.options["variation_strength"] == 0.25
+    assert call(tmp_path, label="3", seed="5,6").conditions == ["3", "3"]
+    assert call(tmp_path, label="3", seed="5", n=4).conditions == ["3"] * 4
+    with pytest.raises(ValueError, match="--seed=5-6 should be a whole number, or a list: 1,2,3"):
+        call(tmp_path, label="3", seed="5-6")

@@ -26,6 +26,14 @@ def test_a_flag_is_what_argparse_wants():
     assert flag("--n", "how many", type=int) == ("--n", {"help": "how many", "type": int})
 
 
+def test_help_ends_with_the_default_if_there_is_one(capsys):
+    for command, said in (("draw", "how many (default: 3)"), ("look", "everything")):
+        with pytest.raises(SystemExit):
+            parsed(command, "--help")
+        lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+        assert any(line.endswith(said) for line in lines)
+
+
 def test_the_default_command_and_overrides():
     arguments = parsed("--config.a=1", "--n=5", "--config.b=2")
     assert (arguments.command, arguments.n) == ("draw", 5)

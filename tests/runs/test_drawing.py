@@ -8,7 +8,6 @@ from support.experiments import built
 
 from diffusion_jax.runs.drawing import (
     NonFiniteWarning,
-    checked_seed,
     rows_of_call,
     size_in_multiples,
     warn_of_non_finite,
@@ -31,12 +30,6 @@ def test_images_that_are_not_finite_are_named():
     drawn[1, 0, 0] = np.inf
     with pytest.warns(NonFiniteWarning, match="1 of 3 images hold NaN or infinity: 1$"):
         warn_of_non_finite(drawn)
-
-
-def test_a_seed_is_drawn_and_said(caplog):
-    assert checked_seed(np.int64(3)) == 3
-    drawn = checked_seed(None)
-    assert f"seed = {drawn} was drawn" in caplog.text
 
 
 def test_sizes_are_rounded_up_to_what_the_network_can():

@@ -14,8 +14,9 @@ from diffusion_jax.convert.weights.safetensors import read_metadata
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.pipeline import Pipeline
-from diffusion_jax.runs import export, training
+from diffusion_jax.runs import export
 from diffusion_jax.runs.export import convert_weights
+from diffusion_jax.runs.first_weights import first_weights
 from diffusion_jax.runs.folder import save_config
 from diffusion_jax.runs.native import find_about
 from diffusion_jax.runs.released import config_for, describe_file
@@ -99,12 +100,9 @@ def test_training_begins_from_a_file_as_from_its_run(run, file):
     """The averages are what the file has; a run gives its raw parameters unless asked."""
     experiment = built(TINY, f"--config.train.ckpt_path={file}")
     experiment.task.check_sources()
-    state, said = drawn(experiment.abstract_state(), 7), []
-    found = training._load_start(experiment, state, str(file), said.append)
+    found, said = first_weights(experiment, drawn(experiment.abstract_state(), 7))
     same(found.params, ema_params(run[1].opt_state))
-    assert [event.text for event in said] == [
-        f"{file}: 0 parameters not loaded", f"{file}: 0 parameters not used"
-    ]  # fmt: skip
+    assert said == [f"{file}: 0 parameters not loaded", f"{file}: 0 parameters not used"]
 
 
 def test_a_frozen_first_stage_is_read_from_the_file_of_its_run(tmp_path):

@@ -6,8 +6,9 @@ from support.experiments import built
 
 from diffusion_jax.runs import recipe
 from diffusion_jax.runs.recipe import Recipe, find_recipe, model_name, recipe_text
+from diffusion_jax.runs.seeds import Seeds
 
-ASKED = dict(negative=None, num_steps=None, guidance_scale=None, seed=3, model="m")
+ASKED = dict(negative=None, num_steps=None, guidance_scale=None, seeds=Seeds(3), model="m")
 
 
 def read(text):
@@ -19,7 +20,7 @@ def read(text):
 
 def test_the_text_can_be_read_back(monkeypatch):
     monkeypatch.setattr(recipe, "code_facts", lambda: {"revision": "abc+"})
-    given = Recipe(["a fox, red", "owl"], "blur", 30, "euler", 5.5, 7, (64, 32), "sd, 1: x")
+    given = Recipe(["a fox, red", "owl"], "blur", 30, "euler", 5.5, Seeds(7), (64, 32), "sd, 1: x")
     prompt, facts = read(recipe_text(given, 0))
     assert prompt == ["a fox, red", "Negative prompt: blur"]
     assert (facts["Steps"], facts["Sampler"], facts["CFG scale"]) == ("30", "euler", "5.5")
@@ -41,7 +42,7 @@ def test_what_nobody_asked_for_is_as_the_config_says():
     found = find_recipe(
         experiment, "owl", (28, 14), **{**ASKED, "num_steps": 2, "guidance_scale": 1.0}
     )
-    assert (found.num_steps, found.guidance_scale, found.seed) == (2, 1.0, 3)
+    assert (found.num_steps, found.guidance_scale, found.seeds.seed) == (2, 1.0, 3)
     assert found.prompts == ["owl"] and find_recipe(experiment, None, (1, 1), **ASKED).prompts == []
 
 
@@ -53,3 +54,10 @@ def test_a_config_without_a_sampler_draws_with_the_default():
 def test_a_model_is_named_after_its_file_or_its_run():
     assert model_name("runs/mnist/") == "mnist" and model_name("runs/mnist", 80) == "mnist@80"
     assert model_name("x/sd_xl.safetensors") == "sd_xl.safetensors"
+
+
+def test_each_image_tells_its_own_seed_and_its_variation():
+    given = Recipe(["a fox"], None, 30, "euler", None, Seeds((7, 9), 4, 0.25), (64, 32), "m")
+    _, facts = read(recipe_text(given, 1))
+    assert (facts["Seed"], facts["Image"]) == ("9", "0")
+    assert (facts["Variation seed"], facts["Variation seed strength"]) == ("4", "0.25")

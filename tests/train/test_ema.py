@@ -11,6 +11,7 @@ from diffusion_jax.train.ema import (
     ema,
     ema_params,
     has_ema,
+    late,
     reset_ema,
 )
 
@@ -170,3 +171,46 @@ def test_update_without_parameters():
     tx = ema()
     with pytest.raises(ValueError, match="needs the parameters"):
         tx.update(PARAMS, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize(("start", "every"), [(4, 1), (0, 3), (4, 3), (30, 2)])
+@pytest.mark.parametrize("use_num_updates", [True, False])
+def test_an_average_that_begins_later_is_the_plain_loop_from_there(start, every, use_num_updates):
+    """It copies until its start, then sees each so-manieth step; its warm-up begins there too."""
+    average = ema(0.9, use_num_updates=use_num_updates)
+    tx = optax.chain(optax.sgd(0.1), late(average, start_step=start, update_every=every))
+    trajectory, state = run(tx, PARAMS, 25)
+    seen = [p["conv"]["kernel"] for p in trajectory]
+    wanted = [seen[min(start, 25)], *seen[start + every :: every]]
+    want = lit_ema(wanted, 0.9, use_num_updates)
+    np.testing.assert_allclose(ema_params(state)["conv"]["kernel"], want, rtol=1e-6, atol=1e-6)
+
+
+def test_an_average_that_begins_later_goes_on_exactly():
+    """A state that went through NumPy, as in a checkpoint, gives the same bits, at any step."""
+    average = late(ema(0.99), start_step=5, update_every=2)
+    whole, params = average.init(PARAMS), PARAMS
+    split = whole
+    for step in range(12):
+        updates = jax.tree.map(lambda p: jnp.full_like(p, np.cos(step)), params)  # noqa: B023
+        whole, split = (average.update(updates, s, params)[1] for s in (whole, split))
+        split = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), split)
+        params = optax.apply_updates(params, updates)
+    jax.tree.map(np.testing.assert_array_equal, whole, split)
+    assert int(whole.seen) == 12 and int(whole.average.num_updates) == 3
+
+
+def test_an_average_that_begins_at_once_has_the_state_of_before():
+    average = ema(0.9)
+    assert late(average) is average
+    for name, value in (("start_step", -1), ("update_every", 0)):
+        with pytest.raises(
+            ValueError, match=rf"ema\.{name} = {value} should be at least {value + 1}"
+        ):
+            late(average, **{name: value})
+
+
+def test_a_decay_of_zero_copies_to_the_last_bit():
+    tx, params = ema(0.0), {"w": jnp.array([1e-8, 3.0])}
+    _, state = tx.update({"w": jnp.array([1e-9, 1e8])}, tx.init(params), params)
+    np.testing.assert_array_equal(state.params["w"], params["w"] + jnp.array([1e-9, 1e8]))

@@ -296,5 +296,22 @@ def test_parameters_that_are_not_trainable_keep_their_bits_and_have_no_moments()
 
 
 def test_a_pattern_that_finds_nothing_is_refused():
-    with pytest.raises(ValueError, match="train.trainable = 'time_' should be found in a param"):
+    message = "trainable = 'time_' should be found in a parameter's path; there are dense/bias"
+    with pytest.raises(ValueError, match=message):
         make_optimizer(trainable="time_").tx.init(params())
+
+
+def test_encoders_of_conditions_may_learn_more_slowly():
+    tree = {"network": jnp.ones(3), "conditioner": {"clip": jnp.ones(3)}}
+    plain, slower = (
+        make_optimizer("sgd", learning_rate=0.1, ema_decay=None, conditioner_lr_factor=factor).tx
+        for factor in (1.0, 0.25)
+    )
+    assert jax.tree.structure(plain.init(tree)) == jax.tree.structure(slower.init(tree))
+    updates, _ = slower.update(tree, slower.init(tree), tree)
+    np.testing.assert_allclose(updates["network"], -0.1, rtol=1e-6)
+    np.testing.assert_allclose(updates["conditioner"]["clip"], -0.025, rtol=1e-6)
+    with pytest.raises(ValueError, match="conditioner_lr_factor = 0.25 should be 1: no encoder"):
+        slower.init({"network": jnp.ones(3), "conditioner": {}})
+    with pytest.raises(ValueError, match="0.5 should be 1 with schedule_free_sgd"):
+        make_optimizer("schedule_free_sgd", conditioner_lr_factor=0.5)

@@ -25,8 +25,8 @@ DIT_DOTTED: Renames = (
     (r"^final_layer_", "final_layer."),
 )
 
-# The layers of a DiT in diffusers, where to_qkv is three layers. Those of ours that attend to a
-# text have the names of PixArt's.
+# The layers of a DiT in diffusers, where to_qkv is three layers. Our layers that attend to a text
+# have the names of PixArt's.
 DIT_DIFFUSERS: Renames = (
     (r"^final_layer\.adaLN_modulation\.1\.", "proj_out_1."),
     (r"^final_layer\.linear\.", "proj_out_2."),

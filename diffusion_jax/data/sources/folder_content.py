@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from diffusion_jax.data.sources.file_hashes import hash_files
 from diffusion_jax.data.sources.folder_scan import Item, Scan
+from diffusion_jax.data.sources.folder_texts import NUMBERS
 from diffusion_jax.data.sources.packages import require_packages
 
 # How the path of a folder inside a package begins.
@@ -24,11 +25,16 @@ _log = logging.getLogger(__name__)
 
 @runtime_checkable
 class TextOptions(Protocol):
-    """What a builder's configuration says of the classes and captions of its folder."""
+    """What a builder's configuration says of its folder.
+
+    That is its classes, whether there are captions, and the numbers that say how much a record
+    counts, see folder_texts.NUMBERS.
+    """
 
     classes: tuple[str, ...]
     has_captions: bool
     several_captions: bool
+    numbers: tuple[str, ...]
 
 
 @runtime_checkable
@@ -89,6 +95,7 @@ def fingerprint(found: Scan, memory: Path) -> tuple[dict[Path, str], str]:
     for item in found.items():
         own = [hashes[path] for path in files[item.name]]
         facts = [item.name, item.label, item.captions, *own, *(name for name, _ in item.images)]
+        facts += item.numbers
         digest.update(json.dumps(facts).encode())
     return hashes, digest.hexdigest()[:16]
 
@@ -100,12 +107,15 @@ def text_options(found: Scan) -> dict[str, Any]:
         "classes": found.classes(),
         "has_captions": bool(captions),
         "several_captions": any(len(texts) != 1 for texts in captions),
+        "numbers": found.numbers(),
     }
 
 
 def text_features(options: TextOptions) -> dict[str, Any]:
-    """Describe to TFDS the class and the captions of a record, as far as there are any."""
-    features: dict[str, Any] = {}
+    """Describe to TFDS class, captions and numbers of a record, as far as there are any."""
+    features: dict[str, Any] = {
+        name: tfds.features.Scalar(NUMBERS[name].kind) for name in options.numbers
+    }
     if options.classes:
         features["label"] = tfds.features.ClassLabel(names=list(options.classes))
     if options.has_captions:
@@ -131,9 +141,12 @@ def folder_info(
     )
 
 
-def texts_of(item: Item, *, several: bool) -> dict[str, Any]:
-    """Give the class and the captions of a record, as text_features describes them."""
-    fields: dict[str, Any] = {} if item.label is None else {"label": item.label}
+def texts_of(item: Item, *, several: bool, numbers: Sequence[str] = ()) -> dict[str, Any]:
+    """Give class, captions and numbers of a record, as text_features describes them."""
+    own = {**dict.fromkeys(numbers, 1.0), **dict(item.numbers)}
+    fields: dict[str, Any] = {name: NUMBERS[name].kind(own[name]) for name in numbers}
+    if item.label is not None:
+        fields["label"] = item.label
     if item.captions is not None:
         fields["caption"] = list(item.captions) if several else item.captions[0]
     return fields

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from diffusion_jax.data.sources.folder_texts import (
     METADATA,
+    NUMBERS,
     find_metadata,
+    number_in,
     read_captions,
     read_metadata,
 )
@@ -37,6 +39,8 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
+# A folder whose images come several times, and the name of their class.
+_REPEATS = re.compile(r"([0-9]+)_(.+)")
 # Folders that operating systems and archives add, in small letters.
 _SYSTEM_FOLDERS = ("__macosx", "@eadir", "$recycle.bin", "lost+found")
 
@@ -72,7 +76,7 @@ IMAGES = Kind("image", "images", SUFFIXES)
 class Item(NamedTuple):
     """One image or video: its path, its name within the folder, and what is known about it.
 
-    images: its other images, by column.
+    images: its other images, by column. numbers: how much it counts, see folder_texts.NUMBERS.
     """
 
     path: Path
@@ -80,6 +84,7 @@ class Item(NamedTuple):
     label: str | None
     captions: tuple[str, ...] | None
     images: tuple[tuple[str, Path], ...] = ()
+    numbers: tuple[tuple[str, float], ...] = ()
 
     def files(self) -> list[Path]:
         """List the files that it consists of: of a folder the images, in the order of numbers."""
@@ -115,6 +120,11 @@ class Scan(NamedTuple):
         """Name the other images that each image has."""
         return tuple(name for name, _ in self.items()[0].images)
 
+    def numbers(self) -> tuple[str, ...]:
+        """Name the numbers that say of any of the images how much it counts."""
+        found = {name for item in self.items() for name, _ in item.numbers}
+        return tuple(name for name in NUMBERS if name in found)
+
     def in_words(self) -> str:
         """Say in one line what the folder is taken for."""
         classes = self.classes()
@@ -124,14 +134,18 @@ class Scan(NamedTuple):
         return (
             f"{self.kind.many}: {counts}; "
             f"classes: {f'{len(classes)} ({shown})' if classes else 'none'}; "
-            f"captions: {self.captions or 'none'}; ignored files: {ignored or 'none'}"
+            f"captions: {self.captions or 'none'}; "
+            + "".join(f"each with its {name}; " for name in self.numbers())
+            + f"ignored files: {ignored or 'none'}"
         )
 
 
-def scan(root: Path, *, caption: str = "auto", kind: Kind = IMAGES) -> Scan:
+def scan(
+    root: Path, *, caption: str = "auto", folder_repeats: bool = False, kind: Kind = IMAGES
+) -> Scan:
     """Find the images or videos of a folder by split, without opening them.
 
-    caption: see image_folder.
+    caption, folder_repeats: see image_folder.
 
     Links to files and folders are followed.
 
@@ -161,10 +175,23 @@ def scan(root: Path, *, caption: str = "auto", kind: Kind = IMAGES) -> Scan:
     found = {split: _scan_part(root, part, caption, kind, ignored) for split, part in parts.items()}
     splits = {split: items for split, (items, _) in found.items()}
     sources = ", ".join(sorted({source for _, source in found.values() if source}))
+    if folder_repeats:
+        splits = {s: [_counted(root, parts[s], i) for i in items] for s, items in splits.items()}
     result = Scan(splits, sources, ignored, kind)
     _check_all_or_none(root, result)
     _check_labels(root, result.classes())
     return result
+
+
+def _counted(root: Path, part: Path, item: Item) -> Item:
+    """Take the repeats of an image out of the name of its folder, such as 10_fox."""
+    top = item.path.relative_to(part).parts[0]
+    match = _REPEATS.fullmatch(top)
+    if match is None or item.path.parent == part or "repeats" in dict(item.numbers):
+        return item
+    repeats = number_in("repeats", match[1], f"{part / top}")
+    label = match[2] if item.label == top else item.label
+    return item._replace(label=label, numbers=(("repeats", repeats), *item.numbers))
 
 
 def _parts(root: Path, kind: Kind) -> dict[str, Path]:

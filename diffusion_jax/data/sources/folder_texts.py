@@ -3,28 +3,43 @@
 import csv
 import io
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
+class Number(NamedTuple):
+    """The smallest number that a field may hold, and its type."""
+
+    least: int
+    kind: type[np.generic]
+
+
+# Fields that say how much an image counts.
+NUMBERS = {"repeats": Number(1, np.int64), "weight": Number(0, np.float32)}
 # How the names of fields end that name another image of a row.
 _IMAGE, _FILE_NAME = "_image", "_file_name"
+_MOST = 10**6
 
 
 class Row(NamedTuple):
     """What a metadata file says about an image or video, which lies in the folder of the file.
 
-    images: other images of the row by column, such as "conditioning_image", in one order.
+    images: other images of the row by column, such as "conditioning_image", in one order. numbers:
+    the fields of NUMBERS that it has.
     """
 
     path: Path
     label: str | None
     captions: tuple[str, ...] | None
     images: tuple[tuple[str, Path], ...] = ()
+    numbers: tuple[tuple[str, float], ...] = ()
 
 
 def find_metadata(folder: Path) -> Path | None:
@@ -44,8 +59,9 @@ def read_metadata(file: Path, *, also: Callable[[Path], bool] | None = None) -> 
     """Read a metadata file: a JSON object a line, or a table with a header.
 
     Fields: "file_name"; if known "caption" or "text", a text or in JSON a list of texts; "label";
-    and for another image "conditioning_image" or "conditioning_image_file_name", or any other name
-    that ends so. also: tells which paths may be named besides files.
+    "repeats" and "weight", numbers, empty for 1; and for another image "conditioning_image" or
+    "conditioning_image_file_name", or any other name that ends so. also: tells which paths may be
+    named besides files.
 
     Raises:
         ValueError: a line that is not of this form, names a file outside the folder or one that
@@ -145,6 +161,7 @@ def _row(
         None if label is None else _unicode(str(label).strip(), where),
         captions_in(caption, where),
         tuple(sorted(images.items())),
+        numbers_in(fields, where),
     )
 
 
@@ -173,6 +190,34 @@ def captions_in(value: Any, where: str) -> tuple[str, ...] | None:
             f"{where}: a caption should be a text or a list of texts, not {wrong[0]!r:.80}"
         )
     return tuple(_unicode(str(text), where) for text in texts)
+
+
+def numbers_in(fields: Mapping[str, Any], where: str) -> tuple[tuple[str, float], ...]:
+    """Read the fields of NUMBERS that are there and not empty, also out of texts.
+
+    where: for messages. Raises ValueError for what is no such number.
+    """
+    return tuple(
+        (name, number_in(name, fields[name], where))
+        for name in NUMBERS
+        if name in fields and fields[name] not in (None, "")
+    )
+
+
+def number_in(name: str, value: Any, where: str) -> float:
+    """Read the value of a field of NUMBERS; ValueError for what is no such number."""
+    least, kind = NUMBERS[name]
+    whole = issubclass(kind, np.integer)
+    try:
+        number = float("" if isinstance(value, bool) else value)
+    except (OverflowError, TypeError, ValueError):
+        number = math.nan
+    if not least <= number <= _MOST or (whole and number != int(number)):
+        what = "a whole number" if whole else "a number"
+        raise ValueError(
+            f"{where}: {name} = {value!r:.80} should be {what} between {least} and {_MOST}"
+        )
+    return number
 
 
 def _unicode(text: str, where: str) -> str:

@@ -39,7 +39,9 @@ class ImageFolderConfig(tfds.core.BuilderConfig):
     classes: tuple[str, ...]
     has_captions: bool
     several_captions: bool
+    numbers: tuple[str, ...]
     caption: str
+    folder_repeats: bool
     max_corrupt: int
     columns: tuple[str, ...] = ()
 
@@ -68,7 +70,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         del dl_manager
         config = self._options
-        found = scan(self._folder, caption=config.caption)
+        found = scan(self._folder, caption=config.caption, folder_repeats=config.folder_repeats)
         hashes, content = fingerprint(found, Path(config.memory))
         if content != config.content:
             raise ValueError(f"{self._folder} changed while it was read; start again")
@@ -81,15 +83,15 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
     def _examples(
         self, items: list[Item], hashes: Mapping[Path, str]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        readable = 0
+        config, readable = self._options, 0
         for item in log_progress(items, len(items), f"preparing {self._folder}"):
             try:
                 files = {"image": item.path, **dict(item.images)}
                 images = {name: _read(path, hashes[path]) for name, path in files.items()}
             except (OSError, transforms.CorruptImageError) as error:
-                skip(self.info, item, error, self._options.max_corrupt, "images")
+                skip(self.info, item, error, config.max_corrupt, "images")
                 continue
-            texts = texts_of(item, several=self._options.several_captions)
+            texts = texts_of(item, several=config.several_captions, numbers=config.numbers)
             example = {**images, "file_name": item.name, **texts}
             readable += 1
             yield item.name, example
@@ -114,6 +116,7 @@ def builder(
     *,
     folder: str | os.PathLike[str],
     caption: str = "auto",
+    folder_repeats: bool = False,
     max_corrupt: int = 10,
 ) -> ImageFolder:
     """Make the builder for a folder of images; it is prepared again whenever its content changes.
@@ -131,12 +134,15 @@ def builder(
             "metadata": a file metadata.jsonl with one object {"file_name": ..., "caption" or
             "text": a text or a list of texts, "label": ...} per line; or a table metadata.csv with
             such columns. Other images of a line, such as "conditioning_image": "edges/a.png", are
-            cut and mirrored as its image is.
+            cut and mirrored as its image is. Numbers "repeats" and "weight", 1 where a line has
+            none, count for data.batches.repeats_key and weight_key.
             "txt": beside each image a text file of its name that ends in .txt or .caption, with one
             caption per line; sub-folders then have no meaning.
             "none": nowhere, such files are ignored.
             "auto": the metadata file, which need not have captions, if there is one; else text
             files, if every image has one.
+        folder_repeats: the folder 10_fox holds images of the class fox that have 10 repeats, as
+            kohya's scripts name folders; other folders have 1.
         max_corrupt: unreadable images to leave out with a warning, before it is an error.
 
     Raises:
@@ -147,7 +153,7 @@ def builder(
             another value of caption.
     """
     root = find_root(folder)
-    found = scan(root, caption=caption)
+    found = scan(root, caption=caption, folder_repeats=folder_repeats)
     say_once(f"{root} holds {found.in_words()}")
     memory = memory_of(root, Path(data_dir) / "image_folder")
     _, content = fingerprint(found, memory)
@@ -158,6 +164,7 @@ def builder(
         memory=str(memory),
         **text_options(found),
         caption=caption,
+        folder_repeats=folder_repeats,
         max_corrupt=max_corrupt,
         columns=found.columns(),
     )

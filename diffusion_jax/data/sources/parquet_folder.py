@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.data.sources.folder_texts import captions_in
+from diffusion_jax.data.sources.folder_texts import NUMBERS, captions_in, numbers_in
 from diffusion_jax.data.sources.packages import require_packages
 from diffusion_jax.data.sources.shard_folder import Format, Sample, ShardFolder, shard_builder
 
@@ -16,6 +16,7 @@ _USUAL = {
     "image": ("image", "img", "jpg", "png", "webp", "image_bytes"),
     "label": ("label", "labels", "class", "cls", "fine_label"),
     "caption": ("caption", "captions", "text", "prompt", "txt"),
+    **{name: (name,) for name in NUMBERS},
 }
 _ROWS = 64  # read at a time
 
@@ -38,6 +39,7 @@ def builder(
             for the next two, is the first usual name that there is: image, img, jpg, ...
         label: name of the column of classes, numbers or texts: label, class, ... or none.
         caption: name of the column of captions, a text or a list: caption, text, ... or none.
+            Columns "repeats" and "weight" count for data.batches.repeats_key and weight_key.
         max_corrupt: rows without a readable image, or without the class or caption that others
             have, to leave out with a warning before it is an error.
 
@@ -79,7 +81,7 @@ def _columns(path: Path, names: list[str], given: Mapping[str, str | None]) -> d
     """Choose the columns of a file: kind -> name."""
     found: dict[str, str] = {}
     for kind, usual in _USUAL.items():
-        wanted = given[kind]
+        wanted = given[kind] if kind in given else None
         if wanted is not None and wanted not in names:
             raise ValueError(f"{kind} = {wanted!r} is no column of {path}; {', '.join(names)} are")
         chosen = [wanted] if wanted is not None else [name for name in usual if name in names]
@@ -126,10 +128,12 @@ def _sample(
         return Sample(name, problem=f"row {name}: label = {label!r:.80} should be a text or number")
     try:
         captions = captions_in(values["caption"], "the row") if "caption" in values else None
+        numbers = numbers_in(values, "the row")
     except ValueError as error:
         return Sample(name, problem=f"row {name}: {error}")
     label = None if label is None else str(label).strip()
-    return Sample(name, image if isinstance(image, bytes) else b"", label, captions)
+    encoded = image if isinstance(image, bytes) else b""
+    return Sample(name, encoded, label, captions, numbers=numbers)
 
 
 def _names(columns: Callable[..., dict[str, str]], path: Path) -> tuple[str, ...] | None:

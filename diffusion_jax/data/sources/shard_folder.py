@@ -24,18 +24,23 @@ from diffusion_jax.data.sources.folder_content import (
     texts_of,
 )
 from diffusion_jax.data.sources.folder_scan import SPLITS, Item
+from diffusion_jax.data.sources.folder_texts import NUMBERS
 
 _SPLIT = re.compile(rf"({'|'.join(SPLITS)})(?![a-z])", re.IGNORECASE)
 
 
 class Sample(NamedTuple):
-    """What a shard says of one image. problem: why there is none, "" if there is."""
+    """What a shard says of one image. problem: why there is none, "" if there is.
+
+    numbers: how much the image counts, see folder_texts.NUMBERS.
+    """
 
     name: str
     image: bytes = b""
     label: str | None = None
     captions: tuple[str, ...] | None = None
     problem: str = ""
+    numbers: tuple[tuple[str, float], ...] = ()
 
 
 class Format(NamedTuple):
@@ -59,6 +64,7 @@ class Shards(NamedTuple):
     classes: tuple[str, ...]
     has_captions: bool
     several_captions: bool
+    numbers: tuple[str, ...]
 
     def in_words(self) -> str:
         """Say in one line what the folder is taken for."""
@@ -68,6 +74,7 @@ class Shards(NamedTuple):
             f"images: {counts} in {sum(map(len, self.splits.values()))} shards; "
             f"classes: {f'{len(self.classes)} ({shown})' if self.classes else 'none'}; "
             f"captions: {'inside' if self.has_captions else 'none'}"
+            + "".join(f"; each with its {name}" for name in self.numbers)
         )
 
 
@@ -80,6 +87,7 @@ class ShardFolderConfig(tfds.core.BuilderConfig):
     classes: tuple[str, ...]
     has_captions: bool
     several_captions: bool
+    numbers: tuple[str, ...]
     splits: dict[str, list[Path]]
     format: Format
     max_corrupt: int
@@ -111,13 +119,19 @@ class ShardFolder(tfds.core.GeneratorBasedBuilder):
         for file in log_progress(files, len(files), f"preparing {config.folder}"):
             place = file.relative_to(config.folder).as_posix()
             for number, sample in enumerate(config.format.read(file, True)):
-                item = Item(file, f"{place}/{sample.name}", sample.label, sample.captions)
+                item = Item(
+                    file,
+                    f"{place}/{sample.name}",
+                    sample.label,
+                    sample.captions,
+                    numbers=sample.numbers,
+                )
                 try:
                     self._check(sample)
                 except transforms.CorruptImageError as error:
                     skip(self.info, item, error, config.max_corrupt, "images")
                     continue
-                texts = texts_of(item, several=config.several_captions)
+                texts = texts_of(item, several=config.several_captions, numbers=config.numbers)
                 readable += 1
                 # A name may come twice in a shard; its number does not.
                 example = {"image": sample.image, "file_name": item.name, **texts}
@@ -163,7 +177,8 @@ def scan_shards(folder: str | Path, kind: Format) -> Shards:
 @functools.lru_cache(maxsize=4)
 def _scan(root: Path, kind: Format, splits: tuple[Any, ...], stamps: tuple[Any, ...]) -> Shards:
     """Read what all samples say; stamps: of the files, which are read again when one differs."""
-    counts, labels, names, captions = {}, set(), None, set()
+    counts, names = {}, None
+    labels, captions, numbers = set(), set(), set()
     for split, *files in splits:
         counts[split] = 0
         for file in files:
@@ -171,9 +186,10 @@ def _scan(root: Path, kind: Format, splits: tuple[Any, ...], stamps: tuple[Any, 
             for sample in kind.read(file, False):
                 counts[split] += not sample.problem
                 labels |= {sample.label} - {None}
+                numbers |= {name for name, _ in sample.numbers}
                 captions |= set() if sample.captions is None else {len(sample.captions)}
-    numbers = all(label.isdecimal() for label in labels)
-    ordered = tuple(sorted(labels, key=lambda name: (int(name), name) if numbers else name))
+    decimal = all(label.isdecimal() for label in labels)
+    ordered = tuple(sorted(labels, key=lambda name: (int(name), name) if decimal else name))
     classes = names if names is not None and labels <= set(names) else ordered
     return Shards(
         {split: files for split, *files in splits},
@@ -181,6 +197,7 @@ def _scan(root: Path, kind: Format, splits: tuple[Any, ...], stamps: tuple[Any, 
         classes if labels else (),
         bool(captions),
         bool(captions - {1}),
+        tuple(name for name in NUMBERS if name in numbers),
     )
 
 
@@ -193,6 +210,7 @@ def shard_builder(
     files = [file for own in found.splits.values() for file in own]
     hashes = hash_files(files, memory_of(root, Path(data_dir) / "shard_folder"))
     facts = [[file.relative_to(root).as_posix() for file in files], hashes, found.classes]
+    facts += found.numbers
     content = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     config = ShardFolderConfig(
         name=name_of(root, f"{kind.name} {max_corrupt} {content}"),
@@ -201,6 +219,7 @@ def shard_builder(
         classes=found.classes,
         has_captions=found.has_captions,
         several_captions=found.several_captions,
+        numbers=found.numbers,
         splits=found.splits,
         format=kind,
         max_corrupt=max_corrupt,

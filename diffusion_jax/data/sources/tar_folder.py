@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffusion_jax.data.sources.folder_scan import SUFFIXES, TEXTS
-from diffusion_jax.data.sources.folder_texts import captions_in
+from diffusion_jax.data.sources.folder_texts import captions_in, numbers_in
 from diffusion_jax.data.sources.shard_folder import Format, Sample, ShardFolder, shard_builder
 
 _LABELS = (".cls", ".label")
@@ -24,8 +24,9 @@ def builder(
     """Make the builder for a folder of tar shards, as webdataset and img2dataset write them.
 
     A sample is what stands together and has one name up to the first dot: an image (a.jpg), and if
-    known its caption (a.txt, a line each), its class (a.cls), and a.json with "caption" or "text"
-    and "label". Which split a shard is of, see shard_folder.scan_shards.
+    known its caption (a.txt, a line each), its class (a.cls), and a.json with "caption" or "text",
+    "label", and the numbers "repeats" and "weight". Which split a shard is of, see
+    shard_folder.scan_shards.
 
     Args:
         data_dir: where TFDS data sets are prepared.
@@ -84,15 +85,17 @@ def _sample(key: str, found: dict[str, bytes]) -> Iterator[Sample]:
         yield Sample(key, problem=f"{key} has no image, only {', '.join(found)}")
         return
     try:
-        label, captions = _texts(found)
+        label, captions, numbers = _texts(found)
     except (ValueError, RecursionError) as error:
         yield Sample(key, problem=f"{key}: {error}")
         return
-    yield Sample(key, image, label, captions)
+    yield Sample(key, image, label, captions, numbers=numbers)
 
 
-def _texts(found: dict[str, bytes]) -> tuple[str | None, tuple[str, ...] | None]:
-    label, captions = None, None
+def _texts(
+    found: dict[str, bytes],
+) -> tuple[str | None, tuple[str, ...] | None, tuple[tuple[str, float], ...]]:
+    label, captions, numbers = None, None, ()
     if ".json" in found:
         fields = json.loads(found[".json"])
         if not isinstance(fields, dict):
@@ -102,13 +105,14 @@ def _texts(found: dict[str, bytes]) -> tuple[str | None, tuple[str, ...] | None]
             raise ValueError(f"label = {label!r:.80} should be a text or a number")
         words = [fields[name] for name in ("caption", "text") if name in fields]
         captions = captions_in(words[0], "its .json") if words else None
+        numbers = numbers_in(fields, "its .json")
     for ending in (e for e in TEXTS if e in found):
         lines = [line.strip() for line in found[ending].decode().splitlines()]
         captions = tuple(line for line in lines if line) or ("",)
         break
     for ending in (e for e in _LABELS if e in found):
         label = found[ending].decode().strip()
-    return None if label is None else str(label).strip(), captions
+    return None if label is None else str(label).strip(), captions, numbers
 
 
 FORMAT = Format("tar", (".tar", ".tar.gz", ".tgz"), read_tar)

@@ -78,6 +78,7 @@ class VideoFolderConfig(tfds.core.BuilderConfig):
     classes: tuple[str, ...] = ()
     has_captions: bool = False
     several_captions: bool = False
+    numbers: tuple[str, ...] = ()
 
 
 class VideoFolder(tfds.core.GeneratorBasedBuilder):
@@ -114,7 +115,7 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
     def _examples(self, items: list[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
         config, count = self._options, 0
         for item in log_progress(items, len(items), f"preparing {config.folder}"):
-            texts = texts_of(item, several=config.several_captions)
+            texts = texts_of(item, several=config.several_captions, numbers=config.numbers)
             try:
                 for start, fps, frames in _records(item, config):
                     fields = {"fps": fps, "start": start, "file_name": item.name, **texts}

@@ -18,6 +18,9 @@ from jaxtyping import Array, Float, Int
 from diffusion_jax.models.layers.attention import attention
 from diffusion_jax.models.layers.basic import dense, rematerialised, torch_uniform
 
+# Where the vectors of new tokens lie among the parameters of TextEmbeddings.
+ADDED = "added"
+
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Approximate the GELU as x sigmoid(1.702 x). Source: Hendrycks & Gimpel 2016, section 2."""
@@ -109,7 +112,7 @@ class ClipTextTower(nn.Module):
 
     The defaults come from OpenAI's ViT-L/14. layers, the number to compute, may be smaller than
     num_layers; parameters exist for all of them, as in the released files. The end of the text is
-    the largest token of the row, the first one if it occurs more than once.
+    the largest token of the vocabulary in the row, the first one if it occurs more than once.
     Raises ValueError for more tokens than max_length or an impossible number of layers.
     Source: Radford et al. 2021 (CLIP), section 2.4; Hugging Face CLIPTextModelWithProjection.
     """
@@ -150,7 +153,8 @@ class ClipTextTower(nn.Module):
         )
         hidden = encoder(x, layers)
         normed = layer_norm("final_layer_norm", **dtypes)(hidden[-1])
-        pooled = normed[jnp.arange(tokens.shape[0]), jnp.argmax(tokens, axis=-1)]
+        known = jnp.where(tokens < self.vocab_size, tokens, -1)
+        pooled = normed[jnp.arange(tokens.shape[0]), jnp.argmax(known, axis=-1)]
         projected = None
         if self.projection_dim is not None and (
             layers == self.num_layers or self.is_initializing()
@@ -211,7 +215,11 @@ class ClipVisionTower(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """Sum of token and position embeddings: tokens int32 [b l] -> [b l width]."""
+    """Sum of token and position embeddings: tokens int32 [b l] -> [b l width].
+
+    Beside its parameters there may be the vectors of new tokens, ADDED [n width]: these are the
+    tokens from vocab_size on.
+    """
 
     width: int
     vocab_size: int
@@ -228,10 +236,14 @@ class TextEmbeddings(nn.Module):
             )
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         positions = _table(self.max_length, self.width, 0.01, "position_embedding", **dtypes)
-        return (
-            _table(self.vocab_size, self.width, 0.02, "token_embedding", **dtypes)(tokens)
-            + positions(jnp.arange(length))[None]
-        )
+        table = _table(self.vocab_size, self.width, 0.02, "token_embedding", **dtypes)
+        if not self.has_variable("params", ADDED):
+            return table(tokens) + positions(jnp.arange(length))[None]
+        added = jnp.asarray(self.get_variable("params", ADDED), self.dtype)
+        is_new = tokens >= self.vocab_size
+        new = added[jnp.clip(tokens - self.vocab_size, 0, len(added) - 1)]
+        known = table(jnp.minimum(tokens, self.vocab_size - 1))
+        return jnp.where(is_new[..., None], new, known) + positions(jnp.arange(length))[None]
 
 
 class VisionEmbeddings(nn.Module):

@@ -120,6 +120,16 @@ def load_mutable(directory: str | os.PathLike, *, step: int | str | None = None)
     return _load_under("mutable/", directory, step, *_read_description(directory, step))
 
 
+def load_under(prefix: str, directory: str | os.PathLike) -> PyTree:
+    """Read and check what the newest checkpoint has under names that begin with prefix.
+
+    prefix: such as "conditioner/clip/". The values are NumPy arrays; nothing found is {}.
+    """
+    directory = epath.Path(directory).absolute()
+    step = _choose(directory, None)
+    return _load_under(prefix, directory, step, *_read_description(directory, step))
+
+
 def load_metadata(directory: str | os.PathLike, *, step: int | str | None = None) -> dict[str, Any]:
     """Read only what was saved beside the state: config, revision, place in the data, seed."""
     directory = epath.Path(directory).absolute()

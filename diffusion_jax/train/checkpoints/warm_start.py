@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,7 @@ def warm_start(
     ckpt_path: str | os.PathLike,
     *,
     given: PyTree = None,
+    besides: PyTree = MappingProxyType({}),
     ignore_keys: Sequence[str] = (),
     load_only_unet: bool = False,
     ema: bool = False,
@@ -47,6 +49,7 @@ def warm_start(
         params: initial parameters, {"network": ..., "conditioner": ...}.
         ckpt_path: what --resume takes.
         given: the parameters at ckpt_path, where it is no checkpoint and they are read already.
+        besides: more parameters that are taken where the others lack them.
         ignore_keys: regular expressions matched from the start of a name such as
             "network/out_2/kernel", so a prefix will do; what matches is not taken.
         load_only_unet: take the network alone.
@@ -63,7 +66,7 @@ def warm_start(
         workdir, step = resolve_checkpoint(ckpt_path)
         given = load_params(workdir / "checkpoints", step=step, ema=ema)
         where = f"checkpoint {step} in {workdir}"
-    source = named_leaves(fit(given))
+    source = {**named_leaves(dict(besides)), **named_leaves(fit(given))}
     own, wanted = named_leaves(params), _wanted(source, ignore_keys)
     if load_only_unet:
         wanted = {name: value for name, value in wanted.items() if name.startswith(_UNET)}

@@ -18,6 +18,8 @@ from diffusion_jax.convert.weights.importing import import_network
 from diffusion_jax.convert.weights.names import KINDS
 from diffusion_jax.convert.weights.safetensors import read_safetensors
 from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.unet.control_net import ControlNet
+from diffusion_jax.models.unet.unet import UNet
 
 TREE = {"out_0": {"scale": np.array([1.0, 2.0], np.float32), "bias": np.zeros(2, np.float32)}}
 
@@ -102,7 +104,10 @@ def test_import_takes_back_what_export_wrote(kind, dtype, unet, vae, text, visio
     """Bit for bit, with the names of the file alone to go by."""
     image, t = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1,))
     dit = jax.eval_shape(DiT(3, 16, 2, 2).init, jax.random.key(0), image, t)["params"]
-    others = {"dit": dit, "clip text": text, "clip vision": vision}
+    hint = jnp.zeros((1, 64, 64, 3))
+    control = ControlNet(UNet(3, 32, (1, 2), num_res_blocks=1), (16, 32, 96, 256))
+    control = jax.eval_shape(control.init, jax.random.key(0), image, t, hint)["params"]
+    others = {"dit": dit, "controlnet": control, "clip text": text, "clip vision": vision}
     shapes = ({"unet": unet(), "vae": vae()} | others)[kind]
     params, path = draw(shapes), tmp_path / "x.safetensors"
     export_network(params, path, kind, dtype=dtype)
@@ -124,7 +129,9 @@ def test_a_stacked_unet_is_written_block_by_block(unet, draw, same, tmp_path):
 
 def test_unknown_kinds_and_files_that_exist_are_refused(unet, draw, tmp_path):
     params, path = draw(unet()), tmp_path / "x.safetensors"
-    message = "kind = 'clip' is unknown; choose from unet, dit, vae, clip text, clip vision"
+    message = (
+        "kind = 'clip' is unknown; choose from unet, dit, controlnet, vae, clip text, clip vision"
+    )
     with pytest.raises(ValueError, match=message):
         export_network(params, path, "clip")
     with pytest.raises(ValueError, match=message):

@@ -36,7 +36,8 @@ def test_texts_are_there_or_not(tmp_path):
         Image.new("L", (2, 2)).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text("x\ny" if name == "a" else "z")
     found = scan(tmp_path)
-    assert text_options(found) == {"classes": (), "has_captions": True, "several_captions": True}
+    options = {"classes": (), "has_captions": True, "several_captions": True, "numbers": ()}
+    assert text_options(found) == options
     first = found.items()[0]
     assert texts_of(first, several=True) == {"caption": ["x", "y"]}
     assert texts_of(first, several=False) == {"caption": "x"}

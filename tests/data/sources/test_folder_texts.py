@@ -123,7 +123,7 @@ def test_spaces_behind_commas_are_no_part_of_a_table(tmp_path):
     (tmp_path / "a.png").touch()
     file = tmp_path / "metadata.csv"
     file.write_text("file_name, text, label\na.png, a fox, cat \n")
-    ((_, label, captions, _),) = read_metadata(file)
+    ((_, label, captions, *_),) = read_metadata(file)
     assert (label, captions) == ("cat", ("a fox",))
 
 
@@ -132,3 +132,32 @@ def test_metadata_that_is_no_file_is_an_error(tmp_path, make):
     make(tmp_path / "metadata.csv")
     with pytest.raises(ValueError, match=r"metadata\.csv should be a file of text"):
         find_metadata(tmp_path)
+
+
+def test_numbers_are_read_out_of_objects_and_tables(tmp_path):
+    (tmp_path / "a.png").touch()
+    object_ = '{"file_name": "a.png", "repeats": 3, "weight": 0}'
+    table = "file_name,weight,repeats\na.png,0.0, 3\n"
+    for name, content in (("metadata.jsonl", object_), ("metadata.csv", table)):
+        (row,) = read_metadata(write(tmp_path, content, name))
+        assert row.numbers == (("repeats", 3.0), ("weight", 0.0))
+    (row,) = read_metadata(write(tmp_path, "file_name,weight\na.png,\n", "metadata.csv"))
+    assert row.numbers == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "sentence"),
+    [
+        ('"repeats": 0', "repeats = 0 should be a whole number between 1 and"),
+        ('"repeats": 2.5', "repeats = 2.5 should be a whole number between 1 and"),
+        ('"repeats": true', "repeats = True should be a whole number between 1 and"),
+        ('"weight": -1', "weight = -1 should be a number between 0 and"),
+        ('"weight": "heavy"', "weight = 'heavy' should be a number between 0 and"),
+        ('"weight": [1]', r"weight = \[1\] should be a number between 0 and"),
+        ('"weight": 1e400', "weight = inf should be a number between 0 and"),
+    ],
+)
+def test_bad_numbers_are_named(tmp_path, field, sentence):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ValueError, match=rf"metadata\.jsonl:1: {sentence}"):
+        rows(tmp_path, f'{{"file_name": "a.png", {field}}}', "metadata.jsonl")

@@ -331,3 +331,45 @@ def test_pairs_of_an_edit(tmp_path):
         FileNotFoundError, match=r"metadata\.jsonl:2 names 'lost\.png', which is no"
     ):
         open_folder(tmp_path)
+
+
+def test_numbers_of_a_table_become_features(tmp_path):
+    for name in "abc":
+        write(tmp_path / "photos" / f"{name}.png")
+    table = "file_name,repeats,weight\na.png,3,\nb.png,,0.5\nc.png,1,2\n"
+    (tmp_path / "photos/metadata.csv").write_text(table)
+    source = open_folder(tmp_path)
+    found = {r["file_name"]: (r["repeats"], r["weight"]) for r in source}
+    assert found == {b"a.png": (3, 1.0), b"b.png": (1, 0.5), b"c.png": (1, 2.0)}
+    options = dict(image_size=4, repeats_key="repeats", weight_key="weight")
+    batch = next(make_batches(source, batch_size=5, **options).iterate(0))
+    assert sorted(batch["loss_weight"].tolist()) == [0.5, 1.0, 1.0, 1.0, 2.0]
+    # Another number is another data set.
+    (tmp_path / "photos/metadata.csv").write_text(table.replace("0.5", "0.25"))
+    assert min(r["weight"] for r in open_folder(tmp_path)) == 0.25
+
+
+def test_repeats_in_the_names_of_folders(tmp_path):
+    for name in ("10_fox/a", "2_fox/b", "cat/c"):
+        write(tmp_path / "photos" / f"{name}.png")
+    source = open_folder(tmp_path, folder_repeats=True)
+    assert class_names(source) == ("cat", "fox")
+    found = {bytes(r["file_name"]).decode(): (r["repeats"], r["label"]) for r in source}
+    assert found == {"10_fox/a.png": (10, 1), "2_fox/b.png": (2, 1), "cat/c.png": (1, 0)}
+    plain = open_folder(tmp_path)
+    assert class_names(plain) == ("10_fox", "2_fox", "cat") and "repeats" not in plain[0]
+
+
+def test_folders_with_repeats_beside_captions_and_splits(tmp_path):
+    for name in ("train/10_fox/a", "train/1_cat/b", "val/c"):
+        write(tmp_path / "photos" / f"{name}.png")
+        (tmp_path / "photos" / f"{name}.txt").write_text(name)
+    source = open_folder(tmp_path, folder_repeats=True, caption="txt")
+    found = {bytes(r["caption"]).decode(): r["repeats"] for r in source}
+    assert found == {"train/10_fox/a": 10, "train/1_cat/b": 1} and "label" not in source[0]
+    (seen,) = open_folder(tmp_path, "validation", folder_repeats=True, caption="txt")
+    assert seen["repeats"] == 1
+    write(tmp_path / "photos/train/0_dog/d.png")
+    (tmp_path / "photos/train/0_dog/d.txt").write_text("none")
+    with pytest.raises(ValueError, match="0_dog: repeats = '0' should be a whole number between "):
+        open_folder(tmp_path, folder_repeats=True, caption="txt")

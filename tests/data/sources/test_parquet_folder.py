@@ -80,3 +80,11 @@ def test_a_damaged_file_is_told(tmp_path):
     path.write_bytes(b"PAR1 and nothing else")
     with pytest.raises(ValueError, match="a.parquet is cut off or no Parquet file"):
         open_parquet(tmp_path)
+
+
+def test_columns_of_numbers_count(tmp_path):
+    columns = {"image": structs(1, 2, 3), "repeats": [1, 2, None], "weight": [0.5, None, 2.0]}
+    write(tmp_path / "shards/a.parquet", columns)
+    found = records(open_parquet(tmp_path))
+    numbers = {red: (int(r["repeats"]), float(r["weight"])) for red, r in found.items()}
+    assert numbers == {1: (1, 0.5), 2: (2, 1.0), 3: (1, 2.0)}

@@ -112,3 +112,20 @@ def test_a_shard_that_changed_is_prepared_again(tmp_path):
     before = open_tars(tmp_path)
     write_tar(path, [("a.png", picture(2))])
     assert [*records(before)] == [1] and [*records(open_tars(tmp_path))] == [2]
+
+
+def test_numbers_of_a_json_count(tmp_path):
+    say = lambda **fields: json.dumps(fields).encode()
+    write_tar(tmp_path / "shards/a.tar", [
+        ("1.png", picture(1)), ("1.json", say(repeats=4, weight=0.5)),
+        ("2.png", picture(2)), ("3.png", picture(3)), ("3.json", say(repeats=0)),
+    ])  # fmt: skip
+    found = records(open_tars(tmp_path, max_corrupt=1))
+    assert {red: (r["repeats"], r["weight"]) for red, r in found.items()} == {
+        1: (4, 0.5),
+        2: (1, 1.0),
+    }
+    (sample,) = (s for s in read_tar(tmp_path / "shards/a.tar", False) if s.problem)
+    assert (
+        sample.problem == "3: its .json: repeats = 0 should be a whole number between 1 and 1000000"
+    )

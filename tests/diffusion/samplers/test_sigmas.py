@@ -39,7 +39,7 @@ def test_every_grid_descends_from_its_largest_level_to_zero(name, num_steps):
     sigmas = DISCRETIZATIONS[name](num_steps)
     assert sigmas.shape == (num_steps + 1,) and sigmas.dtype == np.float64
     assert sigmas[-1] == 0.0 and np.all(np.diff(sigmas) < 0) and np.all(np.isfinite(sigmas))
-    largest = {"edm": 80.0, "zero_snr": (2**24 - 1) ** 0.5, "flow": 2.0**24}
+    largest = {"edm": 80.0, "consistency": 80.0, "zero_snr": (2**24 - 1) ** 0.5, "flow": 2.0**24}
     np.testing.assert_allclose(sigmas[0], largest[name] if name in largest else 14.6146, rtol=3e-6)
 
 

@@ -9,10 +9,12 @@ import pytest
 
 from diffusion_jax.models.conditioning.clip import (
     ACTIVATIONS,
+    ADDED,
     TEXT_SIZES,
     VISION_SIZES,
     ClipTextTower,
     ClipVisionTower,
+    TextEmbeddings,
     text_tower,
     vision_tower,
 )
@@ -288,3 +290,28 @@ def test_sizes_can_be_overruled():
 def test_mistakes_are_named(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_new_tokens_read_their_vectors_and_are_no_end_of_a_text():
+    module = TextEmbeddings(width=8, vocab_size=20, max_length=7)
+    plain = randomised(module.init(jax.random.key(0), TOKENS)["params"])
+    new = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8)), "f4")
+    tokens = TOKENS.at[0, 2].set(21)
+
+    def embedded(new):
+        return module.apply({"params": {**plain, ADDED: new}}, tokens)
+
+    table, places = (plain[f"{n}_embedding"]["embedding"] for n in ("token", "position"))
+    expected = np.concatenate([table, new])[tokens] + places[None]
+    np.testing.assert_allclose(embedded(new), expected, rtol=1e-6)
+    gradient = jax.grad(lambda new: embedded(new).sum())(new)
+    np.testing.assert_array_equal(gradient, [[0.0] * 8, [1.0] * 8])
+    np.testing.assert_array_equal(
+        module.apply({"params": {**plain, ADDED: new}}, TOKENS),
+        module.apply({"params": plain}, TOKENS),
+    )
+    tower = ClipTextTower(**TEXT)
+    params = randomised(jax.eval_shape(tower.init, jax.random.key(0), TOKENS)["params"])
+    params = {**params, "embeddings": {**params["embeddings"], ADDED: new}}
+    states = tower.apply({"params": params}, tokens)
+    np.testing.assert_array_equal(states.pooled[0], states.normed[0, 4])

@@ -11,6 +11,7 @@ import pytest
 from diffusion_jax.diffusion import losses, preconditioning, sigma_sampling, weighting
 from diffusion_jax.diffusion.samplers.sigmas import legacy_ddpm, sigma_table
 from diffusion_jax.train.diffusion.denoiser_loss import denoiser_loss_fn
+from diffusion_jax.train.diffusion.noising import NoiseOptions
 from diffusion_jax.train.state import init_state
 from diffusion_jax.train.step import jit_train_step, make_eval_step, make_train_step
 
@@ -65,7 +66,7 @@ def capture(frozen, data, keys, train=True, **options):
 
 @pytest.mark.parametrize("stratified", [False, True])
 def test_every_sample_depends_on_its_own_key_only(stratified):
-    loss_fn = make(stratified=stratified, offset_noise_level=0.1)
+    loss_fn = make(stratified=stratified, noising=NoiseOptions(0.1))
 
     @jax.jit
     def loss(data, keys):
@@ -83,7 +84,7 @@ def test_the_loss_is_the_equation_at_the_noise_that_was_drawn():
     """x and sigma are recovered from what the network saw; the rest is written out in NumPy."""
     data, keys = batch(6), sample_keys(3, 6)
     scaling = preconditioning.edm()
-    loss, seen = capture({}, data, keys, offset_noise_level=0.2)
+    loss, seen = capture({}, data, keys, noising=NoiseOptions(0.2))
     sigma = np.exp(4 * np.asarray(seen["c_noise"], np.float64))[:, None, None, None]
     x = np.asarray(seen["x"]) * np.sqrt(sigma**2 + 0.25)
     denoised = 0.25 / (sigma**2 + 0.25) * x + sigma * 0.5 / np.sqrt(sigma**2 + 0.25) * seen["x"]
@@ -100,7 +101,7 @@ def test_noise_is_normal_with_offset_and_sigma_has_its_distribution():
     zeros = {"image": jnp.zeros((count, 4, 4, 1)), "label": jnp.zeros(count)}
     options: dict[str, Any] = dict(scaling=preconditioning.v_edm(), weighting=weighting.unit())
     for level in (0.0, 0.5):
-        _, seen = capture({}, zeros, sample_keys(2, count), offset_noise_level=level, **options)
+        _, seen = capture({}, zeros, sample_keys(2, count), noising=NoiseOptions(level), **options)
         log_sigma = 4 * np.asarray(seen["c_noise"], np.float64)
         assert abs(log_sigma.mean() + 1.2) < 5 * 1.2 / np.sqrt(count)
         assert abs(log_sigma.std() - 1.2) < 5 * 1.2 / np.sqrt(2 * count)
@@ -269,6 +270,22 @@ def test_bad_values_are_named():
     with pytest.raises(ValueError, match="batch_size = 0 should be at least 1"):
         make(batch_size=0)
     with pytest.raises(ValueError, match="offset_noise_level = -0.1 should be at least 0"):
-        make(offset_noise_level=-0.1)
+        make(noising=NoiseOptions(-0.1))
     with pytest.raises(ValueError, match="loss_type = 'l3' is unknown"):
         losses.elementwise_loss(jnp.ones(2), jnp.ones(2), "l3")
+
+
+def test_the_weight_of_a_sample_multiplies_its_loss_and_its_gradient():
+    weights = jnp.array([2.0, 0.0, 0.25])
+    loss_fn = jax.jit(jax.value_and_grad(make(), has_aux=True), static_argnames="train")
+
+    def of_rows(data, rows):
+        part = {name: value[rows] for name, value in data.items()}
+        (loss, _), gradient = loss_fn(PARAMS, {}, {}, part, sample_keys(0, 3)[rows], train=True)
+        return np.array([loss, gradient["scale"]])
+
+    alone = np.stack([of_rows(batch(3), slice(i, i + 1)) for i in range(3)])
+    data = batch(3) | {"loss_weight": weights}
+    want = np.mean(np.array(weights)[:, None] * alone, axis=0)
+    np.testing.assert_allclose(of_rows(data, slice(3)), want, rtol=1e-5)
+    np.testing.assert_allclose(of_rows(data, slice(2, 3)), 0.25 * alone[2], rtol=1e-6)

@@ -162,3 +162,18 @@ def test_a_loss_mask_leaves_pixels_out():
     assert loss(data["image"], loss_mask=mask) == loss(other, loss_mask=mask) > 0.0
     whole = loss(data["image"], loss_mask=jnp.ones((2, 4, 4, 1)))
     np.testing.assert_allclose(whole, loss(data["image"]), rtol=1e-6)
+
+
+def test_the_weight_of_a_sample_multiplies_its_loss():
+    """It is not normalised: in a batch of one, a weight of a half halves the loss."""
+
+    def loss(rows, **more):
+        data = {name: value[rows] for name, value in batch(3).items()} | more
+        return LOSS(PARAMS, {}, FROZEN, data, sample_keys(0, 3)[rows], train=True)[0]
+
+    alone = [loss(slice(i, i + 1)) for i in range(3)]
+    half = loss(slice(1), loss_weight=jnp.array([0.5]))
+    np.testing.assert_allclose(half, 0.5 * alone[0], rtol=1e-6)
+    weights = jnp.array([2.0, 0.0, 0.25])
+    whole = loss(slice(3), loss_weight=weights)
+    np.testing.assert_allclose(whole, np.mean(np.array(weights) * alone), rtol=1e-5)

@@ -1,0 +1,52 @@
+"""Pictures of the same prompts from the same noise, again and again while a model trains."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.guiders import check_scale
+from diffusion_jax.experiment.options import PromptOptions
+from diffusion_jax.runs.conditions import encode_conditions, encode_negative
+from diffusion_jax.runs.drawing import draw_rows
+from diffusion_jax.runs.prompts import alike
+from diffusion_jax.runs.seeds import Seeds
+from diffusion_jax.train.ema import has_ema
+from diffusion_jax.train.state import TrainState
+from diffusion_jax.types import PyTree
+
+# The first part of the names of such pictures.
+SPLIT = "prompts"
+
+
+def build_prompts(
+    experiment: Experiment, frozen: PyTree, class_names: tuple[str, ...], options: PromptOptions
+) -> Callable[[TrainState, Any], Mapping[str, Any]]:
+    """Make log_images(state, batch) -> {"samples": images, "conditioning": prompts}.
+
+    The images are what Pipeline draws with the averaged weights and the same prompts, seed, steps
+    and scale; the batch is not read.
+    Raises ValueError for a prompt that is too long or a class that does not exist.
+    """
+    network, drawing, prompts = experiment.network, experiment.drawing, list(options.prompts)
+    names = lambda: class_names  # noqa: E731
+    size = experiment.data.image_shape[:2]
+    try:
+        inputs, count = encode_conditions(network, prompts, None, names, size)
+        inputs, negative = alike(network, inputs, encode_negative(network, options.negative, count))
+        steps = drawing.num_steps if options.num_steps is None else options.num_steps
+        if options.guidance_scale is not None:
+            check_scale(options.guidance_scale, drawing.count_steps(steps), drawing.guides)
+    except ValueError as error:
+        raise ValueError(f"config.hooks.prompts: {error}") from error
+    arrays = {"inputs": inputs} | ({} if negative is None else {"negative": negative})
+    asked = {"num_steps": steps, "guidance_scale": options.guidance_scale}
+
+    def log_images(state: TrainState, batch: Any) -> dict[str, Any]:
+        del batch
+        averages = has_ema(state.opt_state)
+        params = experiment.task.averaged(state) if averages else state.params
+        seeds = Seeds(options.seed)
+        drawn = draw_rows(experiment, params, frozen, arrays, count, seeds, None, **asked)
+        return {"samples": drawn, "conditioning": [str(prompt) for prompt in prompts]}
+
+    return log_images
