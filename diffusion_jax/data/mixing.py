@@ -60,6 +60,8 @@ def joined(first: dict[str, Any], second: dict[str, Any], weight: float) -> dict
         axis=1,
     ).reshape(-1)
     weights = np.where(places < counts[0], 1.0, weight).astype(np.float32)
+    if "loss_weight" in first:  # which only the user's records have
+        second = {**second, "loss_weight": np.ones(counts[1], np.float32)}
     batch = {
         name: np.concatenate([first[name], second[name]])[places]
         for name in first

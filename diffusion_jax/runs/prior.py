@@ -26,6 +26,11 @@ from diffusion_jax.types import PyTree
 FOLDER = "prior"
 # What the images of a folder were drawn of.
 ABOUT = "prior.json"
+# Options of batches that are about the user's records.
+_OF_THE_USER = (
+    *("tags", "caption", "image_key", "label_key", "caption_key"),
+    *("repeats_key", "weight_key"),
+)
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -62,9 +67,8 @@ def with_prior(
     if missing:
         draw_images(experiment, params, frozen, folder, missing)
     files = _files(folder)[: options.num_images]
-    own = {"tags": None, "image_key": None, "label_key": None, "caption_key": None}
     data = experiment.data
-    data = data._replace(batch_options={**data.batch_options, **own})
+    data = data._replace(batch_options={**data.batch_options, **dict.fromkeys(_OF_THE_USER)})
     others = data.train_batches(
         CaptionedFiles(files, options.prompt),
         batch_size=rows_of(options, experiment.training.batch_size),

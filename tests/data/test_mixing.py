@@ -32,6 +32,9 @@ def test_weights_of_the_sources_are_multiplied_and_columns_of_one_are_left_out()
     first = {"index": np.arange(2), "weight": np.array([1.0, 3.0], "f4"), "label": np.zeros(2)}
     found = joined(first, {"index": np.arange(2)}, 2.0)
     assert found["weight"].tolist() == [1, 2, 3, 2] and "label" not in found
+    first["loss_weight"] = np.array([5.0, 6.0], "f4")
+    found = joined(first, {"index": np.arange(2)}, 2.0)
+    assert found["loss_weight"].tolist() == [5, 1, 6, 1]
 
 
 def test_rows_do_not_depend_on_the_number_of_processes_and_steps_begin_anywhere():

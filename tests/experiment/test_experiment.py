@@ -68,6 +68,7 @@ def test_the_loss_curve_is_that_of_one_micro_batch(one_device):
     np.testing.assert_allclose(found, one_device[0], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_learned_logvar_trains():
     _, state = losses(build("--config.loss.learn_logvar=true", "--config.loss.logvar_init=0.5"))
     logvar = np.asarray(state.params["logvar"])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.experiments import built
+from support.experiments import built, trained
 from support.trees import drawn
 
 from diffusion_jax.experiment.binding import ConfigError
@@ -15,7 +15,8 @@ from diffusion_jax.experiment.frames import FRAME, NOISED_FRAME
 from diffusion_jax.experiment.video import on_clips
 from diffusion_jax.train.step import jit_train_step
 
-build = functools.partial(built, "configs/moving_digits.py:tiny")
+TINY = "configs/moving_digits.py:tiny"
+build = functools.partial(built, TINY)
 
 
 def host_batch(seed=0, size=8):
@@ -134,8 +135,8 @@ def test_what_does_not_fit_is_refused(path, override, message):
 
 def test_pictures_have_a_row_of_frames_for_each_clip():
     experiment = build()
-    state = experiment.init_state()
-    shown = experiment.task.pictures(experiment.random_frozen(), max_images=2)(state, host_batch())
+    state, frozen = drawn(experiment.abstract_state()), trained(TINY).frozen
+    shown = experiment.task.pictures(frozen, max_images=2)(state, host_batch())
     assert shown["inputs"].shape == shown["samples"].shape == (2, 4, 16, 16, 3)
     assert shown["denoise_row"].shape[2:] == (16, 16, 3)
     assert shown["diffusion_row"].shape[2:] == (16, 16, 3)

@@ -175,7 +175,7 @@ def test_a_killed_run_and_two_processes_make_the_same_bytes(
 def test_pictures_are_those_of_online_batches(tmp_path, monkeypatch, frozen, one_encoder):
     built = build(*KEPT, f"latent_cache.folder={tmp_path}")
     cache = make_latent_cache(built, frozen, source())
-    cached = built.data.cached_batches(cache, batch_size=4, seed=0)
+    cached = built.data.cached_batches(cache, source(), batch_size=4, seed=0)
     online = built.data.train_batches(source(), batch_size=4, seed=0)
     with_images = image_reader(built, source())
     for _, ours, theirs in zip(range(5), cached.iterate(0), online.iterate(0), strict=False):

@@ -13,6 +13,7 @@ from diffusion_jax.runs.prior import draw_images, with_prior
 OVERRIDES = (
     "data.batches.buckets=False",
     "data.batches.num_threads=0",
+    "data.batches.caption='a sks fox'",
     "train.batch_size=4",
     "prior.prompt='a fox'",
     "prior.num_images=5",
@@ -59,7 +60,7 @@ def test_images_are_drawn_once_and_mixed_with_the_data(tmp_path):
     assert set(model.calls[0][1].values()) == {2}
     drawn = levels(tmp_path / "prior")
     assert list(drawn) == [f"0000{i}.png" for i in range(5)] and len(set(drawn.values())) > 3
-    assert [caption == "a fox" for caption in batch["caption"]] == [False, True, False, True]
+    assert batch["caption"].tolist() == ["a sks fox", "a fox"] * 2
     assert batch["weight"].tolist() == [1.0, 0.5, 1.0, 0.5]
     pixels = np.rint((batch["image"][1::2, 0, 0, 0] + 1) * 127.5).astype(int)
     assert set(pixels.tolist()) <= set(drawn.values())

@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 
-# In the order of the time they take; all others follow, each below half a minute.
+# In the order of the time they take, in the slow group or in the default tests; all others follow.
 LONGEST = (
     "tests/test_end_to_end.py",
     "tests/test_latent_end_to_end.py",
     "tests/faults/test_training_faults.py",
-    "tests/test_pipeline.py",
     "tests/test_configs.py",
+    "tests/test_pipeline.py",
     "tests/models/unet/test_unet.py",
-    "tests/runs/test_training.py",
     "tests/experiment/test_experiment.py",
+    "tests/models/first_stage/test_video_decoder.py",
+    "tests/models/layers/test_transformer.py",
+    "tests/experiment/test_first_stage.py",
+    "tests/experiment/test_autoencoding.py",
+    "tests/runs/test_training.py",
     "tests/runs/test_latent_cache.py",
 )
 # They ask for the shapes of the same released networks, which take seconds to trace.

@@ -10,11 +10,12 @@ import numpy as np
 
 from diffusion_jax.convert.weights.exporting import save_weights
 from diffusion_jax.convert.weights.reading import open_weights
+from diffusion_jax.convert.weights.torch_pickle import INVERSION
 
 # What SDXL's two text encoders are called in such files.
 CLIP_L, CLIP_G = PAIR = ("clip_l", "clip_g")
 # Names that say nothing of the token: files of AUTOMATIC1111's web interface.
-_UNNAMED = re.compile(r"emb_params|string_to_param[./]\*")
+_UNNAMED = re.compile(rf"emb_params|{INVERSION}/.*")
 
 
 class Embedding(NamedTuple):

@@ -46,6 +46,7 @@ OTHERS = {
     "a LyCORIS by Kronecker products": "lokr_w1",
     "an upscaler (ESRGAN)": "RDB1.conv1",
     "a textual inversion of SDXL": "clip_g",
+    "a textual inversion by torch.save": "string_to_param",
 }
 
 

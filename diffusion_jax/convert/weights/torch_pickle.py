@@ -54,6 +54,8 @@ INERT_NAMES = {
 }
 # Trainers keep the weights in a dictionary of one of these names; the first is taken.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params_ema", "params", "ema")
+# Where AUTOMATIC1111's web interface keeps the vectors of new tokens.
+INVERSION = "string_to_param"
 OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 # An archive lists its members in a directory at its end; 16 MiB are more than 100,000 members.
@@ -117,8 +119,6 @@ def read_torch(path: str | Path) -> dict[str, LazyTensor]:
     tensors = _tensors_of(content) if isinstance(content, dict) else {}
     if not tensors:
         is_dict = isinstance(content, dict)
-        if is_dict and "string_to_param" in content:
-            raise ValueError(f"{path} is a textual inversion, which is not read here")
         held = reprlib.repr(sorted(map(str, content))) if is_dict else type(content).__name__
         raise ValueError(
             f"{path} holds no tensors by name, at its top or under a name such as "
@@ -132,6 +132,8 @@ def _tensors_of(content: Mapping[Any, Any]) -> dict[str, LazyTensor]:
     for _ in WRAPPERS:
         inner = (content[name] for name in WRAPPERS if isinstance(content.get(name), dict))
         content = next(inner, content)
+    if isinstance(content.get(INVERSION), dict):
+        content = {f"{INVERSION}/{name}": value for name, value in content[INVERSION].items()}
     return {str(name): v for name, v in content.items() if isinstance(v, LazyTensor)}
 
 

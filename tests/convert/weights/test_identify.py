@@ -113,6 +113,7 @@ def test_what_is_not_there_is_told():
         ("control_model.input_hint_block.0.weight", "a ControlNet"),
         ("controlnet_cond_embedding.conv_in.weight", "a ControlNet of diffusers"),
         ("emb_params", "a textual inversion"),
+        ("string_to_param/*", "a textual inversion by torch.save"),
     ],
 )
 def test_files_beside_a_model_are_called_by_their_names(name, words):
