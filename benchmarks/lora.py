@@ -88,28 +88,49 @@ def read_emoji(count: int) -> tuple[Emoji, Emoji]:
 
 
 class Timed(Racer):
-    """A training that knows when it had its turns: turns are (begin, end) in seconds of the day."""
+    """A training that knows when it had its turns, and how busy it was in them."""
 
     def __init__(self, name: str, command: Sequence[str], folder: pathlib.Path) -> None:
         super().__init__(name, command, folder, BUDGET)
-        self.turns: list[tuple[float, float]] = []
+        self.turns: list[Turn] = []
 
     def turn(self, seconds: float) -> bool:
-        begun = time.time()
+        begun, before = time.time(), self._processors()
         ended = super().turn(seconds)
-        self.turns.append((begun, time.time()))
+        # What is left of the last turn is not known any more once the process has ended.
+        self.turns.append(Turn(begun, time.time(), max(0.0, self._processors() - before)))
         return ended
 
-    def step_seconds(self) -> float:
-        """Seconds of a step, without those in which the other side had its turn."""
+    def _processors(self) -> float:
+        """Seconds of processors that the process has taken; 0 before its start and after it."""
+        stat = pathlib.Path(f"/proc/{self.process.pid}/stat") if self.process else None
+        if stat is None or not stat.exists():
+            return 0.0
+        fields = stat.read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def step(self) -> tuple[float, float]:
+        """Seconds of a step on the clock, without the other side's turns, and of processors."""
         rows = list(logged(self.folder / "run" if self.name == "ours" else self.folder))
         (first, begun), (last, ended) = rows[len(rows) // 4], rows[-1]
-        return active(self.turns, begun, ended) / (last - first)
+        whole = [turn for turn in self.turns[:-1] if turn.begun >= begun]
+        wall = active(self.turns, begun, ended) / (last - first)
+        spent = sum(turn.ended - turn.begun for turn in whole)
+        share = sum(turn.processors for turn in whole) / spent if spent else float("nan")
+        return wall, wall * share
 
 
-def active(turns: Sequence[tuple[float, float]], begun: float, ended: float) -> float:
+class Turn(NamedTuple):
+    """When a training ran, and how long processors were busy with it."""
+
+    begun: float  # seconds of the day
+    ended: float
+    processors: float
+
+
+def active(turns: Sequence[Turn], begun: float, ended: float) -> float:
     """Add up how long turns lasted between two times."""
-    return sum(max(0.0, min(end, ended) - max(start, begun)) for start, end in turns)
+    return sum(max(0.0, min(turn.ended, ended) - max(turn.begun, begun)) for turn in turns)
 
 
 class Bench:
@@ -120,6 +141,8 @@ class Bench:
         self.own, self.others = read_emoji(arguments.num_others)
         self.own.write(out / "own")
         self.others.write(out / "others")
+        given = arguments.base
+        self.base_run = out / "base/run" if given is None else pathlib.Path(given).absolute()
 
     def _command(self, name: str, folder: str, steps: int, rate: float, *more: str) -> list[str]:
         return [
@@ -151,7 +174,7 @@ class Bench:
         """Prepare both trainings of a LoRA."""
         a = self.arguments
         more = (
-            f"--config.train.ckpt_path={self.out / 'base/run'}",
+            f"--config.train.ckpt_path={self.base_run}",
             f"--config.adapters.rank={a.rank}",
             "--config.conditioning.embedders.text.ucg_rate=0.0",
             "--config.guidance={'name': 'none'}",  # which captions that are never dropped ask for
@@ -169,7 +192,7 @@ class Bench:
         from diffusion_jax.convert.weights.exporting import export_params, save_weights
         from diffusion_jax.experiment.config_files import load_config
 
-        pipe, unet = Pipeline.from_workdir(self.out / "base/run", ema=False), self.out / "unet"
+        pipe, unet = Pipeline.from_workdir(self.base_run, ema=False), self.out / "unet"
         network = pipe.experiment.network
         unet.mkdir()
         described = unet_config(network.module, 3, sample_size=SIZE)
@@ -216,7 +239,7 @@ class Bench:
             "ours": {self.out / "ours.safetensors": 1.0},
             "diffusers": {self.out / "diffusers/lora/pytorch_lora_weights.safetensors": 1.0},
         }
-        pipe = Pipeline.from_workdir(self.out / "base/run", ema=False)
+        pipe = Pipeline.from_workdir(self.base_run, ema=False)
         captions = self.own.captions + self.others.captions[:: len(self.others.captions) // KEPT]
         captions = captions[: OWN + KEPT]
         options = {
@@ -260,13 +283,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     out = pathlib.Path(arguments.out).absolute()
     out.mkdir(parents=True)
     bench = Bench(arguments, out)
-    base = bench.base()
-    print(f"the base took {base.seconds:.0f} s ({base.cpu:.0f} s of CPU)", flush=True)
+    if arguments.base is None:
+        base = bench.base()
+        print(f"the base took {base.seconds:.0f} s ({base.cpu:.0f} s of CPU)", flush=True)
     racers = bench.racers()
     race(racers, seconds=arguments.turn)
     drawn = bench.drawn()
     rows = score(drawn, bench.own, bench.others)
-    seconds = {racer.name: (racer.step_seconds(), racer.seconds) for racer in racers}
+    seconds = {racer.name: (*racer.step(), racer.seconds) for racer in racers}
     result = {
         "arguments": vars(arguments),
         "facts": facts(arguments),
@@ -283,15 +307,19 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """What was found as a table of Markdown."""
     a, about, seconds = result["arguments"], result["facts"], result["seconds"]
-    lines = ["| | own | found | kept | step, s | whole training, s |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| | own | found | kept | step, s | step, CPU s | whole training, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in result["rows"]:
         cells = [row["name"], f"{row['own']:.3f}", f"{row['found']:.0%}", f"{row['kept']:.3f}"]
         times = seconds[row["name"]] if row["name"] in seconds else ()
-        cells += [f"{times[0]:.3f}", f"{times[1]:.0f}"] if times else ["", ""]
+        cells += [f"{times[0]:.3f}", f"{times[1]:.3f}", f"{times[2]:.0f}"] if times else [""] * 3
         lines.append(f"| {' | '.join(cells)} |")
     versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
     told = (
-        f"rank {a['rank']}, {a['steps']} steps of {a['batch_size']}, base of {a['base_steps']}",
+        f"rank {a['rank']}, {a['steps']} steps of {a['batch_size']}",
+        f"base {a['base'] or a['base_steps']}",
         f"guidance {a['guidance_scale']:g}, {about['hardware']} (load {about['load']:.1f})",
         f"revision {about['revision']}",
         versions,
@@ -316,6 +344,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flag = parser.add_argument
     flag("--peer_python", default=sys.executable, help="a Python that has torch, diffusers, peft")
     flag("--num_others", type=int, default=120, help="emoji that the base learns, at least 50")
+    flag("--base", help="the base of an earlier run of this script, for the same --num_others")
     flag("--base_steps", type=int, default=2000)
     flag("--steps", type=int, default=400, help="of each LoRA")
     flag("--rank", type=int, default=8)

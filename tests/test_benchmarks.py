@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -26,6 +27,7 @@ def scripts(monkeypatch):
         "video",
         "race",
         "race_data",
+        "lora",
     ):
         sys.modules.pop(name, None)
 
@@ -303,3 +305,40 @@ def test_both_sides_of_the_race_read_the_same_data(scripts, tmp_path, monkeypatc
     pictures, classes = race_data.fashion()
     np.testing.assert_array_equal(pictures, images[:3])
     assert classes.tolist() == [3, 1, 4]
+
+
+def test_turns_of_the_other_side_do_not_count(scripts):
+    import lora
+
+    turns = [lora.Turn(*times, 1.0) for times in ((0.0, 5.0), (10.0, 15.0), (20.0, 22.0))]
+    assert lora.active(turns, 3.0, 21.0) == 2.0 + 5.0 + 1.0
+    assert lora.active(turns, 5.0, 10.0) == 0.0
+
+
+def test_a_lora_is_scored_by_what_it_learned_and_what_it_kept(scripts):
+    """One side draws the 8 emoji and moves the others by 0.1; the base draws grey."""
+    import lora
+
+    stream = np.random.default_rng(0)
+    own, others = (
+        lora.Emoji(stream.integers(0, 256, (n, 4, 4, 3)).astype(np.uint8), [str(n)] * n)
+        for n in (lora.OWN, lora.KEPT)
+    )
+    grey = np.full((lora.OWN + lora.KEPT, 4, 4, 3), 0.5)
+    learned = np.concatenate([own.images / 255.0, grey[lora.OWN :] + 0.1])
+    base, ours = lora.score({"base": grey, "ours": learned}, own, others)
+    assert (ours["own"], ours["found"]) == (0.0, 1.0) and abs(ours["kept"] - 0.1) < 1e-9
+    assert base["kept"] == 0.0 and base["found"] <= 0.25
+    assert abs(base["own"] - lora.distance(grey[:8], own.images / 255.0).mean()) < 1e-9
+
+
+def test_the_lora_benchmark_needs_a_new_folder_and_50_others(scripts, tmp_path, capsys):
+    import lora
+
+    for option, told in (
+        (f"--out={tmp_path}", "exists; choose a new folder"),
+        ("--num_others=49", "--num_others=49 should be at least 50"),
+    ):
+        with pytest.raises(SystemExit):
+            lora.main([option])
+        assert told in capsys.readouterr().err

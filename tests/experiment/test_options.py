@@ -33,4 +33,5 @@ def test_what_has_no_default_has_to_be_given():
         ("AutoguidanceOptions", "path"),
         ("PriorOptions", "prompt"),
         ("NewTokenOptions", "init"),
+        ("PromptOptions", "prompts"),
     }
