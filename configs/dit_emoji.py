@@ -4,7 +4,8 @@ python launch.py --config=configs/dit_emoji.py
 python launch.py sample --workdir=runs/dit_emoji --prompt="red heart" --n=4
 python launch.py --config=configs/dit_emoji.py:tiny            # the same code in seconds
 
-Hardware: one GPU; a CPU takes hours. Time and result: not measured.
+Hardware: one GPU; a CPU takes hours. Time: not measured; 10,000 steps of 32 images are 4.2e15 FLOP,
+which take 12 hours on one CPU core at 100 GFLOP/s. Result: not measured.
 
 256 patches of 2 x 2 pixels, normed queries and keys, rotary positions, and cross-attention to a
 small transformer over the caption's tokens that learns together with the network. 11.3 M

@@ -37,6 +37,7 @@ def test_a_pattern_that_is_found_nowhere_lists_what_there_is():
         built(CONFIG, "--config.train.trainable=clop").abstract_state()
 
 
+@pytest.mark.slow
 def test_a_step_trains_what_the_pattern_names_and_nothing_else():
     options = {
         "train.trainable": r"^conditioner/clip/.*mlp|^network/out_2",
