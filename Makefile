@@ -16,7 +16,7 @@ GPU_ARGS ?=
 WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=loadscope
 # Numbers are compared at LLVM's level 1. Level 0, at which the other tests compile, has no fused
 # multiply-adds and so rounds more often. Fused loops are written as they are in a run, too.
-PARITY_XLA_FLAGS := --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=true
+PARITY_XLA_FLAGS := --xla_backend_optimization_level=1
 DOCS ?=
 SOURCES := .
 

@@ -39,6 +39,7 @@ from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
 from diffusion_jax.models.unet import MultiviewUNet, UNet, VideoUNet
 from diffusion_jax.train.checkpoints.saving import open_checkpoints
 from diffusion_jax.train.diffusion.denoiser_loss import denoiser_loss_fn
+from diffusion_jax.train.diffusion.noising import NoiseOptions
 from diffusion_jax.train.first_stage.loss import AutoencoderLoss
 from diffusion_jax.train.first_stage.step import make_autoencoder_step
 from diffusion_jax.train.hooks.checkpoint import checkpoint
@@ -65,7 +66,7 @@ FUNCTIONS: dict[str, tuple[Iterable[Callable[..., Any]], tuple[str, ...]]] = {
     "denoiser.scaling": (SCALINGS.values(), ()),
     "discretization": (DISCRETIZATIONS.values(), ()),
     "loss": (
-        [ddpm_loss, denoiser_loss_fn, AutoencoderLoss, make_autoencoder_step],
+        [ddpm_loss, denoiser_loss_fn, NoiseOptions, AutoencoderLoss, make_autoencoder_step],
         ("learn_logvar", "logvar_init"),
     ),
     "sigma_sampling": (SIGMA_SAMPLINGS.values(), ()),

@@ -34,6 +34,7 @@ def test_reserved_streams_are_those_that_runs_were_made_with():
         "LIKELIHOOD": 6,
         "SCORED_SAMPLES": 7,
         "LEVELS": 8,
+        "PRIOR_IMAGES": 9,
     }
     assert {stream.name: 2**32 - stream for stream in SamplerStream} == {
         "INITIAL_NOISE": 1,

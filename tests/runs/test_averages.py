@@ -41,7 +41,7 @@ def saved(workdir, monkeypatch):
         config = load_config("configs/mnist.py:tiny", list(options))
         whole = built("configs/mnist.py:tiny", *options)
         params = {"network": {"w": jnp.zeros((8, 6)), "b": jnp.zeros(6)}}
-        tx = build_optimizer(config.optimizer.to_dict(), None, 1, False, power=whole.ema.power).tx
+        tx = build_optimizer(config.optimizer.to_dict(), None, 1, False, ema=whole.ema).tx
         task = whole.task._replace(init=lambda key: init_state(params, tx), rules=())
         experiment = whole._replace(task=task)
         monkeypatch.setattr(averages, "open_run", lambda *given, **options: (experiment, {}))

@@ -6,6 +6,7 @@ from PIL import Image
 
 from diffusion_jax.runs.recipe import Recipe, recipe_text
 from diffusion_jax.runs.samples import check_empty, write_clips, write_samples
+from diffusion_jax.runs.seeds import Seeds
 
 
 def test_images_and_their_grid_are_written(tmp_path):
@@ -46,7 +47,7 @@ def test_a_folder_with_files_is_left_alone(tmp_path):
 
 
 def test_each_image_tells_how_it_was_drawn(tmp_path):
-    recipe = Recipe(["狐, é", "owl"], None, 5, "ddim", 2.0, 3, (2, 2), "m")
+    recipe = Recipe(["狐, é", "owl"], None, 5, "ddim", 2.0, Seeds(3), (2, 2), "m")
     grid = write_samples(tmp_path, np.zeros((2, 2, 2, 3), np.uint8), recipe)
     for path, index in ((tmp_path / "00000.png", 0), (tmp_path / "00001.png", 1), (grid, 0)):
         assert Image.open(path).info == {"parameters": recipe_text(recipe, index)}
