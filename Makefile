@@ -15,7 +15,7 @@ GPU_ARGS ?=
 # Tests run in as many processes as there are cores, four at most: each takes up to 4 GB of memory.
 WORKERS ?= --numprocesses=auto --maxprocesses=4 --dist=loadscope
 # Numbers are compared at LLVM's level 1. Level 0, at which the other tests compile, has no fused
-# multiply-adds and so rounds more often. Fused loops are written as they are in a run, too.
+# multiply-adds and so rounds more often.
 PARITY_XLA_FLAGS := --xla_backend_optimization_level=1
 DOCS ?=
 SOURCES := .

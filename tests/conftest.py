@@ -8,7 +8,6 @@ not by jaxtyping's own option, which the worker processes of pytest-xdist never 
 import os
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 # Read when the CPU backend starts, and inherited by the processes that tests start. The time-outs
@@ -26,10 +25,6 @@ XLA_FLAGS = (
 given = os.environ.get("XLA_FLAGS", "").split()
 given_names = {flag.split("=")[0] for flag in given}
 added = [flag for flag in XLA_FLAGS if flag.split("=")[0] not in given_names]
-if "--xla_backend_optimization_level" not in given_names and version("jaxlib").startswith("0.10."):
-    # Without the fusion emitters, that version's newer way to write fused loops, compiling takes a
-    # third less. Later versions know no such flag, and comparisons of numbers keep the emitters.
-    added.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(given + added)
 os.environ["JAX_PLATFORMS"] = "cpu"
 # One cache of compiled programs for all processes of all sessions: an entry is found again by the

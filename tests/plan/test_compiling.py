@@ -22,13 +22,7 @@ FSDP = ["--config.mesh.data=1", "--config.mesh.fsdp=-1"]
 @pytest.fixture(scope="module")
 def plan():
     config = load_config(MNIST, ["--config.model.model_channels=8", "--config.model.remat=True"])
-    compiling = jax.stages.Lowered.compile
-    with pytest.MonkeyPatch.context() as patch:
-        # As a plan is made: without the fusion emitters, which tests leave out, the compiled
-        # program has other products than the traced one.
-        options = {"xla_cpu_use_fusion_emitters": True}
-        patch.setattr(jax.stages.Lowered, "compile", lambda self: compiling(self, options))
-        return make_plan(config, find_topology("h100:2"), 3)
+    return make_plan(config, find_topology("h100:2"), 3)
 
 
 def test_the_batch_is_per_device(plan):
