@@ -6,10 +6,10 @@ python launch.py --config=configs/moving_digits.py:tiny         # the same code 
 python launch.py --config=configs/moving_digits.py:videos       # real videos, inside a package
 python launch.py --config=configs/moving_digits.py:videos_tiny  # the same in seconds
 
-Hardware: two CPU cores. Time: 31 minutes beside other work, 0.85 s a step. Result: the photograph and
-the digit's colour are there, under noise, and the digit loses its form: 28.7 grey levels of error
-after the first frame, where holding that frame gives 19.2, and a Frechet video distance of 2283,
-617 held (`python benchmarks/video.py --workdir=RUN --n=32`). Longer training is needed.
+Hardware: two CPU cores. Time: 31 minutes beside other work, 0.85 s a step. Result: the photograph
+and the digit's colour are there, under noise, and the digit loses its form: 28.7 grey levels of
+error after the first frame, where holding that frame gives 19.2, and a Frechet video distance of
+2283, 617 held (`python benchmarks/video.py --workdir=RUN --n=32`). Longer training is needed.
 
 The network of Stable Video Diffusion, small: it sees the first frame with a little noise beside the
 noisy clip, and gets three numbers: the frame rate, the amount of motion, and that noise's strength.

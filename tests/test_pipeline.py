@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from support.experiments import built, trained
 
-from diffusion_jax import Pipeline, load_config
+from diffusion_jax import Pipeline, load_config, make_experiment
 from diffusion_jax.pipeline import NonFiniteWarning
 from diffusion_jax.runs.watched import Stopped
 
