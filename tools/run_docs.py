@@ -247,7 +247,8 @@ def _run_sh(block: Block) -> None:
         for line in lines:
             _launch(line, block)
         return
-    text = "set -e\n" + shrink(block.text, block)
+    # Flags that a rule adds belong to each command, whose line may go on below.
+    text = "set -e\n" + ("\n".join(lines) if block.with_ else shrink(block.text, block))
     code = subprocess.run(["bash", "-c", text], stdin=subprocess.DEVNULL).returncode
     _check_code(code, block, block.text)
 
