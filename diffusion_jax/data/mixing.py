@@ -34,8 +34,8 @@ def mixed(own: Batches, others: Batches, weight: float) -> Batches:
 
     Rows are interleaved in the shortest pattern, so that equal shares alternate; it is the same for
     any number of processes. "weight" is 1 for the first source and `weight` for the second. Columns
-    that one of them lacks are left out, but for "loss_weight", which is 1 for the second source
-    then. Everything else is as in the first source.
+    that one of them lacks are left out, but for "loss_weight", which is 1 for the second source.
+    Everything else is as in the first source.
     """
 
     def iterate(start_step: int = 0) -> Iterator[dict[str, Any]]:
@@ -48,8 +48,6 @@ def mixed(own: Batches, others: Batches, weight: float) -> Batches:
 def joined(first: dict[str, Any], second: dict[str, Any], weight: float) -> dict[str, Any]:
     """Join two batches row by row, see mixed."""
     counts = len(first["index"]), len(second["index"])
-    if "loss_weight" in first:
-        second = {"loss_weight": np.ones(counts[1], np.float32), **second}
     unit = math.gcd(*counts)
     starts = (0, counts[0])
     places = np.concatenate(
