@@ -34,8 +34,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 CACHE = Path(__file__).parents[1] / ".pytest_cache"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# Where Python is told to write no bytecode, every process of the session would compile JAX and all
-# else that it imports anew: 9 s of CPU time instead of 3. The bytecode is kept with that cache.
+# PYTHONDONTWRITEBYTECODE would make every process of the session compile all Python code that it
+# imports, JAX included: 9 s of CPU time instead of 3. The bytecode is kept beside that cache.
 if sys.dont_write_bytecode:
     sys.dont_write_bytecode, sys.pycache_prefix = False, str(CACHE / "bytecode")
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix

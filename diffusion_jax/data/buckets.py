@@ -4,23 +4,16 @@ SDXL (Podell et al. 2023, section 2.3) and NovelAI train on batches of images of
 proportions, so that little is cropped.
 """
 
-import itertools
 import logging
 import math
-import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.clips import frames_of
-from diffusion_jax.data.progress import log_progress
+from diffusion_jax.data.progress import for_each
 from diffusion_jax.data.records import Records
-
-# Headers are read by this many threads, since a network disk answers slowly but many at once.
-_READERS = 16
-_CHUNK = 64
 
 _log = logging.getLogger(__name__)
 
@@ -111,21 +104,12 @@ def image_sizes(source: Records, image_key: str) -> np.ndarray:
     (0, 0). The log says how far it is and how long it took.
     """
     sizes = np.zeros((len(source), 2), np.int32)
-    start = time.monotonic()
 
-    def read(chunk: range) -> range:
-        for index in chunk:
-            sizes[index] = _size_or_zero(frames_of(source[index][image_key]))
-        return chunk
+    def read(index: int) -> None:
+        sizes[index] = _size_or_zero(frames_of(source[index][image_key]))
 
-    chunks = [
-        range(first, min(first + _CHUNK, len(source))) for first in range(0, len(source), _CHUNK)
-    ]
-    with ThreadPoolExecutor(_READERS) as pool:
-        numbers = itertools.chain.from_iterable(pool.map(read, chunks))
-        for _ in log_progress(numbers, len(source), "reading the sizes of images"):
-            pass
-    _log.info("read the sizes of %d images in %.1f s", len(source), time.monotonic() - start)
+    seconds = for_each(len(source), read, "reading the sizes of images")
+    _log.info("read the sizes of %d images in %.1f s", len(source), seconds)
     return sizes
 
 

@@ -1,20 +1,16 @@
 """How much each record of a source counts: how often it comes, and the weight of its loss."""
 
-import itertools
 import logging
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.data.progress import log_progress
+from diffusion_jax.data.progress import for_each
 from diffusion_jax.data.records import Records, features_of
 
-# Records of a source on a network disk are read by this many threads, so many at a time.
-_READERS, _CHUNK = 16, 64
-_LARGEST = 10**6
+# The largest number that says how much a record counts.
+LARGEST = 10**6
 
 _log = logging.getLogger(__name__)
 
@@ -90,33 +86,24 @@ def _read_all(source: Records, keys: list[str]) -> dict[str, np.ndarray]:
     if not keys:
         return {}
     found = {key: np.empty(len(source), np.float64) for key in keys}
-    start = time.monotonic()
 
-    def read(chunk: range) -> range:
-        for index in chunk:
-            record = source[index]
-            for key in keys:
-                try:
-                    found[key][index] = record[key]
-                except (TypeError, ValueError):
-                    found[key][index] = np.nan  # _check names the record
-        return chunk
+    def read(index: int) -> None:
+        record = source[index]
+        for key in keys:
+            try:
+                found[key][index] = record[key]
+            except (TypeError, ValueError):
+                found[key][index] = np.nan  # _check names the record
 
-    size = len(source)
-    chunks = [range(first, min(first + _CHUNK, size)) for first in range(0, size, _CHUNK)]
-    with ThreadPoolExecutor(_READERS) as pool:
-        numbers = itertools.chain.from_iterable(pool.map(read, chunks))
-        for _ in log_progress(numbers, size, f"reading {' and '.join(keys)} of records"):
-            pass
-    seconds = time.monotonic() - start
-    _log.info("read %s of %d records in %.1f s", " and ".join(keys), size, seconds)
+    seconds = for_each(len(source), read, f"reading {' and '.join(keys)} of records")
+    _log.info("read %s of %d records in %.1f s", " and ".join(keys), len(source), seconds)
     return found
 
 
 def _check(argument: str, key: Any, values: np.ndarray, right: np.ndarray, what: str) -> None:
-    wrong = np.flatnonzero(~(right & (values <= _LARGEST)))
+    wrong = np.flatnonzero(~(right & (values <= LARGEST)))
     if len(wrong):
         raise ValueError(
             f"{argument} = {key!r}: record {wrong[0]} has {values[wrong[0]]:g} and should have "
-            f"{what} {_LARGEST}"
+            f"{what} {LARGEST}"
         )

@@ -1,14 +1,18 @@
 """How far long work is: a bar on a terminal, else a line in the log now and then."""
 
+import itertools
 import logging
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_DRAWINGS = 0.2
+# A network disk answers slowly but many at once: so many threads read, each so many at a time.
+_READERS, _CHUNK = 16, 64
 _BLOCKS = "░▏▎▍▌▋▊▉"
 
 T = TypeVar("T")
@@ -47,6 +51,26 @@ def log_progress(
     finally:
         if live:
             draw_line("")
+
+
+def for_each(count: int, read: Callable[[int], None], doing: str) -> float:
+    """Call read with the numbers 0 ... count - 1 from several threads -> the seconds that it took.
+
+    doing: as in log_progress. What read raises is raised here.
+    """
+    start = time.monotonic()
+
+    def read_all(chunk: range) -> range:
+        for number in chunk:
+            read(number)
+        return chunk
+
+    chunks = [range(first, min(first + _CHUNK, count)) for first in range(0, count, _CHUNK)]
+    with ThreadPoolExecutor(_READERS) as pool:
+        numbers = itertools.chain.from_iterable(pool.map(read_all, chunks))
+        for _ in log_progress(numbers, count, doing):
+            pass
+    return time.monotonic() - start
 
 
 def bar(share: float, width: int = 16) -> str:

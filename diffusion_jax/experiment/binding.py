@@ -164,6 +164,21 @@ def check_section(section: Any, path: str) -> None:
         raise ConfigError(f"{path} = {shown(section)} should be a section with keys of its own")
 
 
+def bind_each(row: Section, section: Any, example: str) -> dict[str, dict[str, Any]]:
+    """Bind the sections of a config that have names of the user's own -> {name: keywords}.
+
+    row: what one of them is, with the path config.X.NAME. example: what a name stands for and one,
+    such as "a token, such as toy". ConfigError for none, and as bind_section does.
+    """
+    path = row.path.removesuffix(".NAME")
+    check_section(section, path)
+    if not section:
+        what, _, name = example.rpartition(" ")
+        raise ConfigError(f"{path} = {{}} should name {what} {path}.{name}")
+    rows = {name: row._replace(path=f"{path}.{name}") for name in section}
+    return {name: bind_section(rows[name], own).own[0] for name, own in section.items()}
+
+
 def options(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return a section without its `name`, the row of the table that the section picks."""
     return {key: value for key, value in section.items() if key != "name"}

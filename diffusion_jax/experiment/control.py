@@ -15,7 +15,7 @@ from diffusion_jax.convert.weights.exporting import export_params, save_weights
 from diffusion_jax.convert.weights.importing import import_network
 from diffusion_jax.convert.weights.reading import open_weights, read_json
 from diffusion_jax.data.hints import HINTS
-from diffusion_jax.experiment.binding import ConfigError, Section, bind_section, check_section
+from diffusion_jax.experiment.binding import ConfigError, Section, bind_each
 from diffusion_jax.experiment.export import channels_of
 from diffusion_jax.experiment.layout import base_rules, control_rules
 from diffusion_jax.experiment.network import Network, conditioning_shapes
@@ -42,13 +42,8 @@ def bind_controls(section: Mapping[str, Any] | None) -> dict[str, ControlOptions
     """Bind the sections of all ControlNets; ConfigError for a wrong option."""
     if section is None:
         return {}
-    check_section(section, _PATH)
-    if not section:
-        raise ConfigError(f"{_PATH} = {{}} should name a ControlNet, such as {_PATH}.edges")
-    return {
-        name: ControlOptions(**bind_section(CONTROL._replace(path=f"{_PATH}.{name}"), own).own[0])
-        for name, own in section.items()
-    }
+    bound = bind_each(CONTROL, section, "a ControlNet, such as edges")
+    return {name: ControlOptions(**own) for name, own in bound.items()}
 
 
 def with_controls(network: Network, section: Mapping[str, Any] | None) -> Network:

@@ -17,7 +17,7 @@ from diffusion_jax.convert.weights.embeddings import (
     write_embedding,
 )
 from diffusion_jax.data.new_tokens import with_new_tokens
-from diffusion_jax.experiment.binding import ConfigError, Section, bind_section, check_section
+from diffusion_jax.experiment.binding import ConfigError, Section, bind_each
 from diffusion_jax.experiment.layout import adapter_rules, base_rules
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.experiment.options import LatentCacheOptions, NewTokenOptions
@@ -48,16 +48,13 @@ class _Encoder(NamedTuple):
 
 def bind_tokens(section: Mapping[str, Any]) -> dict[str, NewTokenOptions]:
     """Bind the sections of all new tokens, by name; ConfigError for a wrong option."""
-    check_section(section, _PATH)
-    if not section:
-        raise ConfigError(f"{_PATH} = {{}} should name a token, such as {_PATH}.toy")
     bound = {}
-    for name, own in section.items():
-        path = f"{_PATH}.{name}"
-        (given,) = bind_section(INVERSION._replace(path=path), own).own
-        options = NewTokenOptions(**given)
+    for name, own in bind_each(INVERSION, section, "a token, such as toy").items():
+        options = NewTokenOptions(**own)
         if not options.init.split():
-            raise ConfigError(f"{path}.init = {options.init!r} should be words to begin with")
+            raise ConfigError(
+                f"{_PATH}.{name}.init = {options.init!r} should be words to begin with"
+            )
         bound[name] = options._replace(
             token=f"<{name}>" if options.token is None else options.token
         )

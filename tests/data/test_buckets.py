@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from diffusion_jax.data import buckets, progress
+from diffusion_jax.data import progress
 from diffusion_jax.data.buckets import bucket_shapes, fill_buckets, image_sizes
 
 # (height, width) pairs of appendix I of the SDXL paper, the largest area of each height.
@@ -111,7 +111,7 @@ def test_sizes_come_from_headers(monkeypatch, caplog):
         raise AssertionError("decoded")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
-    monkeypatch.setattr(buckets, "_CHUNK", 3)
+    monkeypatch.setattr(progress, "_CHUNK", 3)
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     with caplog.at_level(logging.INFO):
         sizes = image_sizes([{"picture": image} for image in images], "picture")

@@ -36,6 +36,15 @@ def test_items_of_several_sizes_and_the_time_that_is_left(monkeypatch, caplog):
     assert caplog.messages == ["x: 6 of 10, 0.3 a second, 0 min 14 s left"]
 
 
+def test_every_number_is_read_once_and_errors_are_raised():
+    seen = []
+    assert progress.for_each(150, seen.append, "x") >= 0.0
+    assert sorted(seen) == list(range(150))
+    assert progress.for_each(0, seen.append, "x") >= 0.0 and len(seen) == 150
+    with pytest.raises(ZeroDivisionError):
+        progress.for_each(70, lambda number: 1 // (number - 69), "x")
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

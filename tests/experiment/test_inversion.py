@@ -51,7 +51,7 @@ def test_only_the_vectors_are_trained_and_they_begin_as_copies(model):
 
 
 def test_a_prompt_with_the_token_reads_the_vectors(model):
-    """With the words that they begin with, the states are those of these words."""
+    """Vectors copied from some words give the same states as these words."""
     experiment, params, frozen = model
     network, drawing = experiment.network, experiment.drawing
     whole = drawing.whole(params, frozen)

@@ -13,7 +13,7 @@ from diffusion_jax.train.optimizer_state import evaluation_params, is_schedule_f
 
 FIRST = {"network": {"w": jnp.array([1.0, -2.0, 3.0])}, "conditioner": {"b": jnp.array([0.5])}}
 OTHER = {"network": {"w": jnp.array([4.0, 0.5, -1.0])}, "conditioner": {"b": jnp.array([-0.25])}}
-# Those of optax.contrib that keep a copy of the first parameters, with what makes them move.
+# The optimizers of optax.contrib that keep a copy of the first parameters.
 KEEPERS = ("prodigy", "madgrad", "cocob", "schedule_free_sgd", "schedule_free_adamw")
 
 

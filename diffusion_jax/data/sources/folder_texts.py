@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.data.emphasis import LARGEST
+
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
@@ -25,7 +27,6 @@ class Number(NamedTuple):
 NUMBERS = {"repeats": Number(1, np.int64), "weight": Number(0, np.float32)}
 # How the names of fields end that name another image of a row.
 _IMAGE, _FILE_NAME = "_image", "_file_name"
-_MOST = 10**6
 
 
 class Row(NamedTuple):
@@ -212,10 +213,10 @@ def number_in(name: str, value: Any, where: str) -> float:
         number = float("" if isinstance(value, bool) else value)
     except (OverflowError, TypeError, ValueError):
         number = math.nan
-    if not least <= number <= _MOST or (whole and number != int(number)):
+    if not least <= number <= LARGEST or (whole and number != int(number)):
         what = "a whole number" if whole else "a number"
         raise ValueError(
-            f"{where}: {name} = {value!r:.80} should be {what} between {least} and {_MOST}"
+            f"{where}: {name} = {value!r:.80} should be {what} between {least} and {LARGEST}"
         )
     return number
 
