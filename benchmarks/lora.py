@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import paired
 from PIL import Image
 from race import PATIENCE, Racer, facts, logged, race
 
@@ -358,11 +359,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flag("--out", default="runs/lora", help="a new folder")
     arguments = parser.parse_args(argv)
     least = {"num_others": KEPT, "base_steps": 1, "steps": 8, "rank": 1, "threads": 1}
-    for name, low in least.items():
-        if getattr(arguments, name) < low:
-            parser.error(f"--{name}={getattr(arguments, name)} should be at least {low}")
-    if pathlib.Path(arguments.out).exists():
-        parser.error(f"--out={arguments.out} exists; choose a new folder")
+    paired.check(parser, arguments, least)
     return arguments
 
 

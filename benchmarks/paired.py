@@ -85,6 +85,17 @@ def parse(
     return arguments
 
 
+def check(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, least: dict[str, float]
+) -> None:
+    """End with one sentence for a number below its least, and for --out that exists."""
+    for name, low in least.items():
+        if getattr(arguments, name) < low:
+            parser.error(f"--{name}={getattr(arguments, name)} should be at least {low}")
+    if Path(arguments.out).exists():
+        parser.error(f"--out={arguments.out} exists; choose a new folder")
+
+
 def serve(build: Callable[[dict[str, Any]], tuple[dict[str, Any], Callable[[int], None]]]) -> None:
     """Be one side: build the work from the first line of stdin, then run as many units as each
     further line says.

@@ -394,11 +394,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if arguments.tiny:
         arguments.num_samples, arguments.calibration_steps = 20, 8
     least = {"minutes": 0.01, "num_samples": 20, "threads": 1, "calibration_steps": 8}
-    for name, low in least.items():
-        if getattr(arguments, name) < low:
-            parser.error(f"--{name}={getattr(arguments, name)} should be at least {low}")
-    if pathlib.Path(arguments.out).exists():
-        parser.error(f"--out={arguments.out} exists; choose a new folder")
+    paired.check(parser, arguments, least)
     return arguments
 
 

@@ -14,6 +14,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch.nn.functional import mse_loss
+from torch_device import shuffled_rows
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -44,12 +45,11 @@ def main() -> None:
     with np.load(spec["data"]) as held:
         images = torch.from_numpy(held["images"]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         contexts = torch.from_numpy(held["contexts"])
-    size, order = spec["batch_size"], torch.empty(0, dtype=torch.long)
-    with (folder / "metrics.jsonl").open("w") as rows:
+    size = spec["batch_size"]
+    rows = shuffled_rows(len(images), size)
+    with (folder / "metrics.jsonl").open("w") as lines:
         for step in range(1, spec["num_steps"] + 1):
-            if len(order) < size:
-                order = torch.randperm(len(images))
-            chosen, order = order[:size], order[size:]
+            chosen = next(rows)
             x = images[chosen]
             t = torch.randint(0, scheduler.config["num_train_timesteps"], (size,))
             noise = torch.randn_like(x)
@@ -62,8 +62,8 @@ def main() -> None:
             optimizer.zero_grad()
             if step % spec["log_every"] == 0 or step == spec["num_steps"]:
                 row = {"step": step, "time": time.time(), "train/loss": loss.item()}
-                rows.write(json.dumps(row) + "\n")
-                rows.flush()
+                lines.write(json.dumps(row) + "\n")
+                lines.flush()
     count = sum(p.numel() for p in trained)
     (folder / "parameters.json").write_text(json.dumps(count))
     StableDiffusionPipeline.save_lora_weights(

@@ -16,6 +16,7 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from side_torch import PREDICTION, network
 from torch.nn.functional import mse_loss, pixel_shuffle, pixel_unshuffle
+from torch_device import shuffled_rows
 
 
 def main() -> None:
@@ -59,12 +60,10 @@ def train(spec: dict[str, Any], folder: Path) -> None:
     rate = get_cosine_schedule_with_warmup(optimizer, spec["warmup_steps"], spec["num_steps"])
     average = EMAModel(net.parameters(), decay=options["ema_decay"], foreach=True)
     net.train()
-    order = torch.empty(0, dtype=torch.long)
-    with (folder / "metrics.jsonl").open("w") as rows:
+    rows = shuffled_rows(len(images), size)
+    with (folder / "metrics.jsonl").open("w") as lines:
         for step in range(1, spec["num_steps"] + 1):
-            if len(order) < size:
-                order = torch.randperm(len(images))
-            chosen, order = order[:size], order[size:]
+            chosen = next(rows)
             x = images[chosen]
             t = torch.randint(0, scheduler.config["num_train_timesteps"], (size,))
             noise = torch.randn_like(x)
@@ -83,7 +82,7 @@ def train(spec: dict[str, Any], folder: Path) -> None:
             average.step(net.parameters())
             if step % spec["log_every"] == 0 or step == spec["num_steps"]:
                 row = {"step": step, "time": time.time(), "train/loss": loss.item()}
-                print(json.dumps(row), file=rows, flush=True)
+                print(json.dumps(row), file=lines, flush=True)
     average.copy_to(net.parameters())
     torch.save(net.state_dict(), folder / "weights.pt")
     (folder / "parameters.json").write_text(json.dumps(sum(p.numel() for p in net.parameters())))

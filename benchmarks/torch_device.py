@@ -1,6 +1,6 @@
 """What every side in PyTorch does with its device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,16 @@ def repeated(step: Callable[[], Any], device: torch.device) -> Callable[[int], N
             torch.cuda.synchronize()
 
     return run
+
+
+def shuffled_rows(count: int, size: int) -> Iterator[torch.Tensor]:
+    """Give the rows of one batch after another, every epoch in a new order, without its rest."""
+    order = torch.empty(0, dtype=torch.long)
+    while True:
+        if len(order) < size:
+            order = torch.randperm(count)
+        rows, order = order[:size], order[size:]
+        yield rows
 
 
 def peak_memory(device: torch.device) -> int:
