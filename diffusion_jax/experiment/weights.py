@@ -15,6 +15,7 @@ from diffusion_jax.convert.weights.claims import read_claims
 from diffusion_jax.convert.weights.diffusers_folder import unused_of_penultimate
 from diffusion_jax.convert.weights.diffusers_video import fold_quant_conv
 from diffusion_jax.convert.weights.importing import count_networks, import_network, open_network
+from diffusion_jax.convert.weights.inflating import with_quant_conv
 from diffusion_jax.convert.weights.native import read_about, read_tree
 from diffusion_jax.convert.weights.reading import (
     INDEXES,
@@ -363,6 +364,8 @@ def _run_weights(path: pathlib.Path, abstract: PyTree, where: str) -> PyTree:
         own = {**own, CODEBOOK: {"embedding": codes}}
     if "decoder" not in abstract:
         own = {name: own[name] for name in ("encoder", "quant_conv") if name in own}
+        if "quant_conv" in abstract:
+            own = with_quant_conv(own)
     wanted, found = (
         {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (abstract, own)
