@@ -35,7 +35,6 @@ from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipI
 from diffusion_jax.models.conditioning.video_embedders import EncodedFrames
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
-from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
 from diffusion_jax.models.unet.video_unet import VideoUNet
@@ -283,10 +282,10 @@ def _first_stage(
     _check_first_stage(network, reading)
     weights = open_network(path, "vae", variant=reading.variant if own is None else None)
     read = functools.partial(import_network, kind="vae", nonfinite=not reading.check)
-    module = stage.module
-    if not isinstance(module, VideoAutoencoder) or module.use_quant_conv:
-        return read(abstract, weights)
-    if "quant_conv.weight" not in weights.tensors:
+    ends = [
+        name for name in ("quant_conv", "post_quant_conv") if f"{name}.weight" in weights.tensors
+    ]
+    if ends != ["quant_conv"] or "quant_conv" in abstract or "encoder" not in abstract:
         return read(abstract, weights)
     # Folders of diffusers have this convolution, which the encoder of the released files includes.
     leaf = abstract["encoder"]["conv_out"]["bias"]
