@@ -10,7 +10,7 @@ from diffusion_jax.runs.asked import Asked, Call, make_call
 from diffusion_jax.runs.command_line import fields_of
 from diffusion_jax.runs.embeddings import parse_embeddings
 from diffusion_jax.runs.lora import parse_loras
-from diffusion_jax.runs.recipe import model_name
+from diffusion_jax.runs.recipe import loaded_facts, model_name
 from diffusion_jax.runs.samples import check_empty, default_folder
 
 
@@ -26,7 +26,14 @@ def run(arguments: argparse.Namespace) -> int:
         pipe = pipe.with_embedding(path, token)
     asked = fields_of(Asked, arguments)
     name = model_name(arguments.workdir or arguments.checkpoint, arguments.step)
-    return draw(pipe, make_call(pipe, asked, folder, name=name, load=Pipeline.from_checkpoint))
+    facts = loaded_facts(
+        loras=loras,
+        embeddings=embeddings,
+        overrides=arguments.overrides,
+        weights="raw" if arguments.raw else "ema" if arguments.ema else arguments.variant,
+    )
+    load = Pipeline.from_checkpoint
+    return draw(pipe, make_call(pipe, asked, folder, name=name, load=load, more=facts))
 
 
 def draw(pipe: Pipeline, call: Call) -> int:

@@ -5,7 +5,7 @@ import importlib.util
 import secrets
 
 from diffusion_jax.devices.peers import is_loopback
-from diffusion_jax.runs.recipe import model_name
+from diffusion_jax.runs.recipe import loaded_facts, model_name
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -25,7 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
         hosts = ["127.0.0.1", "localhost", "[::1]"] if is_loopback(host) else ["*"]
         chosen = (arguments.workdir, arguments.checkpoint, arguments.config, arguments.overrides)
         model = model_name(arguments.workdir or arguments.checkpoint)
-        app = make_app(make_load(*chosen), token, hosts, model)
+        facts = loaded_facts(overrides=arguments.overrides)
+        app = make_app(make_load(*chosen), token, hosts, model, facts)
         shown = f"http://{host}:{port}/" + (f"#{token}" if token else "")
         print(f"open {shown}    (Ctrl-C ends it)", flush=True)
         run_server(app, listener)

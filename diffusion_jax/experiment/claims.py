@@ -214,8 +214,7 @@ def _of_first_stage(claims: Claims, stage: FirstStage | None) -> list[Contradict
 
 def _of_autoencoder(claims: Claims, module: Any, section: str) -> list[Contradiction]:
     groups = claims.vae_groups
-    ours = isinstance(module, Autoencoder | VideoAutoencoder)
-    if groups is None or not ours or module.num_groups == groups:
+    if groups is None or module.num_groups == groups:
         return []
     said = f"norm_num_groups = {groups} of the autoencoder"
     return [Contradiction(said, str(module.num_groups), {f"{section}.num_groups": groups})]

@@ -19,6 +19,7 @@ from diffusion_jax.experiment.binding import (
 from diffusion_jax.experiment.options import EmaOptions, WarmupOptions
 from diffusion_jax.train.lr_schedules import LR_SCHEDULES, with_warmup
 from diffusion_jax.train.optimizer import (
+    NOT_OPTIMIZERS,
     OPTIMIZERS,
     Optimizer,
     make_optimizer,
@@ -32,7 +33,8 @@ _AVERAGES = ("power", "ema_start_step", "ema_update_every")
 NO_AVERAGES = EmaOptions()
 OPTIMIZER = Section(
     "config.optimizer",
-    "The optimizer with its learning rate, clipping and the average of the parameters.",
+    "The optimizer with its learning rate, clipping and the average of the parameters. What optax "
+    f"has but does not work by itself is left out: {', '.join(sorted(NOT_OPTIMIZERS))}.",
     ((make_optimizer, ("name", "lr_multiplier", "trainable", *_AVERAGES)),),
     OPTIMIZERS,
     # make_optimizer passes the first four to a row itself; a config cannot hold the others, which

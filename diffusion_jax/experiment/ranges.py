@@ -102,6 +102,7 @@ _NAMES = {
         "fps seconds multiplier scale_factor gamma min_snr_gamma norm_limit period rho sigma_min "
         "sigma_max sigma_data p_std gradient_clip_norm exponent power div_factor "
         "final_div_factor decay_rate clip_threshold clipping_threshold estim_lr0 estim_lr_coef "
+        "init_estim_sq_dist init_step "
         "timestep_scaling eta_plus max_step_size scaling trust_coefficient consistent_rms "
         "max_ddpm_temb_period shift std mlp_ratio time_scale"
     ),

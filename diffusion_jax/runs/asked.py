@@ -1,7 +1,8 @@
 """What `sample` was asked for -> what a Pipeline is called with, and who writes what it draws."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -97,17 +98,18 @@ def make_call(
     *,
     name: str,
     load: Callable[[pathlib.Path], Any],
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Call:
     """Read the files that flags name, and turn the flags into a call.
 
-    folder: where the samples go. name: of the model, for the images' files. load: makes a Pipeline
-    of a file with weights, for --orbit.
+    folder: where the samples go. name: of the model, for the images' files, as is `more`, further
+    facts by name. load: makes a Pipeline of a file with weights, for --orbit.
     Raises ValueError for a flag that does not fit the model, or that is missing.
     """
     network, asked = model.experiment.network, _with_seeds(asked)
     if network.num_frames is None:
         _refuse(asked, _FOR_VIDEOS, "this model draws images")
-        return _images(model, asked, folder, name)
+        return _images(model, asked, folder, name, more)
     _refuse(asked, _FOR_IMAGES, "this model makes videos of a picture")
     if network.num_views is not None:
         _refuse(asked, _VARIATION, "this model draws views of a video")
@@ -135,9 +137,21 @@ def _options(asked: Asked, **more: Any) -> dict[str, Any]:
     return {"num_steps": asked.steps, **{name: getattr(asked, name) for name in _SHARED}, **more}
 
 
-def _images(model: Model, asked: Asked, folder: pathlib.Path, name: str) -> Call:
+def _images(
+    model: Model, asked: Asked, folder: pathlib.Path, name: str, more: Mapping[str, Any]
+) -> Call:
     count = _count(asked)
     conditions, n = _image_conditions(model, asked, count)
+    shared = {name: getattr(asked, name) for name in _OF_IMAGES}
+    options = _options(asked, n=n, negative=asked.negative_prompt, **shared)
+    if asked.image is not None:
+        channels = model.experiment.data.image_shape[-1]
+        options["image"] = read_image(asked.image, channels, flag="--image=")
+    if asked.mask is not None:
+        options["mask"] = read_mask(asked.mask, flag="--mask=")
+    if asked.control_image is not None:
+        found = read_control(asked.control_image, flag="--control_image=")
+        options["control_image"], options["conditioning_scale"] = found
 
     def write(images: np.ndarray) -> str:
         recipe = find_recipe(
@@ -149,21 +163,23 @@ def _images(model: Model, asked: Asked, folder: pathlib.Path, name: str) -> Call
             num_steps=asked.steps,
             guidance_scale=asked.guidance_scale,
             seeds=check_seeds(asked.seed, asked.variation_seed, asked.variation_strength),
+            options=options,
+            more={**_files(asked), **more},
         )
         grid = write_samples(folder, images, recipe)
         return f"wrote {len(images)} images to {folder} and their grid to {grid}"
 
-    shared = {name: getattr(asked, name) for name in _OF_IMAGES}
-    options = _options(asked, n=n, negative=asked.negative_prompt, **shared)
-    if asked.image is not None:
-        channels = model.experiment.data.image_shape[-1]
-        options["image"] = read_image(asked.image, channels, flag="--image=")
-    if asked.mask is not None:
-        options["mask"] = read_mask(asked.mask, flag="--mask=")
-    if asked.control_image is not None:
-        found = read_control(asked.control_image, flag="--control_image=")
-        options["control_image"], options["conditioning_scale"] = found
     return Call(conditions, options, write)
+
+
+def _files(asked: Asked) -> dict[str, str]:
+    """Name the pictures that flags gave, without their folders."""
+    given = {
+        "Init image": asked.image,
+        "Mask": asked.mask,
+        "ControlNet image": asked.control_image,
+    }
+    return {key: text.rpartition("/")[2] for key, text in given.items() if text is not None}
 
 
 def _count(asked: Asked, default: int = DEFAULT_COUNT) -> int:

@@ -1,9 +1,14 @@
 """How images were drawn, as the text in their files that other tools read."""
 
+import hashlib
 import json
+import os
 import pathlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.sampling import SAMPLER
@@ -13,10 +18,33 @@ from diffusion_jax.runs.seeds import Seeds
 
 # The text chunk of a PNG in which other tools look for it.
 KEY = "parameters"
+# Options of a call that change an image -> what they are called in the text. The names that the
+# web interface knows are as it writes them.
+_NUMBERS = {
+    "strength": "Denoising strength",
+    "image_guidance_scale": "Image CFG scale",
+    "resize": "Resize mode",
+    "conditioning_scale": "ControlNet weight",
+    "denoising_start": "Denoising start",
+    "denoising_end": "Denoising end",
+}
+_ARRAYS = {
+    "image": "Init image",
+    "mask": "Mask",
+    "control_image": "ControlNet image",
+    "latents": "Latents",
+    "noise": "Noise",
+    "step_noise": "Step noise",
+}
+# Sections of a config that may be changed for drawing.
+_CHANGEABLE = ("sampler", "guidance", "discretization")
 
 
 class Recipe(NamedTuple):
-    """What images were drawn from. prompts: one for each image, or one for all; none is empty."""
+    """What images were drawn from.
+
+    prompts: one for each image, or one for all; none is empty. more: further facts by name.
+    """
 
     prompts: Sequence[str]
     negative: str | None
@@ -26,6 +54,7 @@ class Recipe(NamedTuple):
     seeds: Seeds
     size: tuple[int, int]
     model: str
+    more: Mapping[str, Any] = MappingProxyType({})
 
 
 def find_recipe(
@@ -38,11 +67,14 @@ def find_recipe(
     num_steps: int | None,
     guidance_scale: float | None,
     seeds: Seeds,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Recipe:
     """Complete what a user asked for by what the config says.
 
     conditions: a prompt or a class for all images or for each; others are not told. size: (height,
-    width). model: the name of what drew the images.
+    width). model: the name of what drew the images. options: of the Pipeline's call; the text
+    has those that change an image. more: further facts by name, such as loaded_facts.
     """
     sections = experiment.sections
     guidance, sampler = sections["guidance"] or {}, sections["sampler"] or {}
@@ -59,7 +91,59 @@ def find_recipe(
         seeds=seeds,
         size=size,
         model=model,
+        more={**_call_facts(experiment, options), **more},
     )
+
+
+def _call_facts(experiment: Experiment, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what else a call was asked for that changes an image, and which pictures it saw."""
+    given = {name: value for name, value in options.items() if value is not None}
+    guidance = experiment.sections["guidance"] or {}
+    if "image_scale" in guidance:
+        given = {"image_guidance_scale": guidance["image_scale"]} | given
+    tokenizers = [tokenize for _, tokenize in experiment.network.tokenize.values()]
+    if any(tokenize.weighted for tokenize in tokenizers):
+        given = {"prompt_weights": True} | given
+    facts: dict[str, Any] = {}
+    if "prompt_weights" in given and tokenizers:
+        facts["Prompt weights"] = given["prompt_weights"]
+    facts |= {told: given[name] for name, told in _NUMBERS.items() if name in given}
+    for name, told in _ARRAYS.items():
+        if name in given:
+            facts[f"{told} hash"] = _hash(given[name])
+    return facts
+
+
+def _hash(given: Any) -> str:
+    """Hash the values of an array or a picture, or of several by name."""
+    if isinstance(given, Mapping):
+        return " ".join(f"{name} {_hash(value)}" for name, value in given.items())
+    return hashlib.sha256(np.ascontiguousarray(given).tobytes()).hexdigest()[:12]
+
+
+def loaded_facts(
+    *,
+    loras: Mapping[str | os.PathLike, float] = MappingProxyType({}),
+    embeddings: Sequence[tuple[str, str | None]] = (),
+    overrides: Sequence[str] = (),
+    weights: str | None = None,
+) -> dict[str, str]:
+    """Say what drew images besides the model's own weights and config.
+
+    loras, embeddings: see Pipeline.with_lora and with_embedding; files are named without their
+    folders. overrides: "--config.sampler.eta=1"; the sections that only drawing reads are named.
+    weights: which ones, such as "raw".
+    """
+    name = lambda path: pathlib.Path(path).name  # noqa: E731
+    added = [name(path) + (f":{token}" if token else "") for path, token in embeddings]
+    changed = [text.removeprefix("--config.") for text in overrides]
+    facts = {
+        "Weights": weights or "",
+        "LoRA": ", ".join(f"{name(path)}:{weight:g}" for path, weight in loras.items()),
+        "Embeddings": ", ".join(added),
+        "Options": ", ".join(one for one in changed if one.startswith(_CHANGEABLE)),
+    }
+    return {key: text for key, text in facts.items() if text}
 
 
 def model_name(path: str, step: int | None = None) -> str:
@@ -87,6 +171,7 @@ def recipe_text(recipe: Recipe, index: int) -> str:
         "Seed": seed,
         **recipe.seeds.facts(index),
         "Size": f"{width}x{height}",
+        **recipe.more,
         "Model": recipe.model,
         "Image": number,
         "Version": "diffusion_jax",

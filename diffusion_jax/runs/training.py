@@ -26,6 +26,7 @@ from diffusion_jax.runs.first_weights import first_weights
 from diffusion_jax.runs.hooks import Watched, build_hooks
 from diffusion_jax.runs.latent_cache import CachedTraining, train_from_cache
 from diffusion_jax.runs.prior import with_prior
+from diffusion_jax.runs.prompt_pictures import check_prompts
 from diffusion_jax.runs.start import Start, plan_start
 from diffusion_jax.runs.weights import (
     first_state,
@@ -271,8 +272,8 @@ def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
     The training split comes from the latent cache if the config has one, which is made or finished
     now.
 
-    Raises ValueError when its labels do not fit the model's classes, and when the cache was made
-    from something else or is damaged.
+    Raises ValueError when its labels do not fit the model's classes, for prompts in hooks.prompts
+    that cannot be drawn, and when the cache was made from something else or is damaged.
     """
     data = experiment.data
     source = data.source("train")
@@ -283,6 +284,7 @@ def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
                 f"config.conditioning.embedders.{name}.num_classes = {embedder.num_classes} is too "
                 f"few: the data set {data.name!r} has {len(names)} classes"
             )
+    check_prompts(experiment, names)
     validation, test = (
         None if data.splits[role] is None else experiment.eval_batches(role)
         for role in ("validation", "test")

@@ -7,6 +7,7 @@ import json
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import uvicorn
@@ -40,18 +41,20 @@ _HEADERS = {
 }
 # Options of a call that its pictures tell.
 _TOLD = ("negative", "num_steps", "guidance_scale")
+# What drawn images tell besides, by name.
+Facts = Mapping[str, Any]
+NONE: Facts = MappingProxyType({})
 # A sampler's name, "" for the config's -> the model with it; ValueError when it does not fit.
 WithSampler = Callable[[str], Pipeline]
 
 
 def make_app(
-    with_sampler: WithSampler, token: str | None, hosts: list[str], model: str
+    with_sampler: WithSampler, token: str | None, hosts: list[str], model: str, more: Facts = NONE
 ) -> Starlette:
-    """Make the application.
+    """Make the application; drawn images tell the name of the model and `more` facts.
 
-    model: the name that drawn images tell. token: what requests must know, None for a page that
-    only this machine can reach. hosts: names under which it may be called; others are refused, so
-    that no page of another site can.
+    token: what requests must know, None for a page that only this machine can reach. hosts: names
+    under which it may be called; others are refused, so that no page of another site can.
     """
     about, jobs = describe(with_sampler("")), Jobs()
 
@@ -64,7 +67,7 @@ def make_app(
             pipe = with_sampler(asked.sampler)
         except ValueError as error:
             return _refused(400, str(error))
-        job = jobs.add(functools.partial(_draw, pipe, asked, model))
+        job = jobs.add(functools.partial(_draw, pipe, asked, model, more))
         if job is None:
             return _refused(503, f"{MOST_WAITING} calls are waiting already; try again later")
         return JSONResponse({"id": job.id})
@@ -114,13 +117,15 @@ def make_app(
     )
 
 
-def _draw(pipe: Pipeline, asked: Asked, model: str, on_step: OnStep) -> Pictures:
+def _draw(pipe: Pipeline, asked: Asked, model: str, more: Facts, on_step: OnStep) -> Pictures:
     """Draw what was asked for; each picture tells how."""
     images = pipe(asked.conditions, **asked.options, on_step=on_step)
     told = {name: asked.options[name] if name in asked.options else None for name in _TOLD}
     size, seed = images.shape[1:3], asked.options["seed"]
     shown = {"model": model, "seeds": check_seeds(seed), **told}
-    recipe = find_recipe(pipe.experiment, asked.conditions, size, **shown)
+    recipe = find_recipe(
+        pipe.experiment, asked.conditions, size, **shown, options=asked.options, more=more
+    )
     return encode_samples(images, recipe)
 
 
@@ -194,4 +199,5 @@ def listen(host: str, port: int) -> socket.socket:
 def run_server(app: Starlette, listener: socket.socket) -> None:
     """Serve until Ctrl-C."""
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
-    server.run(sockets=[listener])
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when all is closed
+        server.run(sockets=[listener])

@@ -81,8 +81,12 @@ def _with_nu_in(dtype: Any, adam: optax.GradientTransformation) -> optax.Gradien
 NOT_OPTIMIZERS = {
     "dpsgd": "it needs the gradient of every sample on its own",
     "lbfgs": "its line search needs many losses in one step",
+    "mechanize": "it wraps another optimizer; prodigy, dog and dowg find their step sizes alone",
+    "sam": "it wraps two other optimizers and takes gradients at two places in turn",
     "schedule_free": "it wraps another optimizer; schedule_free_adamw and schedule_free_sgd exist",
 }
+# Optimizers of optax.contrib whose functions do not say what they return.
+_UNSAID = ("dog", "dowg")
 
 
 def _factories(module: ModuleType) -> dict[str, Callable[..., Any]]:
@@ -92,7 +96,9 @@ def _factories(module: ModuleType) -> dict[str, Callable[..., Any]]:
         if not inspect.isfunction(function) or name.startswith(("_", "scale_by_")):
             continue
         signature = inspect.signature(function)
-        makes_transformation = "GradientTransformation" in str(signature.return_annotation)
+        makes_transformation = name in _UNSAID or "GradientTransformation" in str(
+            signature.return_annotation
+        )
         if makes_transformation and _learning_rate_name(signature) and name not in NOT_OPTIMIZERS:
             found[name] = function
     return found

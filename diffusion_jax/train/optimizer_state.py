@@ -1,7 +1,7 @@
 """What the state of an optimizer holds of the parameters: where they began, and what is evaluated.
 
-Some optimizers keep a copy of the first parameters (prodigy, madgrad, cocob), and schedule-free
-ones train at one place and are evaluated at another.
+Some optimizers keep a copy of the first parameters (prodigy, madgrad, cocob, dog, dowg), and
+schedule-free ones train at one place and are evaluated at another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,9 @@ import optax.contrib
 
 from diffusion_jax.types import PyTree
 
-# Fields of the states of optax.contrib that begin as a copy of the parameters.
-_COPIES = ("z", "params0", "x0", "init_particles")
+# Fields of the states of optax.contrib that begin as a copy of the parameters. The distance that
+# dog begins with, 1e-6 of their norm, stays the one of the first: it is a guess either way.
+_COPIES = ("z", "params0", "x0", "init_particles", "init_params")
 
 
 def is_schedule_free(name: str) -> bool:

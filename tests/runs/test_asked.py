@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from support.experiments import built
 
 from diffusion_jax.cli.arguments import parse_arguments
@@ -26,6 +27,17 @@ def test_a_class_is_repeated_and_the_files_tell_of_the_model(tmp_path):
     assert (found.options["num_steps"], found.options["guidance_scale"]) == (7, 1.5)
     said = found.write(np.zeros((2, 4, 4, 1), np.uint8))
     assert said == f"wrote 2 images to {tmp_path}/out and their grid to {tmp_path}/out/grid.png"
+
+
+def test_the_files_tell_which_pictures_were_given(tmp_path):
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "photo.png")
+    model = Pipeline(built("configs/mnist.py:tiny"), {}, {})
+    asked = Asked(label="3", n=1, image=str(tmp_path / "photo.png"), strength=0.5)
+    given = dict(name="x", load=lambda path: None, more={"LoRA": "a:0.8"})
+    make_call(model, asked, tmp_path / "out", **given).write(np.zeros((1, 4, 4, 1), np.uint8))
+    text = Image.open(tmp_path / "out/00000.png").info["parameters"]
+    for fact in ("Denoising strength: 0.5, ", "Init image: photo.png, ", 'LoRA: "a:0.8"'):
+        assert fact in text
 
 
 def test_brackets_weigh_words_only_if_that_is_asked_for(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.experiments import built
 
-from diffusion_jax import Pipeline
+from diffusion_jax import Pipeline, load_config, train_run
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.options import PromptOptions
 from diffusion_jax.runs.prompt_pictures import build_prompts
@@ -53,6 +53,14 @@ def test_pictures_are_those_of_a_pipeline_with_the_averages(experiment, frozen):
 def test_what_cannot_be_drawn_is_told_before_training(experiment, frozen, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         build_prompts(experiment, frozen, NAMES, options)
+
+
+def test_a_run_reads_its_prompts_before_anything_is_made(tmp_path):
+    given = "--config.hooks.prompts={'prompts': (7, 'ten')}"
+    said = []
+    with pytest.raises(ValueError, match="config.hooks.prompts: class 'ten' is unknown; choose"):
+        train_run(load_config(TINY[0], [given]), tmp_path / "run", on_event=said.append)
+    assert not said and not (tmp_path / "run").exists()
 
 
 def test_a_config_says_what_to_draw_and_how_often():

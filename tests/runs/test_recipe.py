@@ -2,10 +2,11 @@
 
 import re
 
+import numpy as np
 from support.experiments import built
 
 from diffusion_jax.runs import recipe
-from diffusion_jax.runs.recipe import Recipe, find_recipe, model_name, recipe_text
+from diffusion_jax.runs.recipe import Recipe, find_recipe, loaded_facts, model_name, recipe_text
 from diffusion_jax.runs.seeds import Seeds
 
 ASKED = dict(negative=None, num_steps=None, guidance_scale=None, seeds=Seeds(3), model="m")
@@ -61,3 +62,41 @@ def test_each_image_tells_its_own_seed_and_its_variation():
     _, facts = read(recipe_text(given, 1))
     assert (facts["Seed"], facts["Image"]) == ("9", "0")
     assert (facts["Variation seed"], facts["Variation seed strength"]) == ("4", "0.25")
+
+
+def test_everything_asked_for_that_changes_an_image_is_told():
+    experiment = built("configs/sd15.py:edit_tiny")
+    image = np.zeros((2, 2, 3), np.uint8)
+    options = dict(strength=0.6, resize="crop", conditioning_scale=0.8, image=image, mask=None)
+    found = find_recipe(
+        experiment, "a fox", (8, 8), **ASKED, options={**options, "prompt_weights": True, "n": 4}
+    )
+    _, facts = read(recipe_text(found, 0))
+    assert facts["Prompt weights"] == "True" and facts["Resize mode"] == "crop"
+    assert (facts["Denoising strength"], facts["ControlNet weight"]) == ("0.6", "0.8")
+    assert facts["Image CFG scale"] == "1.5"  # the config's
+    assert facts["Init image hash"] == "15ec7bf0b50732b4"[:12] and "Mask hash" not in facts
+    plain = find_recipe(experiment, "a fox", (8, 8), **ASKED, options={"image_guidance_scale": 2.0})
+    assert plain.more == {"Image CFG scale": 2.0}
+    other = find_recipe(experiment, "a fox", (8, 8), **ASKED, options={"image": image + 1})
+    assert other.more["Init image hash"] != facts["Init image hash"]
+    trained = built("configs/sd15.py:tiny", "--config.conditioning.embedders.text.weighted=True")
+    assert find_recipe(trained, "a fox", (8, 8), **ASKED).more == {"Prompt weights": True}
+
+
+def test_files_beside_the_model_are_told_without_their_folders():
+    facts = loaded_facts(
+        loras={"a/style.safetensors": 0.8, "b.safetensors": 1.0},
+        embeddings=[("c/toy.safetensors", "<my-toy>"), ("d.pt", None)],
+        overrides=["--config.sampler.eta=0.5", "--config.data.source.folder=/home/me"],
+        weights="raw",
+    )
+    assert facts == {
+        "Weights": "raw",
+        "LoRA": "style.safetensors:0.8, b.safetensors:1",
+        "Embeddings": "toy.safetensors:<my-toy>, d.pt",
+        "Options": "sampler.eta=0.5",
+    }
+    assert loaded_facts() == {}
+    given = Recipe(["a fox"], None, 30, "euler", None, Seeds(1), (64, 32), "m", facts)
+    assert read(recipe_text(given, 0))[1]["LoRA"] == '"style.safetensors:0.8, b.safetensors:1"'

@@ -76,6 +76,7 @@ def test_every_row_trains_and_compiles_once(name):
 def test_table_holds_the_optimizers_of_optax():
     assert {"adam", "adamw", "sgd", "lion", "lamb", "adafactor", "rmsprop"} <= set(OPTIMIZERS)
     assert {"muon", "prodigy", "ademamix", "sophia", "schedule_free_adamw"} <= set(OPTIMIZERS)
+    assert {"dog", "dowg", "momo", "cocob", "dadapt_adamw"} <= set(OPTIMIZERS)
     assert not {"ema", "chain", "scale_by_adam", "constant_schedule"} & set(OPTIMIZERS)
 
 

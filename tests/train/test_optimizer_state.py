@@ -14,7 +14,9 @@ from diffusion_jax.train.optimizer_state import evaluation_params, is_schedule_f
 FIRST = {"network": {"w": jnp.array([1.0, -2.0, 3.0])}, "conditioner": {"b": jnp.array([0.5])}}
 OTHER = {"network": {"w": jnp.array([4.0, 0.5, -1.0])}, "conditioner": {"b": jnp.array([-0.25])}}
 # The optimizers of optax.contrib that keep a copy of the first parameters.
-KEEPERS = ("prodigy", "madgrad", "cocob", "schedule_free_sgd", "schedule_free_adamw")
+KEEPERS = ("prodigy", "madgrad", "cocob", "schedule_free_sgd", "schedule_free_adamw", "dog", "dowg")
+# By default dog's first distance follows from the norm of the parameters.
+DISTANCE = {"dog": {"init_step": ("distance", 1e-3)}}
 
 
 def quadratic(params):
@@ -36,10 +38,11 @@ def assert_equal(one, other, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, other)
 
 
-def test_prodigy_is_optaxs_on_a_quadratic():
-    tx = make_optimizer("prodigy", learning_rate=1.0, ema_decay=None).tx
+@pytest.mark.parametrize("name", ["prodigy", "dog", "dowg"])
+def test_what_finds_its_step_is_optaxs_on_a_quadratic(name):
+    tx = make_optimizer(name, learning_rate=1.0, ema_decay=None).tx
     ours, _ = descend(tx, FIRST, tx.init(FIRST), 20)
-    theirs = optax.with_extra_args_support(optax.contrib.prodigy(1.0))
+    theirs = optax.with_extra_args_support(getattr(optax.contrib, name)(1.0))
     want, _ = descend(theirs, FIRST, theirs.init(FIRST), 20)
     assert_equal(ours, want, rtol=1e-6)
     assert quadratic(ours) < quadratic(FIRST)
@@ -92,7 +95,8 @@ def test_other_optimizers_are_evaluated_where_they_train():
 @pytest.mark.parametrize("name", KEEPERS)
 def test_training_from_loaded_parameters_begins_there(name):
     """A restarted state is the state that the loaded parameters would have made."""
-    tx = make_optimizer(name, learning_rate=0.1, ema_decay=0.9).tx
+    options = DISTANCE[name] if name in DISTANCE else {}
+    tx = make_optimizer(name, learning_rate=0.1, ema_decay=0.9, **options).tx
     state = reset_ema(restarted(tx.init(FIRST), OTHER), OTHER)
     assert_equal(state, tx.init(OTHER), rtol=0)
     assert_equal(descend(tx, OTHER, state, 9)[0], descend(tx, OTHER, tx.init(OTHER), 9)[0], rtol=0)
