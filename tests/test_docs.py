@@ -143,6 +143,12 @@ def test_a_tiny_block_runs_tiny_configs(doc_blocks, tmp_path):
     ]
 
 
+def test_a_tiny_block_of_python_loads_tiny_configs(doc_blocks, tmp_path):
+    text = '<!-- docs: tiny -->\n```python\nload_config("mnist", {"a": 1})\n```\n'
+    block = block_of(doc_blocks, tmp_path, text)
+    assert doc_blocks.shrink(block.text, block).strip() == 'load_config("mnist:tiny", {"a": 1})'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

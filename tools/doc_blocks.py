@@ -2,7 +2,8 @@
 
 A rule is an HTML comment on the line before a block:
 
-    <!-- docs: tiny -->                    configs/x.py becomes configs/x.py:tiny
+    <!-- docs: tiny -->                    configs/x.py becomes configs/x.py:tiny, and
+                                           load_config("x") load_config("x:tiny")
     <!-- docs: tiny, without --a, with --b=1, exit 2 -->
     <!-- docs: skip because it needs a TPU -->
     <!-- docs: output -->                  lines of this block are in the output of the last one
@@ -125,6 +126,7 @@ def shrink(text: str, block: Block) -> str:
     """Apply a block's rule to a command or to Python code."""
     if block.tiny:
         text = re.sub(r"configs/(\w+)\.py(?![:\w])", r"configs/\1.py:tiny", text)
+        text = re.sub(r'load_config\("(\w+)"', r'load_config("\1:tiny"', text)
     for flag in block.without:
         text = re.sub(rf"\s{re.escape(flag)}(=('[^']*'|\"[^\"]*\"|\S+))?(?=\s|$)", "", text)
     return " ".join([text, *block.with_]) if block.language == "sh" else text

@@ -13,8 +13,8 @@ from einops import rearrange
 from jaxtyping import Array
 
 from diffusion_jax.convert.weights.importing import open_network
-from diffusion_jax.convert.weights.inflating import inflated
 from diffusion_jax.devices.mesh import on_mesh
+from diffusion_jax.experiment.autoencoders import export_first_stage_folder, kind_of
 from diffusion_jax.experiment.binding import ConfigError, Section, bind_section
 from diffusion_jax.experiment.claims import (
     Contradiction,
@@ -25,9 +25,6 @@ from diffusion_jax.experiment.first_stage_weights import (
     FIRST_STAGE_LAYOUT,
     check_lpips,
     export_first_stage,
-    export_first_stage_folder,
-    load_first_stage,
-    load_video_first_stage,
     read_lpips,
 )
 from diffusion_jax.experiment.layout import first_stage_rules
@@ -37,12 +34,10 @@ from diffusion_jax.experiment.pictures import reconstruct_pictures
 from diffusion_jax.experiment.regularizer import CODEBOOK, Regularizer, build_regularizer
 from diffusion_jax.experiment.task import Reconstructing, Setting, Task, Training
 from diffusion_jax.experiment.weights import RANDOM, released_source
-from diffusion_jax.models.conditioning.routing import IMAGE_ONLY
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.lpips import init_lpips, lpips
 from diffusion_jax.models.first_stage.patchgan import NLayerDiscriminator, fit_actnorm, unfitted
 from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
-from diffusion_jax.train.first_stage.frames import on_frames
 from diffusion_jax.train.first_stage.loss import AutoencoderLoss, Networks
 from diffusion_jax.train.first_stage.step import (
     TRAINED,
@@ -63,8 +58,6 @@ MODEL = Section(
     "The first stage that is trained.",
     table={"autoencoder": Autoencoder, "autoencoder_video": VideoAutoencoder},
 )
-# What is trained of an autoencoder of videos by default: its decoder, as SVD's was.
-VIDEO_DECODER = "^autoencoder/decoder/|^loss/"
 LOSS = Section(
     "config.loss",
     "What the training of a first stage minimises.",
@@ -115,9 +108,10 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
     data, mesh, seed, training = setting
     _check_sections(sections, training)
     module = bind_section(MODEL, sections["model"]).make()
-    frames, is_video = data.num_frames, isinstance(module, VideoAutoencoder)
-    trainable = _trainable(module, training)
-    _check_image(module, data.image_shape, frames)
+    kind, frames = kind_of(module), data.num_frames
+    trainable = kind.trainable if training.trainable is None else training.trainable
+    kind.check_frames(frames)
+    _check_image(module, data.image_shape)
     regularizer = build_regularizer(sections["regularizer"], module)
     discriminator = bind_section(DISCRIMINATOR, sections["discriminator"]).make()
     net, lpips_file = bind_section(PERCEPTUAL, sections["perceptual"]).make()
@@ -140,11 +134,7 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
     train_step = make_autoencoder_step(networks, loss, tx, disc_tx, seed=seed, **step_options)
     eval_step = make_autoencoder_eval_step(networks, loss, seed=seed)
     compare = functools.partial(autoencoder_contradictions, module)
-    load, fit = load_first_stage, lambda params: params
-    if is_video:
-        train_step, eval_step = on_frames(train_step, 1), on_frames(eval_step, 3)
-        load = functools.partial(load_video_first_stage, module)
-        fit = functools.partial(_fit_run, module)
+    train_step, eval_step = kind.on_batches(train_step, 1), kind.on_batches(eval_step, 3)
     return Task(
         init=on_mesh(mesh, init),
         train_step=on_mesh(mesh, train_step),
@@ -155,13 +145,13 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
         rules=first_stage_rules(mesh),
         frozen_rules=(),
         embedders={},
-        example_inputs=lambda size: {IMAGE_ONLY: jnp.zeros((size, frames))} if is_video else {},
+        example_inputs=lambda size: kind.extra_inputs(size, frames),
         with_inputs=dict,
         averaged=averaged_params,
         averaged_part=lambda params: {name: params[name] for name in TRAINED},
         check_sources=functools.partial(_check_sources, net, lpips_file, training, compare),
         load_frozen=functools.partial(_load_frozen, net, lpips_file),
-        load_released=load,
+        load_released=functools.partial(kind.load, module),
         layout=lambda trained: FIRST_STAGE_LAYOUT,
         export_file=export_first_stage,
         export_folder=functools.partial(export_first_stage_folder, module, regularizer.name),
@@ -169,7 +159,7 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
         headline=("loss/rec",),
         reconstructing=Reconstructing(module, networks, net),
         contradictions=compare,
-        fit_run=fit,
+        fit_run=functools.partial(kind.fit_run, module),
     )
 
 
@@ -183,8 +173,7 @@ def _init_parts(
     """Initialise autoencoder, codebook and discriminator, float32 -> (params, mutable)."""
     keys = jax.random.split(key, 4)
     image = jax.random.uniform(keys[3], (1, *image_shape), minval=-1.0)
-    seen = image[None] if isinstance(module, VideoAutoencoder) else image
-    autoencoder = module.init(keys[0], seen)["params"]
+    autoencoder = module.init(keys[0], kind_of(module).input_of(image))["params"]
     codebook, averages = regularizer.init(keys[1])
     judged = discriminator.init(keys[2], image, train=True)
     statistics = {name: value for name, value in judged.items() if name != "params"}
@@ -218,14 +207,6 @@ def _load_frozen(
     found = read_lpips(net, lpips_file, source)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract["lpips"])
     return {"lpips": jax.device_put(found, shardings)}
-
-
-def _fit_run(module: VideoAutoencoder, params: PyTree) -> PyTree:
-    """Name the parameters of a run of a first stage as an autoencoder of videos names them."""
-    if "autoencoder" not in params:
-        return params
-    own = inflated(params["autoencoder"], use_quant_conv=module.use_quant_conv)
-    return {**params, "autoencoder": own}
 
 
 def _networks(
@@ -319,12 +300,6 @@ def _check_sections(sections: Mapping[str, Any], training: Training) -> None:
         )
 
 
-def _trainable(module: Autoencoder | VideoAutoencoder, training: Training) -> str | None:
-    """Say which parameters are trained, see Training.trainable."""
-    default = VIDEO_DECODER if isinstance(module, VideoAutoencoder) else None
-    return default if training.trainable is None else training.trainable
-
-
 def _check_trainable(module: Autoencoder | VideoAutoencoder, trainable: str | None) -> None:
     last = "/".join(("autoencoder", *module.last_layer))
     if trainable is not None and not re.search(trainable, last):
@@ -337,20 +312,7 @@ def _check_trainable(module: Autoencoder | VideoAutoencoder, trainable: str | No
 def _check_image(
     module: Autoencoder | VideoAutoencoder,
     image_shape: tuple[int, int, int],
-    num_frames: int | None,
 ) -> None:
-    is_video = isinstance(module, VideoAutoencoder)
-    if is_video and num_frames is None:
-        raise ConfigError(
-            "config.model.name = 'autoencoder_video' decodes clips of video; set "
-            "config.data.batches.num_frames, the frames of a clip"
-        )
-    if num_frames is not None and not is_video:
-        raise ConfigError(
-            f"config.data.batches.num_frames = {num_frames} makes clips of video; the training of "
-            "config.model.name = 'autoencoder' reads images, so leave it out, or choose "
-            "'autoencoder_video'"
-        )
     if module.give_pre_end:
         raise ConfigError(
             "config.model.give_pre_end = True should be False: images are what a first stage learns"

@@ -19,17 +19,15 @@ from diffusion_jax.convert.weights.diffusers_folder import (
     save_diffusers,
     text_config,
     unet_config,
-    vae_config,
 )
 from diffusion_jax.convert.weights.diffusers_pipeline import model_card, tokenizer_files
 from diffusion_jax.convert.weights.diffusers_video import (
-    join_vae,
     pixels_config,
     video_unet_config,
-    video_vae_config,
     vision_config,
 )
 from diffusion_jax.convert.weights.places import export_checkpoint
+from diffusion_jax.experiment.autoencoders import kind_of
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.claims import is_zero_snr, prediction_of
 from diffusion_jax.experiment.diffusers_scheduler import diffusers_scheduler
@@ -41,7 +39,6 @@ from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.models.conditioning.embedders import ConcatTimestepEmbedder
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipImage, OpenClipText
 from diffusion_jax.models.conditioning.video_embedders import EncodedFrames
-from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
 from diffusion_jax.models.unet.video_unet import VideoUNet
 
 # The text encoders of a network, in order, and the layout whose places are theirs.
@@ -185,13 +182,11 @@ def export_diffusers(
         if encoder.embedder.text is not None
     }
     scale = float(trained.frozen["scale_factor"]) if stage is not None else 1.0
-    if stage is not None and isinstance(stage.module, VideoAutoencoder):
-        configs["first_stage"] = video_vae_config(stage.module, scale_factor=scale)
-        frames = components.get("conditioner", {}).pop("frames", None)
-        components["first_stage"] = join_vae(components["first_stage"], frames)
-    elif stage is not None:
+    if stage is not None:
         codes = None if stage.codes is None else stage.codes.num_codes
-        configs["first_stage"] = vae_config(stage.module, scale_factor=scale, num_codes=codes)
+        components, configs["first_stage"] = kind_of(stage.module).to_diffusers(
+            stage.module, components, scale_factor=scale, num_codes=codes
+        )
     for encoder in encoders:
         if encoder.slot not in components["conditioner"]:
             continue  # diffusers has it in the first stage

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -53,7 +52,7 @@ class FirstStage(NamedTuple):
     Source: latent-diffusion, AutoencoderKL and VQModelInterface.
     """
 
-    module: nn.Module
+    module: Autoencoder | VideoAutoencoder
     image_shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
     factor: int

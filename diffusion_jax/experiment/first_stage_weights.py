@@ -10,8 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.convert.weights.diffusers_folder import save_diffusers, vae_config
-from diffusion_jax.convert.weights.diffusers_video import join_vae, video_vae_config
 from diffusion_jax.convert.weights.first_stage import (
     has_lpips,
     import_first_stage,
@@ -23,8 +21,6 @@ from diffusion_jax.convert.weights.identify import find_network
 from diffusion_jax.convert.weights.importing import open_network
 from diffusion_jax.convert.weights.inflating import inflated
 from diffusion_jax.convert.weights.reading import Weights, is_safetensors, open_weights
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.regularizer import CODEBOOK
 from diffusion_jax.experiment.task import Trained, Training
 from diffusion_jax.experiment.weights import RANDOM
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder, Fields
@@ -131,39 +127,6 @@ def export_first_stage(
     ema = None if trained.ema is None else trained.ema["autoencoder"]
     save_first_stage(path, tree, dtype=dtype, ema=ema, nonfinite=nonfinite)
     return FIRST_STAGE_LAYOUT
-
-
-def export_first_stage_folder(
-    module: Autoencoder | VideoAutoencoder,
-    regularizer: str,
-    trained: Trained,
-    folder: str | os.PathLike,
-    *,
-    dtype: Any = None,
-    nonfinite: bool = False,
-) -> None:
-    """Write a folder of diffusers with the autoencoder alone.
-
-    It is an AutoencoderKL, a VQModel or, for videos, an AutoencoderKLTemporalDecoder.
-
-    regularizer: its name in the config. Raises ConfigError for a quantizer that diffusers lacks,
-    ValueError for such an option.
-    """
-    known = ("kl",) if isinstance(module, VideoAutoencoder) else ("kl", "vq")
-    if regularizer not in known:
-        raise ConfigError(
-            f"config.regularizer.name = {regularizer!r} has no counterpart in diffusers, which has "
-            f"{' and '.join(known)}; export this network as .safetensors"
-        )
-    own = trained.params["autoencoder"]
-    if isinstance(module, VideoAutoencoder):
-        own, config = join_vae(own, None), video_vae_config(module, scale_factor=1.0)
-    else:
-        codes = own[CODEBOOK]["embedding"].shape[0] if regularizer == "vq" else None
-        config = vae_config(module, scale_factor=1.0, num_codes=codes)
-    save_diffusers(
-        folder, {"first_stage": own}, {"first_stage": config}, dtype=dtype, nonfinite=nonfinite
-    )
 
 
 def check_lpips(net: str, own: str | None, source: str | None) -> None:

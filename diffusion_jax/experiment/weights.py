@@ -15,6 +15,7 @@ from diffusion_jax.convert.weights.claims import read_claims
 from diffusion_jax.convert.weights.diffusers_folder import unused_of_penultimate
 from diffusion_jax.convert.weights.diffusers_video import fold_quant_conv
 from diffusion_jax.convert.weights.importing import count_networks, import_network, open_network
+from diffusion_jax.convert.weights.inflating import with_quant_conv
 from diffusion_jax.convert.weights.native import read_about, read_tree
 from diffusion_jax.convert.weights.reading import (
     INDEXES,
@@ -34,7 +35,6 @@ from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipI
 from diffusion_jax.models.conditioning.video_embedders import EncodedFrames
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
-from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
 from diffusion_jax.models.unet.video_unet import VideoUNet
@@ -282,10 +282,10 @@ def _first_stage(
     _check_first_stage(network, reading)
     weights = open_network(path, "vae", variant=reading.variant if own is None else None)
     read = functools.partial(import_network, kind="vae", nonfinite=not reading.check)
-    module = stage.module
-    if not isinstance(module, VideoAutoencoder) or module.use_quant_conv:
-        return read(abstract, weights)
-    if "quant_conv.weight" not in weights.tensors:
+    ends = [
+        name for name in ("quant_conv", "post_quant_conv") if f"{name}.weight" in weights.tensors
+    ]
+    if ends != ["quant_conv"] or "quant_conv" in abstract or "encoder" not in abstract:
         return read(abstract, weights)
     # Folders of diffusers have this convolution, which the encoder of the released files includes.
     leaf = abstract["encoder"]["conv_out"]["bias"]
@@ -364,6 +364,8 @@ def _run_weights(path: pathlib.Path, abstract: PyTree, where: str) -> PyTree:
         own = {**own, CODEBOOK: {"embedding": codes}}
     if "decoder" not in abstract:
         own = {name: own[name] for name in ("encoder", "quant_conv") if name in own}
+        if "quant_conv" in abstract:
+            own = with_quant_conv(own)
     wanted, found = (
         {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (abstract, own)

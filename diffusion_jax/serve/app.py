@@ -199,4 +199,5 @@ def listen(host: str, port: int) -> socket.socket:
 def run_server(app: Starlette, listener: socket.socket) -> None:
     """Serve until Ctrl-C."""
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
-    server.run(sockets=[listener])
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when all is closed
+        server.run(sockets=[listener])

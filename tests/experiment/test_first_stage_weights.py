@@ -1,6 +1,5 @@
 """Where LPIPS gets its weights, and what of a first stage other programs can read."""
 
-import json
 import shutil
 
 import jax
@@ -9,12 +8,9 @@ import numpy as np
 import pytest
 from support.experiments import built, trained
 
-from diffusion_jax.convert.weights.reading import open_weights
-from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.first_stage_weights import (
     check_lpips,
     export_first_stage,
-    export_first_stage_folder,
     load_first_stage,
     load_video_first_stage,
     read_lpips,
@@ -92,27 +88,6 @@ def test_what_lpips_lacks_is_found_before_any_work(exported, tmp_path):
         check_lpips(net, str(cut), None)
 
 
-def test_a_folder_of_diffusers_holds_the_autoencoder_alone(exported, tmp_path):
-    experiment, weights, _ = exported
-    module = experiment.task.reconstructing.module
-    name = (experiment.sections["regularizer"] or {"name": "kl"})["name"]
-    export_first_stage_folder(module, name, weights, tmp_path / "x")
-    assert [path.name for path in (tmp_path / "x").iterdir() if path.is_dir()] == ["vae"]
-    config = json.loads((tmp_path / "x/vae/config.json").read_text())
-    assert config["_class_name"] == {"kl": "AutoencoderKL", "vq": "VQModel"}[name]
-    written = open_weights(tmp_path / "x", "vae").tensors["decoder.conv_out.bias"].load()
-    own = weights.params["autoencoder"]["decoder"]["conv_out"]["bias"]
-    np.testing.assert_array_equal(written, own)
-
-
-@pytest.mark.parametrize("name", ["ema_vq", "gumbel"])
-def test_quantizers_that_diffusers_lacks_are_named(tmp_path, name):
-    module = built(VQ).task.reconstructing.module
-    with pytest.raises(ConfigError, match=rf"config\.regularizer\.name = '{name}' has no counterp"):
-        export_first_stage_folder(module, name, trained(VQ), tmp_path / "x")
-    assert not (tmp_path / "x").exists()
-
-
 def test_a_file_of_images_starts_a_decoder_of_videos(tmp_path):
     weights = trained(VAE, *IMAGE, "--config.model.use_quant_conv=False")
     export_first_stage(weights, tmp_path / "image.safetensors")
@@ -149,22 +124,3 @@ def test_files_of_videos_and_of_images_with_other_convolutions_are_read(tmp_path
         "im,yxmo->yxio", own["post_quant_conv"]["kernel"][0, 0], own["decoder"]["conv_in"]["kernel"]
     )
     np.testing.assert_allclose(first, expected, atol=1e-5)
-
-
-def test_a_decoder_of_videos_becomes_a_folder_of_diffusers(tmp_path):
-    options = ("ch=32", "num_groups=32", "num_res_blocks=2")
-    options = tuple(f"--config.model.{option}" for option in options)
-    experiment, weights = built(VIDEO, *options), trained(VIDEO, *options)
-    module = experiment.task.reconstructing.module
-    with pytest.raises(ConfigError, match="diffusers, which has kl; export"):
-        export_first_stage_folder(module, "vq", weights, tmp_path / "vae")
-    export_first_stage_folder(module, "kl", weights, tmp_path / "vae")
-    said = json.loads((tmp_path / "vae" / "vae" / "config.json").read_text())
-    assert said["_class_name"] == "AutoencoderKLTemporalDecoder"
-    abstract = experiment.abstract_state()
-    training = Training(num_steps=1, batch_size=1)
-    params, _, absent = load_video_first_stage(
-        module, abstract.params, abstract.mutable, tmp_path / "vae", training
-    )
-    same(params["autoencoder"], weights.params["autoencoder"])
-    assert absent == ["loss.discriminator"]

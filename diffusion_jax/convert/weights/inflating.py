@@ -30,7 +30,17 @@ def inflated(params: Mapping[str, PyTree], *, use_quant_conv: bool) -> dict[str,
     return found
 
 
-def _pointwise(layer: Mapping[str, Array]) -> tuple[np.ndarray, np.ndarray]:
+def with_quant_conv(params: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """Add a quant_conv that changes nothing to an encoder of latents that has none.
+
+    The encoder of a run of videos has none, the network that encodes the first frame has one.
+    """
+    bias = np.asarray(params["encoder"]["conv_out"]["bias"])
+    identity = np.eye(len(bias), dtype=bias.dtype)[None, None]
+    return {"quant_conv": {"kernel": identity, "bias": np.zeros_like(bias)}, **params}
+
+
+def _pointwise(layer: Mapping[str, np.ndarray | Array]) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(layer["kernel"], np.float64)[0, 0], np.asarray(layer["bias"], np.float64)
 
 

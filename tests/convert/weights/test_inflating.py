@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.trees import drawn
 
-from diffusion_jax.convert.weights.inflating import inflated
+from diffusion_jax.convert.weights.inflating import inflated, with_quant_conv
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.layers.basic import conv
 
@@ -34,6 +34,17 @@ def test_the_moments_stay(image):
     kept = inflated(image, use_quant_conv=True)
     assert set(kept) == {"encoder", "decoder", "quant_conv"}
     assert kept["encoder"] is image["encoder"]
+
+
+def test_an_encoder_without_the_convolution_gets_one_that_changes_nothing(image):
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    encoder = {"encoder": image["encoder"]}
+    plain = Autoencoder(**TINY, use_quant_conv=False)
+    expected = jax.jit(lambda p: plain.apply({"params": p}, x, method="encode"))(encoder)
+    whole = with_quant_conv(encoder)
+    assert set(whole) == {"encoder", "quant_conv"} and with_quant_conv(image) == image
+    found = jax.jit(lambda p: Autoencoder(**TINY).apply({"params": p}, x, method="encode"))(whole)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_first_layer_of_the_decoder_stays_but_at_the_border(image):
