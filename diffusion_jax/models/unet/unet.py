@@ -13,7 +13,6 @@ from diffusion_jax.models.unet.options import Fields, check_inputs, check_option
 from diffusion_jax.models.unet.resblock import ResBlock
 from diffusion_jax.models.unet.skeleton import (
     Blocks,
-    dtypes_of,
     embed_classes,
     embed_timesteps,
     head,
@@ -111,7 +110,7 @@ def stem(options: UNet, x: Array) -> Array:
     """Compute the first activation of an image -> [b h w model_channels]."""
     patch = {"p": options.patch_size, "q": options.patch_size}
     h = rearrange(x.astype(options.dtype), "b (h p) (w q) c -> b h w (p q c)", **patch)
-    dtypes = dtypes_of(options)
+    dtypes = options.dtypes
     return conv(h.shape[-1], options.model_channels, name="input_blocks_0_0", **dtypes)(h)
 
 
@@ -132,7 +131,7 @@ def image_blocks(options: UNet, emb: Array, context: Context, *, train: bool) ->
             use_scale_shift_norm=options.use_scale_shift_norm,
             num_groups=options.num_groups,
             name=name,
-            **dtypes_of(options),
+            **options.dtypes,
             **resampling,
         )(h, emb)
 
@@ -153,5 +152,5 @@ def _attention_block(options: UNet, channels: int, name: str, up: bool) -> nn.Mo
         num_groups=options.num_groups,
         attention_impl=options.attention_impl,
         name=name,
-        **dtypes_of(options),
+        **options.dtypes,
     )
