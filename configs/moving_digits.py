@@ -32,13 +32,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             batches=dict(image_size=32, channels=3, num_frames=8, cache=True),
         )
     )
-    # The vector says the same with and without guidance; only the frame is dropped.
     number = dict(name="numbers", size=1, outdim=64)
     config.conditioning = d(
         dict(
             key="concat-adm",
             embedders=dict(
-                frame=dict(name="concat_image", input_key="cond_frames", channels=3, ucg_rate=0.1),
+                frame=dict(name="concat_image", input_key="cond_frames", channels=3),
                 fps=dict(input_key="fps_id", default=(7,), **number),
                 motion=dict(input_key="motion_bucket_id", default=(127,), **number),
                 noise=dict(input_key="cond_aug", default=(0.02,), **number),
@@ -59,24 +58,26 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             video_kernel_size=(3, 1, 1),
         )
     )
-    config.denoiser = d(dict(name="continuous", scaling=dict(name="v_edm")))
+    # Most of a clip is its first frame, so what is denoised is the difference to that: of standard
+    # deviation 0.2, while the frames themselves have 0.5.
+    scaling = dict(name="edm", sigma_data=0.2)
+    config.denoiser = d(dict(name="continuous", scaling=scaling, around="concat"))
     config.loss = d(dict(name="denoiser", stratified=True))
-    config.sigma_sampling = d(dict(name="lognormal", p_mean=0.0, p_std=1.4))
-    config.discretization = d(dict(name="edm", sigma_min=0.01, sigma_max=100.0))
+    config.sigma_sampling = d(dict(name="lognormal", p_mean=-0.5, p_std=1.4))
+    config.discretization = d(dict(name="edm", sigma_min=0.01, sigma_max=20.0))
     config.sampler = d(dict(name="euler", num_steps=25))
-    config.guidance = d(dict(name="linear", scale=2.0, min_scale=1.0))
 
     config.optimizer = d(
         dict(
             name="adamw",
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             b2=0.99,
             weight_decay=0.01,
             gradient_clip_norm=1.0,
             ema_decay=0.998,
         )
     )
-    config.train = d(dict(num_steps=2000, batch_size=8))
+    config.train = d(dict(num_steps=3000, batch_size=8))
     config.lr_schedule = d(
         dict(
             name="cosine_decay",
@@ -91,7 +92,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             validation=dict(every=500, num_batches=8),
         )
     )
-    config.checkpoint = d(dict(every=500, keep_last=1))
+    config.checkpoint = d(dict(every=500, keep_last=1, keep_every=500))
 
     if variant.startswith("videos"):
         # Cyclists, a cartoon and a man in a car, 23 seconds in all; a folder of yours fits too.

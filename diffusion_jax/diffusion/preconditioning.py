@@ -147,6 +147,7 @@ def denoiser(
     sigmas: Float[Array, "N"] | None = None,
     *,
     quantize_c_noise: bool = True,
+    around: str | None = None,
 ) -> Apply:
     """Make D(x, sigma) = c_skip x + c_out F(c_in x, c_noise) of a network F.
 
@@ -156,9 +157,12 @@ def denoiser(
       entry, the scalings follow from that, and with quantize_c_noise the network is given the index
       of the entry nearest to c_noise. As upstream, c_noise is looked up in the table of sigmas also
       where it is ln(sigma) / 4. None is the continuous denoiser.
+    around: name of an entry y of the conditioning, like x or, of clips, like one frame of x: what
+      is denoised is the difference to it, D = y + c_skip (x - y) + c_out F(c_in (x - y), c_noise).
+      A network that says 0 then holds y where the noise is strong, and need not learn to copy it.
 
     Returns: denoise(x, sigma [b], conditioning) -> x_0, float32 at least. It raises ValueError for
-    a network whose output is not shaped like x.
+    a network whose output, or an entry `around`, does not fit x.
     Source: Karras et al. 2022, equation 7; sgm, Denoiser and DiscreteDenoiser.
     """
 
@@ -177,7 +181,27 @@ def denoiser(
             )
         return expand(c_skip, x) * x + expand(c_out, x) * output
 
-    return denoise
+    return denoise if around is None else _denoise_around(denoise, around)
+
+
+def _denoise_around(denoise: Apply, name: str) -> Apply:
+    """Denoise the difference to an entry of the conditioning."""
+
+    def denoise_difference(x: Array, sigma: Array, conditioning: Conditioning) -> Array:
+        centre = _centre(conditioning[name], x)
+        return centre + denoise(x - centre, sigma, conditioning)
+
+    return denoise_difference
+
+
+def _centre(entry: Array, x: Array) -> Array:
+    """Shape an entry of the conditioning like x: the frame of a clip is every frame of it."""
+    if entry.shape not in (x.shape, (x.shape[0], *x.shape[2:])):
+        raise ValueError(
+            f"the conditioning that is denoised around has the shape {entry.shape}; it should be "
+            f"like x, {x.shape}, or like a frame of it"
+        )
+    return _float32(entry if entry.ndim == x.ndim else entry[:, None])
 
 
 def nearest(values: PerSample, table: Float[Array, "N"]) -> Int[Array, "b"]:

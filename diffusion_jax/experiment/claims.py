@@ -105,8 +105,11 @@ def overrides_of(found: list[Contradiction]) -> list[str]:
 
 
 def prediction_of(noise: Noise) -> str | None:
-    """Name what a network predicts as Claims does; None for a scaling of the user's own."""
-    if noise.natural_weighting is None:
+    """Name what a network predicts as Claims does; None for a scaling of the user's own.
+
+    It is None, too, for what is denoised around a picture: no released file has that.
+    """
+    if noise.natural_weighting is None or noise.around is not None:
         return None
     kind = _PREDICTIONS[noise.natural_weighting["name"]]
     return "v_edm" if kind == "v" and noise.levels is None else kind

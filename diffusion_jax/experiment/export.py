@@ -199,10 +199,13 @@ def export_diffusers(
             # diffusers has no such choice: its SD 2 encoder ends one layer earlier.
             shortened = penultimate_text(components["conditioner"][encoder.slot])
             components["conditioner"][encoder.slot] = shortened
+        own = components["conditioner"][encoder.slot]
         configs[encoder.slot] = text_config(
-            components["conditioner"][encoder.slot],
+            own,
             num_heads=module.tower.num_heads,
             hidden_act=module.tower.activation,
+            # The last of CLIP's tokens. With 2 a token that is added later would be taken for it.
+            eos_token_id=len(own["embeddings"]["token_embedding"]["embedding"]) - 1,
         )
     card = functools.partial(
         model_card,

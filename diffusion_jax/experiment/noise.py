@@ -68,7 +68,8 @@ class Noise(NamedTuple):
     float64 descending to 0. natural_weighting: the section of a weighting with which the loss on
     x_0 is the plain error of what the network predicts; None for a scaling of the user's own.
     natural_sampling: the row of sigma_sampling that training draws noise levels from by default.
-    schedule_options: what the config says about the schedule, with its name.
+    schedule_options: what the config says about the schedule, with its name. around: the entry of
+    the conditioning that is denoised around, see preconditioning.denoiser.
     """
 
     schedule: Schedule
@@ -82,6 +83,7 @@ class Noise(NamedTuple):
     natural_weighting: Mapping[str, Any] | None
     natural_sampling: str
     schedule_options: Mapping[str, Any]
+    around: str | None = None
 
     def constants(self) -> dict[str, Any]:
         """Return the arrays that training and sampling read: the schedule, and a table if any."""
@@ -93,7 +95,8 @@ class Noise(NamedTuple):
     def denoise(self, apply: Callable[..., Array], frozen: PyTree) -> Callable[..., Array]:
         """Make D(x, sigma, conditioning) -> x_0 of a network apply(x, c_noise, conditioning)."""
         table = frozen["sigmas"] if "sigmas" in frozen else None
-        return denoiser(apply, self.scaling, table, quantize_c_noise=self.quantize_c_noise)
+        how = {"quantize_c_noise": self.quantize_c_noise, "around": self.around}
+        return denoiser(apply, self.scaling, table, **how)
 
 
 def build_noise(
@@ -125,11 +128,12 @@ def build_noise(
         levels,
         None if levels is None else sigma_table(levels, num_idx),
         options.quantize_c_noise,
-        on_schedule and options.quantize_c_noise,
+        on_schedule and options.quantize_c_noise and options.around is None,
         _grid(grid_section, _natural_grid(discrete, scaling.name), schedule),
         natural,
         _natural_sampling(discrete, scaling.name),
         {"name": beta.name, **beta.keywords},
+        options.around,
     )
 
 

@@ -20,7 +20,7 @@ from diffusion_jax.experiment.binding import (
     value_of,
 )
 from diffusion_jax.experiment.data import check_alike
-from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.network import Network, conditioning_shapes
 from diffusion_jax.experiment.noise import Noise, bind_levels
 from diffusion_jax.experiment.options import LevelsOptions, LogvarOptions
 from diffusion_jax.models.conditioning.conditioner import can_guide
@@ -38,7 +38,9 @@ DDPM_INPUTS = (
 # What a maker of a LossFn may ask for by naming it in its signature; apply, embed and encode come
 # first and always.
 NETWORK_INPUTS = ("apply", "embed", "encode")
-NOISE_INPUTS = ("parameterization scaling sigma_of weighting batch_size quantize_c_noise").split()
+NOISE_INPUTS = (
+    "parameterization scaling sigma_of weighting batch_size quantize_c_noise around"
+).split()
 LOSS = Section(
     "config.loss",
     "What training minimises.",
@@ -101,6 +103,7 @@ def build_objective(
         "weighting": lambda: _weighting(sections["weighting"], noise),
         "batch_size": lambda: batch_size,
         "quantize_c_noise": lambda: noise.quantize_c_noise,
+        "around": lambda: noise.around,
     }
     asked = parameters_of(bound.factory)
     for name, reader in (("sigma_sampling", "sigma_of"), ("weighting", "weighting")):
@@ -109,6 +112,12 @@ def build_objective(
                 f"config.{name} is read with config.loss.name = 'denoiser' only, and it is "
                 f"{bound.name!r}"
             )
+    check_around(noise, network)
+    if noise.around is not None and "around" not in asked:
+        raise ConfigError(
+            f"config.denoiser.around = {noise.around!r} needs config.loss.name = 'denoiser', and "
+            f"it is {bound.name!r}"
+        )
     if "apply" not in asked:
         return _timestep_loss(network, noise, bound)
     if bound.factory is mean_flow_loss_fn:
@@ -119,6 +128,19 @@ def build_objective(
     if bound.factory is denoiser_loss_fn:
         given["noising"] = NoiseOptions(**bound.extra[0])
     return Objective(bound.make(network.apply, network.embed, network.encode, **given), {}, {})
+
+
+def check_around(noise: Noise, network: Network) -> None:
+    """Raise ConfigError unless what is denoised around is like the images or frames of a model."""
+    if noise.around is None:
+        return
+    shapes = conditioning_shapes(network.embedders, network.image_shape)
+    found = shapes[noise.around].shape[-1] if noise.around in shapes else "no"
+    if found != network.image_shape[-1]:
+        raise ConfigError(
+            f"config.denoiser.around = {noise.around!r} needs an embedder that gives the network "
+            f"{network.image_shape[-1]} channels beside its input, and there are {found}"
+        )
 
 
 def check_emphasis(section: Mapping[str, Any] | None, images: ImageOptions) -> None:

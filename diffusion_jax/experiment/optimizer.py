@@ -89,6 +89,7 @@ def build_optimizer(
     trainable: see Training. ema: when the average begins, and what is kept for others.
     Raises ValueError naming the option, its value and the choices.
     """
+    _check_name(optimizer, path)
     bound = bind_section(OPTIMIZER._replace(path=path), optimizer)
     (chain,) = bound.own
     rate = value_of(make_optimizer, chain, "learning_rate")
@@ -110,6 +111,13 @@ def build_optimizer(
             f"{path}.name = {bound.name!r} makes no step with {bound.keywords}: {reason}"
         ) from error
     return made if trainable is None else make(trainable=trainable)
+
+
+def _check_name(optimizer: Mapping[str, Any] | None, path: str) -> None:
+    """Raise ConfigError for what optax has, but what cannot train by itself, and say why."""
+    name = optimizer["name"] if optimizer is not None and "name" in optimizer else None
+    if isinstance(name, str) and name in NOT_OPTIMIZERS:
+        raise ConfigError(f"{path}.name = {name!r} cannot be used: {NOT_OPTIMIZERS[name]}")
 
 
 def _check_late(ema: EmaOptions, decay: float | None, path: str) -> None:

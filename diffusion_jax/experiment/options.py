@@ -41,12 +41,14 @@ class DenoiserOptions(NamedTuple):
 
     scaling: None is what the schedule's parameterization says. discretization: the table of a
     discrete denoiser, None for the schedule's own. quantize_c_noise: tell the network the number
-    of a level in the table instead of the level.
+    of a level in the table instead of the level. around: what is denoised is the difference to the
+    picture or frame that joins the input as "concat"; None for the image or clip itself.
     """
 
     scaling: dict[str, Any] | None = None
     discretization: dict[str, Any] | None = None
     quantize_c_noise: bool = True
+    around: Literal["concat"] | None = None
 
 
 class TableOptions(NamedTuple):

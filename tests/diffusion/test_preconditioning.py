@@ -208,6 +208,26 @@ def test_errors_name_what_is_wrong():
     denoise = denoiser(lambda x, t, c: x[..., :1], SCALINGS["eps"]())
     with pytest.raises(ValueError, match=r"output has the shape \(2, 1\).* \(2, 3\)"):
         denoise(jnp.ones((2, 3)), jnp.ones(2), {})
+    denoise = denoiser(lambda x, t, c: x, SCALINGS["eps"](), around="concat")
+    with pytest.raises(ValueError, match=r"\(2, 4, 4, 1\); it should be like x, \(2, 3, 4, 4, 3\)"):
+        denoise(jnp.ones((2, 3, 4, 4, 3)), jnp.ones(2), {"concat": jnp.ones((2, 4, 4, 1))})
+
+
+@pytest.mark.parametrize("table", [None, jnp.asarray([0.5, 3.0, 10.0])])
+def test_what_is_denoised_around_a_frame_is_the_difference_to_it(table):
+    """Of differences that are normal, the best denoiser shrinks them alone: F = 0 is that one."""
+    (clip,), (frame,) = draws((2, 5, 4, 4, 3), 1), draws((2, 4, 4, 3), 1)
+    sigma, seen = jnp.array([0.5, 3.0]), []
+    nothing = lambda x, c_noise, conditioning: seen.append(x) or jnp.zeros_like(x)
+    denoise = denoiser(nothing, SCALINGS["edm"](sigma_data=0.2), table, around="concat")
+    got = denoise(clip, sigma, {"concat": frame})
+    away = np.asarray(clip, np.float64) - np.asarray(frame, np.float64)[:, None]
+    s2 = np.asarray(sigma, np.float64)[:, None, None, None, None] ** 2
+    expected = np.asarray(frame)[:, None] + 0.04 / (s2 + 0.04) * away
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(seen[0], away / np.sqrt(s2 + 0.04), rtol=1e-5)
+    every = np.broadcast_to(np.asarray(frame)[:, None], clip.shape)
+    np.testing.assert_array_equal(denoise(clip, sigma, {"concat": jnp.asarray(every)}), got)
 
 
 def algebra():

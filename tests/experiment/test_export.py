@@ -102,6 +102,7 @@ def test_a_folder_says_how_the_model_was_trained(tmp_path, name, prediction):
     vae = json.loads((tmp_path / "x/vae/config.json").read_text())
     assert vae["scaling_factor"] == pytest.approx(0.13)
     text = json.loads((tmp_path / "x/text_encoder/config.json").read_text())
+    assert text["eos_token_id"] == text["vocab_size"] - 1  # not the largest token of a prompt
     (embedder,) = experiment.network.embedders.values()
     left_out = 1 if name == "sd21" else 0  # diffusers ends one layer earlier
     assert text["num_hidden_layers"] == embedder.module.tower.num_layers - left_out

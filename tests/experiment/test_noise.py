@@ -38,9 +38,14 @@ def test_a_table_of_its_own_and_a_grid_of_its_own():
     assert on_schedule.on_timesteps and on_schedule.grid(1)[0] == pytest.approx(14.614641, 1e-5)
 
 
+def test_what_is_denoised_around_a_picture_is_not_what_timestep_samplers_know():
+    assert not build_noise(SD, dict(name="discrete", around="concat"), None).on_timesteps
+
+
 @pytest.mark.parametrize(
     ("denoiser", "grid", "message"),
     [
+        (dict(name="discrete", around="frame"), None, r"config\.denoiser\.around = 'frame'"),
         (
             dict(name="discret"),
             None,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.network import Network, _embedder
 from diffusion_jax.experiment.noise import build_noise
 from diffusion_jax.experiment.objective import build_objective
 
@@ -25,20 +25,21 @@ NETWORK = Half(None, {}, "none", (4, 4, 1))
 PARAMS = {"scale": jnp.float32(0.5), "conditioner": {}}
 
 
-def objective(loss, schedule=SCHEDULE, denoiser=None, **sections):
+def objective(loss, schedule=SCHEDULE, denoiser=None, network=NETWORK, **sections):
     noise = build_noise(schedule, denoiser, None)
     sections = {"loss": loss, "sigma_sampling": None, "weighting": None} | sections
-    return noise, build_objective(NETWORK, noise, sections, 8)
+    return noise, build_objective(network, noise, sections, 8)
 
 
-def value(noise, built, seed=0):
+def value(noise, built, seed=0, scale=0.5):
+    params = PARAMS | {"scale": jnp.float32(scale)}
     batch = {
         "image": 0.3 * jax.random.normal(jax.random.key(9), (512, 4, 4, 1)),
         "position": jnp.arange(512, dtype=jnp.int32),
     }
     keys = jax.random.split(jax.random.key(seed), 512)
     frozen = noise.constants() | built.constants | {"conditioner": {}}
-    return float(built.loss_fn(PARAMS, {}, frozen, batch, keys, train=True)[0])
+    return float(built.loss_fn(params, {}, frozen, batch, keys, train=True)[0])
 
 
 def test_the_denoisers_loss_is_the_ddpm_loss_with_the_natural_weights():
@@ -57,9 +58,34 @@ def test_the_default_noise_levels_are_those_of_the_denoiser():
     assert np.isfinite(value(noise, built))
 
 
+class Centred(Half):
+    """A network of differences to a picture, which is what it is conditioned on."""
+
+    def embed(self, params, frozen, batch, keys=None, **options):
+        return {"concat": batch["image"]}
+
+
+def test_around_its_own_image_nothing_is_left_to_denoise():
+    """x - y is the noise alone; F = 0 leaves c_skip of it, whose weighted square is known."""
+    embedder = _embedder("picture", dict(name="concat_image", input_key="picture", channels=1))
+    network = Centred(None, {"picture": embedder}, "concat", (4, 4, 1))
+    around = CONTINUOUS | {"around": "concat"}
+    made = objective(dict(name="denoiser"), denoiser=around, network=network)
+    nothing = value(*made, scale=0.0)
+    # w(sigma) (c_skip sigma)^2 = (sigma_data / sqrt(sigma^2 + sigma_data^2))^2 for edm.
+    sigma = np.exp(-1.2 + 1.2 * np.random.default_rng(0).standard_normal(100000))
+    np.testing.assert_allclose(nothing, np.mean(0.25 / (sigma**2 + 0.25)), rtol=0.05)
+
+
 @pytest.mark.parametrize(
     ("loss", "denoiser", "sections", "message"),
     [
+        (
+            dict(name="denoiser"),
+            CONTINUOUS | {"around": "concat"},
+            {},
+            "config.denoiser.around = 'concat' needs an embedder that gives the network 1 channels",
+        ),
         (dict(name="ddpm"), CONTINUOUS, {}, "config.loss.name = 'ddpm' trains on the schedule's"),
         (
             dict(name="ddpm"),

@@ -64,6 +64,7 @@ def test_first_stages_of_latent_diffusion_learn_at_its_rate(name):
         ({"name": "adamw", "eps": "a"}, None, r"config\.optimizer\.eps = 'a' should be float"),
         ({"name": "adamw", "mask": 3}, None, r"config\.optimizer\.mask = 3 is not an option"),
         ({"name": "adma"}, None, r"config\.optimizer\.name = 'adma' is unknown; did you mean 'ada"),
+        ({"name": "mechanize"}, None, r"name = 'mechanize' cannot be used: it wraps another"),
         ({"learning_rate": 1.0}, None, r"config\.optimizer\.name is missing; choose from"),
         (None, {"name": "cosine_decay"}, r"config\.lr_schedule\.decay_steps is missing"),
         (

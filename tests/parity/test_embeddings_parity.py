@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.experiments import built, trained
 
+from diffusion_jax import Pipeline
 from diffusion_jax.convert.weights.diffusers_folder import save_diffusers, text_config
 from diffusion_jax.convert.weights.diffusers_pipeline import tokenizer_files
 from diffusion_jax.convert.weights.embeddings import Embedding, read_embedding, write_embedding
@@ -98,6 +100,48 @@ def test_each_encoder_of_a_file_for_sdxl(pipeline, tmp_path):
     )  # fmt: skip
     table = pipeline.text_encoder.get_input_embeddings().weight.detach().numpy()
     np.testing.assert_allclose(table[-2:], 2 * vectors, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_whole_pipeline_of_sdxl_draws_what_ours_draws(tmp_path, count):
+    """Both encoders read their part of the file, the pooled text too."""
+    torch, diffusers, load = package("torch"), package("diffusers"), package("safetensors.torch")
+    path = "configs/sdxl.py:tiny"
+    experiment, weights = built(path), trained(path)
+    experiment.task.export_folder(weights, tmp_path / "folder")
+    theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(tmp_path / "folder")
+    theirs.set_progress_bar_config(disable=True)
+    file, rng = tmp_path / "toy.safetensors", np.random.RandomState(4)
+    widths = {"clip_l": theirs.text_encoder, "clip_g": theirs.text_encoder_2}
+    vectors = {
+        name: rng.standard_normal((count, encoder.config.hidden_size)).astype(np.float32)
+        for name, encoder in widths.items()
+    }
+    write_embedding(file, Embedding("<cat-toy>", vectors))
+    held = load.load_file(file)
+    for name, part in (("clip_l", ""), ("clip_g", "_2")):
+        theirs.load_textual_inversion(
+            held[name], token="<cat-toy>", text_encoder=getattr(theirs, f"text_encoder{part}"),
+            tokenizer=getattr(theirs, f"tokenizer{part}"),
+        )  # fmt: skip
+    network = experiment.network
+    noise = np.random.default_rng(0).standard_normal((3, *network.image_shape)).astype(np.float32)
+    theirs.scheduler.set_timesteps(4)
+    sigma = float(theirs.scheduler.init_noise_sigma)
+    # diffusers begins at sigma, sgm and this program at sqrt(1 + sigma^2)
+    begun = np.moveaxis(noise, -1, 1) * np.float32(np.sqrt(1.0 + sigma**2) / sigma)
+    height, width, _ = experiment.data.image_shape
+    found = theirs(
+        PROMPTS, latents=torch.from_numpy(begun.copy()), num_inference_steps=4, guidance_scale=5.0,
+        height=height, width=width, output_type="np",
+    ).images  # fmt: skip
+    plain = Pipeline(experiment, weights.params, weights.frozen)
+    options = dict(noise=noise, num_steps=4, guidance_scale=5.0)
+    drawn = plain.with_embedding(file, "<cat-toy>")(PROMPTS, **options) / 255.0
+    assert np.abs(drawn - found).max() < 2.5 / 255.0
+    without = plain(PROMPTS, **options) / 255.0
+    assert np.abs(without - found)[:2].max() > 5.0 / 255.0
+    assert np.abs(without - found)[2].max() < 2.5 / 255.0  # where the word does not stand
 
 
 def test_we_read_what_web_interfaces_save(model, pipeline, tmp_path):

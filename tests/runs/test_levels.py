@@ -152,9 +152,12 @@ def test_a_real_network_runs_at_every_level():
 def test_clips_come_with_their_conditioning_frame(monkeypatch):
     experiment = built("configs/moving_digits.py:tiny")
     network, seen = experiment.network, []
+    frame_of = lambda batch: {"concat": batch[NOISED_FRAME]}
     monkeypatch.setattr(type(network), "apply", lambda self, p, x, t, c: jnp.zeros(x.shape))
     monkeypatch.setattr(
-        type(network), "embed", lambda self, p, f, batch: seen.append(sorted(batch)) or {}
+        type(network),
+        "embed",
+        lambda self, p, f, batch: seen.append(sorted(batch)) or frame_of(batch),
     )
     clips = np.zeros((2, *network.sample_shape), np.float32)
     example = jax.tree.map(np.asarray, network.example_inputs(2))

@@ -199,8 +199,8 @@ def text_config(
     """Write the config of a CLIP text encoder for transformers.
 
     params: its parameters, or their shapes, from which the sizes are read. hidden_act:
-    "quick_gelu" (OpenAI) or "gelu" (OpenCLIP). eos_token_id: 2 pools at the largest token, as all
-    released configs of diffusers do.
+    "quick_gelu" (OpenAI) or "gelu" (OpenCLIP). eos_token_id: of the token that is pooled; 2 pools
+    at the largest, as all released configs of diffusers do, which a new token would be.
     """
     vocabulary, width = params["embeddings"]["token_embedding"]["embedding"].shape
     layers = params["encoder"]

@@ -113,7 +113,7 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
         return {split: self._examples(items) for split, items in found.splits.items()}
 
     def _examples(self, items: list[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
-        config, count = self._options, 0
+        config, count, last = self._options, 0, ""
         for item in log_progress(items, len(items), f"preparing {config.folder}"):
             texts = texts_of(item, several=config.several_captions, numbers=config.numbers)
             try:
@@ -123,8 +123,9 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
                     count += 1
             except (OSError, CorruptVideoError, transforms.CorruptImageError) as error:
                 skip(self.info, item, error, config.max_corrupt, "videos")
+                last = f"; the last one, {item.name}: {error}"
         if not count:
-            raise ValueError(f"{config.folder}: none of its {len(items)} videos can be read")
+            raise ValueError(f"{config.folder}: none of its {len(items)} videos can be used{last}")
 
     def _generate_examples(self) -> None:
         raise TypeError("the splits are made in _split_generators")  # abstract in the base class

@@ -329,7 +329,7 @@ def _ema_prefix(tree: PyTree, folder: epath.Path) -> str:
     if len(counts) != 1:
         raise ValueError(
             f"the checkpoint {folder} holds {len(counts)} averages of the parameters and should "
-            "hold 1; pass ema=False for the raw parameters"
+            "hold 1; pass ema=False, or --raw, for the raw parameters"
         )
     return f"opt_state/{counts[0].removesuffix('num_updates')}params/"
 

@@ -32,6 +32,7 @@ def denoiser_loss_fn(
     batch_size: int,
     stratified: bool = False,
     quantize_c_noise: bool = True,
+    around: str | None = None,
     loss_type: Literal["l2", "l1", "huber"] = "l2",
     noising: NoiseOptions = PLAIN,
 ) -> Callable:
@@ -52,8 +53,8 @@ def denoiser_loss_fn(
     stratified: in training, let the global batch cover [0, 1) evenly, sample i in stratum
         batch["position"][i]; evaluation, whose batches may be padded, draws independently.
     quantize_c_noise: give the network the index of sigma in the table. loss_type: of D and x_0.
-    noising: what noise is added. Where the input is perturbed, c_skip multiplies what it was
-        before, so that F is asked for the same as without.
+    around: see preconditioning.denoiser. noising: what noise is added. Where the input is
+        perturbed, c_skip multiplies what it was before, so that F is asked for the same as without.
 
     Raises ValueError when batch_size is below 1 or a number of noising is out of range.
     Source: Karras et al. 2022, equations 2 and 8; sgm, StandardDiffusionLoss.
@@ -76,12 +77,11 @@ def denoiser_loss_fn(
         dropout_key = keys[0, 3] if train else None
         moved = (lambda x: x) if seen is noise else lambda x: x + shift
         denoise = denoiser(
-            lambda x, level, conditioning: apply(
-                params, moved(x), level, conditioning, dropout_key
-            ),
+            lambda x, level, given: apply(params, moved(x), level, given, dropout_key),
             scaling,
             frozen["sigmas"] if "sigmas" in frozen else None,
             quantize_c_noise=quantize_c_noise,
+            around=around,
         )
         denoised = denoise(x_start + expand(sigma, x_start) * noise, sigma, conditioning)
         weight = batch["weight"] if "weight" in batch else None
