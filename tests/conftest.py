@@ -23,8 +23,8 @@ XLA_FLAGS = (
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
-# Fused loops go to LLVM without a detour through MLIR, where the compiler can still do that: half of
-# the time of compilation. Newer ones refuse to start with the flag.
+# Fused loops go to LLVM without a detour through MLIR, where the compiler can still do that: half
+# of the time of compilation. Newer ones refuse to start with the flag.
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     XLA_FLAGS += ("--xla_cpu_use_fusion_emitters=false",)
 given = os.environ.get("XLA_FLAGS", "").split()
