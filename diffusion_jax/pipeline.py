@@ -338,6 +338,7 @@ class Pipeline(NamedTuple):
         )
 
     def __repr__(self) -> str:
+        """Show network, conditions, size of images and number of steps."""
         network, data = self.experiment.network, self.experiment.data
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         conditions = ", ".join(required_inputs(network)) or "none"

@@ -50,6 +50,7 @@ from diffusion_jax.train.hooks.scalars import scalars
 from diffusion_jax.train.hooks.validation import validation
 from diffusion_jax.train.lr_schedules import LR_SCHEDULES
 from diffusion_jax.train.optimizer import OPTIMIZERS, make_optimizer
+from diffusion_jax.train.wandb_writer import wandb_writer
 
 TEXT = (Path(__file__).parents[1] / "docs" / "migrating.md").read_text()
 QUOTED = set(re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)))
@@ -91,13 +92,23 @@ FUNCTIONS: dict[str, tuple[Iterable[Callable[..., Any]], tuple[str, ...]]] = {
     "checkpoint": ([checkpoint, open_checkpoints], ()),
     "hooks": (
         [],
-        ("images", "scalars", "validation", "profiler", "progress", "early_stopping", "nan_stop"),
+        (
+            "images",
+            "scalars",
+            "validation",
+            "profiler",
+            "progress",
+            "early_stopping",
+            "nan_stop",
+            "wandb",
+        ),
     ),
     "hooks.images": ([images, draw_pictures], ()),
     "hooks.validation": ([validation], ("num_batches",)),
     "hooks.scalars": ([scalars], ()),
     "hooks.progress": ([progress], ()),
     "hooks.early_stopping": ([early_stopping], ()),
+    "hooks.wandb": ([wandb_writer], ()),
 }
 ROWS: dict[str, Iterable[str]] = {
     "conditioning.embedders.*": EMBEDDERS,

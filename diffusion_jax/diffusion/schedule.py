@@ -47,6 +47,7 @@ class Schedule(NamedTuple):
         return self.betas.shape[0]
 
     def __repr__(self) -> str:
+        """Show the first and last betas and how many there are."""
         if not isinstance(self.betas, jax.Array) or isinstance(self.betas, Tracer):
             return f"Schedule(betas={self.betas!r}, ...)"
         first, last, abar = self.betas[0], self.betas[-1], self.alphas_cumprod[-1]

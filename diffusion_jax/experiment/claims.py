@@ -22,9 +22,7 @@ from diffusion_jax.experiment.sampling import TIMESTEP_SAMPLERS
 from diffusion_jax.models.conditioning.text_embedders import ClipText, OpenClipText
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.first_stage.video_decoder import VideoAutoencoder
-from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
-from diffusion_jax.models.unet.unet import UNet
-from diffusion_jax.models.unet.video_unet import VideoUNet, image_options
+from diffusion_jax.models.unet.video_unet import as_image_unet
 
 # The weighting that belongs to a scaling -> what the network predicts.
 _PREDICTIONS = {"eps": "eps", "v": "v", "unit": "x0", "edm": "edm", "flow": "flow"}
@@ -238,9 +236,8 @@ def _of_towers(claims: Claims, network: Network) -> list[Contradiction]:
 
 
 def _of_module(claims: Claims, module: Any) -> list[Contradiction]:
-    if isinstance(module, VideoUNet | MultiviewUNet):
-        module = image_options(module)
-    if not isinstance(module, UNet):
+    module = as_image_unet(module)
+    if module is None:
         return []
     found = []
     if claims.num_groups not in (None, module.num_groups):

@@ -21,9 +21,8 @@ from diffusion_jax.devices.partition import (
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.models.conditioning.conditioner import Embedder
-from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
-from diffusion_jax.models.unet.video_unet import VideoUNet, image_options
+from diffusion_jax.models.unet.video_unet import as_image_unet
 
 SHARDED = r"^(params|opt_state)/"
 SHARDED_FROZEN = r"^(conditioner|first_stage)/"
@@ -113,13 +112,12 @@ def _text_heads(embedder: Embedder) -> int | None:
 
 
 def _unet_layout(module: nn.Module) -> Layout:
-    if isinstance(module, VideoUNet | MultiviewUNet):
-        module = image_options(module)
-    if not isinstance(module, UNet):
+    unet = as_image_unet(module)
+    if unet is None:
         return parallel((), min_size=MIN_SIZE)
-    heads = functools.partial(_unet_heads, module)
-    splits = TRANSFORMER_SPLITS if module.use_spatial_transformer else ATTENTION_BLOCK_SPLITS
-    if not module.use_spatial_transformer and module.use_new_attention_order:
+    heads = functools.partial(_unet_heads, unet)
+    splits = TRANSFORMER_SPLITS if unet.use_spatial_transformer else ATTENTION_BLOCK_SPLITS
+    if not unet.use_spatial_transformer and unet.use_new_attention_order:
         splits = ()  # the columns would part queries, keys and values, not heads
     return parallel(splits, heads, min_size=MIN_SIZE)
 

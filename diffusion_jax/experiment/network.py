@@ -48,7 +48,7 @@ from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.unet.control_net import ControlNet
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet
-from diffusion_jax.models.unet.video_unet import VideoUNet, image_options
+from diffusion_jax.models.unet.video_unet import VideoUNet, as_image_unet
 from diffusion_jax.types import Batch, Conditioning, Keys, PyTree
 
 MODEL = Section(
@@ -229,11 +229,9 @@ class Network(NamedTuple):
     def size_multiple(self) -> int:
         """Return the number that both sides of an image must be multiples of, in pixels."""
         first_stage = 1 if self.first_stage is None else self.first_stage.factor
-        module = self.module
-        if isinstance(module, VideoUNet | MultiviewUNet):
-            module = image_options(module)
-        if isinstance(module, UNet):
-            return first_stage * module.patch_size * 2 ** max(len(module.channel_mult) - 1, 0)
+        unet = as_image_unet(self.module)
+        if unet is not None:
+            return first_stage * unet.patch_size * 2 ** max(len(unet.channel_mult) - 1, 0)
         return first_stage * getattr(self.module, "size_multiple", 1)
 
     def shape_of(

@@ -1,5 +1,6 @@
 """The spatial transformer of the latent UNets, and the two layouts of its parameters."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -155,15 +156,11 @@ def attend_and_feed(
     return FeedForward(block.dropout, name="ff", **dtypes)(norm("norm3")(x)) + x
 
 
-class SpatialTransformer(nn.Module):
-    """Transformer over the pixels with a residual: x + proj_out(blocks(proj_in(norm(x)), context)).
+@dataclasses.dataclass(repr=False, eq=False)
+class Fields:
+    """What transformers over pixels are made from, of videos and of views too.
 
-    x [b h w c] -> [b h w c]. context is None, one array [b m d] for all blocks, or one per block.
-    use_linear makes proj_in and proj_out dense layers instead of 1 x 1 convolutions: same numbers,
-    other parameter shapes. scan compiles one block instead of depth blocks and keeps their
-    parameters stacked, see stack_blocks; the numbers are the same but for dropout's draws.
-    Raises ValueError when the contexts are neither one nor depth.
-    Source: latent-diffusion, attention.SpatialTransformer.
+    use_linear, scan: see SpatialTransformer.
     """
 
     num_heads: int
@@ -178,6 +175,18 @@ class SpatialTransformer(nn.Module):
     scan: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+
+
+class SpatialTransformer(Fields, nn.Module):
+    """Transformer over the pixels with a residual: x + proj_out(blocks(proj_in(norm(x)), context)).
+
+    x [b h w c] -> [b h w c]. context is None, one array [b m d] for all blocks, or one per block.
+    use_linear makes proj_in and proj_out dense layers instead of 1 x 1 convolutions: same numbers,
+    other parameter shapes. scan compiles one block instead of depth blocks and keeps their
+    parameters stacked, see stack_blocks; the numbers are the same but for dropout's draws.
+    Raises ValueError when the contexts are neither one nor depth.
+    Source: latent-diffusion, attention.SpatialTransformer.
+    """
 
     @nn.compact
     def __call__(

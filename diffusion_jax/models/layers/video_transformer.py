@@ -13,6 +13,7 @@ from diffusion_jax.models.layers.transformer import (
     BLOCKS,
     BasicTransformerBlock,
     FeedForward,
+    Fields,
     attend_and_feed,
     between_projections,
     is_scanned,
@@ -50,7 +51,7 @@ class VideoTransformerBlock(nn.Module):
         return attend_and_feed(self, x, context, cross_attention=not self.disable_cross_attention)
 
 
-class SpatialVideoTransformer(nn.Module):
+class SpatialVideoTransformer(Fields, nn.Module):
     """Transformer whose every spatial block is blended with a block over time that follows it.
 
     x [(b t) h w c], image_only_indicator [b t] -> [(b t) h w c], where x has the frames of a clip
@@ -61,22 +62,10 @@ class SpatialVideoTransformer(nn.Module):
     Source: generative-models, video_attention.SpatialVideoTransformer.
     """
 
-    num_heads: int
-    head_dim: int
-    depth: int = 1
-    dropout: float = 0.0
-    disable_self_attn: bool = False
     disable_temporal_crossattention: bool = False
     merge_strategy: str = "fixed"
     merge_factor: float = 0.5
     max_time_embed_period: float = 10000.0
-    use_linear: bool = False
-    num_groups: int = 32
-    attention_impl: str = "auto"
-    remat: bool | str = False
-    scan: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(

@@ -1,7 +1,5 @@
 """The transformer of SV4D: over the pixels of a frame, then over views, then over time."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ from diffusion_jax.models.layers.blending import AlphaBlender, blend
 from diffusion_jax.models.layers.transformer import (
     BLOCKS,
     BasicTransformerBlock,
+    Fields,
     between_projections,
     is_scanned,
     make_block,
@@ -27,7 +26,7 @@ VIEW_STACK = "time_mix_blocks"
 MOTION_STACK = "motion_blocks"
 
 
-class ViewTransformer(nn.Module):
+class ViewTransformer(Fields, nn.Module):
     """Transformer whose spatial blocks are each followed by a block over views and one over time.
 
     x [(b t v) h w c] -> the same shape, where x has the frames of a clip in a row, all views of a
@@ -47,11 +46,6 @@ class ViewTransformer(nn.Module):
     Source: generative-models, PostHocSpatialTransformerWithTimeMixingAndMotion.
     """
 
-    num_heads: int
-    head_dim: int
-    depth: int = 1
-    dropout: float = 0.0
-    disable_self_attn: bool = False
     disable_temporal_crossattention: bool = False
     merge_strategy: str = "fixed"
     merge_factor: float = 0.5
@@ -60,13 +54,6 @@ class ViewTransformer(nn.Module):
     use_3d_attention: bool = False
     separate_motion_merge_factor: bool = False
     max_time_embed_period: float = 10000.0
-    use_linear: bool = False
-    num_groups: int = 32
-    attention_impl: str = "auto"
-    remat: bool | str = False
-    scan: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(

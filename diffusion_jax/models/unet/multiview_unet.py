@@ -1,7 +1,6 @@
 """The UNet of SV4D and SV4D 2: frames of several views at several times."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,13 +10,13 @@ from jaxtyping import Array, Float, Num
 from diffusion_jax.models.layers.basic import rematerialised
 from diffusion_jax.models.layers.blending import check_strategy
 from diffusion_jax.models.layers.view_transformer import VIEW_STACK, ViewTransformer
-from diffusion_jax.models.unet.options import check_clips, check_options, sides_of
+from diffusion_jax.models.unet.options import Fields, check_clips, check_options, sides_of
 from diffusion_jax.models.unet.resblock import VideoResBlock
 from diffusion_jax.models.unet.skeleton import Blocks, dtypes_of, transformer_fields
 from diffusion_jax.models.unet.video_unet import embed_frames, image_options, run_frames
 
 
-class MultiviewUNet(nn.Module):
+class MultiviewUNet(Fields, nn.Module):
     """Denoising UNet of an object that moves, seen from several sides: x [b (t v) h w c].
 
     The result is [b (t v) h w out_channels], of x's dtype; all views of a time stand together. The
@@ -40,20 +39,6 @@ class MultiviewUNet(nn.Module):
     video_model.SpatialUNetModelWithTime with use_motion_attention.
     """
 
-    out_channels: int
-    model_channels: int = 32
-    channel_mult: Sequence[int] = (1, 2, 2)
-    num_res_blocks: int | Sequence[int] = 4
-    attention_resolutions: Sequence[int] = ()
-    dropout: float = 0.0
-    conv_resample: bool = True
-    num_classes: int | str | None = None
-    adm_in_channels: int | None = None
-    num_heads: int = 1
-    num_head_channels: int = -1
-    use_scale_shift_norm: bool = False
-    resblock_updown: bool = False
-    transformer_depth: int | Sequence[int] = 1
     transformer_depth_middle: int | None = None
     context_dim: int | None = None
     motion_context_dim: int | None = None
@@ -67,14 +52,7 @@ class MultiviewUNet(nn.Module):
     separate_motion_merge_factor: bool = False
     extra_ff_mix_layer: bool = False
     max_ddpm_temb_period: float = 10000.0
-    use_linear_in_transformer: bool = False
     legacy: bool = False
-    num_groups: int = 32
-    attention_impl: str = "auto"
-    remat: bool | str = False
-    scan: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(

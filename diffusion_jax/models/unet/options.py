@@ -1,5 +1,6 @@
 """What the fields and inputs of a UNet must satisfy: each message names the field and its value."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,33 @@ from diffusion_jax.types import PyTree
 CLASS_EMBEDDINGS = ("continuous", "timestep", "sequential")
 # Layers that compute in the dtype of the input, float32, whatever the network's dtype is.
 HEADS = ("out_2", "id_predictor_1", "final_layer_linear")
+
+
+@dataclasses.dataclass(repr=False, eq=False)
+class Fields:
+    """What the UNets of images, of videos and of several views are made from; see UNet."""
+
+    out_channels: int
+    model_channels: int = 32
+    channel_mult: Sequence[int] = (1, 2, 2)
+    num_res_blocks: int | Sequence[int] = 4
+    attention_resolutions: Sequence[int] = ()
+    dropout: float = 0.0
+    conv_resample: bool = True
+    num_classes: int | str | None = None
+    adm_in_channels: int | None = None
+    num_heads: int = 1
+    num_head_channels: int = -1
+    use_scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    transformer_depth: int | Sequence[int] = 1
+    use_linear_in_transformer: bool = False
+    num_groups: int = 32
+    attention_impl: str = "auto"
+    remat: bool | str = False
+    scan: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
 
 
 def per_level(options: Any, name: str) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Num
 from diffusion_jax.models.layers.attention import AttentionBlock
 from diffusion_jax.models.layers.basic import conv, rematerialised
 from diffusion_jax.models.layers.transformer import SpatialTransformer
-from diffusion_jax.models.unet.options import check_inputs, check_options
+from diffusion_jax.models.unet.options import Fields, check_inputs, check_options
 from diffusion_jax.models.unet.resblock import ResBlock
 from diffusion_jax.models.unet.skeleton import (
     Blocks,
@@ -27,19 +27,17 @@ from diffusion_jax.models.unet.skeleton import (
 Context = Float[Array, "b m d"] | Sequence[Float[Array, "b _ _"]] | None
 
 
-class UNet(nn.Module):
+class UNet(Fields, nn.Module):
     """Denoising UNet: (x [b h w c], t [b], context, y) -> [b h w out_channels] of x's dtype.
 
     The fields carry the names of the released configs. num_res_blocks, transformer_depth,
     num_attention_blocks and disable_self_attentions may have one entry per level of channel_mult.
 
-    attention_resolutions: downsampling factors (1, 2, 4, ...) at which attention follows ResBlocks;
         the middle block always attends unless disable_middle_transformer.
     num_heads, num_head_channels: give one, -1 is for none; num_head_channels wins. legacy is latent
         diffusion's rule: num_head_channels only chooses how many heads share the channels.
     use_spatial_transformer: transformers (context allowed) instead of plain attention blocks.
     context_dim: width of the context, or one width per transformer block; None for no context.
-    num_classes: what y is. None: no y. An int: labels int [b]. "continuous": a number [b].
         "timestep": a number [b], embedded like t. "sequential": features [b adm_in_channels].
     n_embed: the output is n_embed logits over the codes of a codebook instead of an image.
     patch_size: side of the squares of pixels that become channels inside the network.
@@ -47,9 +45,7 @@ class UNet(nn.Module):
         distilled with guidance (LCM); guidance [b] is that scale, None for 1.
     embeds_duration: whether the network also reads duration [b], how far a step of MeanFlow goes in
         the units of t; None for 0. A network begins as one that does not read it.
-    dtype: what most is computed in; norms and softmax use float32, the last layer x's dtype.
         param_dtype: what is stored.
-    remat: False, True or a name of layers.REMAT_POLICIES; scan: see transformer.stack_blocks.
 
     Raises ValueError, with the value and what would be right, when options or inputs do not fit.
     Source: Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis"; Rombach et al.
@@ -57,40 +53,23 @@ class UNet(nn.Module):
     "SDXL".
     """
 
-    out_channels: int
-    model_channels: int = 32
-    channel_mult: Sequence[int] = (1, 2, 2)
-    num_res_blocks: int | Sequence[int] = 4
     attention_resolutions: Sequence[int] = ()
-    dropout: float = 0.0
-    conv_resample: bool = True
     num_classes: int | str | None = None
-    adm_in_channels: int | None = None
-    num_heads: int = 1
-    num_head_channels: int = -1
     num_heads_upsample: int = -1
-    use_scale_shift_norm: bool = False
-    resblock_updown: bool = False
     use_new_attention_order: bool = False
     use_spatial_transformer: bool = False
-    transformer_depth: int | Sequence[int] = 1
     context_dim: int | Sequence[int] | None = None
     disable_self_attentions: Sequence[bool] | None = None
     num_attention_blocks: Sequence[int] | None = None
     disable_middle_self_attn: bool = False
     disable_middle_transformer: bool = False
-    use_linear_in_transformer: bool = False
     legacy: bool = False
     n_embed: int | None = None
-    num_groups: int = 32
     patch_size: int = 1
     time_cond_proj_dim: int | None = None
     embeds_duration: bool = False
-    attention_impl: str = "auto"
     remat: bool | str = False
-    scan: bool = False
     dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(

@@ -12,6 +12,7 @@ from diffusion_jax.models.layers.basic import rematerialised
 from diffusion_jax.models.layers.blending import check_strategy
 from diffusion_jax.models.layers.video_transformer import SpatialVideoTransformer
 from diffusion_jax.models.unet.options import (
+    Fields,
     check_clips,
     check_options,
     is_per_frame,
@@ -30,7 +31,7 @@ from diffusion_jax.models.unet.skeleton import (
 from diffusion_jax.models.unet.unet import UNet, pixels, stem
 
 
-class VideoUNet(nn.Module):
+class VideoUNet(Fields, nn.Module):
     """Denoising UNet of videos: (x [b t h w c], t [b], context, y) -> [b t h w out_channels].
 
     The result has x's dtype. The fields carry the names of the released configs, and most mean what
@@ -54,21 +55,7 @@ class VideoUNet(nn.Module):
     video_model.VideoUNet.
     """
 
-    out_channels: int
-    model_channels: int = 32
-    channel_mult: Sequence[int] = (1, 2, 2)
-    num_res_blocks: int | Sequence[int] = 4
-    attention_resolutions: Sequence[int] = ()
     patch_size: int = 1
-    dropout: float = 0.0
-    conv_resample: bool = True
-    num_classes: int | str | None = None
-    adm_in_channels: int | None = None
-    num_heads: int = 1
-    num_head_channels: int = -1
-    use_scale_shift_norm: bool = False
-    resblock_updown: bool = False
-    transformer_depth: int | Sequence[int] = 1
     transformer_depth_middle: int | None = None
     context_dim: int | None = None
     time_context_dim: int | None = None
@@ -79,13 +66,6 @@ class VideoUNet(nn.Module):
     video_kernel_size: int | Sequence[int] = 3
     extra_ff_mix_layer: bool = False
     max_ddpm_temb_period: float = 10000.0
-    use_linear_in_transformer: bool = False
-    num_groups: int = 32
-    attention_impl: str = "auto"
-    remat: bool | str = False
-    scan: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -171,6 +151,13 @@ def image_options(network: Any) -> UNet:
     own = set(network.__dataclass_fields__) - {"parent", "name"}
     shared = {name: getattr(network, name) for name in UNet.__dataclass_fields__ if name in own}
     return UNet(**shared, use_spatial_transformer=True, parent=None)
+
+
+def as_image_unet(network: Any) -> UNet | None:
+    """Give a UNet of any kind as the image UNet with the same options; None for other networks."""
+    if isinstance(network, UNet):
+        return network
+    return image_options(network) if isinstance(network, Fields) else None
 
 
 def embed_frames(options: Any, t: Array, y: Array | None, frames: int) -> Float[Array, "b t e"]:

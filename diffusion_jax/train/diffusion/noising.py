@@ -56,12 +56,15 @@ def draw_noise(
     Source of it: Ning et al. 2023, "Input Perturbation Reduces Exposure Bias in Diffusion Models".
     """
     noise = noise_like(keys, shape)
-    others = jax.vmap(lambda key: jax.random.split(key, 3))(others)
+    alone = options.pyramid_noise_discount == 0.0 and options.input_perturbation == 0.0
+    # An offset alone draws from its key undivided, as it did before there were others.
+    split = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)
+    pyramids, offsets, perturbations = (others,) * 3 if alone else split(others)
     if options.pyramid_noise_discount > 0.0:
         how = options.pyramid_noise_discount, options.pyramid_noise_levels
-        noise = pyramid_noise(noise, others[:, 0], *how)
+        noise = pyramid_noise(noise, pyramids, *how)
     if options.offset_noise_level > 0.0:
-        noise = offset_noise(noise, others[:, 1], options.offset_noise_level)
+        noise = offset_noise(noise, offsets, options.offset_noise_level)
     if options.input_perturbation == 0.0:
         return noise, noise
-    return noise, noise + options.input_perturbation * noise_like(others[:, 2], shape)
+    return noise, noise + options.input_perturbation * noise_like(perturbations, shape)

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from diffusion_jax.convert.weights.names import file_tensors
 from diffusion_jax.devices.mesh import make_mesh, on_mesh
 from diffusion_jax.models.layers.transformer import stack_blocks
 from diffusion_jax.models.unet.unet import UNet
-from diffusion_jax.models.unet.video_unet import VideoUNet
+from diffusion_jax.models.unet.video_unet import VideoUNet, as_image_unet
 
 COUNTS = {"svd": 1_524_623_082, "sv3d_u": 1_523_967_722, "sv3d_p": 1_525_278_442}
 FIELDS = video_fixtures.FIELDS
@@ -104,6 +105,13 @@ def without_time(params):
         return params
     temporal = ("time_stack", "time_mixer", "time_pos_embed")
     return {k: without_time(v) for k, v in params.items() if not k.startswith(temporal)}
+
+
+def test_a_unet_of_any_kind_is_an_image_unet_with_its_options():
+    image = as_image_unet(VideoUNet(**FIELDS))
+    assert image.channel_mult == FIELDS["channel_mult"] and image.use_spatial_transformer
+    assert as_image_unet(image) is image
+    assert as_image_unet(nn.Dense(1)) is None
 
 
 def test_remat_and_scan_reach_every_block():

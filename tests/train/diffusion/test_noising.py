@@ -71,6 +71,13 @@ def test_an_offset_comes_on_top_of_a_pyramid():
     np.testing.assert_allclose(covariance(options), want, atol=5 * 1.25 * np.sqrt(2 / COUNT))
 
 
+def test_an_offset_alone_draws_from_the_key_itself():
+    found, _ = draw_noise(keys(3), keys(3, 1), (4, 4, 2), NoiseOptions(0.5))
+    shift = jax.vmap(lambda key: jax.random.normal(key, (1, 1, 2)))(keys(3, 1))
+    plain, _ = draw_noise(keys(3), keys(3, 1), (4, 4, 2), PLAIN)
+    np.testing.assert_array_equal(found, plain + jnp.float32(0.5) * shift)
+
+
 def test_noise_of_a_sample_comes_from_its_key():
     options = NoiseOptions(0.5, 0.8, 3, 0.1)
     whole = draw_noise(keys(6), keys(6, 1), (4, 4, 2), options)
