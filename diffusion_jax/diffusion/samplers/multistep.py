@@ -4,6 +4,7 @@ Each draws a polynomial in lambda = -log(sigma) through its last predictions and
 the step; only `lms` draws it in sigma. The rest is as in by_level.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -232,11 +233,17 @@ def exponential_weights(places: np.ndarray, c: float) -> np.ndarray:
     L_j is 1 at places[j] and 0 at the other places; a step goes from u = 0 to u = 1. The weights
     are exact for predictions that are polynomials in u of a degree below their number.
     """
-    nodes, gauss = np.polynomial.legendre.leggauss(64)
+    nodes, gauss = _gauss_legendre()
     u = 0.5 * (nodes + 1.0)
     density = 0.5 * gauss * c * np.exp(-c * (1.0 - u))
     degrees = np.arange(len(places))[:, None]
     return np.linalg.solve(places[None, :] ** degrees, u[None, :] ** degrees @ density)
+
+
+@functools.cache
+def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of a quadrature over [-1, 1], which take longer than what they are for."""
+    return np.polynomial.legendre.leggauss(64)
 
 
 def _midpoint(places: np.ndarray, c: float) -> np.ndarray:

@@ -141,4 +141,7 @@ def test_remat_runs_the_kernel_again_or_keeps_what_it_gave():
         loss = lambda params, x: jnp.sum(block.apply(params, x))
         return count_flops(jax.grad(loss), params, x)
 
-    assert flops("dots") == flops("offload") == flops("none") < flops("full")
+    assert flops("dots") == flops("none") < flops("full")
+    # JAX 0.10 runs the kernel again where another memory keeps what it gave.
+    newer = jax.__version_info__ >= (0, 12)
+    assert flops("offload") == flops("none") if newer else flops("offload") < flops("full")
