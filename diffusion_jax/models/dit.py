@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Num
 
 from diffusion_jax.models.layers.attention import attention
 from diffusion_jax.models.layers.basic import dense, rematerialised, timestep_embedding
+from diffusion_jax.models.layers.dtypes import Dtypes
 from diffusion_jax.models.layers.norm import layer_norm
 from diffusion_jax.models.layers.transformer import CrossAttention, is_scanned, scan_blocks
 
@@ -26,7 +27,7 @@ _FREQUENCIES = 256  # features of a timestep before its MLP
 _EPSILON = 1e-6
 
 
-class DiTBlock(nn.Module):
+class DiTBlock(Dtypes, nn.Module):
     """Attention and an MLP, each with shift, scale and gate out of the embedding emb [b c].
 
     x [b l c], context [b m d] or None, rotation [l d/2] (angles per head channel pair) or None ->
@@ -39,8 +40,6 @@ class DiTBlock(nn.Module):
     qk_norm: bool = False
     dropout: float = 0.0
     attention_impl: str = "auto"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -50,9 +49,8 @@ class DiTBlock(nn.Module):
         context: Float[Array, "b m d"] | None = None,
         rotation: Float[Array, "l r"] | None = None,
     ) -> Float[Array, "b l c"]:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width = x.shape[-1]
-        modulation = dense(width, 6 * width, zero=True, name="adaLN_modulation_1", **dtypes)
+        modulation = dense(width, 6 * width, zero=True, name="adaLN_modulation_1", **self.dtypes)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
             modulation(nn.silu(emb))[:, None], 6, axis=-1
         )
@@ -63,19 +61,18 @@ class DiTBlock(nn.Module):
                 width // self.num_heads,
                 attention_impl=self.attention_impl,
                 name="cross_attn",
-                **dtypes,
+                **self.dtypes,
             )
             x = x + cross(x, context)
         hidden = int(width * self.mlp_ratio)
-        h = xavier(width, hidden, name="mlp_fc1", **dtypes)(modulated(x, shift_m, scale_m))
+        h = xavier(width, hidden, name="mlp_fc1", **self.dtypes)(modulated(x, shift_m, scale_m))
         h = nn.Dropout(self.dropout, deterministic=False)(nn.gelu(h, approximate=True))
-        return x + gate_m * xavier(hidden, width, name="mlp_fc2", **dtypes)(h)
+        return x + gate_m * xavier(hidden, width, name="mlp_fc2", **self.dtypes)(h)
 
     @nn.nowrap
     def _attend(self, x: Array, rotation: Array | None) -> Array:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width = x.shape[-1]
-        qkv = xavier(width, 3 * width, name="attn_qkv", **dtypes)(x)
+        qkv = xavier(width, 3 * width, name="attn_qkv", **self.dtypes)(x)
         q, k, v = rearrange(qkv, "b l (s n d) -> s b l n d", s=3, n=self.num_heads)
         if self.qk_norm:
             norm = functools.partial(nn.RMSNorm, epsilon=_EPSILON, param_dtype=self.param_dtype)
@@ -86,12 +83,12 @@ class DiTBlock(nn.Module):
         if rotation is not None:
             q, k = (rotated(a, rotation) for a in (q, k))
         h = attention(q, k, v, implementation=self.attention_impl)
-        return xavier(width, width, name="attn_proj", **dtypes)(
+        return xavier(width, width, name="attn_proj", **self.dtypes)(
             rearrange(h, "b l n d -> b l (n d)")
         )
 
 
-class DiT(nn.Module):
+class DiT(Dtypes, nn.Module):
     """Denoising transformer: (x [b h w c], t [b], context, y) -> [b h w out_channels].
 
     out_channels: of what is denoised. hidden_size, depth, num_heads: 1152, 28, 16 is DiT-XL.
@@ -125,8 +122,6 @@ class DiT(nn.Module):
     attention_impl: str = "auto"
     remat: bool | str = False
     scan: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @property
     def size_multiple(self) -> int:
@@ -145,7 +140,6 @@ class DiT(nn.Module):
         train: bool = False,
     ) -> Float[Array, "b h w o"]:
         _check(self, x, context, y)
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width, side = self.hidden_size, self.patch_size
         rows, columns = x.shape[1] // side, x.shape[2] // side
         emb = self._embed(t, y, duration)
@@ -156,7 +150,7 @@ class DiT(nn.Module):
             padding="VALID",
             kernel_init=nn.initializers.xavier_uniform(in_axis=(0, 1, 2)),
             name="x_embedder_proj",
-            **dtypes,
+            **self.dtypes,
         )
         h = rearrange(patches(x.astype(self.dtype)), "b h w c -> b (h w) c")
         rotation = None
@@ -165,7 +159,9 @@ class DiT(nn.Module):
         else:
             h = h + jnp.asarray(sincos_positions(rows, columns, width), self.dtype)[None]
         h = self._blocks(h, emb, context, rotation, self.dropout if train else 0.0)
-        last = dense(width, 2 * width, zero=True, name="final_layer_adaLN_modulation_1", **dtypes)
+        last = dense(
+            width, 2 * width, zero=True, name="final_layer_adaLN_modulation_1", **self.dtypes
+        )
         shift, scale = jnp.split(last(nn.silu(emb))[:, None], 2, axis=-1)
         h = modulated(h, shift, scale).astype(x.dtype)
         outputs = self.out_channels * (2 if self.learn_sigma else 1)
@@ -177,7 +173,7 @@ class DiT(nn.Module):
     @nn.nowrap
     def _embed(self, t: Array, y: Array | None, duration: Array | None) -> Array:
         """Embed the timestep, y where there is one, and the duration -> [b hidden_size]."""
-        width, dtypes = self.hidden_size, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        width, dtypes = self.hidden_size, self.dtypes
         small = nn.initializers.normal(0.02)
 
         def mlp(h: Array, name: str, last: Any = small) -> Array:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.models.layers.attention import attention
 from diffusion_jax.models.layers.basic import dense, rematerialised, torch_uniform
+from diffusion_jax.models.layers.dtypes import Dtypes
 
 # Where the vectors of new tokens lie among the parameters of TextEmbeddings.
 ADDED = "added"
@@ -107,7 +108,7 @@ class VisionStates(NamedTuple):
     projected: Float[Array, "b p"]
 
 
-class ClipTextTower(nn.Module):
+class ClipTextTower(Dtypes, nn.Module):
     """CLIP's text encoder, a causal transformer: tokens int32 [b l] -> TextStates.
 
     The defaults come from OpenAI's ViT-L/14. layers, the number to compute, may be smaller than
@@ -126,12 +127,9 @@ class ClipTextTower(nn.Module):
     vocab_size: int = 49408
     max_length: int = 77
     remat: bool | str = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "b l"], layers: int | None = None) -> TextStates:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         layers = self.num_layers if layers is None else layers
         if not 0 <= layers <= self.num_layers:
             raise ValueError(
@@ -139,7 +137,7 @@ class ClipTextTower(nn.Module):
                 f"choose 0 to {self.num_layers}"
             )
         x = TextEmbeddings(
-            self.width, self.vocab_size, self.max_length, name="embeddings", **dtypes
+            self.width, self.vocab_size, self.max_length, name="embeddings", **self.dtypes
         )(tokens)
         encoder = ClipEncoder(
             self.num_layers,
@@ -149,25 +147,25 @@ class ClipTextTower(nn.Module):
             causal=True,
             remat=self.remat,
             name="encoder",
-            **dtypes,
+            **self.dtypes,
         )
         hidden = encoder(x, layers)
-        normed = layer_norm("final_layer_norm", **dtypes)(hidden[-1])
+        normed = layer_norm("final_layer_norm", **self.dtypes)(hidden[-1])
         known = jnp.where(tokens < self.vocab_size, tokens, -1)
         pooled = normed[jnp.arange(tokens.shape[0]), jnp.argmax(known, axis=-1)]
         projected = None
         if self.projection_dim is not None and (
             layers == self.num_layers or self.is_initializing()
         ):
-            projected = _projection(self.width, self.projection_dim, "text_projection", **dtypes)(
-                pooled
-            )
+            projected = _projection(
+                self.width, self.projection_dim, "text_projection", **self.dtypes
+            )(pooled)
         if layers < self.num_layers:
             return TextStates(hidden, normed, None, None)
         return TextStates(hidden, normed, pooled, projected)
 
 
-class ClipVisionTower(nn.Module):
+class ClipVisionTower(Dtypes, nn.Module):
     """CLIP's image encoder, a vision transformer: image [b h w 3] -> VisionStates.
 
     The image has image_size pixels on each side and CLIP's normalisation. The defaults come
@@ -185,19 +183,16 @@ class ClipVisionTower(nn.Module):
     patch_size: int = 14
     attention_impl: str = "auto"
     remat: bool | str = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"]) -> VisionStates:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if image.shape[1:] != (self.image_size, self.image_size, 3):
             raise ValueError(
                 f"the CLIP vision tower got images of shape {image.shape[1:]}; it reads "
                 f"{(self.image_size, self.image_size, 3)}"
             )
-        x = VisionEmbeddings(self.width, self.patch_size, name="embeddings", **dtypes)(image)
-        x = layer_norm("pre_layrnorm", **dtypes)(x)  # Hugging Face's spelling
+        x = VisionEmbeddings(self.width, self.patch_size, name="embeddings", **self.dtypes)(image)
+        x = layer_norm("pre_layrnorm", **self.dtypes)(x)  # Hugging Face's spelling
         encoder = ClipEncoder(
             self.num_layers,
             self.num_heads,
@@ -206,15 +201,17 @@ class ClipVisionTower(nn.Module):
             attention_impl=self.attention_impl,
             remat=self.remat,
             name="encoder",
-            **dtypes,
+            **self.dtypes,
         )
         x = encoder(x, self.num_layers)[-1]
-        pooled = layer_norm("post_layernorm", **dtypes)(x[:, 0])
-        projection = _projection(self.width, self.projection_dim, "visual_projection", **dtypes)
+        pooled = layer_norm("post_layernorm", **self.dtypes)(x[:, 0])
+        projection = _projection(
+            self.width, self.projection_dim, "visual_projection", **self.dtypes
+        )
         return VisionStates(x[:, 1:], projection(pooled))
 
 
-class TextEmbeddings(nn.Module):
+class TextEmbeddings(Dtypes, nn.Module):
     """Sum of token and position embeddings: tokens int32 [b l] -> [b l width].
 
     Beside its parameters there may be the vectors of new tokens, ADDED [n width]: these are the
@@ -224,8 +221,6 @@ class TextEmbeddings(nn.Module):
     width: int
     vocab_size: int
     max_length: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
@@ -234,9 +229,8 @@ class TextEmbeddings(nn.Module):
             raise ValueError(
                 f"{'/'.join(self.path)} got {length} tokens; it has {self.max_length} positions"
             )
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        positions = _table(self.max_length, self.width, 0.01, "position_embedding", **dtypes)
-        table = _table(self.vocab_size, self.width, 0.02, "token_embedding", **dtypes)
+        positions = _table(self.max_length, self.width, 0.01, "position_embedding", **self.dtypes)
+        table = _table(self.vocab_size, self.width, 0.02, "token_embedding", **self.dtypes)
         if not self.has_variable("params", ADDED):
             return table(tokens) + positions(jnp.arange(length))[None]
         added = jnp.asarray(self.get_variable("params", ADDED), self.dtype)
@@ -246,17 +240,14 @@ class TextEmbeddings(nn.Module):
         return jnp.where(is_new[..., None], new, known) + positions(jnp.arange(length))[None]
 
 
-class VisionEmbeddings(nn.Module):
+class VisionEmbeddings(Dtypes, nn.Module):
     """Class token, patches and their positions: image [b h w c] -> [b 1+n width], row by row."""
 
     width: int
     patch_size: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         size = (self.patch_size, self.patch_size)
         patches = nn.Conv(
             self.width,
@@ -266,18 +257,20 @@ class VisionEmbeddings(nn.Module):
             use_bias=False,
             kernel_init=torch_uniform(image.shape[-1] * self.patch_size**2),
             name="patch_embedding",
-            **dtypes,
+            **self.dtypes,
         )(image)
         patches = rearrange(patches, "b h w d -> b (h w) d")
         scaled = nn.initializers.normal(self.width**-0.5)
         token = self.param("class_embedding", scaled, (self.width,), self.param_dtype)
         first = jnp.broadcast_to(token.astype(self.dtype), (image.shape[0], 1, self.width))
         x = jnp.concatenate([first, patches], axis=1)
-        positions = _table(x.shape[1], self.width, self.width**-0.5, "position_embedding", **dtypes)
+        positions = _table(
+            x.shape[1], self.width, self.width**-0.5, "position_embedding", **self.dtypes
+        )
         return x + positions(jnp.arange(x.shape[1]))[None]
 
 
-class ClipEncoder(nn.Module):
+class ClipEncoder(Dtypes, nn.Module):
     """A stack of ClipLayer: x [b l d] -> hidden states after 0, 1, ..., layers of its layers."""
 
     num_layers: int
@@ -287,8 +280,6 @@ class ClipEncoder(nn.Module):
     causal: bool = False
     attention_impl: str = "auto"
     remat: bool | str = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"], layers: int) -> tuple[Float[Array, "b l d"], ...]:
@@ -309,7 +300,7 @@ class ClipEncoder(nn.Module):
         return tuple(hidden[: layers + 1])
 
 
-class ClipLayer(nn.Module):
+class ClipLayer(Dtypes, nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): [b l d] -> [b l d].
 
     Source: Vaswani et al. 2017 with the norms in front (GPT-2, ViT).
@@ -320,24 +311,21 @@ class ClipLayer(nn.Module):
     activation: str
     causal: bool = False
     attention_impl: str = "auto"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = x + ClipAttention(
             self.num_heads,
             causal=self.causal,
             attention_impl=self.attention_impl,
             name="self_attn",
-            **dtypes,
-        )(layer_norm("layer_norm1", **dtypes)(x))
-        mlp = Mlp(self.mlp_dim, self.activation, name="mlp", **dtypes)
-        return x + mlp(layer_norm("layer_norm2", **dtypes)(x))
+            **self.dtypes,
+        )(layer_norm("layer_norm1", **self.dtypes)(x))
+        mlp = Mlp(self.mlp_dim, self.activation, name="mlp", **self.dtypes)
+        return x + mlp(layer_norm("layer_norm2", **self.dtypes)(x))
 
 
-class ClipAttention(nn.Module):
+class ClipAttention(Dtypes, nn.Module):
     """Self-attention with biases, causal if wanted: [b l d] -> [b l d].
 
     Raises ValueError when num_heads does not divide the width.
@@ -346,8 +334,6 @@ class ClipAttention(nn.Module):
     num_heads: int
     causal: bool = False
     attention_impl: str = "auto"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
@@ -369,7 +355,7 @@ class ClipAttention(nn.Module):
         return project(name="out_proj")(rearrange(h, "b l n d -> b l (n d)"))
 
 
-class Mlp(nn.Module):
+class Mlp(Dtypes, nn.Module):
     """fc2(activation(fc1(x))), fc1 to `features`: [b l d] -> [b l d].
 
     Raises ValueError for an activation that ACTIVATIONS does not have.
@@ -377,8 +363,6 @@ class Mlp(nn.Module):
 
     features: int
     activation: str
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
@@ -387,10 +371,9 @@ class Mlp(nn.Module):
                 f"activation = {self.activation!r} of {'/'.join(self.path)} is unknown; "
                 f"choose one of {', '.join(ACTIVATIONS)}"
             )
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        h = dense(x.shape[-1], self.features, name="fc1", **dtypes)(x)
+        h = dense(x.shape[-1], self.features, name="fc1", **self.dtypes)(x)
         h = ACTIVATIONS[self.activation](h)
-        return dense(self.features, x.shape[-1], name="fc2", **dtypes)(h)
+        return dense(self.features, x.shape[-1], name="fc2", **self.dtypes)(h)
 
 
 def layer_norm(name: str, *, dtype: Any, param_dtype: Any) -> nn.LayerNorm:

@@ -258,7 +258,8 @@ def transformer_text(
     Source: latent-diffusion, BERTEmbedder.
     """
     sizes = (vocab_size, options.max_length, width, num_layers, num_heads, head_dim)
-    module = TransformerText(*sizes, options.remat, options.dtype, options.param_dtype)
+    dtypes = {"dtype": options.dtype, "param_dtype": options.param_dtype}
+    module = TransformerText(*sizes, options.remat, **dtypes)
     return _text_embedder(module, "zero", options)
 
 

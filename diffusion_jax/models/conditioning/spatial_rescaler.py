@@ -1,7 +1,6 @@
 """Resampling of images as PyTorch does it, as one matrix for each axis."""
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.models.layers.basic import torch_uniform
+from diffusion_jax.models.layers.dtypes import Dtypes
 
 METHODS = ("nearest", "bilinear", "bicubic", "area")
 _CUBIC_A = -0.75  # PyTorch's cubic kernel; Keys 1981 and jax.image have -0.5
@@ -78,7 +78,7 @@ def resample(
     return jnp.einsum("bpwc,qw->bpqc", h, jnp.asarray(columns), precision=highest)
 
 
-class SpatialRescaler(nn.Module):
+class SpatialRescaler(Dtypes, nn.Module):
     """Rescale an image n_stages times, then map its channels: [b h w c] -> [b h' w' c'].
 
     Every stage leaves floor(size * multiplier) pixels. out_channels adds a 1 x 1 convolution
@@ -93,8 +93,6 @@ class SpatialRescaler(nn.Module):
     in_channels: int = 3
     out_channels: int | None = None
     bias: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:

@@ -4,10 +4,7 @@ ClipText, OpenClipText and OpenClipImage choose among the states of a CLIP tower
 they hold without a level in between: ClipText has exactly the parameters of its ClipTextTower.
 """
 
-from typing import Any
-
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -20,6 +17,7 @@ from diffusion_jax.models.conditioning.clip import (
 )
 from diffusion_jax.models.conditioning.spatial_rescaler import interpolation_matrix, resample
 from diffusion_jax.models.layers.basic import rematerialised
+from diffusion_jax.models.layers.dtypes import Dtypes
 from diffusion_jax.models.layers.transformer import CrossAttention
 
 CLIP_LAYERS = ("last", "pooled", "hidden")
@@ -180,24 +178,21 @@ def _blur_matrix(size: int, sigma: float) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-class TextBlock(nn.Module):
+class TextBlock(Dtypes, nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), every token seeing all: [b l d] -> [b l d]."""
 
     num_heads: int
     head_dim: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        attend = CrossAttention(self.num_heads, self.head_dim, name="attention", **dtypes)
-        x = x + attend(layer_norm("norm1", **dtypes)(x))
-        mlp = Mlp(4 * x.shape[-1], "gelu", name="mlp", **dtypes)
-        return x + mlp(layer_norm("norm2", **dtypes)(x))
+        attend = CrossAttention(self.num_heads, self.head_dim, name="attention", **self.dtypes)
+        x = x + attend(layer_norm("norm1", **self.dtypes)(x))
+        mlp = Mlp(4 * x.shape[-1], "gelu", name="mlp", **self.dtypes)
+        return x + mlp(layer_norm("norm2", **self.dtypes)(x))
 
 
-class TransformerText(nn.Module):
+class TransformerText(Dtypes, nn.Module):
     """A text encoder to be trained with the denoiser: tokens int32 [b l] -> [b l width].
 
     Token and learned position embeddings, num_layers pre-norm blocks, a final norm. The defaults
@@ -214,19 +209,16 @@ class TransformerText(nn.Module):
     num_heads: int = 8
     head_dim: int = 64
     remat: bool | str = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "b l"]) -> States:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = TextEmbeddings(
-            self.width, self.vocab_size, self.max_length, name="embeddings", **dtypes
+            self.width, self.vocab_size, self.max_length, name="embeddings", **self.dtypes
         )(tokens)
         block = rematerialised(TextBlock, self.remat)
         for i in range(self.num_layers):
-            x = block(self.num_heads, self.head_dim, name=f"layers_{i}", **dtypes)(x)
-        return layer_norm("final_layer_norm", **dtypes)(x)
+            x = block(self.num_heads, self.head_dim, name=f"layers_{i}", **self.dtypes)(x)
+        return layer_norm("final_layer_norm", **self.dtypes)(x)
 
 
 def _check_layer(layer: str, choices: tuple[str, ...]) -> None:

@@ -10,13 +10,14 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.models.first_stage.blocks import EPSILON, HalveSides, block_makers, check_options
 from diffusion_jax.models.layers.basic import GroupNorm, Upsample, conv
+from diffusion_jax.models.layers.dtypes import Dtypes
 
 # Path of the weight whose gradients balance reconstruction and adversary (Esser et al. 2021).
 LAST_LAYER = ("decoder", "conv_out", "kernel")
 
 
 @dataclasses.dataclass(kw_only=True, repr=False, eq=False)
-class Fields:
+class Fields(Dtypes):
     """What encoder, decoder and autoencoder are made from; the defaults are kl-f8.
 
     ch, ch_mult, num_res_blocks: widths ch * ch_mult per level, with blocks per level (the decoder
@@ -48,8 +49,6 @@ class Fields:
     num_groups: int = 32
     attention_impl: str = "auto"
     remat: bool | str = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
 
 class Encoder(Fields, nn.Module):
@@ -68,9 +67,8 @@ class Encoder(Fields, nn.Module):
         """
         check_options(self)
         self._check_image(x)
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         res_block, attend = block_makers(self, train=train)
-        h = conv(self.in_channels, self.ch, name="conv_in", **dtypes)(x.astype(self.dtype))
+        h = conv(self.in_channels, self.ch, name="conv_in", **self.dtypes)(x.astype(self.dtype))
         for level, mult in enumerate(self.ch_mult):
             attends = self.resolution // 2**level in self.attn_resolutions
             for i in range(self.num_res_blocks):
@@ -78,7 +76,7 @@ class Encoder(Fields, nn.Module):
                 h = attend(h, f"down_{level}_attn_{i}") if attends else h
             if level < len(self.ch_mult) - 1:
                 name = f"down_{level}_downsample"
-                h = HalveSides(self.resamp_with_conv, name=name, **dtypes)(h)
+                h = HalveSides(self.resamp_with_conv, name=name, **self.dtypes)(h)
         h = res_block(h, h.shape[-1], "mid_block_1")
         h = attend(h, "mid_attn_1")
         h = res_block(h, h.shape[-1], "mid_block_2")
@@ -133,9 +131,8 @@ def run_decoder(
     """
     if z.shape[-1] != network.z_channels:
         raise ValueError(f"z has {z.shape[-1]} channels and z_channels = {network.z_channels}")
-    dtypes = {"dtype": network.dtype, "param_dtype": network.param_dtype}
     widest = network.ch * network.ch_mult[-1]
-    h = conv(network.z_channels, widest, name="conv_in", **dtypes)(z.astype(network.dtype))
+    h = conv(network.z_channels, widest, name="conv_in", **network.dtypes)(z.astype(network.dtype))
     h = res_block(h, widest, "mid_block_1")
     h = attend(h, "mid_attn_1")
     h = res_block(h, widest, "mid_block_2")
@@ -146,7 +143,7 @@ def run_decoder(
             h = attend(h, f"up_{level}_attn_{i}") if attends else h
         if level:
             name = f"up_{level}_upsample"
-            h = Upsample(h.shape[-1], network.resamp_with_conv, name=name, **dtypes)(h)
+            h = Upsample(h.shape[-1], network.resamp_with_conv, name=name, **network.dtypes)(h)
     if network.give_pre_end:
         return h
     out = {"dtype": z.dtype, "param_dtype": network.param_dtype}

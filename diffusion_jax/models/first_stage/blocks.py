@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
@@ -17,12 +16,13 @@ from diffusion_jax.models.layers.basic import (
     torch_uniform,
 )
 from diffusion_jax.models.layers.convolution import convolve
+from diffusion_jax.models.layers.dtypes import Dtypes
 
 EPSILON = 1e-6
 ATTENTION_TYPES = ("vanilla", "vanilla-xformers", "none")
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(Dtypes, nn.Module):
     """Residual block: shortcut(x) + conv2(dropout(silu(norm2(conv1(silu(norm1(x))))))).
 
     x [b h w c] -> [b h w out_channels]; the shortcut is a 1 x 1 convolution (nin_shortcut) where
@@ -33,8 +33,6 @@ class ResnetBlock(nn.Module):
     out_channels: int
     dropout: float = 0.0
     num_groups: int = 32
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w o"]:
@@ -46,19 +44,18 @@ def residual(block: Any, x: Float[Array, "b h w c"]) -> Float[Array, "b h w o"]:
 
     block: the module, with the fields of ResnetBlock.
     """
-    dtypes = {"dtype": block.dtype, "param_dtype": block.param_dtype}
     features = block.out_channels
-    h = GroupNorm(block.num_groups, EPSILON, silu=True, name="norm1", **dtypes)(x)
-    h = conv(x.shape[-1], features, name="conv1", **dtypes)(h)
-    h = GroupNorm(block.num_groups, EPSILON, silu=True, name="norm2", **dtypes)(h)
+    h = GroupNorm(block.num_groups, EPSILON, silu=True, name="norm1", **block.dtypes)(x)
+    h = conv(x.shape[-1], features, name="conv1", **block.dtypes)(h)
+    h = GroupNorm(block.num_groups, EPSILON, silu=True, name="norm2", **block.dtypes)(h)
     h = nn.Dropout(block.dropout, deterministic=False)(h)
-    h = conv(features, features, name="conv2", **dtypes)(h)
+    h = conv(features, features, name="conv2", **block.dtypes)(h)
     if x.shape[-1] != features:
-        x = conv(x.shape[-1], features, (1, 1), name="nin_shortcut", **dtypes)(x)
+        x = conv(x.shape[-1], features, (1, 1), name="nin_shortcut", **block.dtypes)(x)
     return x + h
 
 
-class AttnBlock(nn.Module):
+class AttnBlock(Dtypes, nn.Module):
     """Self-attention over the pixels, one head of all channels: x + proj_out(attention(norm(x))).
 
     x [b h w c] -> [b h w c]; q, k, v and proj_out are 1 x 1 convolutions.
@@ -67,8 +64,6 @@ class AttnBlock(nn.Module):
 
     num_groups: int = 32
     attention_impl: str = "auto"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -84,20 +79,19 @@ def attend_pixels(
     [b h w c] before its last projection.
     """
     height, channels = x.shape[1], x.shape[-1]
-    dtypes = {"dtype": block.dtype, "param_dtype": block.param_dtype}
-    h = GroupNorm(block.num_groups, EPSILON, name="norm", **dtypes)(x)
+    h = GroupNorm(block.num_groups, EPSILON, name="norm", **block.dtypes)(x)
     q, k, v = (
         rearrange(
-            conv(channels, channels, (1, 1), name=name, **dtypes)(h), "b h w c -> b (h w) 1 c"
+            conv(channels, channels, (1, 1), name=name, **block.dtypes)(h), "b h w c -> b (h w) 1 c"
         )
         for name in ("q", "k", "v")
     )
     h = attention(q, k, v, implementation=block.attention_impl)
     h = mix(rearrange(h, "b (h w) 1 c -> b h w c", h=height))
-    return x + conv(channels, channels, (1, 1), name="proj_out", **dtypes)(h)
+    return x + conv(channels, channels, (1, 1), name="proj_out", **block.dtypes)(h)
 
 
-class HalveSides(nn.Module):
+class HalveSides(Dtypes, nn.Module):
     """Halve height and width: a convolution of stride 2 (`conv`), or averages of 2 x 2 pixels.
 
     x [b h w c] -> [b h/2 w/2 c]. The convolution pads one row below and one column to the right,
@@ -105,8 +99,6 @@ class HalveSides(nn.Module):
     """
 
     use_conv: bool = True
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.models.layers.basic import torch_uniform
 from diffusion_jax.models.layers.convolution import convolve
+from diffusion_jax.models.layers.dtypes import Dtypes
 from diffusion_jax.types import PyTree
 
 KERNEL_SIZE = 4
@@ -82,7 +83,7 @@ class ActNorm(nn.Module):
         return scale * (x + loc)
 
 
-class NLayerDiscriminator(nn.Module):
+class NLayerDiscriminator(Dtypes, nn.Module):
     """Judge patches: image [b h w in_channels] -> logits [b h' w' 1] in float32, large for real.
 
     One convolution 4 x 4 of stride 2, n_layers - 1 more with norms, then two of stride 1; widths
@@ -100,8 +101,6 @@ class NLayerDiscriminator(nn.Module):
     ndf: int = 64
     n_layers: int = 3
     use_actnorm: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from diffusion_jax.models.layers.basic import (
     timestep_embedding,
 )
 from diffusion_jax.models.layers.blending import AlphaBlender, blend
+from diffusion_jax.models.layers.dtypes import Dtypes
 from diffusion_jax.models.layers.video_transformer import VideoTransformerBlock, embed_position
 from diffusion_jax.models.unet.options import sides_of
 from diffusion_jax.models.unet.resblock import ResBlock
@@ -68,7 +69,7 @@ class VideoFields(Fields):
     merge_strategy: str = "learned"
 
 
-class VideoResBlock(nn.Module):
+class VideoResBlock(Dtypes, nn.Module):
     """Residual block of each frame, blended with one over time that follows it.
 
     x [(b t) h w c], image_only_indicator [b t] -> [(b t) h w out_channels], where x has the frames
@@ -83,8 +84,6 @@ class VideoResBlock(nn.Module):
     alpha: float = 0.0
     merge_strategy: str = "learned"
     num_groups: int = 32
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -105,7 +104,7 @@ class VideoResBlock(nn.Module):
         return rearrange(blend(share, moving, frames), "b t h w c -> (b t) h w c")
 
 
-class VideoAttnBlock(nn.Module):
+class VideoAttnBlock(Dtypes, nn.Module):
     """Self-attention over the pixels of each frame, blended with a transformer over time.
 
     x [(b t) h w c], image_only_indicator [b t] -> the same shape, where x has the frames of a clip
@@ -117,8 +116,6 @@ class VideoAttnBlock(nn.Module):
     merge_strategy: str = "learned"
     num_groups: int = 32
     attention_impl: str = "auto"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.devices.chips import find_chip
 from diffusion_jax.models.layers.basic import GroupNorm, conv
+from diffusion_jax.models.layers.dtypes import Dtypes
 from diffusion_jax.models.layers.flash_attention import flash_attention
 
 _log = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ def _say_once(message: str) -> None:
     _log.warning(message)
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(Dtypes, nn.Module):
     """Self-attention over the pixels with a residual: x + proj_out(attention(qkv(norm(x)))).
 
     The channels of qkv are ordered (head, q k v, channel), as in every released model, or with
@@ -184,8 +185,6 @@ class AttentionBlock(nn.Module):
     new_order: bool = False
     num_groups: int = 32
     attention_impl: str = "auto"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -196,13 +195,12 @@ class AttentionBlock(nn.Module):
                 f"num_heads = {self.num_heads} does not divide the {channels} channels of "
                 f"{'/'.join(self.path)}"
             )
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         tokens = rearrange(x, "b h w c -> b (h w) c")
-        h = GroupNorm(self.num_groups, name="norm", **dtypes)(tokens)
-        qkv = conv(channels, 3 * channels, (1,), name="qkv", **dtypes)(h)
+        h = GroupNorm(self.num_groups, name="norm", **self.dtypes)(tokens)
+        qkv = conv(channels, 3 * channels, (1,), name="qkv", **self.dtypes)(h)
         order = "b l (s n d) -> s b l n d" if self.new_order else "b l (n s d) -> s b l n d"
         q, k, v = rearrange(qkv, order, s=3, n=self.num_heads)
         h = attention(q, k, v, implementation=self.attention_impl)
         h = rearrange(h, "b l n d -> b l (n d)")
-        h = conv(channels, channels, (1,), zero=True, name="proj_out", **dtypes)(h)
+        h = conv(channels, channels, (1,), zero=True, name="proj_out", **self.dtypes)(h)
         return x + rearrange(h, "b (h w) c -> b h w c", h=height)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Num
 
 from diffusion_jax.devices.placement import by_sample
 from diffusion_jax.models.layers.convolution import convolve
+from diffusion_jax.models.layers.dtypes import Dtypes
 from diffusion_jax.models.layers.flash_attention import FLASH
 from diffusion_jax.models.layers.norm import group_norm, layer_norm
 
@@ -131,7 +132,7 @@ def _placed(product: Callable[..., Array]) -> Callable[..., Array]:
     return of
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(Dtypes, nn.Module):
     """GroupNorm in float32, optionally modulated per sample, h (1 + scale) + shift, then SiLU.
 
     x [b ... c], scale and shift [b c] -> [b ... c] of dtype. Raises ValueError when the groups do
@@ -141,8 +142,6 @@ class GroupNorm(nn.Module):
     num_groups: int = 32
     epsilon: float = 1e-5
     silu: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -177,12 +176,10 @@ class GroupNorm(nn.Module):
         )
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Dtypes, nn.Module):
     """LayerNorm in float32, epsilon 1e-5 as PyTorch's: x [... c] -> [... c] of dtype."""
 
     epsilon: float = 1e-5
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
@@ -203,13 +200,11 @@ def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     return nn.avg_pool(x, (2, 2), (2, 2))
 
 
-class Upsample(nn.Module):
+class Upsample(Dtypes, nn.Module):
     """Repeat each pixel 2 x 2, then convolve (`conv`) if use_conv: [b h w c] -> [b 2h 2w c']."""
 
     features: int
     use_conv: bool = True
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
@@ -225,13 +220,11 @@ class Upsample(nn.Module):
         )(h)
 
 
-class Downsample(nn.Module):
+class Downsample(Dtypes, nn.Module):
     """Convolve with stride 2 (`op`), or average 2 x 2 pixels: [b h w c] -> [b h/2 w/2 c']."""
 
     features: int
     use_conv: bool = True
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.models.layers.attention import attention
 from diffusion_jax.models.layers.basic import GroupNorm, LayerNorm, conv, dense, rematerialised
+from diffusion_jax.models.layers.dtypes import Dtypes
 from diffusion_jax.models.layers.gating import gated_gelu
 from diffusion_jax.types import PyTree
 
@@ -23,7 +24,7 @@ STACKS = (BLOCKS, "blocks", "time_stack", "time_mix_blocks", "motion_blocks")
 _IN_A_BLOCK = {"norm1", "adaLN_modulation_1"}
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Dtypes, nn.Module):
     """Attention of x [b l c] to a context [r m d], or to x itself without one -> [b l c].
 
     r divides b: b / r rows of x in a row, such as the frames of a clip, share a row of the context.
@@ -34,19 +35,16 @@ class CrossAttention(nn.Module):
     head_dim: int
     dropout: float = 0.0
     attention_impl: str = "auto"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b l c"], context: Float[Array, "r m d"] | None = None
     ) -> Float[Array, "b l c"]:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         context = x if context is None else context
         inner = self.num_heads * self.head_dim
         q, k, v = (
             rearrange(
-                dense(source.shape[-1], inner, use_bias=False, name=name, **dtypes)(source),
+                dense(source.shape[-1], inner, use_bias=False, name=name, **self.dtypes)(source),
                 "b l (n d) -> b l n d",
                 n=self.num_heads,
             )
@@ -62,11 +60,11 @@ class CrossAttention(nn.Module):
             k, v = (repeat(a, "r m n d -> (r s) m n d", s=shared) for a in (k, v))
         h = attention(q, k, v, implementation=self.attention_impl)
         h = rearrange(h, "b l n d -> b l (n d)")
-        h = dense(inner, x.shape[-1], name="to_out_0", **dtypes)(h)
+        h = dense(inner, x.shape[-1], name="to_out_0", **self.dtypes)(h)
         return nn.Dropout(self.dropout, deterministic=False)(h)
 
 
-class GEGLU(nn.Module):
+class GEGLU(Dtypes, nn.Module):
     """Gated linear unit a gelu(b) with [a, b] = proj(x): [b l c] -> [b l features].
 
     The GELU is the exact one (erf), as in every released model.
@@ -74,8 +72,6 @@ class GEGLU(nn.Module):
     """
 
     features: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l f"]:
@@ -89,23 +85,20 @@ class GEGLU(nn.Module):
         return gated_gelu(projection(x))
 
 
-class FeedForward(nn.Module):
+class FeedForward(Dtypes, nn.Module):
     """Two-layer MLP with GEGLU of four times the width: [b l c] -> [b l c]."""
 
     dropout: float = 0.0
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         channels = x.shape[-1]
-        h = GEGLU(4 * channels, name="net_0", **dtypes)(x)
+        h = GEGLU(4 * channels, name="net_0", **self.dtypes)(x)
         h = nn.Dropout(self.dropout, deterministic=False)(h)
-        return dense(4 * channels, channels, name="net_2", **dtypes)(h)
+        return dense(4 * channels, channels, name="net_2", **self.dtypes)(h)
 
 
-class BasicTransformerBlock(nn.Module):
+class BasicTransformerBlock(Dtypes, nn.Module):
     """Self-attention, attention to the context and a feed-forward, each pre-normed with a residual.
 
     x [b l c], context [r m d] as CrossAttention takes it or None (then all attention is to x) ->
@@ -118,8 +111,6 @@ class BasicTransformerBlock(nn.Module):
     dropout: float = 0.0
     disable_self_attn: bool = False
     attention_impl: str = "auto"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -135,7 +126,7 @@ def attend_and_feed(
 
     cross_attention: False leaves the second attention out.
     """
-    dtypes = {"dtype": block.dtype, "param_dtype": block.param_dtype}
+    dtypes = block.dtypes
 
     def norm(name: str) -> LayerNorm:
         return LayerNorm(name=name, **dtypes)
@@ -157,7 +148,7 @@ def attend_and_feed(
 
 
 @dataclasses.dataclass(repr=False, eq=False)
-class Fields:
+class Fields(Dtypes):
     """What transformers over pixels are made from, of videos and of views too.
 
     use_linear, scan: see SpatialTransformer.
@@ -173,8 +164,6 @@ class Fields:
     attention_impl: str = "auto"
     remat: bool | str = False
     scan: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
 
 class SpatialTransformer(Fields, nn.Module):
@@ -225,23 +214,22 @@ def between_projections(options: Any, x: Array, blocks: Callable[[Array], Array]
 
     options: the calling module, a transformer, whose children the layers become.
     """
-    dtypes = {"dtype": options.dtype, "param_dtype": options.param_dtype}
     _, height, _, channels = x.shape
     inner = options.num_heads * options.head_dim
-    h = GroupNorm(options.num_groups, epsilon=1e-6, name="norm", **dtypes)(x)
+    h = GroupNorm(options.num_groups, epsilon=1e-6, name="norm", **options.dtypes)(x)
     if options.use_linear:
         h = rearrange(h, "b h w c -> b (h w) c")
-        h = dense(channels, inner, name="proj_in", **dtypes)(h)
+        h = dense(channels, inner, name="proj_in", **options.dtypes)(h)
     else:
-        h = conv(channels, inner, (1, 1), name="proj_in", **dtypes)(h)
+        h = conv(channels, inner, (1, 1), name="proj_in", **options.dtypes)(h)
         h = rearrange(h, "b h w c -> b (h w) c")
     h = blocks(h)
     if options.use_linear:
-        h = dense(inner, channels, zero=True, name="proj_out", **dtypes)(h)
+        h = dense(inner, channels, zero=True, name="proj_out", **options.dtypes)(h)
         h = rearrange(h, "b (h w) c -> b h w c", h=height)
     else:
         h = rearrange(h, "b (h w) c -> b h w c", h=height)
-        h = conv(inner, channels, (1, 1), zero=True, name="proj_out", **dtypes)(h)
+        h = conv(inner, channels, (1, 1), zero=True, name="proj_out", **options.dtypes)(h)
     return x + h
 
 

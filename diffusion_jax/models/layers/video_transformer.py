@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Num
 
 from diffusion_jax.models.layers.basic import LayerNorm, dense, timestep_embedding
 from diffusion_jax.models.layers.blending import AlphaBlender, blend
+from diffusion_jax.models.layers.dtypes import Dtypes
 from diffusion_jax.models.layers.transformer import (
     BLOCKS,
     BasicTransformerBlock,
@@ -24,7 +25,7 @@ from diffusion_jax.models.layers.transformer import (
 TIME_STACK = "time_stack"
 
 
-class VideoTransformerBlock(nn.Module):
+class VideoTransformerBlock(Dtypes, nn.Module):
     """Transformer block over time: feed-forward, then as BasicTransformerBlock.
 
     x [b l c] with a row for every pixel, context [r m d] as CrossAttention takes it or None (then
@@ -38,16 +39,13 @@ class VideoTransformerBlock(nn.Module):
     disable_self_attn: bool = False
     disable_cross_attention: bool = False
     attention_impl: str = "auto"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b l c"], context: Float[Array, "r m d"] | None = None
     ) -> Float[Array, "b l c"]:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        h = LayerNorm(name="norm_in", **dtypes)(x)
-        x = FeedForward(self.dropout, name="ff_in", **dtypes)(h) + x
+        h = LayerNorm(name="norm_in", **self.dtypes)(x)
+        x = FeedForward(self.dropout, name="ff_in", **self.dtypes)(h) + x
         return attend_and_feed(self, x, context, cross_attention=not self.disable_cross_attention)
 
 
@@ -141,7 +139,6 @@ def embed_position(
     options: Any, h: Float[Array, "t e"], channels: int, name: str
 ) -> Float[Array, "t c"]:
     """Turn sinusoids, or another description of a position, into what is added to x [... c]."""
-    dtypes = {"dtype": options.dtype, "param_dtype": options.param_dtype}
     h = h.astype(options.dtype)
-    h = dense(h.shape[-1], 4 * channels, name=f"{name}_0", **dtypes)(h)
-    return dense(4 * channels, channels, name=f"{name}_2", **dtypes)(nn.silu(h))
+    h = dense(h.shape[-1], 4 * channels, name=f"{name}_0", **options.dtypes)(h)
+    return dense(4 * channels, channels, name=f"{name}_2", **options.dtypes)(nn.silu(h))

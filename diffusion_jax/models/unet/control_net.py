@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Num
 
 from diffusion_jax.models.layers.basic import conv
 from diffusion_jax.models.unet.options import check_inputs, check_options
-from diffusion_jax.models.unet.skeleton import dtypes_of, run_encoder
+from diffusion_jax.models.unet.skeleton import run_encoder
 from diffusion_jax.models.unet.unet import Context, UNet, embed_levels, image_blocks, stem
 
 # Channels of the convolutions over a hint; each but the first halves its sides.
@@ -48,7 +48,7 @@ class ControlNet(nn.Module):
         self._check_hint(x, hint)
         blocks = image_blocks(options, embed_levels(options, t, y), context, train=train)
         found = run_encoder(options, stem(options, x) + self._hint(hint), blocks)
-        dtypes = dtypes_of(options)
+        dtypes = options.dtypes
         names = [*(f"zero_convs_{i}_0" for i in range(len(found) - 1)), "middle_block_out_0"]
         return [
             conv(h.shape[-1], h.shape[-1], (1, 1), zero=True, name=name, **dtypes)(h)
@@ -66,7 +66,7 @@ class ControlNet(nn.Module):
 
     def _hint(self, hint: Array) -> Array:
         """Embed a hint -> [b h w model_channels], 0 at the start."""
-        dtypes, h = dtypes_of(self.unet), hint.astype(self.unet.dtype)
+        dtypes, h = self.unet.dtypes, hint.astype(self.unet.dtype)
         widths = [(self.hint_channels[0], 1)]
         for before, after in zip(self.hint_channels, self.hint_channels[1:], strict=False):
             widths += [(before, 1), (after, 2)]

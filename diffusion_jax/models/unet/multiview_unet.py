@@ -12,7 +12,7 @@ from diffusion_jax.models.layers.blending import check_strategy
 from diffusion_jax.models.layers.view_transformer import VIEW_STACK, ViewTransformer
 from diffusion_jax.models.unet.options import Fields, check_clips, check_options, sides_of
 from diffusion_jax.models.unet.resblock import VideoResBlock
-from diffusion_jax.models.unet.skeleton import Blocks, dtypes_of, transformer_fields
+from diffusion_jax.models.unet.skeleton import Blocks, transformer_fields
 from diffusion_jax.models.unet.video_unet import embed_frames, image_options, run_frames
 
 
@@ -90,7 +90,7 @@ class MultiviewUNet(Fields, nn.Module):
                 time_stack=VIEW_STACK,
                 num_groups=self.num_groups,
                 name=name,
-                **dtypes_of(self),
+                **self.dtypes,
                 **resampling,
             )(h, emb, video)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.models.layers.dtypes import Dtypes
 from diffusion_jax.types import PyTree
 
 CLASS_EMBEDDINGS = ("continuous", "timestep", "sequential")
@@ -16,7 +17,7 @@ HEADS = ("out_2", "id_predictor_1", "final_layer_linear")
 
 
 @dataclasses.dataclass(repr=False, eq=False)
-class Fields:
+class Fields(Dtypes):
     """What the UNets of images, of videos and of several views are made from; see UNet."""
 
     out_channels: int
@@ -38,8 +39,6 @@ class Fields:
     attention_impl: str = "auto"
     remat: bool | str = False
     scan: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
 
 def per_level(options: Any, name: str) -> tuple[Any, ...]:

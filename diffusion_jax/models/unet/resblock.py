@@ -9,9 +9,10 @@ from jaxtyping import Array, Float, Num
 
 from diffusion_jax.models.layers.basic import GroupNorm, average_pool, conv, dense, upsample_nearest
 from diffusion_jax.models.layers.blending import AlphaBlender, blend
+from diffusion_jax.models.layers.dtypes import Dtypes
 
 
-class ResBlock(nn.Module):
+class ResBlock(Dtypes, nn.Module):
     """Residual block: skip(x) + conv(dropout(silu(norm(conv(silu(norm(x))), emb)))).
 
     x [b h w c], emb [b e] -> [b h w out_channels], with doubled or halved sides for up or down. The
@@ -30,8 +31,6 @@ class ResBlock(nn.Module):
     down: bool = False
     kernel_size: tuple[int, ...] = (3, 3)
     num_groups: int = 32
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -40,7 +39,7 @@ class ResBlock(nn.Module):
         return _residual(self, x, emb, self.kernel_size)
 
 
-class VideoResBlock(nn.Module):
+class VideoResBlock(Dtypes, nn.Module):
     """Residual block of each frame, blended with one over time that follows it.
 
     x [(b t) h w c], emb [b t e], image_only_indicator [b t] -> [(b t) h w out_channels], where x
@@ -59,8 +58,6 @@ class VideoResBlock(nn.Module):
     merge_factor: float = 0.5
     time_stack: str = "time_stack"
     num_groups: int = 32
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -69,7 +66,6 @@ class VideoResBlock(nn.Module):
         emb: Float[Array, "b t e"],
         image_only_indicator: Num[Array, "b t"],
     ) -> Float[Array, "bt h2 w2 o"]:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         h = _residual(self, x, rearrange(emb, "b t e -> (b t) e"), (3, 3))
         frames = rearrange(h, "(b t) h w c -> b t h w c", t=emb.shape[1])
         moving = ResBlock(
@@ -78,7 +74,7 @@ class VideoResBlock(nn.Module):
             kernel_size=self.video_kernel_size,
             num_groups=self.num_groups,
             name=self.time_stack,
-            **dtypes,
+            **self.dtypes,
         )(frames, emb)
         blender = AlphaBlender(
             self.merge_strategy,
@@ -94,30 +90,29 @@ def _residual(
     block: ResBlock | VideoResBlock, x: Array, emb: Array | None, kernel_size: tuple[int, ...]
 ) -> Array:
     """Run the layers of a residual block, which become children of the calling module."""
-    dtypes = {"dtype": block.dtype, "param_dtype": block.param_dtype}
     features = block.out_channels
-    h = GroupNorm(block.num_groups, silu=True, name="in_layers_0", **dtypes)(x)
+    h = GroupNorm(block.num_groups, silu=True, name="in_layers_0", **block.dtypes)(x)
     if block.up:
         h, x = upsample_nearest(h), upsample_nearest(x)
     elif block.down:
         h, x = average_pool(h), average_pool(x)
-    h = conv(x.shape[-1], features, kernel_size, name="in_layers_2", **dtypes)(h)
+    h = conv(x.shape[-1], features, kernel_size, name="in_layers_2", **block.dtypes)(h)
 
-    norm = GroupNorm(block.num_groups, silu=True, name="out_layers_0", **dtypes)
+    norm = GroupNorm(block.num_groups, silu=True, name="out_layers_0", **block.dtypes)
     if emb is None:
         h = norm(h)
     else:
         width = 2 * features if block.use_scale_shift_norm else features
-        shift: Any = dense(emb.shape[-1], width, name="emb_layers_1", **dtypes)(nn.silu(emb))
+        shift: Any = dense(emb.shape[-1], width, name="emb_layers_1", **block.dtypes)(nn.silu(emb))
         if block.use_scale_shift_norm:
             scale, shift = jnp.split(shift, 2, axis=-1)
             h = norm(h, scale, shift)
         else:
             h = norm(h + jnp.expand_dims(shift, tuple(range(emb.ndim - 1, h.ndim - 1))))
     h = nn.Dropout(block.dropout, deterministic=False)(h)
-    h = conv(features, features, kernel_size, zero=True, name="out_layers_3", **dtypes)(h)
+    h = conv(features, features, kernel_size, zero=True, name="out_layers_3", **block.dtypes)(h)
 
     if x.shape[-1] != features:
         pointwise = (1,) * len(kernel_size)
-        x = conv(x.shape[-1], features, pointwise, name="skip_connection", **dtypes)(x)
+        x = conv(x.shape[-1], features, pointwise, name="skip_connection", **block.dtypes)(x)
     return x + h

@@ -73,7 +73,7 @@ def _down(options: Any, h: Array, blocks: Blocks) -> list[Array]:
             if options.resblock_updown:
                 h = blocks.residual(h, h.shape[-1], name, down=True)
             else:
-                sampling = {"name": name, **dtypes_of(options)}
+                sampling = {"name": name, **options.dtypes}
                 h = Downsample(h.shape[-1], options.conv_resample, **sampling)(h)
             skips.append(h)
     return skips
@@ -97,7 +97,7 @@ def _up(options: Any, h: Array, skips: list[Array], blocks: Blocks) -> Array:
                 if options.resblock_updown:
                     h = blocks.residual(h, channels, name, up=True)
                 else:
-                    sampling = {"name": name, **dtypes_of(options)}
+                    sampling = {"name": name, **options.dtypes}
                     h = Upsample(channels, options.conv_resample, **sampling)(h)
             count += 1
     return h
@@ -153,7 +153,7 @@ def transformer_fields(
         "attention_impl": options.attention_impl,
         "remat": options.remat,
         "scan": options.scan,
-        **dtypes_of(options),
+        **options.dtypes,
     }
 
 
@@ -171,7 +171,7 @@ def embed_timesteps(
         width = options.time_cond_proj_dim
         scale = jnp.ones(t.shape) if guidance is None else guidance
         features = guidance_embedding(scale, width).astype(options.dtype)
-        names = {"name": "time_embed_cond_proj", **dtypes_of(options)}
+        names = {"name": "time_embed_cond_proj", **options.dtypes}
         h = h + dense(width, channels, use_bias=False, **names)(features)
     emb = _mlp(options, h, "time_embed")
     if options.embeds_duration:
@@ -183,7 +183,7 @@ def embed_timesteps(
 
 def embed_classes(options: Any, y: Array) -> Array:
     """Embed y, which num_classes describes, [b ...] -> [b 4 model_channels]."""
-    width, dtypes = 4 * options.model_channels, dtypes_of(options)
+    width, dtypes = 4 * options.model_channels, options.dtypes
     if isinstance(options.num_classes, int):
         normal = nn.initializers.normal(1.0)
         labels = nn.Embed(
@@ -201,8 +201,8 @@ def embed_classes(options: Any, y: Array) -> Array:
 
 def _mlp(options: Any, h: Array, name: str, *, zero: bool = False) -> Array:
     width = 4 * options.model_channels
-    h = dense(h.shape[-1], width, name=f"{name}_0", **dtypes_of(options))(h)
-    return dense(width, width, zero=zero, name=f"{name}_2", **dtypes_of(options))(nn.silu(h))
+    h = dense(h.shape[-1], width, name=f"{name}_0", **options.dtypes)(h)
+    return dense(width, width, zero=zero, name=f"{name}_2", **options.dtypes)(nn.silu(h))
 
 
 def head(options: Any, h: Array, dtype: Any) -> Array:
@@ -217,8 +217,3 @@ def head(options: Any, h: Array, dtype: Any) -> Array:
     h = GroupNorm(options.num_groups, silu=True, name="out_0", **dtypes)(h)
     features = options.out_channels * patch_area
     return conv(channels, features, zero=True, name="out_2", **dtypes)(h)
-
-
-def dtypes_of(options: Any) -> dict[str, Any]:
-    """Choose the dtypes of a layer: what it computes in, and what its parameters are stored as."""
-    return {"dtype": options.dtype, "param_dtype": options.param_dtype}

@@ -1,10 +1,8 @@
 """The UNet of guided-diffusion, latent diffusion, Stable Diffusion 1 and 2, and SDXL."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Num
 
@@ -15,7 +13,6 @@ from diffusion_jax.models.unet.options import Fields, check_inputs, check_option
 from diffusion_jax.models.unet.resblock import ResBlock
 from diffusion_jax.models.unet.skeleton import (
     Blocks,
-    dtypes_of,
     embed_classes,
     embed_timesteps,
     head,
@@ -33,11 +30,13 @@ class UNet(Fields, nn.Module):
     The fields carry the names of the released configs. num_res_blocks, transformer_depth,
     num_attention_blocks and disable_self_attentions may have one entry per level of channel_mult.
 
+    attention_resolutions: downsampling factors (1, 2, 4, ...) at which attention follows ResBlocks;
         the middle block always attends unless disable_middle_transformer.
     num_heads, num_head_channels: give one, -1 is for none; num_head_channels wins. legacy is latent
         diffusion's rule: num_head_channels only chooses how many heads share the channels.
     use_spatial_transformer: transformers (context allowed) instead of plain attention blocks.
     context_dim: width of the context, or one width per transformer block; None for no context.
+    num_classes: what y is. None: no y. An int: labels int [b]. "continuous": a number [b].
         "timestep": a number [b], embedded like t. "sequential": features [b adm_in_channels].
     n_embed: the output is n_embed logits over the codes of a codebook instead of an image.
     patch_size: side of the squares of pixels that become channels inside the network.
@@ -45,7 +44,9 @@ class UNet(Fields, nn.Module):
         distilled with guidance (LCM); guidance [b] is that scale, None for 1.
     embeds_duration: whether the network also reads duration [b], how far a step of MeanFlow goes in
         the units of t; None for 0. A network begins as one that does not read it.
+    dtype: what most is computed in; norms and softmax use float32, the last layer x's dtype.
         param_dtype: what is stored.
+    remat: False, True or a name of layers.REMAT_POLICIES; scan: see transformer.stack_blocks.
 
     Raises ValueError, with the value and what would be right, when options or inputs do not fit.
     Source: Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis"; Rombach et al.
@@ -53,8 +54,6 @@ class UNet(Fields, nn.Module):
     "SDXL".
     """
 
-    attention_resolutions: Sequence[int] = ()
-    num_classes: int | str | None = None
     num_heads_upsample: int = -1
     use_new_attention_order: bool = False
     use_spatial_transformer: bool = False
@@ -68,8 +67,6 @@ class UNet(Fields, nn.Module):
     patch_size: int = 1
     time_cond_proj_dim: int | None = None
     embeds_duration: bool = False
-    remat: bool | str = False
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -113,7 +110,7 @@ def stem(options: UNet, x: Array) -> Array:
     """Compute the first activation of an image -> [b h w model_channels]."""
     patch = {"p": options.patch_size, "q": options.patch_size}
     h = rearrange(x.astype(options.dtype), "b (h p) (w q) c -> b h w (p q c)", **patch)
-    dtypes = dtypes_of(options)
+    dtypes = options.dtypes
     return conv(h.shape[-1], options.model_channels, name="input_blocks_0_0", **dtypes)(h)
 
 
@@ -134,7 +131,7 @@ def image_blocks(options: UNet, emb: Array, context: Context, *, train: bool) ->
             use_scale_shift_norm=options.use_scale_shift_norm,
             num_groups=options.num_groups,
             name=name,
-            **dtypes_of(options),
+            **options.dtypes,
             **resampling,
         )(h, emb)
 
@@ -155,5 +152,5 @@ def _attention_block(options: UNet, channels: int, name: str, up: bool) -> nn.Mo
         num_groups=options.num_groups,
         attention_impl=options.attention_impl,
         name=name,
-        **dtypes_of(options),
+        **options.dtypes,
     )

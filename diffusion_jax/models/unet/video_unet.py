@@ -21,7 +21,6 @@ from diffusion_jax.models.unet.options import (
 from diffusion_jax.models.unet.resblock import VideoResBlock
 from diffusion_jax.models.unet.skeleton import (
     Blocks,
-    dtypes_of,
     embed_classes,
     embed_timesteps,
     head,
@@ -108,7 +107,7 @@ class VideoUNet(Fields, nn.Module):
                 merge_factor=self.merge_factor,
                 num_groups=self.num_groups,
                 name=name,
-                **dtypes_of(self),
+                **self.dtypes,
                 **resampling,
             )(h, emb, image_only_indicator)
 
