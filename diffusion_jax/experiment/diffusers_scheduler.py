@@ -108,8 +108,8 @@ def _video_schedule(noise: Noise) -> dict[str, Any]:
     prediction = prediction_of(noise)
     if prediction != "v_edm":
         raise ConfigError(
-            f"config.denoiser predicts {prediction}, and diffusers' pipeline of videos needs "
-            "v_edm; export this model as .safetensors"
+            "config.denoiser has no counterpart in diffusers' pipeline of videos, which needs the "
+            "scaling v_edm without around; export this model as .safetensors"
         )
     return levels_config(**_levels(noise))
 

@@ -3,6 +3,7 @@
 import pytest
 from support.experiments import built
 
+from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.diffusers_scheduler import diffusers_scheduler
 
 ZERO = ("--config.schedule.rescale_zero_snr=True", "--config.schedule.parameterization=v")
@@ -41,3 +42,12 @@ def test_what_diffusers_lacks_is_said():
     )
     assert config["_class_name"] == "DDIMScheduler" and config["rescale_betas_zero_snr"]
     assert config["timestep_spacing"] == "trailing" and "stands in" in words
+
+
+def test_a_model_of_videos_that_diffusers_cannot_draw_with_is_refused():
+    noise = built("configs/moving_digits.py:tiny").drawing.noise
+    assert noise.around == "concat"
+    with pytest.raises(
+        ConfigError, match="no counterpart .* needs the scaling v_edm without aroun"
+    ):
+        diffusers_scheduler(noise, is_video=True)
