@@ -125,7 +125,7 @@ def make_plan(
 
     Raises:
         DoesNotFit: the compiler finds no room, or what lies there between steps is too large.
-        ValueError: the config is wrong for these devices.
+        ValueError: the config is wrong for these devices, or the compiler itself fails.
     """
     clock = _Clock()
     built = build(config, topology, per_device_batch)
@@ -202,7 +202,12 @@ def _compile(lowered: Any, topology: Topology, clock: "_Clock", held: int) -> An
     except jax.errors.JaxRuntimeError as error:
         needed = _out_of_memory(str(error))
         if needed is None:
-            raise
+            first = next(iter(str(error).splitlines()), "")
+            raise ValueError(
+                f"XLA's {topology.compiler.upper()} compiler cannot compile the step for "
+                f"{topology.name}: {first:.300}; this is a fault of the compiler, and another "
+                "batch size, size of image or train.accumulate may go around it"
+            ) from error
         _, available = needed
         raise DoesNotFit(
             f"the step needs {needed[0] / GIB:.2f} GiB per device and {topology.name} has "

@@ -94,6 +94,16 @@ def test_the_message_of_the_tpu_compiler_is_read():
     assert _out_of_memory("INVALID_ARGUMENT: something else (2G)") is None
 
 
+def test_a_compiler_that_fails_is_one_sentence(monkeypatch):
+    def fail(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: Couldn't find output tile sizes\nmore")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", fail)
+    config = load_config(MNIST, ["--config.model.model_channels=8"])
+    with pytest.raises(ValueError, match="cannot compile the step for l4:1: INTERNAL.*sizes; this"):
+        make_plan(config, find_topology("l4:1"), 2)
+
+
 def test_advice_names_what_is_not_done_yet():
     config = load_config(MNIST, [])
     slice_ = Topology("v5e:4x4", list(range(16)), "tpu", None, 10)
