@@ -32,15 +32,13 @@ def jaxpr_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     known, once, and a condition as its dearest branch. A shard_map counts on all devices that split
     its arguments, a Pallas kernel at every point of its grid.
     """
-    return sum(_equation_flops(eqn) for eqn in jaxpr.eqns if not _is_dead(eqn))
+    return sum(_equation_flops(eqn) for eqn in _live(jaxpr))
 
 
 def kernel_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     """Count the FLOPs of a jaxpr that are in Pallas kernels, which XLA cannot see."""
     total = 0
-    for eqn in jaxpr.eqns:
-        if _is_dead(eqn):
-            continue
+    for eqn in _live(jaxpr):
         name = eqn.primitive.name
         if name == "pallas_call":
             total += _equation_flops(eqn)
@@ -50,9 +48,9 @@ def kernel_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     return total
 
 
-def _is_dead(eqn: Any) -> bool:
-    """Tell whether nothing comes of an equation; JAX 0.10 leaves some in what remat does again."""
-    return not eqn.outvars and not eqn.effects
+def _live(jaxpr: Jaxpr | ClosedJaxpr) -> Iterator[Any]:
+    """Pass over equations that nothing comes of; JAX 0.10 leaves some in what remat does again."""
+    return (eqn for eqn in jaxpr.eqns if eqn.outvars or eqn.effects)
 
 
 def _equation_flops(eqn: Any) -> int:

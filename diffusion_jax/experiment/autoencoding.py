@@ -309,10 +309,7 @@ def _check_trainable(module: Autoencoder | VideoAutoencoder, trainable: str | No
         )
 
 
-def _check_image(
-    module: Autoencoder | VideoAutoencoder,
-    image_shape: tuple[int, int, int],
-) -> None:
+def _check_image(module: Autoencoder | VideoAutoencoder, image_shape: tuple[int, int, int]) -> None:
     if module.give_pre_end:
         raise ConfigError(
             "config.model.give_pre_end = True should be False: images are what a first stage learns"
