@@ -34,7 +34,7 @@ from race import PATIENCE, Racer, facts, logged, race
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE.parent / "configs/sd15.py:tiny"
-OWN, KEPT, SIZE = 8, 50, 32
+OWN, KEPT = 8, 50
 # A text-to-image model on pixels that both programs have: no first stage, a frozen text encoder.
 MODEL = (
     "--config.first_stage=delete",
@@ -66,12 +66,12 @@ class Emoji(NamedTuple):
             (folder / f"{number:04d}.txt").write_text(caption)
 
 
-def read_emoji(count: int) -> tuple[Emoji, Emoji]:
+def read_emoji(count: int, size: int) -> tuple[Emoji, Emoji]:
     """Read the 8 emoji that LoRAs learn, and `count` others, spread over all that there are."""
     from diffusion_jax.experiment import make_experiment
     from diffusion_jax.experiment.config_files import load_config
 
-    more = ("size=32", "skin_tones=False", "max_examples=None")
+    more = (f"size={size}", "skin_tones=False", "max_examples=None")
     config = load_config(str(CONFIG), [f"--config.data.source.{option}" for option in more])
     data = make_experiment(config).data
     source = data.source("train")
@@ -139,7 +139,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace, out: pathlib.Path) -> None:
         self.arguments, self.out = arguments, out
-        self.own, self.others = read_emoji(arguments.num_others)
+        self.own, self.others = read_emoji(arguments.num_others, arguments.size)
         self.own.write(out / "own")
         self.others.write(out / "others")
         given = arguments.base
@@ -154,6 +154,7 @@ class Bench:
             "--no_test",
             *MODEL,
             f"--config.data.source.folder={self.out / folder}",
+            f"--config.data.batches.image_size={self.arguments.size}",
             f"--config.train.batch_size={self.arguments.batch_size}",
             f"--config.train.num_steps={steps}",
             f"--config.checkpoint.every={steps}",
@@ -166,7 +167,9 @@ class Bench:
     def base(self) -> Racer:
         """Train the base model here, on all but the 8."""
         steps, rate = self.arguments.base_steps, 1e-3
-        command = self._command("base", "others", steps, rate)
+        warmup = min(100, steps // 10)
+        schedule = {"name": "cosine_decay", "warmup_steps": warmup, "decay_steps": steps}
+        command = self._command("base", "others", steps, rate, f"--config.lr_schedule={schedule}")
         racer = Racer("base", command, self.out / "base", BUDGET)
         race([racer], seconds=PATIENCE * BUDGET)
         return racer
@@ -196,7 +199,7 @@ class Bench:
         pipe, unet = Pipeline.from_workdir(self.base_run, ema=False), self.out / "unet"
         network = pipe.experiment.network
         unet.mkdir()
-        described = unet_config(network.module, 3, sample_size=SIZE)
+        described = unet_config(network.module, 3, sample_size=self.arguments.size)
         (unet / "config.json").write_text(json.dumps(described))
         save_weights(
             unet / "diffusion_pytorch_model.safetensors",
@@ -320,7 +323,7 @@ def table(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
     told = (
         f"rank {a['rank']}, {a['steps']} steps of {a['batch_size']}",
-        f"base {a['base'] or a['base_steps']}",
+        f"{a['size']} px, base {a['base'] or a['base_steps']}",
         f"guidance {a['guidance_scale']:g}, {about['hardware']} (load {about['load']:.1f})",
         f"revision {about['revision']}",
         versions,
@@ -344,6 +347,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     flag = parser.add_argument
     flag("--peer_python", default=sys.executable, help="a Python that has torch, diffusers, peft")
+    flag("--size", type=int, default=32, help="pixels of a side, a multiple of 4")
     flag("--num_others", type=int, default=120, help="emoji that the base learns, at least 50")
     flag("--base", help="the base of an earlier run of this script, for the same --num_others")
     flag("--base_steps", type=int, default=2000)

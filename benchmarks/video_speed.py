@@ -20,6 +20,7 @@ import paired
 class Sizes(NamedTuple):
     """A network of each part with the shape of its input [b t h w c].
 
+    decoder: with num_res_blocks = 2, because in diffusers the middle has as many, and here two.
     chunk: how many frames of a clip the decoder sees at a time, in "chunks".
     """
 
@@ -53,14 +54,14 @@ SIZES = {
             "adm_in_channels": 3 * 64,
         },
         (2, 6, 16, 16, 8),
-        {"ch": 64, "ch_mult": (1, 2, 2), "num_res_blocks": 1, "video_kernel_size": (3, 1, 1)},
+        {"ch": 64, "ch_mult": (1, 2, 2), "num_res_blocks": 2, "video_kernel_size": (3, 1, 1)},
         (1, 6, 16, 16, 4),
     ),
     # No UNet, and a decoder whose memory grows with its frames.
     "clip": Sizes(
         {},
         (),
-        {"ch": 64, "ch_mult": (1, 2, 2), "num_res_blocks": 1, "video_kernel_size": (3, 1, 1)},
+        {"ch": 64, "ch_mult": (1, 2, 2), "num_res_blocks": 2, "video_kernel_size": (3, 1, 1)},
         (1, 14, 32, 32, 4),
     ),
     "full": Sizes(

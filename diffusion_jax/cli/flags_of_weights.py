@@ -9,6 +9,9 @@ _RELEASED = (
     flag("--ema", "the averages in a .ckpt file", **SWITCH),
 )
 _LORA = flag("--lora", "FILE or FILE:WEIGHT to add; may be repeated", action="append", default=[])
+_EMBEDDING = flag(
+    "--embedding", "FILE[:TOKEN] of a new token; may be repeated", action="append", default=[]
+)
 _FORMS = ("safetensors", "native", "diffusers", "run", "stablehlo", "peft", "kohya")
 SAMPLE = (
     flag("--workdir", "folder of a run"),
@@ -17,9 +20,7 @@ SAMPLE = (
     flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
     *_RELEASED,
     _LORA,
-    flag(
-        "--embedding", "FILE[:TOKEN] of a new token; may be repeated", action="append", default=[]
-    ),
+    _EMBEDDING,
     flag("--class", "class number or name, or a list: 7 or 1,2,3", dest="label"),
     flag("--prompt", "text, for models that read text"),
     flag("--negative_prompt", "text to lead away from"),
@@ -73,6 +74,8 @@ SERVE = (
     flag("--workdir", "folder of a run"),
     flag("--checkpoint", "instead: a file, or a folder of diffusers"),
     flag("--config", "with --checkpoint: the config that describes it, if it is not known"),
+    _LORA,
+    _EMBEDDING,
     flag("--host", "address to listen at; others than this machine need a token", default=LOCAL),
     flag("--port", "0 takes any that is free", type=int, default=7860),
     flag("--token", "what requests must know (default: drawn where --host needs one)"),

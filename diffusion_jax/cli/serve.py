@@ -5,6 +5,8 @@ import importlib.util
 import secrets
 
 from diffusion_jax.devices.peers import is_loopback
+from diffusion_jax.runs.embeddings import parse_embeddings
+from diffusion_jax.runs.lora import parse_loras
 from diffusion_jax.runs.recipe import loaded_facts, model_name
 
 
@@ -17,6 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if bool(arguments.workdir) == bool(arguments.checkpoint):
         raise ValueError("give --workdir=RUN or --checkpoint=FILE")
+    loras, embeddings = parse_loras(arguments.lora), parse_embeddings(arguments.embedding)
     host, token = arguments.host, arguments.token or None
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(16)
@@ -25,8 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
         hosts = ["127.0.0.1", "localhost", "[::1]"] if is_loopback(host) else ["*"]
         chosen = (arguments.workdir, arguments.checkpoint, arguments.config, arguments.overrides)
         model = model_name(arguments.workdir or arguments.checkpoint)
-        facts = loaded_facts(overrides=arguments.overrides)
-        app = make_app(make_load(*chosen), token, hosts, model, facts)
+        facts = loaded_facts(loras=loras, embeddings=embeddings, overrides=arguments.overrides)
+        load = make_load(*chosen, loras=loras, embeddings=embeddings)
+        app = make_app(load, token, hosts, model, facts)
         shown = f"http://{host}:{port}/" + (f"#{token}" if token else "")
         print(f"open {shown}    (Ctrl-C ends it)", flush=True)
         run_server(app, listener)

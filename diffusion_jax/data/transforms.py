@@ -82,17 +82,29 @@ def decode(image: bytes | np.ndarray | Image.Image, channels: int) -> np.ndarray
         TypeError: an array of another type or shape.
     """
     _check_channels(channels)
-    if isinstance(image, np.ndarray):
-        image = _from_array(image)
-    picture = open_picture(image)
+    picture = upright(image)
+    try:
+        pixels = np.asarray(_to_mode(picture, MODES[channels]))
+    except Exception as error:  # as in upright
+        raise CorruptImageError(f"not a readable image ({_why(error)})") from error
+    return pixels.reshape(pixels.shape[0], pixels.shape[1], channels)
+
+
+def upright(image: bytes | np.ndarray | Image.Image) -> Image.Image:
+    """Read a picture as decode does, but with its own channels and the opacity that it may have.
+
+    Raises CorruptImageError and TypeError as decode does.
+    """
+    picture = open_picture(_from_array(image) if isinstance(image, np.ndarray) else image)
     try:
         orientation = _orientation(picture)
         if orientation in _TURNS:
             picture = picture.transpose(_TURNS[orientation])
-        pixels = np.asarray(_to_mode(picture, MODES[channels]))
+            # Whoever reads the result must not turn it again.
+            picture.info = {k: v for k, v in picture.info.items() if k == "transparency"}
+        return _with_8_bits(picture)
     except Exception as error:  # PIL raises whatever its decoders meet in a damaged file
         raise CorruptImageError(f"not a readable image ({_why(error)})") from error
-    return pixels.reshape(pixels.shape[0], pixels.shape[1], channels)
 
 
 def decode_alpha(image: bytes | np.ndarray | Image.Image) -> np.ndarray:
@@ -100,15 +112,12 @@ def decode_alpha(image: bytes | np.ndarray | Image.Image) -> np.ndarray:
 
     Raises CorruptImageError and TypeError as decode does.
     """
-    picture = open_picture(_from_array(image) if isinstance(image, np.ndarray) else image)
-    orientation = _orientation(picture)
+    picture = upright(image)
     try:
-        if orientation in _TURNS:
-            picture = picture.transpose(_TURNS[orientation])
         if not picture.has_transparency_data:
             return np.full((picture.height, picture.width, 1), 255, np.uint8)
         return np.asarray(picture.convert("RGBA").getchannel("A"))[..., None]
-    except Exception as error:  # as in decode
+    except Exception as error:  # as in upright
         raise CorruptImageError(f"not a readable image ({_why(error)})") from error
 
 
@@ -117,7 +126,7 @@ def open_picture(image: bytes | Image.Image) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
         picture.load()
-    except Exception as error:  # as in decode
+    except Exception as error:  # as in upright
         raise CorruptImageError(f"not a readable image ({_why(error)})") from error
     return picture
 
@@ -136,7 +145,7 @@ def size_of(image: bytes | np.ndarray) -> tuple[int, int]:
         if isinstance(picture, TiffImageFile):  # PIL has swapped the sides already, but not always
             width, height = picture.tag_v2[IMAGEWIDTH], picture.tag_v2[IMAGELENGTH]
         lies = _orientation(picture) in (5, 6, 7, 8)
-    except Exception as error:  # as in decode
+    except Exception as error:  # as in upright
         raise CorruptImageError(f"not a readable image ({_why(error)})") from error
     return (width, height) if lies else (height, width)
 
@@ -191,13 +200,17 @@ def _to_8_bits(array: np.ndarray) -> np.ndarray:
     return ((np.clip(array, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+def _with_8_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # "I;16" and its byte orders, or "I" that holds 16-bit values
-        image = Image.fromarray(_to_8_bits(np.asarray(image)))
-    elif image.mode == "F":
+        return Image.fromarray(_to_8_bits(np.asarray(image)))
+    if image.mode == "F":
         raise ValueError(
             "floating-point pixels have no fixed white, convert the file to 8 or 16 bits"
         )
+    return image
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

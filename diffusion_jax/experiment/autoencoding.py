@@ -43,6 +43,7 @@ from diffusion_jax.train.first_stage.step import (
     TRAINED,
     averaged_params,
     init_autoencoder_state,
+    init_optimizers,
     make_autoencoder_eval_step,
     make_autoencoder_step,
 )
@@ -137,6 +138,7 @@ def make_autoencoding(sections: Mapping[str, Any], setting: Setting) -> Task:
     train_step, eval_step = kind.on_batches(train_step, 1), kind.on_batches(eval_step, 3)
     return Task(
         init=on_mesh(mesh, init),
+        init_optimizer=functools.partial(init_optimizers, tx=tx, disc_tx=disc_tx),
         train_step=on_mesh(mesh, train_step),
         eval_step=on_mesh(mesh, eval_step),
         lr_at=lr_at,

@@ -98,14 +98,11 @@ def denoising(
     if training.trainable is not None:
         loss_fn = only_trainable(training.trainable, loss_fn)
     train_step = make_train_step(
-        loss_fn,
-        tx,
-        seed=seed,
-        accumulate=training.accumulate,
-        rounded=_rounded(network, training),
+        loss_fn, tx, seed=seed, accumulate=training.accumulate, rounded=_rounded(network, training)
     )
     return Task(
         init=on_mesh(mesh, lambda key: init_state(parts.init(key) | objective.learned, tx)),
+        init_optimizer=tx.init,
         train_step=on_mesh(mesh, train_step),
         eval_step=on_mesh(mesh, make_eval_step(loss_fn, seed=seed)),
         lr_at=lr_at,

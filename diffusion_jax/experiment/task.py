@@ -124,7 +124,8 @@ class Adapters(NamedTuple):
 class Task(NamedTuple):
     """What is trained, as pure functions. Only makers in this package read config sections.
 
-    init: key -> TrainState. train_step: (state, batch, frozen) -> (state, metrics). eval_step: see
+    init: key -> TrainState. init_optimizer: params -> the opt_state that they begin with.
+      train_step: (state, batch, frozen) -> (state, metrics). eval_step: see
       train.step.make_eval_step. lr_at: step -> learning rate.
     constants: the arrays of `frozen` that the config alone decides. init_frozen: key -> random
       weights of the frozen networks. rules, frozen_rules: where the leaves of either lie.
@@ -155,6 +156,7 @@ class Task(NamedTuple):
     """
 
     init: Callable[[Array], TrainState]
+    init_optimizer: Callable[[PyTree], PyTree]
     train_step: Callable
     eval_step: Callable
     lr_at: Callable

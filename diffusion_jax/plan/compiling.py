@@ -198,7 +198,7 @@ def _compile(lowered: Any, topology: Topology, clock: "_Clock", held: int) -> An
         topology.compiler.upper(),
     )
     try:
-        compiled = lowered.compile()
+        compiled = _tiled(lowered)
     except jax.errors.JaxRuntimeError as error:
         needed = _out_of_memory(str(error))
         if needed is None:
@@ -217,6 +217,28 @@ def _compile(lowered: Any, topology: Topology, clock: "_Clock", held: int) -> An
         ) from error
     clock.lap("compile")
     return compiled
+
+
+# How XLA's GPU compiler says that a matrix product cannot be cut as it wanted to, and the option
+# with which cuBLAS computes such products.
+_NO_TILES = "Couldn't find output tile sizes"
+_CUBLAS = {"xla_gpu_enable_triton_gemm": False}
+
+
+def _tiled(lowered: Any) -> Any:
+    """Compile; with cuBLAS for all matrix products where the compiler's own kernels fail.
+
+    On a GPU, XLA compiles several tilings of a product, leaves out those that fail, and times
+    cuBLAS beside the others. Where there is no GPU it takes the first, which may fail: the tokens
+    of a prompt are 77, and no tile of a power of 2 ends where a second prompt begins.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if _NO_TILES not in str(error):
+            raise
+    _log.info("compiling once more, with cuBLAS for matrix products: XLA found no tiles for one")
+    return lowered.compile(compiler_options=_CUBLAS)
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}

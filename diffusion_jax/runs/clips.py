@@ -9,7 +9,8 @@ from PIL import Image, ImageSequence
 
 from diffusion_jax.data.sources.folder_scan import SUFFIXES
 from diffusion_jax.data.sources.video_files import CorruptVideoError, open_video
-from diffusion_jax.runs.inputs import read_picture
+from diffusion_jax.data.transforms import CorruptImageError, upright
+from diffusion_jax.runs.inputs import read_animation, read_picture
 
 # Files whose frames may have an opacity, which PIL reads.
 _ANIMATED = (".gif", ".webp", ".apng")
@@ -50,8 +51,11 @@ def read_clip(path: str | os.PathLike, count: int, *, flag: str = "") -> Clip:
 
 
 def _read_animated(path: pathlib.Path, count: int, flag: str) -> Clip:
-    picture = read_picture(path, flag=flag)
+    picture = read_animation(path, flag=flag)
     frames = itertools.islice(ImageSequence.Iterator(picture), count)
-    kept = [frame.convert("RGBA") for frame in frames]
+    try:
+        kept = [upright(frame).convert("RGBA") for frame in frames]
+    except CorruptImageError as error:
+        raise ValueError(f"{flag}{path} is {error}") from error
     shown = picture.info["duration"] if "duration" in picture.info else 0
     return Clip(kept, 1000.0 / shown if shown else None)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from PIL import Image
 
-from diffusion_jax.data.transforms import CorruptImageError, decode, open_picture
+from diffusion_jax.data.transforms import CorruptImageError, decode, open_picture, upright
 from diffusion_jax.runs.fitting import Resize, fit_masks, fit_pixels
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,12 @@ def read_image(path: str | os.PathLike, channels: int, *, flag: str = "") -> np.
 
 
 def read_picture(path: str | os.PathLike, *, flag: str = "") -> Image.Image:
-    """Open a picture with the opacity that it may have; raises as `read_image` does."""
+    """Read a picture with the opacity that it may have, upright; raises as `read_image` does."""
+    return _read(path, flag, upright)
+
+
+def read_animation(path: str | os.PathLike, *, flag: str = "") -> Image.Image:
+    """Open a picture that may have several frames, as it is stored; raises as `read_image` does."""
     return _read(path, flag, open_picture)
 
 

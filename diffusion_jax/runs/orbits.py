@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.data.transforms import RESIZE_FILTERS
+from diffusion_jax.data.transforms import RESIZE_FILTERS, upright
 
 # The mean of the colours of a pixel above which it is background, where frames have no opacity.
 _WHITE = 250
@@ -56,7 +56,7 @@ def object_on_white(
     """
     if share is not None and not 0.0 < share <= 1.0:
         raise ValueError(f"share = {share!r} should be above 0 and at most 1")
-    rgba = np.asarray(_picture(picture).convert("RGBA"))
+    rgba = _rgba(picture)
     rows, columns = (np.flatnonzero(rgba[..., 3].any(axis)) for axis in (1, 0))
     if not rows.size:
         raise ValueError("the picture is wholly transparent: it shows no object")
@@ -77,7 +77,7 @@ def objects_on_white(
       darker than white.
     Source: generative-models, sv4d_helpers.py, preprocess_video.
     """
-    frames = [np.asarray(_picture(picture).convert("RGBA")) for picture in pictures]
+    frames = [_rgba(picture) for picture in pictures]
     sizes = {frame.shape[:2] for frame in frames}
     if len(sizes) != 1:
         raise ValueError(f"the frames of the video have {len(sizes)} sizes; they should have one")
@@ -113,11 +113,9 @@ def _on_white(part: np.ndarray, side: int, size: tuple[int, int]) -> np.ndarray:
     return np.rint(255.0 * (colours[..., :3] * alpha + 1.0 - alpha)).astype(np.uint8)
 
 
-def _picture(picture: Any) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture
-    pixels = np.asarray(picture)
-    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+def _rgba(picture: Image.Image | np.ndarray) -> np.ndarray:
+    """Read a picture upright, of 8 or 16 bits: uint8 [h w 4]."""
+    return np.asarray(upright(picture).convert("RGBA"))
 
 
 def _angles(name: str, degrees: Any, num_frames: int) -> np.ndarray:

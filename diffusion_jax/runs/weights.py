@@ -16,7 +16,7 @@ from diffusion_jax.experiment.task import Trained
 from diffusion_jax.experiment.weights import released_source
 from diffusion_jax.train.checkpoints.reading import load_mutable, load_params, saved_steps
 from diffusion_jax.train.checkpoints.saving import open_checkpoints, restore_state
-from diffusion_jax.train.ema import averages_of, has_ema, reset_ema
+from diffusion_jax.train.ema import averages_of
 from diffusion_jax.train.optimizer_state import restarted
 from diffusion_jax.train.state import TrainState, owned
 from diffusion_jax.types import PyTree
@@ -171,9 +171,7 @@ def with_params(
     experiment: Experiment, state: TrainState, params: PyTree, mutable: PyTree | None = None
 ) -> TrainState:
     """Put parameters in place of the initial ones; average and optimizer start from them."""
-    opt_state = restarted(state.opt_state, params)
-    if has_ema(opt_state):
-        opt_state = reset_ema(opt_state, experiment.task.averaged_part(params))
+    opt_state = restarted(state.opt_state, params, experiment.task.init_optimizer)
     mutable = state.mutable if mutable is None else mutable
     return state._replace(params=params, mutable=mutable, opt_state=opt_state)
 

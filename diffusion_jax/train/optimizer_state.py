@@ -1,22 +1,21 @@
 """What the state of an optimizer holds of the parameters: where they began, and what is evaluated.
 
-Some optimizers keep a copy of the first parameters (prodigy, madgrad, cocob, dog, dowg), and
-schedule-free ones train at one place and are evaluated at another.
+Some optimizers keep a copy of the first parameters (prodigy, madgrad, cocob, dog, dowg) or begin
+with a distance in proportion to their norm (dog), and schedule-free ones train at one place and are
+evaluated at another.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
+from jax.extend.core import Literal
+from jax.interpreters import partial_eval
 
 from diffusion_jax.types import PyTree
-
-# Fields of the states of optax.contrib that begin as a copy of the parameters. The distance that
-# dog begins with, 1e-6 of their norm, stays the one of the first: it is a guess either way.
-_COPIES = ("z", "params0", "x0", "init_particles", "init_params")
 
 
 def is_schedule_free(name: str) -> bool:
@@ -74,44 +73,39 @@ def averaging_evaluated(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def restarted(opt_state: PyTree, params: PyTree) -> PyTree:
-    """Let an initial state begin from other parameters: they take the place of copies of the first.
+def restarted(opt_state: PyTree, params: PyTree, init: Callable[[PyTree], PyTree]) -> PyTree:
+    """Let an initial state begin from other parameters: what it holds of the first is of these.
 
-    For parameters that were loaded after the state was made. A copy may be of a part of the
-    parameters: of some of their names, or of what lies under one of them.
+    For parameters that were loaded after the state was made. init: params -> the state that they
+    begin with, which opt_state was made by. Only what depends on the values of the parameters
+    (copies, averages, their norm) is computed, so that moments do not lie in memory twice.
     """
+    leaves, structure = jax.tree.flatten(opt_state)
+    moves = _depends(init, params) if leaves else []
+    old = [leaf for leaf, moved in zip(leaves, moves, strict=True) if moved]
+    if not old:
+        return opt_state
 
-    def restart(node: Any) -> Any:
-        if not _is_state(node):
-            return node
-        fields = {
-            name: _copies(getattr(node, name), params) for name in _COPIES if name in node._fields
-        }
-        return node._replace(**fields)
+    def begin(params: PyTree) -> list[jax.Array]:
+        new = jax.tree.leaves(init(params))
+        chosen = [leaf for leaf, moved in zip(new, moves, strict=True) if moved]
+        # Real copies: a buffer that the state held twice could not be donated.
+        pairs = zip(chosen, old, strict=True)
+        return [jnp.array(leaf, dtype=like.dtype, copy=True) for leaf, like in pairs]
 
-    return jax.tree.map(restart, opt_state, is_leaf=_is_state)
-
-
-def _is_state(node: Any) -> bool:
-    fields = getattr(node, "_fields", ())
-    module = type(node).__module__
-    return module.startswith("optax.contrib") and any(name in fields for name in _COPIES)
+    shardings = [leaf.sharding for leaf in old]
+    new = iter(jax.jit(begin, out_shardings=shardings)(params))
+    pairs = zip(leaves, moves, strict=True)
+    return jax.tree.unflatten(structure, [next(new) if moved else leaf for leaf, moved in pairs])
 
 
-def _copies(old: PyTree, params: PyTree) -> PyTree:
-    """Copy the parameters that an old copy was of, in its dtypes."""
-    if isinstance(old, Mapping):
-        names = set(old)
-        parts = (params, *(part for part in params.values() if isinstance(part, Mapping)))
-        whole = next(part for part in parts if names <= set(part))
-        params = {name: whole[name] for name in old}
-    # A real copy: a buffer that the state held twice could not be donated.
-    return jax.tree.map(
-        lambda leaf, like: (
-            like
-            if isinstance(like, optax.MaskedNode)
-            else jnp.array(leaf, dtype=like.dtype, copy=True)
-        ),
-        params,
-        old,
-    )
+def _depends(init: Callable[[PyTree], PyTree], params: PyTree) -> list[bool]:
+    """Find which leaves of what a function returns depend on the values of its argument."""
+    whole = jax.make_jaxpr(init)(params).jaxpr
+    # Without what is not used: zeros_like reads a shape, and no value.
+    jaxpr, _ = partial_eval.dce_jaxpr(whole, [True] * len(whole.outvars), instantiate=True)
+    reached = set(jaxpr.invars)
+    for equation in jaxpr.eqns:
+        if not reached.isdisjoint(v for v in equation.invars if not isinstance(v, Literal)):
+            reached.update(equation.outvars)
+    return [not isinstance(out, Literal) and out in reached for out in jaxpr.outvars]

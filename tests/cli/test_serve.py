@@ -9,18 +9,41 @@ import urllib.request
 import pytest
 from support.commands import run, start
 
+from diffusion_jax.cli import main
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "give --workdir=RUN or --checkpoint=FILE"),
         (("--workdir=nowhere", "--port=99999"), "--port=99999 cannot be listened at"),
+        (("--workdir=nowhere", "--port=0", "--lora=x:much"), "--lora=x:much should be FILE:WEIGHT"),
         (("--workdir=nowhere", "--port=0"), "nowhere is not the folder of a run"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message, tmp_path, monkeypatch):
     code, said = run("serve", *arguments)
     assert code == 2 and message in said, said
+
+
+def test_pictures_tell_which_loras_and_embeddings_drew_them(monkeypatch):
+    made = []
+    monkeypatch.setattr("diffusion_jax.serve.app.make_app", lambda *app: made.append(app))
+    monkeypatch.setattr("diffusion_jax.serve.app.run_server", lambda app, listener: None)
+    added = {}
+    monkeypatch.setattr(
+        "diffusion_jax.serve.loading.make_load", lambda *chosen, **more: added.update(more)
+    )
+    flags = "--lora=a/style.safetensors:0.8 --lora=b.safetensors --embedding=c/toy.pt:<t>".split()
+    assert main(["serve", "--workdir=runs/x", "--port=0", *flags]) == 0
+    assert added == {
+        "loras": {"a/style.safetensors": 0.8, "b.safetensors": 1.0},
+        "embeddings": [("c/toy.pt", "<t>")],
+    }
+    assert made[0][-1] == {
+        "LoRA": "style.safetensors:0.8, b.safetensors:1",
+        "Embeddings": "toy.pt:<t>",
+    }
 
 
 def ask(address, path, body=None):

@@ -268,3 +268,27 @@ def test_opacity_is_read_upright_and_is_full_where_nothing_says_so():
     assert transforms.decode_alpha(np.zeros((2, 3, 3), np.uint8)).tolist() == [[[255]] * 3] * 2
     with pytest.raises(transforms.CorruptImageError, match="not a readable image"):
         transforms.decode_alpha(b"no image")
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+def test_what_was_turned_upright_is_not_turned_again(format):
+    alpha = np.array([[0, 128, 255]], np.uint8)
+    pixels = np.concatenate([np.full((1, 3, 3), 80, np.uint8), alpha[..., None]], -1)
+    exif, stored = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(stored, format, exif=exif, **{"lossless": True, "exact": True})
+    once = transforms.upright(stored.getvalue())
+    assert once.mode == "RGBA" and once.size == (1, 3)
+    np.testing.assert_array_equal(np.asarray(once)[:, 0, 3], alpha[0])
+    np.testing.assert_array_equal(transforms.upright(once), once)
+    np.testing.assert_array_equal(
+        transforms.decode(once, 3), transforms.decode(stored.getvalue(), 3)
+    )
+
+
+def test_16_bits_are_read_as_8_with_the_colours_kept():
+    """White stays white, and the middle stays the middle."""
+    grey = Image.fromarray(np.array([[0, 32896, 65535]], np.uint16))
+    assert np.asarray(transforms.upright(png(grey))).tolist() == [[0, 128, 255]]
+    with pytest.raises(transforms.CorruptImageError, match="floating-point pixels"):
+        transforms.upright(Image.fromarray(np.zeros((2, 2), np.float32)))

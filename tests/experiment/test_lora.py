@@ -8,6 +8,7 @@ import pytest
 from support.experiments import built, trained
 
 from diffusion_jax.convert.weights.lora import write_lora
+from diffusion_jax.convert.weights.reading import open_weights
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.lora import lora_trees, with_loras
 from diffusion_jax.train.adapters import merge
@@ -72,3 +73,27 @@ def test_an_encoder_without_a_name_in_files_is_told():
     experiment = built(path, "--config.adapters.rank=2", pattern)
     with pytest.raises(ConfigError, match=re.escape("conditioner/text") + r".*have no name for"):
         experiment.task.adapters.lora(trained(path, "--config.adapters.rank=2", pattern))
+
+
+def test_loras_of_different_ranks_on_one_layer_add_up(tmp_path):
+    """Each times its weight and its alpha / rank, by NumPy from the numbers in the two files."""
+    config, own = "configs/sd15.py:tiny", trained("configs/sd15.py:tiny")
+    files = {}
+    for rank, layout in ((3, "peft"), (2, "kohya")):
+        path = (config, f"--config.adapters.rank={rank}", "--config.adapters.alpha=1")
+        trees = lora_trees(built(*path).network, trained(*path).params, trained(*path).frozen)
+        files[rank] = tmp_path / f"{rank}.safetensors"
+        write_lora(built(*path).task.adapters.lora(trained(*path)), files[rank], trees, layout)
+    given = {files[3]: 0.8, files[2]: -0.5}
+    params, _ = with_loras(built(config).network, own.params, own.frozen, given)
+    one, other = (open_weights(files[rank]).tensors for rank in (3, 2))
+    attention = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    a, b = (one[f"unet.{attention}.lora_{name}.weight"].load() for name in "AB")
+    renamed = "lora_unet_" + attention.replace(".", "_")
+    down, up = (other[f"{renamed}.lora_{name}.weight"].load() for name in ("down", "up"))
+    assert (a.shape[0], down.shape[0], float(other[f"{renamed}.alpha"].load())) == (3, 2, 1.0)
+    change = 0.8 * b @ a - 0.5 * (1.0 / 2) * up @ down
+    block = lambda tree: tree["network"]["middle_block_1"]["transformer_blocks_0"]
+    new, old = (block(tree)["attn1"]["to_q"]["kernel"] for tree in (params, own.params))
+    np.testing.assert_allclose(new - old, change.T, rtol=1e-4, atol=1e-6)
+    assert np.abs(change).max() > 0.01

@@ -65,12 +65,14 @@ class Centred(Half):
         return {"concat": batch["image"]}
 
 
+PICTURE = _embedder("picture", dict(name="concat_image", input_key="picture", channels=1))
+CENTRED = Centred(None, {"picture": PICTURE}, "concat", (4, 4, 1))
+AROUND = CONTINUOUS | {"around": "concat"}
+
+
 def test_around_its_own_image_nothing_is_left_to_denoise():
     """x - y is the noise alone; F = 0 leaves c_skip of it, whose weighted square is known."""
-    embedder = _embedder("picture", dict(name="concat_image", input_key="picture", channels=1))
-    network = Centred(None, {"picture": embedder}, "concat", (4, 4, 1))
-    around = CONTINUOUS | {"around": "concat"}
-    made = objective(dict(name="denoiser"), denoiser=around, network=network)
+    made = objective(dict(name="denoiser"), denoiser=AROUND, network=CENTRED)
     nothing = value(*made, scale=0.0)
     # w(sigma) (c_skip sigma)^2 = (sigma_data / sqrt(sigma^2 + sigma_data^2))^2 for edm.
     sigma = np.exp(-1.2 + 1.2 * np.random.default_rng(0).standard_normal(100000))
@@ -78,11 +80,34 @@ def test_around_its_own_image_nothing_is_left_to_denoise():
 
 
 @pytest.mark.parametrize(
+    "loss",
+    [
+        dict(name="ddpm"),
+        dict(name="mean_flow"),
+        dict(name="consistency", total_steps=10),
+        dict(name="experiment.test_objective:make_own_loss"),
+    ],
+)
+def test_a_loss_that_knows_no_differences_refuses_them(loss):
+    """It would train the network to draw pictures, and sampling would add the frame to them."""
+    with pytest.raises(ConfigError) as error:
+        objective(loss, denoiser=AROUND, network=CENTRED)
+    assert str(error.value) == (
+        "config.denoiser.around = 'concat' needs config.loss.name = 'denoiser', and it is "
+        f"{loss['name']!r}"
+    )
+
+
+def make_own_loss(apply, embed, encode, scaling):
+    """A maker of a loss of the user's own."""
+
+
+@pytest.mark.parametrize(
     ("loss", "denoiser", "sections", "message"),
     [
         (
             dict(name="denoiser"),
-            CONTINUOUS | {"around": "concat"},
+            AROUND,
             {},
             "config.denoiser.around = 'concat' needs an embedder that gives the network 1 channels",
         ),

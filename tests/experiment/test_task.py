@@ -18,7 +18,7 @@ FUNCTIONS = [
 @pytest.mark.parametrize("name", ["mnist", "emoji_vae"])
 def test_every_function_is_there_and_a_model_draws_or_reconstructs(name):
     task = built(f"configs/{name}.py:tiny").task
-    assert len(FUNCTIONS) == 16 and all(callable(getattr(task, name)) for name in FUNCTIONS)
+    assert len(FUNCTIONS) == 17 and all(callable(getattr(task, name)) for name in FUNCTIONS)
     assert (task.drawing is None) != (task.reconstructing is None)
     assert task.headline and all(isinstance(name, str) for name in task.headline)
 

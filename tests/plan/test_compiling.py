@@ -95,13 +95,29 @@ def test_the_message_of_the_tpu_compiler_is_read():
 
 
 def test_a_compiler_that_fails_is_one_sentence(monkeypatch):
-    def fail(self):
-        raise jax.errors.JaxRuntimeError("INTERNAL: Couldn't find output tile sizes\nmore")
+    def fail(self, compiler_options=None):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no registers are left\nmore")
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", fail)
     config = load_config(MNIST, ["--config.model.model_channels=8"])
-    with pytest.raises(ValueError, match="cannot compile the step for l4:1: INTERNAL.*sizes; this"):
+    with pytest.raises(ValueError, match="cannot compile the step for l4:1: INTERNAL.* left; this"):
         make_plan(config, find_topology("l4:1"), 2)
+
+
+def test_a_product_that_has_no_tiles_is_compiled_with_cublas(monkeypatch):
+    """As of the gradient of two prompts of 77 tokens; a GPU that is there would try both."""
+    compile, asked = jax.stages.Lowered.compile, []
+
+    def without_tiles(self, compiler_options=None):
+        asked.append(compiler_options)
+        if compiler_options is None:
+            raise jax.errors.JaxRuntimeError("INTERNAL: Couldn't find output tile sizes that")
+        return compile(self)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", without_tiles)
+    config = load_config(MNIST, ["--config.model.model_channels=8"])
+    assert make_plan(config, find_topology("l4:1"), 2).temporaries > 0
+    assert asked == [None, {"xla_gpu_enable_triton_gemm": False}]
 
 
 def test_advice_names_what_is_not_done_yet():

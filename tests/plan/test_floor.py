@@ -102,6 +102,7 @@ ENTRY %main (x: bf16[2,8,8,16], k: bf16[32,3,3,16], m: f32[8,4], s: f32[100,16],
   %filter = (bf16[32,3,3,16]{3,2,1,0}, u8[0]{0}) custom-call(%x, %y), window={size=3x3 stride=2x2 pad=0_1x0_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardFilter"
   %input = (bf16[2,8,8,16]{3,2,1,0}, u8[0]{0}) custom-call(%y, %k), window={size=3x3 stride=2x2 pad=0_1x0_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardInput"
   %attend = (bf16[2,4,64,64]{3,1,2,0}, u8[0]{0}) custom-call(%x), custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["2", "4", "64", "80"]}}}
+  %product = (f32[4,4]{1,0}, s8[4194304]{0}) custom-call(%m, %m), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["0"],"rhs_contracting_dimensions":["0"]}}}
   %moved = f32[4,8]{1,0} fusion(%m), kind=kLoop, calls=%moves
   %row = f32[1,16]{1,0} fusion(%s, %i), kind=kLoop, calls=%sliced, metadata={op_name="a" stack_frame_id=3}
   %table = f32[100,16]{1,0} fusion(%s, %row, %i), kind=kLoop, calls=%updated, metadata={op_name="b" stack_frame_id=1}
@@ -119,6 +120,9 @@ def test_programs_of_the_gpu_compiler():
     for name in ("conv", "filter", "input"):
         assert work[name].kind == "convolution" and work[name].flops == flops, name
         assert work[name].bytes == x + k + y
+    # What cuBLAS may use of its workspace of 4 MiB is not counted.
+    assert work["product"].kind == "matrix product" and work["product"].flops == 2 * 4 * 4 * 8
+    assert work["product"].bytes == 4 * (8 * 4 + 4 * 4)
     # 4 heads of width 8: q has 2 * 8 * 8 * 16 numbers; two products with 80 keys.
     assert work["attend"].kind == "attention"
     assert work["attend"].flops == 4 * (2 * 8 * 8 * 16) * 80

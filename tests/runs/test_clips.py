@@ -42,6 +42,15 @@ def test_a_folder_of_frames_is_read_in_the_order_of_names(tmp_path):
     assert clip.fps is None and greys(clip) == [0, 20] and clip.frames[0].mode == "RGBA"
 
 
+def test_a_damaged_animation_is_one_sentence(tmp_path):
+    frames = [Image.effect_noise((40, 40), 80) for _ in range(4)]
+    path = tmp_path / "x.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=40)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"--image=.*x.gif is not a readable image \(OSError"):
+        read_clip(path, 4, flag="--image=")
+
+
 def test_what_is_no_video_is_one_sentence(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"not a video" * 100)
     (tmp_path / "empty").mkdir()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax.runs.inputs import read_picture
 from diffusion_jax.runs.orbits import object_on_white, objects_on_white, orbit
 
 
@@ -81,3 +82,31 @@ def test_an_opacity_says_what_the_object_of_a_video_is():
     np.testing.assert_array_equal(np.argwhere(drawn[1, ..., 0] < 228)[[0, -1]], [[5, 0], [14, 9]])
     with pytest.raises(ValueError, match="have 2 sizes; they should have one"):
         objects_on_white([frames[0], frames[1, :, :30]], (20, 20), 1.0)
+
+
+def stored_turned(path, pixels):
+    """Write a picture that a camera held sideways would write of these upright pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to view
+    Image.fromarray(np.rot90(pixels)).save(path, exif=exif)
+    return path
+
+
+def test_objects_are_upright_and_of_8_bits_however_they_are_stored(tmp_path):
+    """A grey half above a white one: as it is, turned by a camera, and of 16 bits."""
+    pixels = np.full((20, 30), 255, np.uint8)
+    pixels[:10] = 128
+    stored_turned(tmp_path / "turned.png", pixels)
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    for kind in (
+        read_picture(tmp_path / "turned.png"),
+        Image.open(tmp_path / "turned.png"),
+        read_picture(tmp_path / "deep.png"),
+        Image.open(tmp_path / "deep.png"),
+        pixels.astype(np.uint16) * 257,
+    ):
+        want = object_on_white(pixels, (30, 30))
+        np.testing.assert_array_equal(object_on_white(kind, (30, 30)), want)
+        assert want[8, 15].tolist() == [128] * 3 and want[22, 15].tolist() == [255] * 3
+        clip = objects_on_white([kind, pixels], (30, 30), 1.0)
+        np.testing.assert_array_equal(clip[0], clip[1])

@@ -7,16 +7,25 @@ import optax
 import optax.contrib
 import pytest
 
-from diffusion_jax.train.ema import ema_params, reset_ema
-from diffusion_jax.train.optimizer import make_optimizer
+from diffusion_jax.train.ema import ema_params
+from diffusion_jax.train.optimizer import OPTIMIZERS, make_optimizer
 from diffusion_jax.train.optimizer_state import evaluation_params, is_schedule_free, restarted
 
+leaves = jax.tree.leaves
 FIRST = {"network": {"w": jnp.array([1.0, -2.0, 3.0])}, "conditioner": {"b": jnp.array([0.5])}}
 OTHER = {"network": {"w": jnp.array([4.0, 0.5, -1.0])}, "conditioner": {"b": jnp.array([-0.25])}}
 # The optimizers of optax.contrib that keep a copy of the first parameters.
 KEEPERS = ("prodigy", "madgrad", "cocob", "schedule_free_sgd", "schedule_free_adamw", "dog", "dowg")
-# By default dog's first distance follows from the norm of the parameters.
-DISTANCE = {"dog": {"init_step": ("distance", 1e-3)}}
+
+
+def numbers(state):
+    """Show the keys of random numbers as numbers."""
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, state)
+
+
+def is_dog(node):
+    return "max_dist" in getattr(node, "_fields", ())
 
 
 def quadratic(params):
@@ -92,31 +101,44 @@ def test_other_optimizers_are_evaluated_where_they_train():
     assert not is_schedule_free("adamw") and is_schedule_free("schedule_free_adamw")
 
 
-@pytest.mark.parametrize("name", KEEPERS)
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_training_from_loaded_parameters_begins_there(name):
     """A restarted state is the state that the loaded parameters would have made."""
-    options = DISTANCE[name] if name in DISTANCE else {}
-    tx = make_optimizer(name, learning_rate=0.1, ema_decay=0.9, **options).tx
-    state = reset_ema(restarted(tx.init(FIRST), OTHER), OTHER)
-    assert_equal(state, tx.init(OTHER), rtol=0)
-    assert_equal(descend(tx, OTHER, state, 9)[0], descend(tx, OTHER, tx.init(OTHER), 9)[0], rtol=0)
-    if name == "prodigy":  # whose estimate does not move here either way
-        return
-    # Without it, the first step would lead away from what was loaded.
-    wrong = descend(tx, OTHER, reset_ema(tx.init(FIRST), OTHER), 20)[0]
-    right = descend(tx, OTHER, tx.init(OTHER), 20)[0]
-    assert np.any(wrong["network"]["w"] != right["network"]["w"])
+    tx = make_optimizer(name, learning_rate=0.1, ema_decay=0.9).tx
+    first, want = tx.init(FIRST), tx.init(OTHER)
+    state = restarted(first, OTHER, tx.init)
+    assert_equal(numbers(state), numbers(want), rtol=1e-6)
+    assert [leaf.dtype for leaf in leaves(state)] == [leaf.dtype for leaf in leaves(first)]
+    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), numbers(first), numbers(want))
+    assert any(leaves(changed["optimizer"])) == (name in KEEPERS)
+    # What does not depend on the parameters is not computed again: moments are large.
+    same = jax.tree.map(lambda a, b: a is b, state, first)
+    assert leaves(same) == [not moved for moved in leaves(changed)]
 
 
-def test_copies_of_parts_are_found():
-    """Of a pattern, of some names, and of what lies under one name, as first stages have them."""
+def test_what_dog_begins_with_is_a_share_of_the_norm_of_what_was_loaded():
+    """Ivgi et al. 2023, section 4.1: r = 1e-6 (1 + |x_0|), here of numbers a thousand times."""
+    loaded = jax.tree.map(lambda leaf: 1000 * leaf, OTHER)
+    tx = make_optimizer("dog", learning_rate=1.0, ema_decay=None).tx
+    state = restarted(tx.init(FIRST), loaded, tx.init)
+    (distance,) = [n.max_dist for n in leaves(state, is_leaf=is_dog) if is_dog(n)]
+    norm = 1000 * np.sqrt(4.0**2 + 0.5**2 + 1.0**2 + 0.25**2)
+    np.testing.assert_allclose(distance, 1e-6 * (1 + norm), rtol=1e-6)
+    # Its first step from there is as long as the distance, whatever the gradient.
+    moved = descend(tx, loaded, state, 1)[0]
+    steps = leaves(jax.tree.map(lambda a, b: np.sum((a - b) ** 2), moved, loaded))
+    np.testing.assert_allclose(np.sqrt(sum(steps)), distance, rtol=0.1)  # float32 near 4000
+
+
+def test_parts_of_the_parameters_begin_there_too():
+    """Of a pattern, and of several optimizers, as first stages have them."""
     masked = make_optimizer("prodigy", ema_decay=None, trainable="/w").tx
-    assert_equal(restarted(masked.init(FIRST), OTHER), masked.init(OTHER), rtol=0)
+    state = restarted(masked.init(FIRST), OTHER, masked.init)
+    assert_equal(state, masked.init(OTHER), rtol=0)
     tx = make_optimizer("prodigy", ema_decay=None).tx
-    part, below = {"network": FIRST["network"]}, FIRST["conditioner"]
-    state = restarted({"one": tx.init(part), "other": tx.init(below)}, OTHER)
-    want = {"one": tx.init({"network": OTHER["network"]}), "other": tx.init(OTHER["conditioner"])}
-    assert_equal(state, want, rtol=0)
+    init = lambda params: {"one": tx.init(params["network"]), "other": tx.init(params)}
+    assert_equal(restarted(init(FIRST), OTHER, init), init(OTHER), rtol=0)
+    assert restarted({}, OTHER, init) == {}
 
 
 def test_a_momentum_of_zero_is_refused():

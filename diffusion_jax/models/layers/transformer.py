@@ -28,7 +28,8 @@ class CrossAttention(Dtypes, nn.Module):
     """Attention of x [b l c] to a context [r m d], or to x itself without one -> [b l c].
 
     r divides b: b / r rows of x in a row, such as the frames of a clip, share a row of the context.
-    to_q, to_k and to_v have no bias, to_out has one. Source: latent-diffusion, CrossAttention.
+    A context of one token, such as a picture's embedding, costs no queries and no keys. to_q, to_k
+    and to_v have no bias, to_out has one. Source: latent-diffusion, CrossAttention.
     """
 
     num_heads: int
@@ -41,26 +42,32 @@ class CrossAttention(Dtypes, nn.Module):
         self, x: Float[Array, "b l c"], context: Float[Array, "r m d"] | None = None
     ) -> Float[Array, "b l c"]:
         context = x if context is None else context
-        inner = self.num_heads * self.head_dim
-        q, k, v = (
-            rearrange(
-                dense(source.shape[-1], inner, use_bias=False, name=name, **self.dtypes)(source),
-                "b l (n d) -> b l n d",
-                n=self.num_heads,
+        rows, count = x.shape[0], context.shape[0]
+        if rows % count:
+            raise ValueError(
+                f"{'/'.join(self.path)} got {count} contexts, which do not divide the {rows} rows "
+                "of x"
             )
-            for name, source in (("to_q", x), ("to_k", context), ("to_v", context))
-        )
-        if k.shape[0] != q.shape[0]:
-            if q.shape[0] % k.shape[0]:
-                raise ValueError(
-                    f"{'/'.join(self.path)} got {k.shape[0]} contexts, which do not divide the "
-                    f"{q.shape[0]} rows of x"
-                )
-            shared = q.shape[0] // k.shape[0]
-            k, v = (repeat(a, "r m n d -> (r s) m n d", s=shared) for a in (k, v))
-        h = attention(q, k, v, implementation=self.attention_impl)
-        h = rearrange(h, "b l n d -> b l (n d)")
-        h = dense(inner, x.shape[-1], name="to_out_0", **self.dtypes)(h)
+        inner = self.num_heads * self.head_dim
+
+        def project(source: Array, name: str) -> Array:
+            return dense(source.shape[-1], inner, use_bias=False, name=name, **self.dtypes)(source)
+
+        def shared(a: Array) -> Array:
+            return a if rows == count else repeat(a, "r ... -> (r s) ...", s=rows // count)
+
+        out = dense(inner, x.shape[-1], name="to_out_0", **self.dtypes)
+        if context.shape[1] == 1 and not self.is_initializing():
+            # All attention is to the one key, whatever the queries are.
+            h = shared(jnp.broadcast_to(out(project(context, "to_v")), (count, *x.shape[1:])))
+        else:
+            sources = {"to_q": x, "to_k": context, "to_v": context}
+            q, k, v = (
+                rearrange(project(source, name), "b l (n d) -> b l n d", n=self.num_heads)
+                for name, source in sources.items()
+            )
+            h = attention(q, shared(k), shared(v), implementation=self.attention_impl)
+            h = out(rearrange(h, "b l n d -> b l (n d)"))
         return nn.Dropout(self.dropout, deterministic=False)(h)
 
 

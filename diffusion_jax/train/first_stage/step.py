@@ -85,15 +85,24 @@ def init_autoencoder_state(
     expected = {*TRAINED, "discriminator"}
     if set(params) != expected:
         raise ValueError(f"params has {sorted(params)} and should have {sorted(expected)}")
-    opt_state = {
-        "autoencoder": tx.init(_trained(params)),
-        "discriminator": disc_tx.init(params["discriminator"]),
-    }
+    opt_state = init_optimizers(params, tx, disc_tx)
     mutable = {
         "regularizer": {} if regularizer is None else regularizer,
         "discriminator": {} if discriminator is None else discriminator,
     }
     return strengthen(TrainState(jnp.zeros((), jnp.int32), dict(params), opt_state, mutable))
+
+
+def init_optimizers(
+    params: Mapping[str, PyTree],
+    tx: optax.GradientTransformation,
+    disc_tx: optax.GradientTransformation,
+) -> dict[str, PyTree]:
+    """Make the opt_state that params begin with, see init_autoencoder_state."""
+    return {
+        "autoencoder": tx.init(_trained(params)),
+        "discriminator": disc_tx.init(params["discriminator"]),
+    }
 
 
 def averaged_params(state: TrainState) -> dict[str, PyTree]:

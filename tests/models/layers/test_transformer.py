@@ -162,6 +162,49 @@ def test_context_tokens_may_come_in_any_order():
     np.testing.assert_allclose(forwards, backwards, atol=1e-6)
 
 
+def loss_to_context(context):
+    """Give (parameters, x) -> a number, for attention of 4 rows of x to this context."""
+    module = CrossAttention(2, 4)
+
+    def loss(params, x):
+        return jnp.sum(jnp.sin(module.apply({"params": params}, x, context)))
+
+    return loss
+
+
+def test_one_token_of_context_is_as_two_equal_ones():
+    """Attention to two equal tokens is to each by half; it runs all of the layers."""
+    x, one = X.reshape(4, 8, 8), CONTEXTS[0][:, :1]
+    init = jax.eval_shape(CrossAttention(2, 4).init, jax.random.key(0), x, one)
+    params = randomised(init["params"])
+    assert sorted(params) == ["to_k", "to_out_0", "to_q", "to_v"]
+    both = [
+        jax.value_and_grad(loss_to_context(jnp.repeat(one, count, 1)), argnums=(0, 1))(params, x)
+        for count in (1, 2)
+    ]
+    np.testing.assert_allclose(both[0][0], both[1][0], rtol=1e-5)
+    for ours, theirs in zip(*(jax.tree.leaves(found[1]) for found in both), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert not jax.tree.leaves(both[0][1][0]["to_q"])[0].any() and not both[0][1][1].any()
+
+
+def test_one_token_of_context_costs_its_own_products_alone():
+    x, one = X.reshape(4, 8, 8), CONTEXTS[0][:, :1]
+    params = jax.eval_shape(CrossAttention(2, 4).init, jax.random.key(0), x, one)["params"]
+    traced = jax.make_jaxpr(loss_to_context(one))(params, x)
+    assert jaxpr_flops(traced) == 2 * 2 * (6 * 8 + 8 * 8)  # two rows: to_v and to_out
+
+
+def test_contexts_that_do_not_divide_the_rows_are_refused():
+    with pytest.raises(ValueError, match="got 2 contexts, which do not divide the 3 rows of x"):
+        jax.eval_shape(
+            CrossAttention(2, 4).init,
+            jax.random.key(0),
+            X[:1].reshape(1, 16, 8).repeat(3, 0),
+            CONTEXTS[0],
+        )
+
+
 def test_geglu_gates_by_the_exact_gelu():
     module = GEGLU(3)
     x = jnp.linspace(-3.0, 3.0, 8)[None, None, :]
