@@ -1,11 +1,15 @@
-# Needs only make and a Python 3.11 to 3.13; everything else goes into .venv, in the versions of constraints.txt.
-# PYTHON=/path/to/python chooses the interpreter that a new .venv is made from.
+# Needs only make and a Python 3.11 to 3.13; everything else goes into .venv and .venv-test, in the versions of
+# constraints.txt. PYTHON=/path/to/python chooses the interpreter that a new environment is made from.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.SECONDARY:
 
+# The newest Python for what a user runs: with its version of JAX a training step takes half the time on a CPU.
 VENV := .venv
+# The oldest for the tests: with its version of JAX they compile in less time (see tests/conftest.py).
+TEST_VENV := .venv-test
 PARITY_VENV := .venv-parity
 GPU_VENV := .venv-gpu
 PINNED := pyproject.toml constraints.txt
@@ -36,24 +40,24 @@ demo: $(VENV)/.demo  ## Train a small diffusion model on real digits and sample 
 
 test: lint pytest  ## Lint, then the default tests
 
-lint: $(VENV)/.test  ## Format, style, types and import directions
-	$(VENV)/bin/ruff format --check $(SOURCES)
-	$(VENV)/bin/ruff check $(SOURCES)
-	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
-	$(VENV)/bin/lint-imports --no-logo
+lint: $(TEST_VENV)/.test  ## Format, style, types and import directions
+	$(TEST_VENV)/bin/ruff format --check $(SOURCES)
+	$(TEST_VENV)/bin/ruff check $(SOURCES)
+	$(TEST_VENV)/bin/pyright --pythonpath $(TEST_VENV)/bin/python
+	$(TEST_VENV)/bin/lint-imports --no-logo
 
-pytest: $(VENV)/.test  ## The default tests alone: make pytest PYTEST_ARGS="tests/diffusion -x"
-	$(VENV)/bin/python -m pytest $(WORKERS) $(PYTEST_ARGS)
+pytest: $(TEST_VENV)/.test  ## The default tests alone: make pytest PYTEST_ARGS="tests/diffusion -x"
+	$(TEST_VENV)/bin/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
-slow: $(VENV)/.docs  ## The tests that take long: whole runs, faults under training, whole configs, notebooks
-	$(VENV)/bin/python -m pytest -m "slow and not parity" $(WORKERS) $(PYTEST_ARGS)
+slow: $(TEST_VENV)/.docs  ## The tests that take long: whole runs, faults under training, whole configs, notebooks
+	$(TEST_VENV)/bin/python -m pytest -m "slow and not parity" $(WORKERS) $(PYTEST_ARGS)
 
-faults: $(VENV)/.test  ## Try every bad input and fault, and count how many were answered and survived
-	$(VENV)/bin/python -m pytest tests/faults -m "not parity" $(WORKERS) $(PYTEST_ARGS)
+faults: $(TEST_VENV)/.test  ## Try every bad input and fault, and count how many were answered and survived
+	$(TEST_VENV)/bin/python -m pytest tests/faults -m "not parity" $(WORKERS) $(PYTEST_ARGS)
 
-browser: $(VENV)/.browser  ## Look at the report and the playground in a headless Chromium, Debian's if there is none
+browser: $(TEST_VENV)/.browser  ## Look at the report and the playground in a headless Chromium, Debian's if there is none
 	CHROMIUM="$$(tools/find_browser.sh)" && export CHROMIUM && \
-	    $(VENV)/bin/python -m pytest -m browser $(PYTEST_ARGS)
+	    $(TEST_VENV)/bin/python -m pytest -m browser $(PYTEST_ARGS)
 
 parity: $(PARITY_VENV)/.parity  ## Compare numbers with PyTorch packages, in an environment of its own
 	XLA_FLAGS="$(PARITY_XLA_FLAGS) $$XLA_FLAGS" $(PARITY_VENV)/bin/python -m pytest -m parity $(PYTEST_ARGS)
@@ -70,55 +74,44 @@ pins:  ## Write constraints.txt anew from pyproject.toml (needs uv)
 	tools/pin.sh
 
 clean:  ## Remove the environments and caches; runs/ and logs/ stay
-	rm -rf $(VENV) $(PARITY_VENV) $(GPU_VENV) build dist site .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(TEST_VENV) $(PARITY_VENV) $(GPU_VENV) build dist site .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that already works is kept, whoever made it. A stamp says which extra was installed with which pins.
-# Python 3.11 first: the tests take a third less time with its version of JAX (see tests/conftest.py).
-$(VENV)/.made:
-	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
-	    python=$$(tools/find_python.sh 3.11 3.12 3.13) && echo "Making $(VENV) with $$python" && "$$python" -m venv $(VENV); }
+OLDEST_FIRST := $(TEST_VENV) $(PARITY_VENV)
+%/.made:
+	@$*/bin/python -m pip --version >/dev/null 2>&1 || { \
+	    python=$$(tools/find_python.sh $(if $(filter $*,$(OLDEST_FIRST)),3.11 3.12 3.13)) && \
+	    echo "Making $* with $$python" && "$$python" -m venv $*; }
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.made $(PINNED)
+%/.demo: %/.made $(PINNED)
 	@echo "Installing the pinned packages (about 1.5 GB on disk, a minute or two)"
-	@$(VENV)/bin/python $(INSTALL) -e '.[demo]'
+	@$*/bin/python $(INSTALL) -e '.[demo]'
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.made $(PINNED)
+%/.test: %/.made $(PINNED)
 	@echo "Installing the pinned packages (about 1.5 GB on disk, a minute or two)"
-	@$(VENV)/bin/python $(INSTALL) -e '.[test]'
-	@touch $@ $(VENV)/.demo
+	@$*/bin/python $(INSTALL) -e '.[test]'
+	@touch $@ $*/.demo
 
-$(VENV)/.browser: $(VENV)/.made $(PINNED)
+%/.browser: %/.made $(PINNED)
 	@echo "Installing the pinned packages (about 1.7 GB on disk, a minute or two)"
-	@$(VENV)/bin/python $(INSTALL) -e '.[browser]'
-	@touch $@ $(VENV)/.test $(VENV)/.demo
+	@$*/bin/python $(INSTALL) -e '.[browser]'
+	@touch $@ $*/.test $*/.demo
 
-$(VENV)/.docs: $(VENV)/.made $(PINNED)
+%/.docs: %/.made $(PINNED)
 	@echo "Installing the pinned packages (about 1.6 GB on disk, a minute or two)"
-	@$(VENV)/bin/python $(INSTALL) -e '.[docs]'
-	@touch $@ $(VENV)/.test $(VENV)/.demo
+	@$*/bin/python $(INSTALL) -e '.[docs]'
+	@touch $@ $*/.test $*/.demo
 
 # torch first and alone: whatever build of the pinned version this machine's pip prefers (a CPU one if it has one)
 # is then kept, as the packages that follow find their requirement met.
-$(PARITY_VENV)/.made:
-	@$(PARITY_VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
-	    python=$$(tools/find_python.sh 3.11 3.12 3.13) && echo "Making $(PARITY_VENV) with $$python" && \
-	    "$$python" -m venv $(PARITY_VENV); }
-	@touch $@
-
 $(PARITY_VENV)/.parity: $(PARITY_VENV)/.made $(PINNED)
 	@echo "Installing the pinned packages and PyTorch (about 3 GB on disk, a few minutes)"
 	@$(PARITY_VENV)/bin/python $(INSTALL) torch
 	@$(PARITY_VENV)/bin/python $(INSTALL) -e '.[parity]'
 	@$(PARITY_VENV)/bin/python -c 'import diffusers, torch, torchmetrics, transformers'
-	@touch $@
-
-$(GPU_VENV)/.made:
-	@$(GPU_VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
-	    python=$$(tools/find_python.sh) && echo "Making $(GPU_VENV) with $$python" && \
-	    "$$python" -m venv $(GPU_VENV); }
 	@touch $@
 
 $(GPU_VENV)/.gpu: $(GPU_VENV)/.made $(PINNED)

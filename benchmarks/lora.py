@@ -349,7 +349,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flag("--peer_python", default=sys.executable, help="a Python that has torch, diffusers, peft")
     flag("--size", type=int, default=32, help="pixels of a side, a multiple of 4")
     flag("--num_others", type=int, default=120, help="emoji that the base learns, at least 50")
-    flag("--base", help="the base of an earlier run of this script, for the same --num_others")
+    flag("--base", help="folder base/run of an earlier --out, for the same --num_others")
     flag("--base_steps", type=int, default=2000)
     flag("--steps", type=int, default=400, help="of each LoRA")
     flag("--rank", type=int, default=8)
