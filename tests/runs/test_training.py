@@ -118,7 +118,7 @@ def test_a_run_is_drawn_with_another_sampler_and_keeps_its_model(trained):
         other = Pipeline.from_workdir(
             workdir,
             overrides=[
-                "--config.sampler.name=euler",
+                "--config.sampler.name=euler_ancestral",  # draws noise of its own
                 "--config.sampler.discretize=delete",
                 "--config.sampler.clip_denoised=delete",
             ],
