@@ -1,6 +1,5 @@
 """The state of a training run, one pytree, and its creation in its final place on the devices."""
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from diffusion_jax.devices.partition import Rule, tree_shardings
+from diffusion_jax.train.compiler_options import options_for_what_runs_once
 from diffusion_jax.types import PyTree
 
 
@@ -62,19 +62,8 @@ def init_sharded(
     """
     abstract = abstract_state(init_fn, mesh, rules, *args)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    options = _options_for_what_runs_once(mesh)
+    options = options_for_what_runs_once(mesh)
     return jax.jit(init_fn, out_shardings=shardings, compiler_options=options)(*args)
-
-
-def _options_for_what_runs_once(mesh: Mesh) -> dict[str, Any]:
-    """Let a CPU's compiler optimise little: the numbers are the same, the waiting is not.
-
-    There each leaf becomes a function of its own, 700 in the demo's state. Level 0 would round some
-    numbers otherwise. XLA_FLAGS goes first.
-    """
-    name = "xla_backend_optimization_level"
-    given = name in os.environ.get("XLA_FLAGS", "")
-    return {} if given or mesh.devices.flat[0].platform != "cpu" else {name: 1}
 
 
 def owned(state: PyTree, *others: PyTree) -> PyTree:

@@ -13,7 +13,6 @@ from diffusion_jax.devices.partition import fsdp
 from diffusion_jax.train.ema import ema
 from diffusion_jax.train.state import (
     TrainState,
-    _options_for_what_runs_once,
     abstract_state,
     init_sharded,
     init_state,
@@ -78,14 +77,6 @@ def test_strengthen():
     weak = jax.jit(lambda: 1.0)()
     assert weak.weak_type and not strengthen(weak).weak_type
     assert strengthen(weak, jnp.zeros((), jnp.bfloat16)).dtype == jnp.bfloat16
-
-
-def test_a_cpu_compiles_quickly_what_runs_once_unless_it_is_told_otherwise(monkeypatch):
-    mesh = make_mesh()
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
-    assert _options_for_what_runs_once(mesh) == {}
-    monkeypatch.setenv("XLA_FLAGS", "")
-    assert _options_for_what_runs_once(mesh) == {"xla_backend_optimization_level": 1}
 
 
 def test_a_state_shares_no_memory_with_what_is_kept_nor_with_itself():

@@ -1,7 +1,5 @@
 """One trajectory whatever the devices and micro-batches, one compilation, exact resume."""
 
-from types import SimpleNamespace
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,13 +12,7 @@ from diffusion_jax.devices.mesh import make_mesh, replicated
 from diffusion_jax.devices.partition import fsdp
 from diffusion_jax.train.ema import ema
 from diffusion_jax.train.state import abstract_state, init_sharded, init_state
-from diffusion_jax.train.step import (
-    jit_train_step,
-    make_eval_step,
-    make_train_step,
-    mean_metrics,
-    options_for_gpus,
-)
+from diffusion_jax.train.step import jit_train_step, make_eval_step, make_train_step, mean_metrics
 
 BATCH = 16
 
@@ -336,24 +328,3 @@ def test_samples_know_their_place_in_the_global_batch_and_the_step(accumulate):
     for images, positions, steps in seen:
         np.testing.assert_array_equal(images, positions)
         assert np.all(steps == 3) and steps.shape == images.shape
-
-
-@pytest.mark.parametrize(
-    ("platform", "shape", "flags", "chosen"),
-    [
-        ("gpu", {"data": 8, "fsdp": 1}, "", True),
-        ("gpu", {"data": 2, "context": 4}, "--xla_gpu_autotune_level=0", True),
-        ("gpu", {"data": 1, "fsdp": 1}, "", False),
-        ("gpu", {"data": 2, "fsdp": 4}, "", False),
-        ("gpu", {"data": 8}, "--xla_gpu_enable_latency_hiding_scheduler=true", False),
-        ("tpu", {"data": 8}, "", False),
-        ("cpu", {"data": 8}, "", False),
-    ],
-)
-def test_gpus_hide_no_sum_of_gradients_unless_asked_to(monkeypatch, platform, shape, flags, chosen):
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    size = int(np.prod(list(shape.values())))
-    devices = np.full(size, SimpleNamespace(platform=platform), object)
-    mesh = SimpleNamespace(size=size, shape=shape, devices=devices)
-    options = {"xla_gpu_enable_analytical_sol_latency_estimator": False}
-    assert options_for_gpus(mesh) == (options if chosen else None)
