@@ -60,7 +60,7 @@ browser: $(TEST_VENV)/.browser  ## Look at the report and the playground in a he
 	    $(TEST_VENV)/bin/python -m pytest -m browser $(PYTEST_ARGS)
 
 parity: $(PARITY_VENV)/.parity  ## Compare numbers with PyTorch packages, in an environment of its own
-	XLA_FLAGS="$(PARITY_XLA_FLAGS) $$XLA_FLAGS" $(PARITY_VENV)/bin/python -m pytest -m parity $(PYTEST_ARGS)
+	XLA_FLAGS="$(PARITY_XLA_FLAGS) $$XLA_FLAGS" $(PARITY_VENV)/bin/python -m pytest -m parity $(WORKERS) $(PYTEST_ARGS)
 
 gpu: $(GPU_VENV)/.gpu  ## Compile every config for NVIDIA GPUs that are not here: make gpu GPU_ARGS="--full --configs sdxl"
 	$(GPU_VENV)/bin/python -m pytest -m slow tests/plan/test_topology.py tests/plan/test_gpu.py

@@ -206,6 +206,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, arguments, messa
     assert message in error and error.startswith("error: ") and not workdir.exists()
 
 
+@pytest.mark.slow
 def test_a_read_only_or_foreign_folder_is_refused_before_any_work(tmp_path, whole, capsys):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
@@ -236,6 +237,7 @@ def test_a_damaged_checkpoint_is_named_with_the_newest_whole_one(folder, whole, 
     assert "12 is damaged" in error and "checkpoints/8" in error
 
 
+@pytest.mark.slow
 def test_a_corrupt_image_and_an_empty_folder_are_named(tmp_path, capsys):
     images = tmp_path / "images"
     images.mkdir()

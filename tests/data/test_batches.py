@@ -204,6 +204,7 @@ assert threading.get_ident() not in threads
 """
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_batches():
     """In a program of its own, as grain has to pickle functions that the shape checks wrap."""
     ran = subprocess.run(

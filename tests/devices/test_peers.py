@@ -96,6 +96,7 @@ def test_a_process_that_dies_is_named_and_all_end(start, victim):
     assert time.monotonic() - begun < 4.5  # nobody waits for another reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("told", "code"), [(2, EXIT_PEER), (75, 75)])
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_process_that_fails_says_why(start, monkeypatch, victim, told, code):

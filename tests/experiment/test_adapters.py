@@ -88,6 +88,7 @@ def test_a_base_in_bfloat16_takes_half_the_memory():
     assert (own["kernel"].dtype, own["bias"].dtype) == (jnp.bfloat16, jnp.float32)
 
 
+@pytest.mark.slow
 def test_the_base_is_read_from_a_released_file_and_written_merged(tmp_path):
     """Adapters whose `up` is 0 change nothing: what is written is what was read."""
     weights = trained(SD15)._replace(ema=None)

@@ -79,6 +79,7 @@ def test_quantizers_that_diffusers_lacks_are_named(tmp_path, name):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_decoder_of_videos_becomes_a_folder_of_diffusers(tmp_path):
     options = ("ch=32", "num_groups=32", "num_res_blocks=2")
     options = tuple(f"--config.model.{option}" for option in options)

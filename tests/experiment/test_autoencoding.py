@@ -23,6 +23,7 @@ LDM = "configs/emoji_ldm.py:tiny"
 VIDEO = "configs/svd_decoder.py:tiny"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [VAE, "configs/vq_f4.py:tiny"])
 def test_one_program_trains_and_evaluates(path):
     built = build(path)
@@ -38,6 +39,7 @@ def test_one_program_trains_and_evaluates(path):
     assert ("kl_loss" if path == VAE else "loss/vq") in metrics
 
 
+@pytest.mark.slow
 def test_actnorm_waits_for_the_first_batch():
     config = load_config(VAE, ["--config.discriminator.use_actnorm=True"])
     built = make_experiment(config, devices=ONE)
@@ -142,6 +144,7 @@ def test_a_latent_model_reads_the_averages_of_a_first_stages_run(first_stage_run
                           "--config.first_stage.ch=64"))  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vq", "ema_vq"])
 def test_a_latent_model_reads_the_codes_of_a_run(tmp_path, name):
     config = load_config("configs/vq_f4.py:tiny", [])
@@ -196,6 +199,7 @@ def clips(stills):
     return {"image": image, "image_only_indicator": np.full((8, 4), float(stills), np.float32)}
 
 
+@pytest.mark.slow
 def test_the_loss_of_still_clips_is_the_loss_of_their_frames():
     same = ("ch=8", "num_groups=4", "attn_type=vanilla", "use_quant_conv=False")
     same = (*(f"--config.model.{option}" for option in same), "--config.discriminator.ndf=8")

@@ -2,9 +2,11 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from support.experiments import built, trained
 
 
+@pytest.mark.slow
 def test_the_coders_are_the_first_stage_and_its_scale_factor():
     path = "configs/sd15.py:tiny"
     experiment, frozen = built(path), trained(path).frozen

@@ -63,6 +63,7 @@ def test_the_loss_curve_is_that_of_one_device(one_device, devices):
         np.testing.assert_allclose(ours, theirs, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_loss_curve_is_that_of_one_micro_batch(one_device):
     found, _ = losses(build("--config.train.accumulate=4", devices=2))
     np.testing.assert_allclose(found, one_device[0], rtol=2e-5)

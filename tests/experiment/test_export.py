@@ -122,6 +122,7 @@ FLOW = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "names", "word"),
     [
@@ -228,6 +229,7 @@ def test_a_video_model_is_one_file_that_is_read_back_bit_for_bit(model, number, 
     same(frozen["first_stage"], trained.frozen["first_stage"])
 
 
+@pytest.mark.slow
 def test_the_decoder_beside_an_encoder_of_frames_is_not_needed(tmp_path):
     """Released files have the whole autoencoder in the conditioner."""
     network, _, trained = tiny()
@@ -246,6 +248,7 @@ def test_the_decoder_beside_an_encoder_of_frames_is_not_needed(tmp_path):
     same(frozen["first_stage"], trained.frozen["first_stage"])
 
 
+@pytest.mark.slow
 def test_a_video_model_is_a_folder_of_diffusers(tmp_path):
     """Its autoencoder encodes the conditioning frame; what is denoised has the same encoder."""
     network, noise, trained = tiny()

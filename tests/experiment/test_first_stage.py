@@ -128,6 +128,7 @@ def test_decoding_quantises_unless_told_not_to(quantised):
 VIDEO = dict(name="autoencoder_video", z_channels=4)
 
 
+@pytest.mark.slow
 def test_videos_are_encoded_by_frame_and_decoded_as_clips():
     stage = build(**VIDEO)
     params = drawn(jax.eval_shape(stage.init, jax.random.key(0)))

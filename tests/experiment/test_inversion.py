@@ -50,6 +50,7 @@ def test_only_the_vectors_are_trained_and_they_begin_as_copies(model):
     np.testing.assert_array_equal(params["embeddings"]["clip"]["toy"], wanted)
 
 
+@pytest.mark.slow
 def test_a_prompt_with_the_token_reads_the_vectors(model):
     """Vectors copied from some words give the same states as these words."""
     experiment, params, frozen = model

@@ -110,6 +110,7 @@ def sizes(built):
     return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf.size for p, leaf in leaves}
 
 
+@pytest.mark.slow
 def test_frozen_encoders_and_heads_that_do_not_divide(caplog):
     with caplog.at_level(logging.WARNING):
         built = build("configs/sdxl.py:tiny", fsdp=2, tensor=4)  # encoders of two heads

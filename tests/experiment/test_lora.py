@@ -75,6 +75,7 @@ def test_an_encoder_without_a_name_in_files_is_told():
         experiment.task.adapters.lora(trained(path, "--config.adapters.rank=2", pattern))
 
 
+@pytest.mark.slow
 def test_loras_of_different_ranks_on_one_layer_add_up(tmp_path):
     """Each times its weight and its alpha / rank, by NumPy from the numbers in the two files."""
     config, own = "configs/sd15.py:tiny", trained("configs/sd15.py:tiny")

@@ -163,6 +163,7 @@ def test_a_number_of_classes_is_not_filled_in_with_a_word(own):
         build("model={'name': 'own_module:Net'}", *sizes)
 
 
+@pytest.mark.slow
 def test_an_embedder_a_loss_and_a_weighting(own):
     embedder = "conditioning={'key': 'crossattn', 'embedders': {'a': {'name': 'own_module:words',"
     unet = ("model.use_spatial_transformer=True",)
@@ -289,6 +290,7 @@ def test_an_installed_package_that_requires_this_one_is_the_users(tmp_path, monk
         import_object("library:loss", "x")
 
 
+@pytest.mark.slow
 def test_every_command_reads_a_run_of_own_objects(tmp_path, monkeypatch, capsys):
     (tmp_path / "own_module.py").write_text(textwrap.dedent(MODULE))
     monkeypatch.chdir(tmp_path)

@@ -87,6 +87,7 @@ def test_a_base_without_one_of_its_weights_is_refused(tmp_path):
         load_base(experiment.network, experiment.training, shapes, lambda: {}, None)
 
 
+@pytest.mark.slow
 def test_a_trained_encoder_is_read_from_a_released_file(tmp_path):
     experiment, path = built(SD15, TRAINED_TEXT), tmp_path / "base.safetensors"
     weights = trained(SD15, TRAINED_TEXT)._replace(ema=None)

@@ -9,6 +9,7 @@ from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.staged import in_cells, with_channels
 
 
+@pytest.mark.slow
 def test_an_inpainting_network_reads_the_mask_and_the_latents_that_it_leaves():
     path = "configs/sd15.py:inpaint_tiny"
     experiment, frozen = built(path), trained(path).frozen
@@ -31,6 +32,7 @@ def test_an_inpainting_network_reads_the_mask_and_the_latents_that_it_leaves():
     assert weights["network"]["input_blocks_0_0"]["kernel"].shape[2] == 9
 
 
+@pytest.mark.slow
 def test_an_edit_network_reads_unscaled_latents_and_may_lose_them():
     path = "configs/sd15.py:edit_tiny"
     experiment, weights = built(path), trained(path)

@@ -82,6 +82,7 @@ def test_only_layers_that_mix_frames_train():
     assert sum(by_name.values()) > 10
 
 
+@pytest.mark.slow
 def test_images_among_videos_are_told_to_the_network():
     """Rows marked as images are computed without the layers over time."""
     experiment = build()
@@ -133,6 +134,7 @@ def test_what_does_not_fit_is_refused(path, override, message):
         built(f"configs/{path}.py:tiny", f"--config.{override}")
 
 
+@pytest.mark.slow
 def test_pictures_have_a_row_of_frames_for_each_clip():
     experiment = build()
     state, frozen = drawn(experiment.abstract_state()), trained(TINY).frozen

@@ -27,6 +27,7 @@ def made(model, *args, **kwargs):
     return moved(jax.jit(model.init)(jax.random.key(0), *args, **kwargs)["params"])
 
 
+@pytest.mark.slow
 def test_it_begins_with_zeros_and_blocks_that_change_nothing():
     x, t = inputs()
     model = DiT(**SMALL)
@@ -38,6 +39,7 @@ def test_it_begins_with_zeros_and_blocks_that_change_nothing():
     np.testing.assert_array_equal(model.apply({"params": params}, x, t), without)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "published"), [((384, 12, 6), 33), ((768, 12, 12), 130), ((1152, 28, 16), 675)]
 )
@@ -51,6 +53,7 @@ def test_the_published_models_have_their_millions_of_parameters(size, published)
     assert abs(count / 1e6 - published) < 0.6
 
 
+@pytest.mark.slow
 def test_scanned_and_rematerialised_blocks_give_the_same_numbers():
     x, t = inputs()
     plain = DiT(**SMALL, num_classes=5, qk_norm=True, position="rope")
@@ -90,6 +93,7 @@ def test_positions_are_the_closed_form():
     np.testing.assert_allclose(table[row, column], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_context_and_features_change_the_output():
     x, t = inputs()
     model = DiT(**SMALL, context_dim=6, num_classes="sequential", adm_in_channels=5)

@@ -58,6 +58,7 @@ def test_report_and_json_say_the_same(plan):
     assert "of 77.11 GiB (0 %): fits" in text and "all-reduce" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [[], FSDP])
 def test_held_bytes_are_those_of_real_arrays(mesh):
     """An array that really lies on the devices takes on each what the arithmetic says."""
@@ -104,6 +105,7 @@ def test_a_compiler_that_fails_is_one_sentence(monkeypatch):
         make_plan(config, find_topology("l4:1"), 2)
 
 
+@pytest.mark.slow
 def test_a_product_that_has_no_tiles_is_compiled_with_cublas(monkeypatch):
     """As of the gradient of two prompts of 77 tokens; a GPU that is there would try both."""
     compile, asked = jax.stages.Lowered.compile, []

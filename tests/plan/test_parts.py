@@ -8,6 +8,7 @@ from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.plan.parts import parts_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "names"),
     [("mnist", ["train", "eval", "sample"]), ("emoji_vae", ["train", "eval"])],

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from diffusion_jax.experiment.config_files import load_config
 from diffusion_jax.plan import find_topology
@@ -11,6 +12,7 @@ from diffusion_jax.runs.arguments import arguments_of
 SDXL = "configs/sdxl.py:tiny"
 
 
+@pytest.mark.slow
 def test_a_latent_cache_gives_moments_and_what_text_encoders_give():
     config = load_config(SDXL, [])
     with config.unlocked():

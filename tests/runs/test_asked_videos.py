@@ -42,6 +42,7 @@ def draw(monkeypatch, tmp_path, capsys):
     return draw
 
 
+@pytest.mark.slow
 def test_a_picture_and_numbers_reach_the_pipeline(draw):
     picture, options = draw("--image={}/image.png", "--num_frames=3", "--fps=11", "--cond_aug=0.1")
     assert picture["image"].size == (6, 5) and picture["image"].mode == "RGBA"

@@ -24,6 +24,7 @@ def test_a_model_of_pixels_is_the_identity():
     np.testing.assert_array_equal(pipe.decode(x, batch_size=2), pixels)
 
 
+@pytest.mark.slow
 def test_latents_of_a_call_are_those_of_decode():
     """What a sampler leaves, decoded afterwards, are the pixels that it would have given."""
     pipe = pipeline("configs/sd15.py:tiny")

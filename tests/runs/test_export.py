@@ -78,6 +78,7 @@ def test_a_file_needs_the_config_that_describes_it(tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "raw", "averages"),
     [({}, "ema", None), ({"raw": True}, "params", None), ({"with_ema": True}, "params", "ema")],

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from support.experiments import built, trained
 
 from diffusion_jax.convert.weights.exporting import export_params, save_weights
@@ -23,6 +24,7 @@ def save(folder, step, tree):
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_an_encoder_that_was_frozen_in_another_run_is_taken_from_it(tmp_path):
     other = trained(CONFIG)
     frozen = {"conditioner": other.frozen["conditioner"]}

@@ -59,6 +59,7 @@ def same(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.slow
 def test_the_demo_draws_from_its_file_as_from_its_run(run, file, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # nothing beside the file is read
     pipe = Pipeline.from_checkpoint(file)
@@ -72,6 +73,7 @@ def test_the_demo_draws_from_its_file_as_from_its_run(run, file, monkeypatch, tm
         Pipeline.from_checkpoint(file, overrides=["--config.model.patch_size=1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "weights", "averages"),
     [({"raw": True}, "raw", False), ({"with_ema": True}, "raw", True), ({}, "averages", False)],

@@ -37,11 +37,13 @@ def step_flops(experiment):
     )
 
 
+@pytest.mark.slow
 def test_what_remat_computes_again_is_no_work_of_the_model():
     plain, again = tiny("mnist"), tiny("mnist", remat=True)
     assert model_flops(plain) == model_flops(again) == step_flops(plain) < step_flops(again)
 
 
+@pytest.mark.slow
 def test_a_step_is_three_forward_passes_of_the_network():
     experiment = tiny("mnist")
     batch, network = experiment.abstract_batch(), experiment.network
@@ -56,6 +58,7 @@ def test_a_step_is_three_forward_passes_of_the_network():
     assert model_flops(experiment) == pytest.approx(3 * once, rel=0.02)
 
 
+@pytest.mark.slow
 def test_what_a_latent_cache_has_is_no_work_of_the_step():
     online = tiny("emoji_ldm")
     sections = {**online.sections, "latent_cache": {"folder": "never/opened"}}

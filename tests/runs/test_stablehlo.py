@@ -23,6 +23,7 @@ print(program.platforms, "flax" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_a_file_draws_in_a_process_that_cannot_import_this_package(tmp_path):
     weights, path = trained(TINY), tmp_path / "x.stablehlo"
     said = write_stablehlo(built(TINY), weights, path, batch_size=2)

@@ -59,6 +59,7 @@ def test_events_come_in_order_with_sentences(trained):
     assert "loss_simple_ema" in tested and saved == f"step 4 is saved in {workdir}/checkpoints"
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_and_any_thread_will_do(tmp_path, capfd, trained):
     # Signals can be noted in the main thread only; a service trains in another one.
     found = []

@@ -68,6 +68,7 @@ def test_without_weights_nothing_is_frozen():
         make_frozen(built(LDM, "--config.first_stage.weights=None"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "options"),
     [(MNIST, ()), (MNIST, ("--config.optimizer.ema_dtype=bfloat16",)), (VAE, ())],

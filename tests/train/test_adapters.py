@@ -54,6 +54,7 @@ def test_adapters_start_as_a_layer_of_torch_and_change_nothing():
     jax.tree.map(lambda ours, own: np.testing.assert_allclose(ours, own, rtol=1e-6), merged, TREE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dora", [False, True])
 def test_a_scanned_transformer_draws_the_same_with_merged_kernels(dora):
     """Blocks of a stack have factors of their own, and the norms of DoRA go over one block."""
@@ -77,6 +78,7 @@ def test_a_scanned_transformer_draws_the_same_with_merged_kernels(dora):
     assert is_stacked(f"network/x/{key}") and not is_stacked("x/transformer_blocks_0/attn1/to_q")
 
 
+@pytest.mark.slow
 def test_a_scanned_transformer_over_patches_draws_the_same_with_merged_kernels():
     module = DiT(3, 16, depth=2, num_heads=2, scan=True)
     x, t = jax.random.normal(jax.random.key(0), (1, 4, 4, 3)), jnp.ones((1,))

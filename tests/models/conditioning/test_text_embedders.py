@@ -113,6 +113,7 @@ def test_no_released_parameter_is_left_out(module, released):
     assert shapes == shapes_of(module.tower, tokens)
 
 
+@pytest.mark.slow
 def test_the_image_embedder_of_svd():
     image = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (2, 9, 12, 3)), jnp.float32)
     params = randomised(shapes_of(VISION, jnp.zeros((2, 6, 6, 3))))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from support.trees import drawn
 
 from diffusion_jax.models.conditioning.conditioner import embed
@@ -46,6 +47,7 @@ def embedders(**options):
     }
 
 
+@pytest.mark.slow
 def test_guidance_drops_the_frame_and_keeps_the_vector_which_each_frame_gets():
     found = embedders()
     example = found["frame"].example(2, (4, 4, 3))

@@ -112,6 +112,7 @@ def test_states_whose_weighted_mean_is_0_stay_finite():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_unconditional_half_reads_the_empty_text_in_every_window(params, weighted):
     embedders = {

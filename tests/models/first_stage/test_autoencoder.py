@@ -151,6 +151,7 @@ def test_outputs_are_those_of_diffusers(name):
             assert np.abs(array - theirs).max() < 1e-5 * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 def test_encode_and_decode():
     """Shapes, remat, tanh_out, the mean as latent, and half precision, on one set of numbers."""
     fields = TINY | {"attn_type": "none"}

@@ -91,6 +91,7 @@ def test_tiles_that_disagree_are_blended_without_a_step():
     np.testing.assert_allclose(blended, jnp.clip(x, 3.5, 35.5), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_in_tiles():
     fields = {"ch": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "num_groups": 2, "resolution": 8}
     module = Autoencoder(**fields)
@@ -127,6 +128,7 @@ def test_chunks_of_frames_are_exact_if_the_margin_covers_their_reach(count):
         )
 
 
+@pytest.mark.slow
 def test_overlapping_chunks_have_smaller_seams_than_a_cut():
     """Against the whole clip: all frames, and the steps from one frame to the next at the seams."""
     module = VideoDecoder(ch=8, ch_mult=(1,), num_res_blocks=1, num_groups=2, attn_type="none")

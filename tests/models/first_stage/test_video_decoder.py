@@ -45,6 +45,7 @@ def test_names_and_shapes_are_the_released_ones():
     assert sizes == {"encoder": 34_163_592, "decoder": 63_579_183}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time_mode", ["all", "conv-only", "attn-only"])
 def test_images_are_decoded_as_by_the_image_decoder(time_mode):
     """The frames of one clip are images and those of the other see each other."""

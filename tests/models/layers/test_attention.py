@@ -123,6 +123,7 @@ def test_training_steps_can_be_lowered_for_gpus_without_one(cudnn):
     assert not lowered(49, 77, implementation="cudnn")
 
 
+@pytest.mark.slow
 def test_padded_keys_change_nothing(monkeypatch):
     """With the masks of cuDNN's kernel, computed by XLA."""
     inner = jax.nn.dot_product_attention

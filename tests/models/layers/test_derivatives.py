@@ -160,6 +160,7 @@ def small_unet():
     return lambda params, x: network.apply(params, x, t, context), (drawn(abstract), x)
 
 
+@pytest.mark.slow
 def test_a_unet_has_both_modes_in_any_order():
     apply, arguments = small_unet()
     found = jax.eval_shape(lambda *a: derivatives(apply, a, a), *arguments)

@@ -40,6 +40,7 @@ def agree(attend, arrays, tolerance):
         np.testing.assert_allclose(ours, theirs, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("queries", "keys", "head_dim"),
     [(256, 256, 64), (200, 130, 40), (77, 300, 64)],

@@ -75,6 +75,7 @@ def test_remat_changes_no_gradient(params, plain_gradient, remat):
     assert_trees_close(gradient(params, remat=remat), plain_gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 def test_remat_recomputes_what_its_policy_says(params, scan):
     if scan:

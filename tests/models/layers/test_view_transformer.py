@@ -124,6 +124,7 @@ def test_axes_are_those_of_the_original(name):
     np.testing.assert_allclose(run(fields, params), theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_scan_changes_no_numbers():
     fields = {"depth": 2, "merge_strategy": "learned"}
     params = drawn(ViewTransformer(**FIELDS | fields))

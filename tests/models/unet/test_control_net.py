@@ -35,6 +35,7 @@ def shapes(module, *arguments):
     return jax.eval_shape(module.init, jax.random.key(1), *arguments)["params"]
 
 
+@pytest.mark.slow
 def test_a_copy_adds_nothing_until_it_has_learned(inputs):
     x, t, context, hint = inputs["x"], inputs["t"], inputs["context"], inputs["hint"]
     base = drawn(shapes(UNET, x, t, context), 1)

@@ -33,6 +33,7 @@ def test_each_token_gets_its_own_value():
     assert np.abs(found - module.apply(params, jnp.asarray(x))).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transformer", [False, True])
 def test_the_middle_block_alone_is_perturbed(transformer):
     more = dict(use_spatial_transformer=True, context_dim=6) if transformer else {}

@@ -117,6 +117,7 @@ def test_a_new_network_returns_zero():
     assert output.shape == x.shape and not output.any()
 
 
+@pytest.mark.slow
 def test_remat_and_scan_reach_every_block():
     fields = TRANSFORMER | {"channel_mult": (1,), "transformer_depth": 2}
     plain, changed = UNet(**fields), UNet(**fields, remat=True, scan=True)

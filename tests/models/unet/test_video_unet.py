@@ -126,6 +126,7 @@ def test_remat_and_scan_reach_every_block():
     assert str(program).count("checkpoint[") + str(program).count("remat2[") == 7
 
 
+@pytest.mark.slow
 def test_conditions_for_a_clip_are_those_of_every_frame(params):
     x, t, context, y = arguments()
     frames = x.shape[1]
@@ -182,6 +183,7 @@ def test_a_time_context_takes_the_place_of_the_first_context(params):
     assert given == program({}, False)
 
 
+@pytest.mark.slow
 def test_frames_split_over_devices_change_no_numbers():
     """One clip of four frames on two devices, each of which has two."""
     module = VideoUNet(**ONE_LEVEL | {"attention_resolutions": ()})

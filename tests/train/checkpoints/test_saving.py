@@ -598,6 +598,7 @@ def wait_until_over():
             threading.Thread.join(thread, 60)
 
 
+@pytest.mark.slow
 @noisy
 def test_a_save_that_failed_does_not_fail_the_ones_after_it(tmp_path, caplog, capfd):
     checkpoints = open_checkpoints(tmp_path, keep_last=9)
@@ -655,6 +656,7 @@ def test_a_save_that_failed_is_one_line_on_stderr(tmp_path):
     assert saved_steps(tmp_path) == [2]
 
 
+@pytest.mark.slow
 @noisy
 @pytest.mark.parametrize("end", ["wait", "close"])
 def test_the_last_save_says_itself_that_it_failed(tmp_path, caplog, end):

@@ -90,6 +90,7 @@ def test_wrong_options_are_refused(options, message):
         make(lambda *args: args[1], **options)
 
 
+@pytest.mark.slow
 def test_a_small_network_learns_to_draw_a_gaussian_in_one_step_and_in_two():
     def apply(params, x, c_noise, conditioning, dropout_key):
         return evaluate(params, x, c_noise)
