@@ -48,7 +48,18 @@ MODEL = (
     "--config.optimizer.ema_decay=None",
     "--config.optimizer.gradient_clip_norm=1.0",
     "--config.lr_schedule.warmup_steps=0",
+    "--config.sampler.clip_denoised=True",
 )
+# What the network predicts. With eps the steps of the sampler start from noise that training never
+# saw, so that backgrounds keep its colour; a schedule that ends in noise alone needs v.
+PREDICTIONS = {
+    "eps": ("--config.schedule.parameterization=eps",),
+    "v": (
+        "--config.schedule.parameterization=v",
+        "--config.schedule.rescale_zero_snr=True",
+        "--config.sampler.discretize=trailing",
+    ),
+}
 # What each side is asked for at once; the patience of a turn is counted from it.
 BUDGET = 3600.0
 
@@ -145,6 +156,9 @@ class Bench:
         given = arguments.base
         self.base_run = out / "base/run" if given is None else pathlib.Path(given).absolute()
 
+    def _model(self) -> tuple[str, ...]:
+        return MODEL + PREDICTIONS[self.arguments.predict]
+
     def _command(self, name: str, folder: str, steps: int, rate: float, *more: str) -> list[str]:
         return [
             sys.executable,
@@ -152,7 +166,7 @@ class Bench:
             f"--config={CONFIG}",
             f"--workdir={self.out / name / 'run'}",
             "--no_test",
-            *MODEL,
+            *self._model(),
             f"--config.data.source.folder={self.out / folder}",
             f"--config.data.batches.image_size={self.arguments.size}",
             f"--config.train.batch_size={self.arguments.batch_size}",
@@ -166,7 +180,7 @@ class Bench:
 
     def base(self) -> Racer:
         """Train the base model here, on all but the 8."""
-        steps, rate = self.arguments.base_steps, 1e-3
+        steps, rate = self.arguments.base_steps, self.arguments.base_learning_rate
         warmup = min(100, steps // 10)
         schedule = {"name": "cosine_decay", "warmup_steps": warmup, "decay_steps": steps}
         command = self._command("base", "others", steps, rate, f"--config.lr_schedule={schedule}")
@@ -209,7 +223,7 @@ class Bench:
         conditioning = network.embed(pipe.params, pipe.frozen, network.with_inputs(batch))
         contexts = np.asarray(conditioning["crossattn"], np.float32)
         np.savez(self.out / "own.npz", images=self.own.images, contexts=contexts)
-        config = load_config(str(CONFIG), list(MODEL))
+        config = load_config(str(CONFIG), list(self._model()))
         schedule, optimizer = config.schedule, config.optimizer
         told = {
             "folder": str(folder),
@@ -225,6 +239,7 @@ class Bench:
             "gradient_clip_norm": optimizer.gradient_clip_norm,
             "beta_start": schedule.linear_start,
             "beta_end": schedule.linear_end,
+            "predict": self.arguments.predict,
             "threads": self.arguments.threads,
             "seed": self.arguments.seed,
         }
@@ -351,6 +366,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flag("--num_others", type=int, default=120, help="emoji that the base learns, at least 50")
     flag("--base", help="folder base/run of an earlier --out, for the same --num_others")
     flag("--base_steps", type=int, default=2000)
+    flag("--base_learning_rate", type=float, default=1e-3)
+    flag("--predict", choices=tuple(PREDICTIONS), default="v", help="what the network predicts")
     flag("--steps", type=int, default=400, help="of each LoRA")
     flag("--rank", type=int, default=8)
     flag("--batch_size", type=int, default=8)

@@ -40,7 +40,11 @@ def main() -> None:
         trained, lr=spec["learning_rate"], weight_decay=spec["weight_decay"]
     )
     scheduler = DDPMScheduler(
-        beta_schedule="scaled_linear", beta_start=spec["beta_start"], beta_end=spec["beta_end"]
+        beta_schedule="scaled_linear",
+        beta_start=spec["beta_start"],
+        beta_end=spec["beta_end"],
+        prediction_type={"eps": "epsilon", "v": "v_prediction"}[spec["predict"]],
+        rescale_betas_zero_snr=spec["predict"] == "v",
     )
     with np.load(spec["data"]) as held:
         images = torch.from_numpy(held["images"]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
@@ -55,7 +59,8 @@ def main() -> None:
             noise = torch.randn_like(x)
             noised = scheduler.add_noise(x, noise, t)
             found = net(noised, t, encoder_hidden_states=contexts[chosen], return_dict=False)[0]
-            loss = mse_loss(found, noise)
+            target = noise if spec["predict"] == "eps" else scheduler.get_velocity(x, noise, t)
+            loss = mse_loss(found, target)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, spec["gradient_clip_norm"])
             optimizer.step()

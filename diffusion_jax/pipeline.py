@@ -1,6 +1,5 @@
 """The programmatic sampling API: a trained model as a function from conditions to uint8 images."""
 
-import logging
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,9 @@ from diffusion_jax.convert.weights.embeddings import read_embedding
 from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
-from diffusion_jax.experiment.guiders import GuidanceScale, check_scale
+from diffusion_jax.experiment.guiders import GuidanceScale
 from diffusion_jax.experiment.inversion import with_embedding
 from diffusion_jax.experiment.lora import with_loras
-from diffusion_jax.experiment.sampling import check_steps
 from diffusion_jax.runs.coding import decode_latents, encode_images
 from diffusion_jax.runs.conditions import (
     Conditions,
@@ -30,7 +28,6 @@ from diffusion_jax.runs.control import ControlImage, ControlScale, with_control
 from diffusion_jax.runs.drawing import (
     NonFiniteWarning,
     draw_rows,
-    size_in_multiples,
     warn_of_non_finite,
 )
 from diffusion_jax.runs.fitting import Resize
@@ -57,6 +54,7 @@ from diffusion_jax.runs.redrawing import (
 )
 from diffusion_jax.runs.released import config_for
 from diffusion_jax.runs.seeds import Seed, Seeds, check_seeds
+from diffusion_jax.runs.sizes import check_num_steps, check_size, check_sizes
 from diffusion_jax.runs.start import open_run
 from diffusion_jax.runs.views import check_unset, draw_views
 from diffusion_jax.runs.watched import OnStep
@@ -64,8 +62,7 @@ from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
 
-__all__ = ["NonFiniteWarning", "Pipeline"]
-_log = logging.getLogger(__name__)
+__all__ = ["NonFiniteWarning", "Pipeline", "with_files"]
 
 
 class Pipeline(NamedTuple):
@@ -236,9 +233,9 @@ class Pipeline(NamedTuple):
         check_choice("output", output, ("pixels", "latents"))
         check_pictures(network, image, mask, strength, resize)
         seeds = check_seeds(seed, variation_seed, variation_strength)
-        num_steps, total = self._num_steps(num_steps, guidance_scale)
+        num_steps, total = check_num_steps(self.experiment.drawing, num_steps, guidance_scale)
         steps = steps_of_call(total, denoising_start, denoising_end, strength, latents)
-        asked, size = self._sizes(height, width, of_image=image is not None)
+        asked, size = check_sizes(self.experiment, height, width, of_image=image is not None)
         numbers = {"fps": fps, "motion_bucket_id": motion_bucket_id, "cond_aug": cond_aug}
         options: Any = dict(num_steps=num_steps, guidance_scale=guidance_scale, size=size)
         if network.num_views is not None:
@@ -315,13 +312,13 @@ class Pipeline(NamedTuple):
         Source: Song et al. 2021 (DDIM), section 4.3.
         """
         self._check_images("invert is")
-        num_steps, total = self._num_steps(num_steps, guidance_scale)
+        num_steps, total = check_num_steps(self.experiment.drawing, num_steps, guidance_scale)
         check_iterations(whole_number("iterations", iterations))
         images = np.asarray(images)
         if images.ndim not in (3, 4):
             raise ValueError(f"images has shape {images.shape}; it should be [B, H, W, C]")
         images = images.reshape(-1, *images.shape[-3:])
-        size = self._size(*images.shape[1:3])
+        size = check_size(self.experiment, *images.shape[1:3])
         asking = (conditions, negative, len(images), size, prompt_weights)
         arrays, count = self._conditions(*asking)
         arrays["image"] = as_image("images", images, count, self._shape(size))
@@ -401,47 +398,22 @@ class Pipeline(NamedTuple):
     def _shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         return (*size, self.experiment.data.image_shape[-1])
 
-    def _num_steps(
-        self, num_steps: Whole | None, guidance_scale: GuidanceScale | None
-    ) -> tuple[int, int]:
-        """Check both options -> (num_steps, how many steps the sampler takes)."""
-        drawing = self.experiment.drawing
-        num_steps = drawing.num_steps if num_steps is None else num_steps
-        num_steps = whole_number("num_steps", num_steps)
-        check_steps(num_steps, "num_steps")
-        total = drawing.count_steps(num_steps)
-        if guidance_scale is not None:
-            scale = check_scale(guidance_scale, total, drawing.guides)
-            if np.any(scale == 0.0):
-                _log.warning("guidance_scale = 0 ignores the conditions; 1 is without guidance")
-        return num_steps, total
-
     def _class_names(self) -> tuple[str, ...]:
         if self.class_names is not None:  # the folder may hold others by now
             return self.class_names
         return self.experiment.data.class_names(self.experiment.data.source("train"))
 
-    def _sizes(
-        self, height: Whole | None, width: Whole | None, *, of_image: bool
-    ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the size that is asked for, and the one that the network works on."""
-        asked = self._size(height, width, of_image=of_image)
-        return asked, size_in_multiples(self.experiment.network, asked)
 
-    def _size(
-        self, height: Whole | None, width: Whole | None, *, of_image: bool = False
-    ) -> tuple[int, int]:
-        default = self.experiment.data.image_shape[:2]
-        size = (
-            default[0] if height is None else whole_number("height", height),
-            default[1] if width is None else whole_number("width", width),
-        )
-        factor = self.experiment.network.size_multiple()
-        if min(size) < 1 or (not of_image and (size[0] % factor or size[1] % factor)):
-            raise ValueError(
-                f"height = {size[0]}, width = {size[1]} should be multiples of {factor} pixels"
-            )
-        return size
+def with_files(
+    pipe: Pipeline,
+    loras: Mapping[str | os.PathLike, float],
+    embeddings: Sequence[tuple[str | os.PathLike, str | None]],
+) -> Pipeline:
+    """Add LoRA files and files of new tokens, as Pipeline.with_lora and with_embedding do."""
+    pipe = pipe.with_lora(loras) if loras else pipe
+    for path, token in embeddings:
+        pipe = pipe.with_embedding(path, token)
+    return pipe
 
 
 def _image_scale(image_guidance_scale: Number | None) -> dict[str, float]:

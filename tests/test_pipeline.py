@@ -370,7 +370,7 @@ def test_prompts_negatives_and_sizes_change_the_image(base):
         ),
         (dict(denoising_start=0.9, denoising_end=0.1), "denoising_start = 0.9, denoising_end = 0"),
         (dict(height=30), "height = 30, width = 32 should be multiples of 4 pixels"),
-        (dict(negative=["a", "b"]), "2 negative conditions for 1 images"),
+        (dict(negative=["a", "b"]), "2 negative conditions for 1 image; give 1"),
         (dict(image=np.zeros((32, 32, 4), np.uint8), strength=0.5), r"image has shape \(32, 32, 4"),
         (dict(strength=1.5, image=np.zeros((32, 32, 3), np.uint8)), r"strength = 1\.5 should lie"),
         (

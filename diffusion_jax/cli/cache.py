@@ -8,6 +8,7 @@ import jax
 from diffusion_jax.experiment.config_files import load_config, override_config
 from diffusion_jax.runs.folder import has_run, load_saved_config
 from diffusion_jax.runs.latent_cache import encode_split
+from diffusion_jax.wording import counted
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,7 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     size = sum(path.stat().st_size for path in cache.shards.folder.iterdir())
     if jax.process_index() == 0:
         print(
-            f"{cache.shards.folder} holds {cache.shards.num_records} records in "
-            f"{cache.shards.num_shards} shards, {size / 1e6:.1f} MB"
+            f"{cache.shards.folder} holds "
+            f"{counted(cache.shards.num_records, 'record', 'records')} in "
+            f"{counted(cache.shards.num_shards, 'shard', 'shards')}, {size / 1e6:.1f} MB"
         )
     return 0

@@ -5,6 +5,7 @@ import argparse
 from diffusion_jax.experiment.scoring import ScoringOptions
 from diffusion_jax.runs.evaluation import evaluate_run, evaluation_lines
 from diffusion_jax.runs.scoring import score_run
+from diffusion_jax.wording import counted
 
 # Flags that go to ScoringOptions by their own names.
 _SCORING = ("features", "weights", "num_samples", "num_steps", "reference")
@@ -24,7 +25,8 @@ def _metrics(arguments: argparse.Namespace) -> int:
         overrides=arguments.overrides,
         samples=arguments.samples,
     )
-    print(f"{arguments.workdir}, {options.num_samples} samples, features of {options.features}:")
+    samples = counted(options.num_samples, "sample", "samples")
+    print(f"{arguments.workdir}, {samples}, features of {options.features}:")
     for name, value in found.items():
         print(f"  {name:36} {value:.6g}")
     if arguments.samples is not None:

@@ -5,7 +5,7 @@ import pathlib
 import sys
 import warnings
 
-from diffusion_jax.pipeline import NonFiniteWarning, Pipeline
+from diffusion_jax.pipeline import NonFiniteWarning, Pipeline, with_files
 from diffusion_jax.runs.asked import Asked, Call, make_call
 from diffusion_jax.runs.command_line import fields_of
 from diffusion_jax.runs.embeddings import parse_embeddings
@@ -20,10 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_empty(folder)
     loras = parse_loras(arguments.lora)
     embeddings = parse_embeddings(arguments.embedding)
-    pipe = _pipeline(arguments)
-    pipe = pipe.with_lora(loras) if loras else pipe
-    for path, token in embeddings:
-        pipe = pipe.with_embedding(path, token)
+    pipe = with_files(_pipeline(arguments), loras, embeddings)
     asked = fields_of(Asked, arguments)
     name = model_name(arguments.workdir or arguments.checkpoint, arguments.step)
     facts = loaded_facts(

@@ -11,6 +11,7 @@ from tensorflow_datasets.core import features as tfds_features
 
 from diffusion_jax.data.clips import Clip, ClipRule, fit_clip, frame_rate, frames_of, unreadable
 from diffusion_jax.data.transforms import CorruptImageError, Fitted
+from diffusion_jax.wording import counted
 
 # Which part of a record is shown when nothing is drawn.
 MIDDLE = 0.5
@@ -221,7 +222,8 @@ def _count_corrupt(
         _log.warning("skipped %s: %s", name, error)
     if len(corrupt) > max_corrupt:
         raise ValueError(
-            f"{name} is {error}; that makes {len(corrupt)} unreadable images, "
+            f"{name} is {error}; that makes "
+            f"{counted(len(corrupt), 'unreadable image', 'unreadable images')}, "
             f"max_corrupt = {max_corrupt} allows no more"
         ) from error
 

@@ -37,8 +37,10 @@ def drop_leftovers(
             del _at(config, path)[key]
         if left:
             _log.info(
-                "config.%s.name = %r does not take %s of %r, which go",
-                path, after[path], ", ".join(left), old or spec.default,
+                "config.%s.name was changed from %r to %r, which has no option %s; what the config "
+                "gave %s is not used",
+                path, old or spec.default, after[path], " or ".join(left),
+                "it" if len(left) == 1 else "them",
             )  # fmt: skip
         if path == _SOURCE:
             hold_out(config, given)

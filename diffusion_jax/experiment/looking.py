@@ -13,6 +13,7 @@ from diffusion_jax.data.sources.parquet_folder import make_format
 from diffusion_jax.data.sources.shard_folder import scan_shards
 from diffusion_jax.data.sources.tar_folder import FORMAT
 from diffusion_jax.data.sources.video_folder import KINDS
+from diffusion_jax.wording import counted
 
 # How much of the split "train" is held out for a split that a data set lacks, in percent.
 _HELD_OUT = 5
@@ -73,7 +74,9 @@ def hold_out(config: ml_collections.ConfigDict, given: Collection[str]) -> None:
     ]
     count = found.splits["train"] if "train" in found.splits else 0
     if lacking and count * _HELD_OUT < 100:
-        say_once(f"{count} records are too few to hold any out of the training split")
+        say_once(
+            f"{counted(count, 'record is', 'records are')} too few to hold any out of training"
+        )
         config.data.splits.update(dict.fromkeys(lacking, "train"))
     elif lacking:
         end = 100

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax.convert.weights.importing import few_of
 from diffusion_jax.convert.weights.lora import (
     Factors,
     Lora,
@@ -24,6 +23,7 @@ from diffusion_jax.experiment.task import Trained
 from diffusion_jax.models.layers.low_rank import DOWN, MAGNITUDE, UP
 from diffusion_jax.train.adapters import Adapter, at, is_stacked, replaced
 from diffusion_jax.types import PyTree
+from diffusion_jax.wording import counted, few_of
 
 # The slots of convert.weights.lora.
 NETWORK, TEXTS = "network", ("text", "text_2")
@@ -97,19 +97,26 @@ def read_adapters(
     ranks = {spot: factors.down.shape[-1] for spot, factors in lora.items()}
     others = [spot for spot in here if spot in ranks and ranks[spot] != here[spot]]
     problems = {
-        "layers of the file have no adapter here": [_name(s) for s in ranks if s not in here],
-        "layers here are not in the file": [_name(s) for s in here if s not in ranks],
-        "layers have another rank": [
+        ("has", "have", " of the file", "no adapter here"): [
+            _name(s) for s in ranks if s not in here
+        ],
+        ("is", "are", " here", "not in the file"): [_name(s) for s in here if s not in ranks],
+        ("has", "have", "", "another rank"): [
             f"{_name(s)} has {ranks[s]} in the file and {here[s]} here" for s in others
         ],
-        "layers of the file have magnitudes (DoRA), and config.adapters.dora = False": [
+        ("has", "have", " of the file", "magnitudes (DoRA), and config.adapters.dora = False"): [
             _name(s) for s in lora if lora[s].magnitude is not None and not dora
         ],
-        "layers of the file have no magnitudes, and config.adapters.dora = True": [
+        ("has", "have", " of the file", "no magnitudes, and config.adapters.dora = True"): [
             _name(s) for s in lora if lora[s].magnitude is None and dora
         ],
     }
-    told = [f"{len(n)} {what}: {few_of(n, _SHOWN)}" for what, n in problems.items() if n]
+    told = [
+        f"{counted(len(n), f'layer{where} {one}', f'layers{where} {many}')} {what}: "
+        f"{few_of(n, _SHOWN)}"
+        for (one, many, where, what), n in problems.items()
+        if n
+    ]
     if told:
         raise ConfigError(
             f"config.adapters.from_file = {str(path)!r} does not fit config.adapters: "

@@ -42,6 +42,7 @@ from diffusion_jax.randomness import Stream, sample_keys, stream_key
 from diffusion_jax.train.checkpoints.checksums import path_name
 from diffusion_jax.train.checkpoints.reading import load_mutable, load_params, resolve_checkpoint
 from diffusion_jax.types import PyTree
+from diffusion_jax.wording import counted
 
 RANDOM = "random"
 # What convert calls the network of a module.
@@ -239,8 +240,8 @@ def _import_embedder(
     number = here.index(name) if count == len(here) else same.index(name)
     if number >= count:
         raise ValueError(
-            f"{source} holds {count} networks of the kind {kind!r}, and {where} needs number "
-            f"{number + 1}; set {where}.weights to a file that has it"
+            f"{source} holds {counted(count, 'network', 'networks')} of the kind {kind!r}, and "
+            f"{where} needs number {number + 1}; set {where}.weights to a file that has it"
         )
     weights = open_network(source, kind, number, variant=reading.variant)
     is_folder = pathlib.Path(os.path.expanduser(source)).is_dir()

@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from diffusion_jax.metrics.statistics import Moments
+from diffusion_jax.wording import counted
 
 Rows: TypeAlias = np.ndarray
 # Directions of MIND that are projected on at once, which bounds the memory.
@@ -120,7 +121,10 @@ def _blocks(
     check_widths(one[0], other[0])
     size = min(len(one), len(other), block)
     if size < 2:
-        raise ValueError(f"{size} samples are too few for an MMD; there should be at least 2")
+        raise ValueError(
+            f"{counted(size, 'sample is', 'samples are')} too few for an MMD; there "
+            "should be at least 2"
+        )
     count = min(len(one), len(other)) // size
     random = np.random.default_rng(seed)
     parts = [

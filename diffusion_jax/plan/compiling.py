@@ -26,6 +26,7 @@ from diffusion_jax.plan.topology import Topology
 from diffusion_jax.runs.arguments import arguments_of
 from diffusion_jax.runs.speed import model_flops
 from diffusion_jax.train.step import jit_train_step
+from diffusion_jax.wording import counted
 
 _log = logging.getLogger(__name__)
 
@@ -275,8 +276,8 @@ def _sizes(built: Experiment, held: Held) -> str:
     mesh = " x ".join(f"{axis} {size}" for axis, size in built.mesh.shape.items() if size > 1)
     parts = ", ".join(f"{name} {value / GIB:.3g}" for name, value in held._asdict().items())
     return (
-        f"{built.mesh.size} devices ({mesh or 'one'}), batch {built.training.batch_size}; GiB held "
-        f"by each: {parts}"
+        f"{counted(built.mesh.size, 'device', 'devices')}{f' ({mesh})' if mesh else ''}, batch "
+        f"{built.training.batch_size}; GiB held by each: {parts}"
     )
 
 

@@ -12,6 +12,7 @@ from diffusion_jax.plan.count import Counts, linked_bytes
 from diffusion_jax.plan.floor import Work, by_kind
 from diffusion_jax.plan.search import Found
 from diffusion_jax.plan.topology import TPUS, Topology
+from diffusion_jax.wording import counted
 
 LONGEST = 10  # operations that are listed one by one
 
@@ -133,8 +134,9 @@ def _head(plan: Plan) -> Iterator[str]:
     axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1)
     number = len(plan.topology.devices)
     yield (
-        f"{plan.topology.name}: {number} devices{f' ({axes})' if axes else ''}, batch "
-        f"{plan.batch_size}, {plan.per_device_batch:g} per device, remat {plan.remat}"
+        f"{plan.topology.name}: {counted(number, 'device', 'devices')}"
+        f"{f' ({axes})' if axes else ''}, batch {plan.batch_size}, {plan.per_device_batch:g} per "
+        f"device, remat {plan.remat}"
     )
 
 

@@ -17,6 +17,7 @@ from diffusion_jax.runs.recipe import find_recipe
 from diffusion_jax.runs.samples import write_clips, write_samples
 from diffusion_jax.runs.seeds import Seed, check_seeds, read_seeds
 from diffusion_jax.runs.views import NUM_FRAMES, ORBIT, VIDEO, prepared_video, used_frames
+from diffusion_jax.wording import counted
 
 DEFAULT_COUNT = 16
 # Flags that only one kind of model has.
@@ -167,7 +168,9 @@ def _images(
             more={**_files(asked), **more},
         )
         grid = write_samples(folder, images, recipe)
-        return f"wrote {len(images)} images to {folder} and their grid to {grid}"
+        return (
+            f"wrote {counted(len(images), 'image', 'images')} to {folder} and their grid to {grid}"
+        )
 
     return Call(conditions, options, write)
 
@@ -228,7 +231,9 @@ def _videos(model: Model, asked: Asked, folder: pathlib.Path) -> Call:
 
     def write(clips: np.ndarray) -> str:
         written = ", ".join(map(str, write_clips(folder, clips, frame_rate(network, asked.fps))))
-        return f"wrote {len(clips)} videos of {clips.shape[1]} frames: {written}"
+        return (
+            f"wrote {counted(len(clips), 'video', 'videos')} of {clips.shape[1]} frames: {written}"
+        )
 
     return Call(conditions or None, _options(asked, n=_count(asked, default=1)), write)
 
@@ -252,7 +257,7 @@ def _views(
 
     def write(clips: np.ndarray) -> str:
         written = ", ".join(map(str, write_clips(folder, clips, clip.fps or _FPS)))
-        return f"wrote {len(clips)} views of {clips.shape[1]} frames: {written}"
+        return f"wrote {counted(len(clips), 'view', 'views')} of {clips.shape[1]} frames: {written}"
 
     return Call(conditions, _options(asked), write)
 

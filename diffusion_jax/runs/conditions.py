@@ -10,6 +10,7 @@ from diffusion_jax.experiment.network import Network
 from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.models.conditioning.routing import HINT
 from diffusion_jax.runs.prompts import tokens_of
+from diffusion_jax.wording import counted
 
 # What is drawn in one call lies in the memory of the host.
 MOST_IMAGES = 1_000_000
@@ -91,7 +92,8 @@ def encode_negative(
     found, length = _same_length(inputs, None)
     if length not in (1, count):
         raise ValueError(
-            f"there are {length} negative conditions for {count} images; give 1 or {count}"
+            f"there are {length} negative conditions for {counted(count, 'image', 'images')}; give "
+            f"{count if count == 1 else f'1 or {count}'}"
         )
     return {key: np.repeat(value, count // length, axis=0) for key, value in found.items()}
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from diffusion_jax.data.progress import log_progress
 from diffusion_jax.experiment import Experiment
-from diffusion_jax.experiment.network import Network
 from diffusion_jax.runs.inputs import Whole, whole_number
 from diffusion_jax.runs.seeds import Seeds
 from diffusion_jax.runs.watched import OnStep, draw_watched
 from diffusion_jax.types import PyTree
+from diffusion_jax.wording import counted
 
 
 class NonFiniteWarning(RuntimeWarning):
@@ -82,11 +82,7 @@ def warn_of_non_finite(drawn: np.ndarray) -> None:
     bad = np.flatnonzero(~np.isfinite(drawn).reshape(len(drawn), -1).all(1))
     if bad.size:
         named = ", ".join(map(str, bad[:10])) + (", ..." if bad.size > 10 else "")
-        message = f"{bad.size} of {len(drawn)} images hold NaN or infinity: {named}"
+        images = f"of {counted(len(drawn), 'image', 'images')}"
+        holding = counted(bad.size, f"{images} holds", f"{images} hold")
+        message = f"{holding} NaN or infinity: {named}"
         warnings.warn(message, NonFiniteWarning, stacklevel=3)
-
-
-def size_in_multiples(network: Network, size: tuple[int, int]) -> tuple[int, int]:
-    """Round a size (height, width) up to what the network can work on."""
-    multiple = network.size_multiple()
-    return (size[0] + -size[0] % multiple, size[1] + -size[1] % multiple)

@@ -21,6 +21,7 @@ from diffusion_jax.train.ema import has_ema
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import mean_metrics
 from diffusion_jax.types import PyTree
+from diffusion_jax.wording import counted
 
 
 class Evaluation(NamedTuple):
@@ -70,7 +71,7 @@ def evaluate_run(
 
 def evaluation_lines(found: Evaluation, split: str) -> list[str]:
     """Lay out an evaluation: its step and records, then a line for each loss and number."""
-    lines = [f"step {found.step}, {found.num_examples} records of {split}:"]
+    lines = [f"step {found.step}, {counted(found.num_examples, 'record', 'records')} of {split}:"]
     lines += [f"  {name:32} {value:.6g}" for name, value in sorted(found.losses.items())]
     lines += [f"  {line}" for line in level_lines(found.levels or {})]
     count = min(found.bits_images, found.num_examples)

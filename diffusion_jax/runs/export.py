@@ -33,6 +33,7 @@ from diffusion_jax.runs.weights import (
     with_params,
 )
 from diffusion_jax.train.checkpoints.saving import open_checkpoints, state_bytes
+from diffusion_jax.wording import counted
 
 Form: TypeAlias = Literal["safetensors", "native", "diffusers", "run", "stablehlo"] | LoraLayout
 
@@ -175,7 +176,9 @@ def convert_yaml(
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(converted.source)
     said = [f"not mapped: {line}" for line in converted.unmapped]
-    said.append(f"wrote {target}; {len(converted.unmapped)} keys were not mapped")
+    said.append(
+        f"wrote {target}; {counted(len(converted.unmapped), 'key was', 'keys were')} not mapped"
+    )
     try:
         make_experiment(load_config(str(target))).abstract_state()
     except ValueError as error:

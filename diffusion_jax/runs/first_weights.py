@@ -21,6 +21,7 @@ from diffusion_jax.train.checkpoints.reading import load_under, resolve_checkpoi
 from diffusion_jax.train.checkpoints.warm_start import warm_start, warm_start_mutable
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.types import PyTree
+from diffusion_jax.wording import counted
 
 
 def first_weights(experiment: Experiment, state: TrainState) -> tuple[TrainState, list[str]]:
@@ -85,7 +86,8 @@ def _from_path(
             )
         lists = {"not loaded": loaded.not_loaded, "not used": loaded.unused}
     said = [
-        f"{path}: {len(names)} parameters {what}" + "".join(f"\n  {n}" for n in names)
+        f"{path}: {counted(len(names), 'parameter', 'parameters')} {what}"
+        + "".join(f"\n  {n}" for n in names)
         for what, names in lists.items()
     ]
     # The average starts from the loaded weights; upstream leaves it at the random ones it was made

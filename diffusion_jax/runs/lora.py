@@ -13,6 +13,7 @@ from diffusion_jax.experiment import Experiment, make_experiment
 from diffusion_jax.experiment.lora import lora_trees
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.types import PyTree
+from diffusion_jax.wording import counted
 
 
 def parse_loras(texts: Sequence[str]) -> dict[str | os.PathLike, float]:
@@ -61,7 +62,10 @@ def convert_lora(
         trees, lora = _extracted(source, base, config, ema=ema)
     write_lora(lora, target, trees, layout, dtype=dtype)
     ranks = sorted({factors.down.shape[-1] for factors in lora.values()})
-    return [f"{len(lora)} layers of rank {', '.join(map(str, ranks))}", f"wrote {target}"]
+    return [
+        f"{counted(len(lora), 'layer', 'layers')} of rank {', '.join(map(str, ranks))}",
+        f"wrote {target}",
+    ]
 
 
 def _read(

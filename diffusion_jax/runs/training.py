@@ -53,6 +53,7 @@ from diffusion_jax.train.step import jit_train_step
 from diffusion_jax.train.wandb_writer import wandb_writer
 from diffusion_jax.train.writers import Writer, open_writer
 from diffusion_jax.types import PyTree
+from diffusion_jax.wording import counted
 
 # Reasons to stop after which the same command goes on.
 SIGNALS = tuple(number.name for number in STOPS)
@@ -384,13 +385,13 @@ def announce(
     writer.write_texts(int(state.step), {"parameters": f"```\n{table}\n```"})
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     mesh = " x ".join(f"{axis} {size}" for axis, size in experiment.mesh.shape.items())
+    images = counted(data.train.num_examples, "training image", "training images")
     position = f"continues at step {int(state.step)}" if int(state.step) else "starts"
     say(
         RunEvent(
             "starts",
             f"{workdir} {position}: {count:,} parameters, see {workdir / 'parameters.txt'}\n"
-            f"{data.train.num_examples:,} training images of {experiment.data.name}, "
-            f"mesh {mesh} of {jax.default_backend()}",
+            f"{images} of {experiment.data.name}, mesh {mesh} of {jax.default_backend()}",
         )
     )
     say(RunEvent("compiling", "compiling the training step"))
@@ -424,5 +425,6 @@ def _test(
     endings = [name + end for name in experiment.task.headline for end in ("", "_ema")]
     told = [name for name in sorted(found) if name.endswith(tuple(endings))]
     losses = ", ".join(f"{name} {found[name]:.4f}" for name in told)
-    say(RunEvent("tested", f"test split, {batches.num_examples} images: {losses}"))
+    images = counted(batches.num_examples, "image", "images")
+    say(RunEvent("tested", f"test split, {images}: {losses}"))
     return found

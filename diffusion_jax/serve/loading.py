@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.pipeline import Pipeline
+from diffusion_jax.pipeline import Pipeline, with_files
 from diffusion_jax.runs.released import config_for
 from diffusion_jax.runs.start import open_run
 
@@ -34,10 +34,7 @@ def make_load(
         else:
             assert checkpoint is not None
             pipe = Pipeline.from_checkpoint(checkpoint, config, overrides=overrides)
-        pipe = pipe.with_lora(loras) if loras else pipe
-        for path, token in embeddings:
-            pipe = pipe.with_embedding(path, token)
-        return pipe
+        return with_files(pipe, loras, embeddings)
 
     @functools.cache
     def load(sampler: str) -> Pipeline:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jax.interpreters import partial_eval
 
 from diffusion_jax.types import PyTree
@@ -81,16 +81,19 @@ def restarted(opt_state: PyTree, params: PyTree, init: Callable[[PyTree], PyTree
     (copies, averages, their norm) is computed, so that moments do not lie in memory twice.
     """
     leaves, structure = jax.tree.flatten(opt_state)
-    moves = _depends(init, params) if leaves else []
+    if not leaves:
+        return opt_state
+    traced = jax.make_jaxpr(init)(params)
+    moves = _depending(traced.jaxpr)
     old = [leaf for leaf, moved in zip(leaves, moves, strict=True) if moved]
     if not old:
         return opt_state
+    needed, _ = partial_eval.dce_jaxpr(traced.jaxpr, moves, instantiate=True)
+    computed = jaxpr_as_fun(ClosedJaxpr(needed, traced.consts))
 
     def begin(params: PyTree) -> list[jax.Array]:
-        new = jax.tree.leaves(init(params))
-        chosen = [leaf for leaf, moved in zip(new, moves, strict=True) if moved]
         # Real copies: a buffer that the state held twice could not be donated.
-        pairs = zip(chosen, old, strict=True)
+        pairs = zip(computed(*jax.tree.leaves(params)), old, strict=True)
         return [jnp.array(leaf, dtype=like.dtype, copy=True) for leaf, like in pairs]
 
     shardings = [leaf.sharding for leaf in old]
@@ -99,9 +102,8 @@ def restarted(opt_state: PyTree, params: PyTree, init: Callable[[PyTree], PyTree
     return jax.tree.unflatten(structure, [next(new) if moved else leaf for leaf, moved in pairs])
 
 
-def _depends(init: Callable[[PyTree], PyTree], params: PyTree) -> list[bool]:
-    """Find which leaves of what a function returns depend on the values of its argument."""
-    whole = jax.make_jaxpr(init)(params).jaxpr
+def _depending(whole: Jaxpr) -> list[bool]:
+    """Find which results of a traced function depend on the values of its arguments."""
     # Without what is not used: zeros_like reads a shape, and no value.
     jaxpr, _ = partial_eval.dce_jaxpr(whole, [True] * len(whole.outvars), instantiate=True)
     reached = set(jaxpr.invars)

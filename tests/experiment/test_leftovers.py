@@ -31,7 +31,10 @@ def test_options_of_a_source_go_when_the_source_changes(folder, caplog):
         config = load(EMOJI, "data.source.name=image_folder", f"data.source.folder={folder}")
     assert config.data.source.to_dict() == {"name": "image_folder", "folder": str(folder)}
     assert set(config.data.splits.values()) == {"train"}  # three are too few to hold any out
-    said = "config.data.source.name = 'image_folder' does not take size of 'openmoji', which go"
+    said = (
+        "config.data.source.name was changed from 'openmoji' to 'image_folder', which has no "
+        "option size; what the config gave it is not used"
+    )
     assert said in caplog.text and "holds images: train 3; classes: none" in caplog.text
     make_experiment(config)
 

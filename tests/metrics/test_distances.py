@@ -119,7 +119,7 @@ def test_features_of_another_network_are_refused(distance):
 
 
 def test_one_sample_is_too_few_for_an_mmd():
-    with pytest.raises(ValueError, match="1 samples are too few for an MMD"):
+    with pytest.raises(ValueError, match="1 sample is too few for an MMD"):
         distances.kernel(np.ones((1, 3)), np.ones((5, 3)))
 
 

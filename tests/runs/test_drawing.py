@@ -9,7 +9,6 @@ from support.experiments import built
 from diffusion_jax.runs.drawing import (
     NonFiniteWarning,
     rows_of_call,
-    size_in_multiples,
     warn_of_non_finite,
 )
 
@@ -28,10 +27,5 @@ def test_images_that_are_not_finite_are_named():
         warnings.simplefilter("error")
         warn_of_non_finite(drawn)
     drawn[1, 0, 0] = np.inf
-    with pytest.warns(NonFiniteWarning, match="1 of 3 images hold NaN or infinity: 1$"):
+    with pytest.warns(NonFiniteWarning, match="1 of 3 images holds NaN or infinity: 1$"):
         warn_of_non_finite(drawn)
-
-
-def test_sizes_are_rounded_up_to_what_the_network_can():
-    network = built("configs/sd15.py:tiny").network
-    assert network.size_multiple() == 4 and size_in_multiples(network, (16, 17)) == (16, 20)

@@ -116,6 +116,18 @@ def test_training_from_loaded_parameters_begins_there(name):
     assert leaves(same) == [not moved for moved in leaves(changed)]
 
 
+def test_a_restart_traces_the_optimizer_once():
+    tx, traced = make_optimizer("prodigy", ema_decay=0.9).tx, []
+
+    def init(params):
+        traced.append(params)
+        return tx.init(params)
+
+    restarted(tx.init(FIRST), OTHER, init)
+    assert len(traced) == 1
+    assert restarted({}, OTHER, init) == {} and len(traced) == 1
+
+
 def test_what_dog_begins_with_is_a_share_of_the_norm_of_what_was_loaded():
     """Ivgi et al. 2023, section 4.1: r = 1e-6 (1 + |x_0|), here of numbers a thousand times."""
     loaded = jax.tree.map(lambda leaf: 1000 * leaf, OTHER)

@@ -21,6 +21,7 @@ from diffusion_jax.convert.weights.names import (
 from diffusion_jax.convert.weights.safetensors import CODES, count_nonfinite, write_safetensors
 from diffusion_jax.data.progress import log_progress
 from diffusion_jax.types import PyTree
+from diffusion_jax.wording import counted
 
 # transformers refuses files that do not say which framework they are for.
 METADATA = {"format": "pt"}
@@ -163,11 +164,13 @@ def as_written(name: str, array: np.ndarray, dtype: np.dtype, nonfinite: bool) -
     lost = count - count_nonfinite(array)
     if lost:
         raise ValueError(
-            f"{lost} numbers of {name} become infinite as {dtype}; choose dtype = bfloat16 "
-            "or float32, or --nonfinite to write them all the same"
+            f"{counted(lost, f'number of {name} becomes', f'numbers of {name} become')} infinite "
+            f"as {dtype}; choose dtype = bfloat16 or float32, or --nonfinite to write them all the "
+            "same"
         )
     raise ValueError(
-        f"{count} numbers of {name} are NaN or infinite; --nonfinite writes them all the same"
+        f"{counted(count, f'number of {name} is', f'numbers of {name} are')} NaN or infinite; "
+        "--nonfinite writes them all the same"
     )
 
 

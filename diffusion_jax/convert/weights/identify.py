@@ -9,6 +9,7 @@ from typing import NamedTuple
 from diffusion_jax.convert.weights.names import NAME_MAPS
 from diffusion_jax.convert.weights.reading import diffusers_components, open_weights
 from diffusion_jax.convert.weights.tables import EMA
+from diffusion_jax.wording import counted
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -152,8 +153,8 @@ def find_network(
         return fits[number]
     if number:
         raise ValueError(
-            f"{path} holds {len(fits)} networks of the kind {kind!r}, and number {number + 1} is "
-            "needed"
+            f"{path} holds {counted(len(fits), 'network', 'networks')} of the kind {kind!r}, and "
+            f"number {number + 1} is needed"
         )
     usual = [n for prefix in PREFIXES.get(kind, ()) for n in fits if n.prefix == prefix]
     if usual or len(fits) == 1:

@@ -27,9 +27,9 @@ from diffusion_jax.convert.weights.names import (
 from diffusion_jax.convert.weights.reading import Weights, diffusers_components, open_weights
 from diffusion_jax.convert.weights.safetensors import LazyTensor, count_nonfinite
 from diffusion_jax.types import PyTree
+from diffusion_jax.wording import counted, few_of
 
 MIN_EMA = 100
-_SHOWN = 10
 _FIRST_OF_UNET = ("model.diffusion_model.", "input_blocks.0.0.weight")
 # What holds a leaf, or a block of it, and where its numbers are.
 Source = tuple[FileTensor, Part, LazyTensor]
@@ -101,8 +101,8 @@ def open_network(
     fits = _parts_of(parts, kind)
     if number >= len(fits):
         raise ValueError(
-            f"{path} has {len(fits)} parts named {wanted}, and number {number + 1} is needed; it "
-            f"has {', '.join(parts)}"
+            f"{path} has {counted(len(fits), 'part', 'parts')} named {wanted}, and number "
+            f"{number + 1} is needed; it has {', '.join(parts)}"
         )
     return open_weights(path, fits[number], variant=variant)
 
@@ -356,9 +356,3 @@ def _read_leaf(sources: Sequence[Source], leaf: Any) -> Any:
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(re.match(pattern, name) for pattern in patterns)
-
-
-def few_of(names: Sequence[str], shown: int = _SHOWN) -> str:
-    """Write the first names of a list, and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

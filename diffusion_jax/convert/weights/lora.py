@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.convert.weights.exporting import save_weights
-from diffusion_jax.convert.weights.importing import few_of
 from diffusion_jax.convert.weights.lora_names import (
     LoraLayout,
     Place,
@@ -32,6 +31,7 @@ from diffusion_jax.convert.weights.reading import Weights, open_weights
 from diffusion_jax.convert.weights.safetensors import count_nonfinite
 from diffusion_jax.models.layers.low_rank import column_norms, merged_kernel
 from diffusion_jax.types import PyTree
+from diffusion_jax.wording import counted, few_of
 
 _SHOWN = 5
 # diffusers and PEFT keep here what their config of a LoRA says.
@@ -92,16 +92,18 @@ def read_lora(path: str | os.PathLike, trees: Mapping[str, PyTree]) -> Lora:
         else:
             lora[spot] = joined
     problems = (
-        (unknown, "are of no layer here"),
-        (missing, "are missing"),
-        (shapes, "are of another shape"),
-        (nonfinite, "hold NaN or infinite numbers"),
+        (unknown, "is of no layer here", "are of no layer here"),
+        (missing, "is missing", "are missing"),
+        (shapes, "is of another shape", "are of another shape"),
+        (nonfinite, "holds NaN or infinite numbers", "hold NaN or infinite numbers"),
     )
-    if any(names for names, _ in problems):
-        told = "; ".join(
-            f"{len(names)} {what}: {few_of(names, _SHOWN)}" for names, what in problems if names
-        )
-        raise ValueError(f"{path} does not fit the networks here: {told}")
+    told = [
+        f"{counted(len(names), *words)}: {few_of(names, _SHOWN)}"
+        for names, *words in problems
+        if names
+    ]
+    if told:
+        raise ValueError(f"{path} does not fit the networks here: {'; '.join(told)}")
     return lora
 
 
@@ -126,7 +128,8 @@ def write_lora(
     lost = [f"{spot.slot}/{spot.part.path}" for spot in lora if spot not in names]
     if lost:
         raise ValueError(
-            f"{len(lost)} layers have no names in the layout {layout}: {few_of(lost, _SHOWN)}"
+            f"{counted(len(lost), 'layer has', 'layers have')} no names in the layout {layout}: "
+            f"{few_of(lost, _SHOWN)}"
         )
     tensors: dict[str, np.ndarray] = {}
     for spot, factors in lora.items():

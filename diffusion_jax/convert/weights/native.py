@@ -18,6 +18,7 @@ from diffusion_jax.convert.weights.names import leaves_of
 from diffusion_jax.convert.weights.reading import Weights, is_safetensors
 from diffusion_jax.convert.weights.safetensors import CODES, count_nonfinite, read_metadata
 from diffusion_jax.types import PyTree
+from diffusion_jax.wording import counted, few_of
 
 # The word of the header that marks a native file.
 KEY = "diffusion_jax"
@@ -83,7 +84,9 @@ def import_tree(
         ],
     }
     if any(problems.values()):
-        told = "; ".join(f"{len(n)} {what}: {_few(n)}" for what, n in problems.items() if n)
+        told = "; ".join(
+            f"{len(n)} {what}: {few_of(n, _SHOWN)}" for what, n in problems.items() if n
+        )
         raise ValueError(f"{weights.path} does not fit the config, in {prefix}: {told}")
 
     def read(path: Any, leaf: Any) -> jax.Array:
@@ -92,8 +95,10 @@ def import_tree(
         bad = 0 if nonfinite else count_nonfinite(array)
         if bad:
             raise ValueError(
-                f"{weights.path} holds {bad:,} NaN or infinite numbers in {prefix}{name}; get "
-                "another copy, or set ckpt_check = False to read it all the same"
+                f"{weights.path} holds "
+                f"{counted(bad, 'NaN or infinite number', 'NaN or infinite numbers')} in "
+                f"{prefix}{name}; get another copy, or set ckpt_check = False to read it all the "
+                "same"
             )
         part: Callable[[Any], np.ndarray] = lambda index: np.asarray(array[index], leaf.dtype)
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
@@ -112,7 +117,3 @@ def read_tree(weights: Weights, prefix: str) -> dict[str, Any]:
                 place = place.setdefault(parent, {})
             place[last] = tensor.load()
     return tree
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")

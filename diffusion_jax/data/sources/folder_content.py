@@ -16,6 +16,7 @@ from diffusion_jax.data.sources.file_hashes import hash_files
 from diffusion_jax.data.sources.folder_scan import Item, Scan
 from diffusion_jax.data.sources.folder_texts import NUMBERS
 from diffusion_jax.data.sources.packages import require_packages
+from diffusion_jax.wording import counted
 
 # How the path of a folder inside a package begins.
 _PACKAGE = "package:"
@@ -153,7 +154,7 @@ def texts_of(item: Item, *, several: bool, numbers: Sequence[str] = ()) -> dict[
 
 
 def skip(
-    info: tfds.core.DatasetInfo, item: Item, error: Exception, max_corrupt: int, many: str
+    info: tfds.core.DatasetInfo, item: Item, error: Exception, max_corrupt: int, kind: str
 ) -> None:
     """Note in the metadata of a data set that a file was left out.
 
@@ -167,6 +168,7 @@ def skip(
     _log.warning("skipped %s: %s", item.path, error)
     if len(skipped) > max_corrupt:
         raise ValueError(
-            f"{item.path}: {error}; that makes {len(skipped)} unreadable {many} "
+            f"{item.path}: {error}; that makes "
+            f"{counted(len(skipped), f'unreadable {kind}', f'unreadable {kind}s')} "
             f"({', '.join(skipped[-5:])}), max_corrupt = {max_corrupt} allows no more"
         ) from error

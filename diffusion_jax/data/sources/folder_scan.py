@@ -15,6 +15,7 @@ from diffusion_jax.data.sources.folder_texts import (
     read_captions,
     read_metadata,
 )
+from diffusion_jax.wording import counted
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".bmp", ".gif", ".tif",
@@ -257,7 +258,8 @@ def _without_metadata(
     if caption == "txt" and missing:
         raise FileNotFoundError(
             f"caption = 'txt' needs a text file beside each {kind.one} (it may be empty), but "
-            f"{len(missing)} of {len(texts)} are not there, such as {missing[0]}"
+            f"{counted(len(missing), f'of {len(texts)} is', f'of {len(texts)} are')} not there, "
+            f"such as {missing[0]}"
         )
     loose = [path for path in paths if path.parent == part]
     if loose and len(loose) < len(paths) and caption != "txt":
@@ -280,8 +282,9 @@ def _without_metadata(
     lost = [item.images[0][1] for item in items if masks and item.images[0][1] not in masks]
     if lost:
         raise FileNotFoundError(
-            f"{len(masks)} of the {kind.many} in {part} have a mask beside them, but "
-            f"{len(lost)} masks are not there, such as {lost[0]}; give each a mask or none"
+            f"{len(masks)} of the {len(paths)} {kind.many} in {part} come with a mask, but "
+            f"{counted(len(lost), 'mask is', 'masks are')} not there, such as {lost[0]}; give each "
+            "a mask or none"
         )
     used = {*paths, *masks, *(texts if has_texts else ())}
     return items, used, "text files" if has_texts else ""

@@ -23,6 +23,7 @@ from diffusion_jax.data.sources.folder_content import (
     texts_of,
 )
 from diffusion_jax.data.sources.folder_scan import Item, scan
+from diffusion_jax.wording import counted
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -89,14 +90,15 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
                 files = {"image": item.path, **dict(item.images)}
                 images = {name: _read(path, hashes[path]) for name, path in files.items()}
             except (OSError, transforms.CorruptImageError) as error:
-                skip(self.info, item, error, config.max_corrupt, "images")
+                skip(self.info, item, error, config.max_corrupt, "image")
                 continue
             texts = texts_of(item, several=config.several_captions, numbers=config.numbers)
             example = {**images, "file_name": item.name, **texts}
             readable += 1
             yield item.name, example
         if not readable:
-            raise ValueError(f"{self._folder}: none of its {len(items)} images can be read")
+            images = counted(len(items), "image", "images")
+            raise ValueError(f"{self._folder} holds {images}, and none can be read")
 
     def _generate_examples(self) -> None:
         raise TypeError("the splits are made in _split_generators")  # abstract in the base class

@@ -129,7 +129,7 @@ class ShardFolder(tfds.core.GeneratorBasedBuilder):
                 try:
                     self._check(sample)
                 except transforms.CorruptImageError as error:
-                    skip(self.info, item, error, config.max_corrupt, "images")
+                    skip(self.info, item, error, config.max_corrupt, "image")
                     continue
                 texts = texts_of(item, several=config.several_captions, numbers=config.numbers)
                 readable += 1

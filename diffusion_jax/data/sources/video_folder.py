@@ -42,6 +42,7 @@ from diffusion_jax.data.sources.folder_scan import (
     scan,
 )
 from diffusion_jax.data.sources.video_files import CorruptVideoError, Video, open_video
+from diffusion_jax.wording import counted
 
 # What image files are -> what a folder is searched for.
 KINDS = {
@@ -122,10 +123,11 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
                     yield f"{item.name}:{start:.6f}", {"video": frames, **fields}
                     count += 1
             except (OSError, CorruptVideoError, transforms.CorruptImageError) as error:
-                skip(self.info, item, error, config.max_corrupt, "videos")
+                skip(self.info, item, error, config.max_corrupt, "video")
                 last = f"; the last one, {item.name}: {error}"
         if not count:
-            raise ValueError(f"{config.folder}: none of its {len(items)} videos can be used{last}")
+            videos = counted(len(items), "video", "videos")
+            raise ValueError(f"{config.folder} holds {videos}, and none can be used{last}")
 
     def _generate_examples(self) -> None:
         raise TypeError("the splits are made in _split_generators")  # abstract in the base class

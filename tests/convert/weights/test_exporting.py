@@ -144,8 +144,8 @@ def test_unknown_kinds_and_files_that_exist_are_refused(unet, draw, tmp_path):
 def test_numbers_that_are_none_are_refused_unless_told(tmp_path):
     tree = {"a": np.array([1.0, np.nan], np.float32), "b": np.array([1e30], np.float32)}
     for dtype, message in (
-        (None, "1 numbers of a are NaN or infinite; --nonfinite writes them"),
-        (np.float16, "1 numbers of a are NaN or infinite"),
+        (None, "1 number of a is NaN or infinite; --nonfinite writes them"),
+        (np.float16, "1 number of a is NaN or infinite"),
     ):
         with pytest.raises(ValueError, match=message):
             save_weights(tmp_path / "x.safetensors", [export_params(tree, "dotted", dtype=dtype)])

@@ -221,19 +221,19 @@ PAIR = {f"{Q}.lora_A.weight": (2, 64), f"{Q}.lora_B.weight": (64, 2)}
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ({f"{Q}.lora_A.weight": (2, 64)}, f"1 are missing: up of {Q}"),
-        (PAIR | {f"{Q}.hada_w1_a": (2, 64)}, f"1 are of no layer here: {Q}.hada_w1_a"),
-        (PAIR | {"unet.mid_block.attentions.7.to_q.lora_A.weight": (2, 64)}, "1 are of no layer"),
+        ({f"{Q}.lora_A.weight": (2, 64)}, f"1 is missing: up of {Q}"),
+        (PAIR | {f"{Q}.hada_w1_a": (2, 64)}, f"1 is of no layer here: {Q}.hada_w1_a"),
+        (PAIR | {"unet.mid_block.attentions.7.to_q.lora_A.weight": (2, 64)}, "1 is of no layer"),
         (
             PAIR | {f"{Q}.lora_B.weight": (65, 2)},
-            "1 are of another shape: unet.mid_block.*(64, 64)",
+            "1 is of another shape: unet.mid_block.*(64, 64)",
         ),
-        (PAIR | {f"{Q}.lora_A.weight": (0, 64)}, "1 are of another shape"),
-        (PAIR | {f"{Q}.lora_A.weight": (2, 64, 3, 3)}, "1 are of another shape"),
-        (PAIR | {f"{Q}.lora_B.weight": (2,)}, "1 are of another shape"),
+        (PAIR | {f"{Q}.lora_A.weight": (0, 64)}, "1 is of another shape"),
+        (PAIR | {f"{Q}.lora_A.weight": (2, 64, 3, 3)}, "1 is of another shape"),
+        (PAIR | {f"{Q}.lora_B.weight": (2,)}, "1 is of another shape"),
         (PAIR | {f"{Q}.lora_magnitude_vector": (63,)}, "magnitude (63,) ((64,) here)"),
-        (PAIR | {"text_encoder.x.lora_A.weight": (2, 8)}, "1 are of no layer here: text_encoder.x"),
-        ({"model.diffusion_model.out.2.bias": (4,)}, "1 are of no layer here: model.diffusion_m"),
+        (PAIR | {"text_encoder.x.lora_A.weight": (2, 8)}, "1 is of no layer here: text_encoder.x"),
+        ({"model.diffusion_model.out.2.bias": (4,)}, "1 is of no layer here: model.diffusion_m"),
     ],
 )
 def test_a_lora_of_another_model_is_refused_in_one_sentence(trees, shapes, message, tmp_path):
@@ -258,6 +258,6 @@ def test_layers_without_a_name_are_told_and_nothing_is_written(trees, tmp_path):
     network = jax.eval_shape(lambda key: unet.init(key, *inputs)["params"], jax.random.key(0))
     spot = Spot("network", Part("middle_block_1/qkv/kernel", None))
     lora = {spot: Factors(normal(0, 1, 32, 2), normal(1, 2, 96), 2.0)}
-    with pytest.raises(ValueError, match="1 layers have no names in the layout peft: network/midd"):
+    with pytest.raises(ValueError, match="1 layer has no names in the layout peft: network/midd"):
         write_lora(lora, tmp_path / "x.safetensors", {"network": network}, "peft")
     assert not [*tmp_path.iterdir()]

@@ -153,8 +153,8 @@ def test_layers_of_one_that_were_trained_alone_change_it_as_they_did(tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("attn1.to_k.lora_magnitude_vector", "1 are missing: a magnitude of blocks_1/attn_qkv"),
-        ("attn1.to_x.lora_A.weight", "1 are of no layer here: transformer.*to_x"),
+        ("attn1.to_k.lora_magnitude_vector", "1 is missing: a magnitude of blocks_1/attn_qkv"),
+        ("attn1.to_x.lora_A.weight", "1 is of no layer here: transformer.*to_x"),
     ],
 )
 def test_what_does_not_fit_a_transformer_is_told(tmp_path, extra, message):

@@ -79,13 +79,13 @@ def test_a_tree_that_does_not_fit_is_told(file, change, message):
 
 def test_numbers_that_are_not_finite_are_refused_both_ways(tmp_path):
     path, bad = tmp_path / "x.safetensors", {"a": np.array([1.0, np.nan], np.float32)}
-    with pytest.raises(ValueError, match="1 numbers of params/a are NaN or infinite"):
+    with pytest.raises(ValueError, match="1 number of params/a is NaN or infinite"):
         save_weights(path, [export_tree(bad, "params/")])
     large = {"a": np.array([1e6], np.float32)}
-    with pytest.raises(ValueError, match="1 numbers of params/a become infinite as float16"):
+    with pytest.raises(ValueError, match="1 number of params/a becomes infinite as float16"):
         save_weights(path, [export_tree(large, "params/", dtype=np.float16)])
     save_weights(path, [export_tree(bad, "params/", nonfinite=True)])
-    with pytest.raises(ValueError, match="holds 1 NaN or infinite numbers in params/a"):
+    with pytest.raises(ValueError, match="holds 1 NaN or infinite number in params/a"):
         import_tree(described(bad), open_weights(path), "params/")
 
 

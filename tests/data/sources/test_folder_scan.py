@@ -197,5 +197,5 @@ def test_masks_beside_images_are_their_masks(tmp_path):
     masks = [dict(item.images)["mask_image"].name for item in found.items()]
     assert masks == ["0-masklabel.png", "1-masklabel.png"] and found.columns() == ("mask_image",)
     (tmp_path / "b/1-masklabel.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 masks are not there, such as .*1-masklabel\.p"):
+    with pytest.raises(FileNotFoundError, match=r"1 mask is not there, such as .*1-masklabel\.p"):
         scan(tmp_path)

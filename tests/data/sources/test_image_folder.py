@@ -152,7 +152,7 @@ def test_corrupt_images_are_left_out_and_named(tmp_path):
 def test_nothing_readable(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/bad.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="none of its 1 images can be read"):
+    with pytest.raises(ValueError, match="holds 1 image, and none can be read"):
         open_folder(tmp_path)
 
 

@@ -122,7 +122,9 @@ def test_bad_videos_are_left_out_and_named(tmp_path, caplog):
     with pytest.raises(ValueError, match=r"makes 4 unreadable videos.*max_corrupt = 3 allows no"):
         open_folder(tmp_path, fps=10.0, max_corrupt=3)
     (tmp_path / "videos/good.mkv").unlink()
-    with pytest.raises(ValueError, match="none of its 4 videos can be used; the last one, .*: "):
+    with pytest.raises(
+        ValueError, match="holds 4 videos, and none can be used; the last one, .*: "
+    ):
         open_folder(tmp_path, fps=10.0)
 
 
