@@ -34,7 +34,9 @@ SAMPLE = (
         "to begin with (--strength), to complete (--mask), to edit, a video's first frame, or a "
         "video to draw from other sides (SV4D)",
     ),
-    flag("--orbit", "for SV4D: SV3D's weights, or the video that it drew of the first frame"),
+    flag(
+        "--orbit", "for SV4D: SV3D's weights or run, or the video that it drew of the first frame"
+    ),
     flag("--strength", "share of the steps that redraws --image", type=float),
     flag("--mask", "file, white where --image is kept"),
     flag("--resize", "--image of another size: resize (if unset), crop or pad"),

@@ -9,6 +9,7 @@ from diffusion_jax.pipeline import NonFiniteWarning, Pipeline, with_files
 from diffusion_jax.runs.asked import Asked, Call, make_call
 from diffusion_jax.runs.command_line import fields_of
 from diffusion_jax.runs.embeddings import parse_embeddings
+from diffusion_jax.runs.folder import has_run
 from diffusion_jax.runs.lora import parse_loras
 from diffusion_jax.runs.recipe import loaded_facts, model_name
 from diffusion_jax.runs.samples import check_empty, default_folder
@@ -29,8 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         overrides=arguments.overrides,
         weights="raw" if arguments.raw else "ema" if arguments.ema else arguments.variant,
     )
-    load = Pipeline.from_checkpoint
-    return draw(pipe, make_call(pipe, asked, folder, name=name, load=load, more=facts))
+    return draw(pipe, make_call(pipe, asked, folder, name=name, load=_load, more=facts))
 
 
 def draw(pipe: Pipeline, call: Call) -> int:
@@ -42,6 +42,10 @@ def draw(pipe: Pipeline, call: Call) -> int:
     for warning in told:
         print(f"warning: {warning.message}", file=sys.stderr)
     return int(any(warning.category is NonFiniteWarning for warning in told))
+
+
+def _load(path: pathlib.Path) -> Pipeline:
+    return Pipeline.from_workdir(path) if has_run(path) else Pipeline.from_checkpoint(path)
 
 
 def _pipeline(arguments: argparse.Namespace) -> Pipeline:

@@ -11,6 +11,7 @@ from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.runs.clips import read_clip
 from diffusion_jax.runs.conditions import FRAME_NAME, Conditions, check_count, required_inputs
 from diffusion_jax.runs.control import read_control
+from diffusion_jax.runs.folder import has_run
 from diffusion_jax.runs.frames import POLARS, frame_rate
 from diffusion_jax.runs.inputs import read_image, read_mask, read_picture
 from diffusion_jax.runs.recipe import find_recipe
@@ -104,7 +105,7 @@ def make_call(
     """Read the files that flags name, and turn the flags into a call.
 
     folder: where the samples go. name: of the model, for the images' files, as is `more`, further
-    facts by name. load: makes a Pipeline of a file with weights, for --orbit.
+    facts by name. load: makes a Pipeline of a run or a file with weights, for --orbit.
     Raises ValueError for a flag that does not fit the model, or that is missing.
     """
     network, asked = model.experiment.network, _with_seeds(asked)
@@ -251,9 +252,15 @@ def _views(
     if not takes_orbit:
         _refuse(asked, ("orbit",), "this model draws the first views by itself")
     clip = read_clip(asked.image, used_frames(network, asked.num_frames), flag="--image=")
+    default = model.experiment.data.image_shape[:2]
+    size = (asked.height or default[0], asked.width or default[1])
+    try:
+        video = prepared_video(network, clip.frames, size)
+    except ValueError as error:
+        raise ValueError(f"--image={asked.image} does not fit: {error}") from error
     conditions = {VIDEO: clip.frames, **angles}
     if takes_orbit:
-        conditions[ORBIT] = _orbit(model, asked, clip.frames, load)
+        conditions[ORBIT] = _orbit(asked, video[0], load)
 
     def write(clips: np.ndarray) -> str:
         written = ", ".join(map(str, write_clips(folder, clips, clip.fps or _FPS)))
@@ -262,17 +269,16 @@ def _views(
     return Call(conditions, _options(asked), write)
 
 
-def _orbit(
-    model: Model, asked: Asked, frames: list[Any], load: Callable[[pathlib.Path], Any]
-) -> Any:
+def _orbit(asked: Asked, first: np.ndarray, load: Callable[[pathlib.Path], Any]) -> Any:
     """Read the orbit around the first frame, or draw it with SV3D's weights."""
     assert asked.orbit is not None
     path = pathlib.Path(asked.orbit)
-    if path.suffix not in _WEIGHTS:
-        return read_clip(path, NUM_FRAMES + 1, flag="--orbit=").frames
-    default = model.experiment.data.image_shape[:2]
-    size = (asked.height or default[0], asked.width or default[1])
-    first = prepared_video(model.experiment.network, frames, size)[0]
+    if path.suffix not in _WEIGHTS and not has_run(path):
+        frames = read_clip(path, NUM_FRAMES + 1, flag="--orbit=").frames
+        if len(frames) != NUM_FRAMES:
+            found = counted(len(frames), "frame", "frames") if len(frames) < NUM_FRAMES else "more"
+            raise ValueError(f"--orbit={path} should have {NUM_FRAMES} frames; it has {found}")
+        return frames
     sv3d = load(path)
     takes_angles = POLARS in required_inputs(sv3d.experiment.network)
     given = {FRAME_NAME: first, **(_angles(asked) if takes_angles else {})}

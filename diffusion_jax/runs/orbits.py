@@ -78,10 +78,13 @@ def objects_on_white(
     Source: generative-models, sv4d_helpers.py, preprocess_video.
     """
     frames = [_rgba(picture) for picture in pictures]
-    sizes = {frame.shape[:2] for frame in frames}
-    if len(sizes) != 1:
-        raise ValueError(f"the frames of the video have {len(sizes)} sizes; they should have one")
-    height, width = sizes.pop()
+    height, width = frames[0].shape[:2]
+    for number, frame in enumerate(frames):
+        if frame.shape[:2] != (height, width):
+            raise ValueError(
+                f"frame {number} of the video has {frame.shape[1]} x {frame.shape[0]} pixels; it "
+                f"should have {width} x {height}, as the first one has"
+            )
     masks = [_shows_object(frame) for frame in frames]
     rows, columns = (np.flatnonzero(np.any(masks, axis=(0, axis))) for axis in (2, 1))
     if not rows.size:

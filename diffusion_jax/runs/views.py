@@ -17,6 +17,7 @@ from diffusion_jax.randomness import sample_keys, seed_key
 from diffusion_jax.runs.frames import as_frames, covering
 from diffusion_jax.runs.orbits import Orbit, objects_on_white, orbit
 from diffusion_jax.types import PyTree
+from diffusion_jax.wording import counted
 
 # What a user gives: the video, for SV4D an orbit of SV3D around its first frame, and degrees.
 VIDEO, ORBIT = "video", "orbit"
@@ -79,9 +80,7 @@ def by_anchors(draw: Draw, video: np.ndarray, times: int, first_views: np.ndarra
     first_views: [v h w 3], the new views at the first frame, from SV3D.
     Raises ValueError unless the video has 1 + times (times - 1) frames, 21 for times = 5.
     """
-    wanted = _length_with_anchors(times)
-    if len(video) != wanted:
-        raise ValueError(f"the video has {len(video)} frames; it should have {wanted}")
+    _check_anchors(video, times)
     anchors = np.arange(times - 1, len(video), times - 1)
     drawn: list[np.ndarray] = [first_views] * len(video)
     for time, views in zip(anchors, draw(video[anchors], first_views, known=True, number=0),
@@ -120,9 +119,12 @@ def used_frames(network: Network, num_frames: int | None = None) -> int:
 def prepared_video(
     network: Network, frames: Sequence[Any] | np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
-    """Put the object of all frames on white, as large as training had it: uint8 [t *size 3]."""
-    if len(frames) == 0:
-        raise ValueError("the video has no frames")
+    """Put the object of all frames on white, as large as training had it: uint8 [t *size 3].
+
+    Raises ValueError for fewer frames than the model needs, of several sizes or without an object.
+    """
+    check = _check_length if network.first_views == "drawn" else _check_anchors
+    check(frames, _times(network))
     share = 1.0 if network.object_share is None else network.object_share
     return objects_on_white(frames, size, share)
 
@@ -220,9 +222,10 @@ def drawer(
         return pixels.reshape(times, num_views, *motion.shape[1:])
 
     if experiment.network.num_frames != frames:
+        new = _views(experiment.network)
         raise ValueError(
-            f"{num_views} views of {times} times are {frames} frames; this model draws "
-            f"{experiment.network.num_frames}"
+            f"azimuths has {counted(num_views + 1, 'angle', 'angles')}; it should have {new + 1}, "
+            f"the given view's and then {new} new ones"
         )
     return draw
 
@@ -247,9 +250,19 @@ def _default_azimuths(num_views: int) -> tuple[float, ...]:
     return tuple(360.0 * view / (num_views + 1) for view in range(num_views + 1))
 
 
-def _check_length(video: np.ndarray, times: int) -> None:
+def _check_length(video: Sequence[Any] | np.ndarray, times: int) -> None:
     if len(video) < times:
-        raise ValueError(f"the video has {len(video)} frames; it should have at least {times}")
+        raise ValueError(f"{_has_frames(video)}; it should have at least {times}")
+
+
+def _check_anchors(video: Sequence[Any] | np.ndarray, times: int) -> None:
+    wanted = _length_with_anchors(times)
+    if len(video) != wanted:
+        raise ValueError(f"{_has_frames(video)}; it should have {wanted}")
+
+
+def _has_frames(video: Sequence[Any] | np.ndarray) -> str:
+    return f"the video has {counted(len(video), 'frame', 'frames')}"
 
 
 def check_unset(options: Mapping[str, Any], is_whole: bool) -> None:

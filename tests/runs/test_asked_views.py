@@ -31,6 +31,9 @@ def draw(monkeypatch, tmp_path, capsys):
     write_video(tmp_path / "video.mkv", grey_frames(range(10, 90, 10)), fps=12)
     frames = [Image.new("RGB", (4, 4), (i, i, i)) for i in range(30, 51)]
     frames[0].save(tmp_path / "orbit.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "one.png")
+    white = [Image.new("L", (4, 4), grey) for grey in (254, 255, 254, 255)]
+    white[0].save(tmp_path / "white.gif", save_all=True, append_images=white[1:])
     out = tmp_path / "out"
 
     def draw(model, *flags):
@@ -60,6 +63,14 @@ def test_the_orbit_is_read_or_drawn(draw):
     assert len(given["video"]) == 3 and len(given["orbit"]) == 21
 
 
+def test_a_run_of_sv3d_draws_the_orbit(draw, tmp_path, monkeypatch):
+    (tmp_path / "sv3d").mkdir()
+    (tmp_path / "sv3d/config.json").write_text("{}")
+    monkeypatch.setattr(Pipeline, "from_workdir", lambda path: Pipeline(built(SV3D), {}, {}))
+    [(first, _), _] = draw("sv4d", "--image={}/video.mkv", "--orbit={}/sv3d")
+    assert set(first) == {"image"}
+
+
 def test_weights_of_sv3d_draw_the_orbit_around_the_first_frame(draw):
     [(first, options), (given, _)] = draw(
         "sv4d", "--image={}/video.mkv", "--orbit=sv3d_u.safetensors", "--elevation=20"
@@ -78,6 +89,13 @@ def test_weights_of_sv3d_draw_the_orbit_around_the_first_frame(draw):
         ("sv4d", ["--image={}/video.mkv"], "this model needs --orbit=FILE: SV3D's weights, or a"),
         ("sv4d", ["--image=x.mp4", "--orbit=y"], "--image=x.mp4 does not exist"),
         ("sv4d", ["--image={}/video.mkv", "--orbit=y"], "--orbit=y does not exist"),
+        (
+            "sv4d",
+            ["--image={}/video.mkv", "--orbit={}/video.mkv"],
+            "should have 21 frames; it has 8",
+        ),
+        ("sv4d2", ["--image={}/one.png"], "one.png does not fit: the video has 1 frame; it should"),
+        ("sv4d2", ["--image={}/white.gif"], "white.gif does not fit: the video is wholly white or"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(draw, model, flags, message):

@@ -34,12 +34,22 @@ def test_a_gif_keeps_its_opacity(tmp_path):
         assert pixels[0, 0, 3] == 0 and pixels[3, 3].tolist() == [grey] * 3 + [255]
 
 
-def test_a_folder_of_frames_is_read_in_the_order_of_names(tmp_path):
-    for number in (2, 0, 1):
-        Image.new("RGBA", (4, 4), (number * 20,) * 3).save(tmp_path / f"{number:03d}.png")
+def test_a_folder_of_frames_is_read_in_the_order_of_numbers(tmp_path):
+    for number in (10, 0, 9):
+        Image.new("RGBA", (4, 4), (number * 20,) * 3).save(tmp_path / f"{number}.png")
     (tmp_path / "notes.txt").write_text("no frame")
+    (tmp_path / "._1.png").write_bytes(b"what macOS leaves beside a file")
     clip = read_clip(tmp_path, 2)
-    assert clip.fps is None and greys(clip) == [0, 20] and clip.frames[0].mode == "RGBA"
+    assert clip.fps is None and greys(clip) == [0, 180] and clip.frames[0].mode == "RGBA"
+
+
+def test_a_frame_of_another_size_is_named(tmp_path):
+    for number, width in enumerate((4, 4, 5)):
+        Image.new("RGB", (width, 4)).save(tmp_path / f"{number}.png")
+    assert len(read_clip(tmp_path, 2).frames) == 2
+    said = r"--image=.*2.png has 5 x 4 pixels; it should have 4 x 4 pixels, as 0.png has"
+    with pytest.raises(ValueError, match=said):
+        read_clip(tmp_path, 3, flag="--image=")
 
 
 def test_a_damaged_animation_is_one_sentence(tmp_path):

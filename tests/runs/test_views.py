@@ -161,10 +161,10 @@ def test_sv4d_goes_on_from_an_orbit(draw):
         (SECOND, {"video": frames(4), "orbit": 1}, r"'orbit'\] is no input; choose from video, el"),
         (TINY, frames(4), r"it needs conditions\['orbit'\]"),
         (SECOND, None, r"it needs conditions\['video'\]"),
-        (SECOND, [], "the video has no frames"),
+        (SECOND, [], "the video has 0 frames; it should have at least 3"),
         (SECOND, frames(2), "has 2 frames; it should have at least 3"),
         (SECOND, np.full((4, 8, 8, 3), 255, np.uint8), "wholly white or transparent"),
-        (SECOND, {"video": frames(4), "azimuths": [0, 1]}, "1 views of 3 times are 3 frames; this"),
+        (SECOND, {"video": frames(4), "azimuths": [0, 1]}, "has 2 angles; it should have 3, the"),
     ],
 )
 def test_conditions_that_do_not_fit_are_refused(draw, config, conditions, message):

@@ -68,7 +68,7 @@ class Kind(NamedTuple):
             return False
         entries = _entries(path)
         videos = any(Path(entry.name).suffix.lower() in self.suffixes for entry in entries)
-        return not videos and not any(map(_is_dir, entries)) and len(_frames(path)) > 1
+        return not videos and not any(map(_is_dir, entries)) and len(frames_of(path)) > 1
 
 
 IMAGES = Kind("image", "images", SUFFIXES)
@@ -89,9 +89,7 @@ class Item(NamedTuple):
 
     def files(self) -> list[Path]:
         """List the files that it consists of: of a folder the images, in the order of numbers."""
-        if not self.path.is_dir():
-            return [self.path]
-        return sorted(_frames(self.path), key=lambda path: _natural(path.name))
+        return frames_of(self.path) if self.path.is_dir() else [self.path]
 
 
 class Scan(NamedTuple):
@@ -368,9 +366,11 @@ def _walk(
                 yield from _walk(path, above | {here}, leave_out, whole)
 
 
-def _frames(folder: Path) -> list[Path]:
+def frames_of(folder: Path) -> list[Path]:
+    """List the images of a folder in the order of their numbers, without the hidden ones."""
     paths = [Path(entry.path) for entry in _entries(folder) if not _hidden(entry.name)]
-    return [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+    images = [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return sorted(images, key=lambda path: _natural(path.name))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
