@@ -155,8 +155,21 @@ class Data(NamedTuple):
 
         Where training cuts at random, evaluation cuts the middle.
         """
-        crop = "center" if self.image_options.crop == "random" else self.image_options.crop
-        return self._call(eval_batches, source, batch_size=batch_size, finish=finish, crop=crop)
+        given = {"batch_size": batch_size, "finish": finish, "crop": self._eval_crop}
+        return self._call(eval_batches, source, **given)
+
+    def first_row(self, source: Records, *, finish: Finish | None = None) -> dict[str, Any]:
+        """Make a batch of one record for each process, as evaluation would, in this thread.
+
+        It has the keys of every other batch. Buckets are not looked for: that reads all images.
+        """
+        given = {"batch_size": jax.process_count(), "finish": finish, "crop": self._eval_crop}
+        batches = self._call(eval_batches, source, **given, num_threads=0, buckets=False)
+        return next(batches.iterate(0))
+
+    @property
+    def _eval_crop(self) -> str:
+        return "center" if self.image_options.crop == "random" else self.image_options.crop
 
     def _call(self, make: Callable[..., Batches], source: Any, **given: Any) -> Batches:
         """Call a maker of batches with the batch options that it takes."""

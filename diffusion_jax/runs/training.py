@@ -22,6 +22,7 @@ from diffusion_jax.runs import folder, identity
 from diffusion_jax.runs.comparison import leaves, to_plain
 from diffusion_jax.runs.evaluation import build_evaluate
 from diffusion_jax.runs.facts import record_start
+from diffusion_jax.runs.first_row import check_inputs
 from diffusion_jax.runs.first_weights import first_weights
 from diffusion_jax.runs.hooks import Watched, build_hooks
 from diffusion_jax.runs.latent_cache import CachedTraining, train_from_cache
@@ -279,8 +280,9 @@ def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
     The training split comes from the latent cache if the config has one, which is made or finished
     now.
 
-    Raises ValueError when its labels do not fit the model's classes, for prompts in hooks.prompts
-    that cannot be drawn, and when the cache was made from something else or is damaged.
+    Raises ValueError when its labels do not fit the model's classes, when it lacks what an embedder
+    reads, for prompts in hooks.prompts that cannot be drawn, and when the cache was made from
+    something else or is damaged.
     """
     data = experiment.data
     source = data.source("train")
@@ -291,6 +293,7 @@ def open_data(experiment: Experiment, workdir: pathlib.Path) -> Opened:
                 f"config.conditioning.embedders.{name}.num_classes = {embedder.num_classes} is too "
                 f"few: the data set {data.name!r} has {len(names)} classes"
             )
+    check_inputs(experiment, source)
     check_prompts(experiment, names)
     validation, test = (
         None if data.splits[role] is None else experiment.eval_batches(role)

@@ -107,7 +107,9 @@ def test_batches_are_finished_where_they_are_read(tmp_path):
         return experiment.task.with_inputs(batch)
 
     task = experiment.task._replace(with_inputs=with_inputs)
-    batch = next(open_data(experiment._replace(task=task), tmp_path).train.iterate(0))
+    opened = open_data(experiment._replace(task=task), tmp_path)
+    threads.clear()  # one record was read to see what the data have
+    batch = next(opened.train.iterate(0))
     assert threads and threading.get_ident() not in threads
     (embedder,) = experiment.task.embedders.values()
     assert batch[embedder.input_key].dtype == np.int32
