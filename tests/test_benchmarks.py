@@ -325,12 +325,14 @@ def test_a_lora_is_scored_by_what_it_learned_and_what_it_kept(scripts):
         lora.Emoji(stream.integers(0, 256, (n, 4, 4, 3)).astype(np.uint8), [str(n)] * n)
         for n in (lora.OWN, lora.KEPT)
     )
-    grey = np.full((lora.OWN + lora.KEPT, 4, 4, 3), 0.5)
-    learned = np.concatenate([own.images / 255.0, grey[lora.OWN :] + 0.1])
+    count = lora.OWN * lora.DRAWS
+    grey = np.full((count + lora.KEPT, 4, 4, 3), 0.5)
+    drawings = np.tile(own.images / 255.0, (lora.DRAWS, 1, 1, 1))
+    learned = np.concatenate([drawings, grey[count:] + 0.1])
     base, ours = lora.score({"base": grey, "ours": learned}, own, others)
     assert (ours["own"], ours["found"]) == (0.0, 1.0) and abs(ours["kept"] - 0.1) < 1e-9
     assert base["kept"] == 0.0 and base["found"] <= 0.25
-    assert abs(base["own"] - lora.distance(grey[:8], own.images / 255.0).mean()) < 1e-9
+    assert abs(base["own"] - lora.distance(grey[:count], drawings).mean()) < 1e-9
 
 
 def test_the_lora_benchmark_needs_a_new_folder_and_50_others(scripts, tmp_path, capsys):

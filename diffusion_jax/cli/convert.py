@@ -22,6 +22,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("give --from=FILE|FOLDER|RUN and --to=..., or --from_yaml=; see --help")
     target = pathlib.Path(arguments.to)
     form = arguments.format or _FORMS.get(target.suffix)
+    if form is None and target.suffix:
+        raise ValueError(
+            f"--to={target} should end in {' or '.join(_FORMS)}, or say --format=diffusers or "
+            "--format=run for a folder of this name"
+        )
     if form is None:
         raise ValueError(f"--to={target} is a folder: say --format=diffusers or --format=run")
     variant = [f"--config.train.ckpt_variant={arguments.variant}"] if arguments.variant else []

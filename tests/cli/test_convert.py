@@ -59,6 +59,10 @@ def test_a_released_file_comes_with_its_config(asked):
     [
         (["--from=runs/x"], "give --from=FILE|FOLDER|RUN and --to=..., or --from_yaml="),
         (["--to=x.safetensors"], "give --from=FILE|FOLDER|RUN and --to=..., or --from_yaml="),
+        (
+            ["--from=runs/x", "--to=y.onnx"],
+            "should end in .safetensors or .stablehlo, or say --for",
+        ),
         (["--from=runs/x", "--to=y"], "--to=y is a folder: say --format=diffusers or --format=run"),
         (["--from_yaml=x.yaml"], "--from_yaml needs --to=configs/x.py"),
         (["--from_yaml=x.yaml", "--to=configs"], "--to=configs exists; choose another name"),

@@ -25,6 +25,8 @@ VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".m2v", ".ts", ".mts",
     ".m2ts", ".vob", ".wmv", ".asf", ".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".mxf", ".y4m", ".dv",
 )  # fmt: skip
+# How the files end that other sources read.
+SHARDS = {"tar_folder": (".tar", ".tar.gz", ".tgz"), "parquet_folder": (".parquet",)}
 CAPTIONS = ("auto", "none", "txt", "metadata")
 # Endings of files with the captions of the image that they lie beside; the first is preferred.
 TEXTS = (".txt", ".caption")
@@ -249,6 +251,7 @@ def _without_metadata(
         folders = "; nor a folder of images, which would be a clip" if kind.frames else ""
         raise ValueError(
             f"{part} holds no {kind.many}, which end in {', '.join(kind.suffixes)}{folders}"
+            f"{_other_source(part)}"
         )
     beside = [[_beside(path, ending) for ending in TEXTS] for path in paths]
     texts = [next((t for t in found if t.is_file()), found[0]) for found in beside]
@@ -286,6 +289,15 @@ def _without_metadata(
         )
     used = {*paths, *masks, *(texts if has_texts else ())}
     return items, used, "text files" if has_texts else ""
+
+
+def _other_source(part: Path) -> str:
+    """Name the source that reads the shards of a folder, if it holds any."""
+    endings = {ending: name for name, known in SHARDS.items() for ending in known}
+    for ending, name in endings.items():
+        if any(path.name.lower().endswith(ending) for path in part.iterdir()):
+            return f"; data.source.name = {name!r} reads its {ending} files"
+    return ""
 
 
 def _check_all_or_none(root: Path, found: Scan) -> None:

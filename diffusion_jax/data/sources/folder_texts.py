@@ -1,4 +1,4 @@
-"""What the text files of an image folder say: metadata.jsonl, metadata.csv, and a.txt by a.png."""
+"""What the text files of an image folder say: metadata.jsonl or .csv, and a.txt by a.png."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ import numpy as np
 
 from diffusion_jax.data.emphasis import LARGEST
 
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv")
 
 
 class Number(NamedTuple):
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 def find_metadata(folder: Path) -> Path | None:
-    """Find the metadata file of a folder; metadata.jsonl is preferred to metadata.csv.
+    """Find the metadata file of a folder, the first of METADATA that is there.
 
     Capital letters do not matter. Raises ValueError for a folder, a dead link or a pipe.
     """

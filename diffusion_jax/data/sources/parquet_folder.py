@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax.data.sources.folder_scan import SHARDS
 from diffusion_jax.data.sources.folder_texts import NUMBERS, captions_in, numbers_in
 from diffusion_jax.data.sources.packages import require_packages
 from diffusion_jax.data.sources.shard_folder import Format, Sample, ShardFolder, shard_builder
@@ -63,7 +64,7 @@ def make_format(
     )
     return Format(
         "parquet",
-        (".parquet",),
+        SHARDS["parquet_folder"],
         functools.partial(_read, columns),
         functools.partial(_names, columns),
     )

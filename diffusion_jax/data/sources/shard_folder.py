@@ -25,6 +25,7 @@ from diffusion_jax.data.sources.folder_content import (
 )
 from diffusion_jax.data.sources.folder_scan import SPLITS, Item
 from diffusion_jax.data.sources.folder_texts import NUMBERS
+from diffusion_jax.wording import counted
 
 _SPLIT = re.compile(rf"({'|'.join(SPLITS)})(?![a-z])", re.IGNORECASE)
 
@@ -69,9 +70,10 @@ class Shards(NamedTuple):
     def in_words(self) -> str:
         """Say in one line what the folder is taken for."""
         counts = ", ".join(f"{split} {count}" for split, count in self.counts.items())
+        files = counted(sum(map(len, self.splits.values())), "shard", "shards")
         shown = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
         return (
-            f"images: {counts} in {sum(map(len, self.splits.values()))} shards; "
+            f"images: {counts} in {files}; "
             f"classes: {f'{len(self.classes)} ({shown})' if self.classes else 'none'}; "
             f"captions: {'inside' if self.has_captions else 'none'}"
             + "".join(f"; each with its {name}" for name in self.numbers)
@@ -120,7 +122,7 @@ class ShardFolder(tfds.core.GeneratorBasedBuilder):
             place = file.relative_to(config.folder).as_posix()
             for number, sample in enumerate(config.format.read(file, True)):
                 item = Item(
-                    file,
+                    Path(f"{file}/{sample.name}"),  # for messages
                     f"{place}/{sample.name}",
                     sample.label,
                     sample.captions,
@@ -157,8 +159,8 @@ def scan_shards(folder: str | Path, kind: Format) -> Shards:
 
     A shard belongs to the split that its folder or the beginning of its name says (train-0001.tar),
     else to the training split.
-    Raises FileNotFoundError for no such folder, ValueError for one without shards, and what the
-    format raises for a damaged shard.
+    Raises FileNotFoundError for no such folder, ValueError for one without shards or whose shards
+    hold no images, and what the format raises for a damaged shard.
     """
     root = find_root(folder)
     if not root.is_dir():
@@ -171,7 +173,10 @@ def scan_shards(folder: str | Path, kind: Format) -> Shards:
     for file in files:
         splits.setdefault(_split_of(root, file), []).append(file)
     stamps = tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in (p.stat() for p in files))
-    return _scan(root, kind, tuple((split, *own) for split, own in splits.items()), stamps)
+    found = _scan(root, kind, tuple((split, *own) for split, own in splits.items()), stamps)
+    if not any(found.counts.values()):
+        raise ValueError(f"{root} holds {counted(len(files), 'shard', 'shards')} without images")
+    return found
 
 
 @functools.lru_cache(maxsize=4)

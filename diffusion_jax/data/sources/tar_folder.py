@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffusion_jax.data.sources.folder_scan import SUFFIXES, TEXTS
+from diffusion_jax.data.sources.folder_scan import SHARDS, SUFFIXES, TEXTS
 from diffusion_jax.data.sources.folder_texts import captions_in, numbers_in
 from diffusion_jax.data.sources.shard_folder import Format, Sample, ShardFolder, shard_builder
 
@@ -64,10 +64,14 @@ def read_tar(path: Path, images: bool) -> Iterator[Sample]:
                     most = _MOST_BYTES if ending in SUFFIXES else _MOST_TEXT
                     file = shard.extractfile(member) if member.size <= most else None
                     found[ending] = b"" if file is None else file.read()
+                elif ending.endswith(SUFFIXES):  # photo.1.png: told if its sample has no image
+                    found[ending] = b""
             if key is not None:
                 yield from _sample(key, found)
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is cut off or no tar file: {error}") from error
+        # tarfile lists on more lines what else it took the file for.
+        why = str(error).partition("\n")[0].rstrip(":")
+        raise ValueError(f"{path} is cut off or no tar file: {why}") from error
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -82,12 +86,14 @@ def _sample(key: str, found: dict[str, bytes]) -> Iterator[Sample]:
         return
     image = next((found[ending] for ending in SUFFIXES if ending in found), None)
     if image is None:
-        yield Sample(key, problem=f"{key} has no image, only {', '.join(found)}")
+        dots = any(ending.endswith(SUFFIXES) for ending in found)
+        why = " (a name ends at its first dot)" if dots else ""
+        yield Sample(key, problem=f"no image, only {', '.join(found)}{why}")
         return
     try:
         label, captions, numbers = _texts(found)
     except (ValueError, RecursionError) as error:
-        yield Sample(key, problem=f"{key}: {error}")
+        yield Sample(key, problem=str(error))
         return
     yield Sample(key, image, label, captions, numbers=numbers)
 
@@ -97,7 +103,10 @@ def _texts(
 ) -> tuple[str | None, tuple[str, ...] | None, tuple[tuple[str, float], ...]]:
     label, captions, numbers = None, None, ()
     if ".json" in found:
-        fields = json.loads(found[".json"])
+        try:
+            fields = json.loads(found[".json"])
+        except ValueError as error:
+            raise ValueError(f"its .json is not JSON ({error})") from error
         if not isinstance(fields, dict):
             raise ValueError(f"its .json is {type(fields).__name__} and should be an object")
         label = fields["label"] if "label" in fields else None
@@ -107,12 +116,19 @@ def _texts(
         captions = captions_in(words[0], "its .json") if words else None
         numbers = numbers_in(fields, "its .json")
     for ending in (e for e in TEXTS if e in found):
-        lines = [line.strip() for line in found[ending].decode().splitlines()]
+        lines = [line.strip() for line in _text(found, ending).splitlines()]
         captions = tuple(line for line in lines if line) or ("",)
         break
     for ending in (e for e in _LABELS if e in found):
-        label = found[ending].decode().strip()
+        label = _text(found, ending).strip()
     return None if label is None else str(label).strip(), captions, numbers
 
 
-FORMAT = Format("tar", (".tar", ".tar.gz", ".tgz"), read_tar)
+def _text(found: dict[str, bytes], ending: str) -> str:
+    try:
+        return found[ending].decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"its {ending} is not UTF-8 text ({error})") from error
+
+
+FORMAT = Format("tar", SHARDS["tar_folder"], read_tar)

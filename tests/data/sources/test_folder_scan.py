@@ -199,3 +199,20 @@ def test_masks_beside_images_are_their_masks(tmp_path):
     (tmp_path / "b/1-masklabel.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 mask is not there, such as .*1-masklabel\.p"):
         scan(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "captions.jsonl", "Captions.JSONL"])
+def test_a_file_of_captions_has_one_of_two_names(tmp_path, name):
+    make(tmp_path, "a.png", "b.png")
+    make(tmp_path, name, text='{"file_name": "a.png", "text": "a fox"}\n')
+    found = scan(tmp_path)
+    assert names(found) == {"train": ["a.png"]} and found.captions == name
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [("0.tar", "'tar_folder' reads its .tar f"), ("0.parquet", "'parquet_folder'")],
+)
+def test_a_folder_of_shards_is_told_what_reads_it(tmp_path, file, told):
+    with pytest.raises(ValueError, match=rf"holds no images.*; data\.source\.name = {told}"):
+        scan(make(tmp_path, file, "notes.md"))

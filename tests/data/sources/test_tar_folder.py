@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from typing import Any
 
@@ -90,6 +91,40 @@ def test_bad_samples_are_counted_like_bad_files(tmp_path):
         open_tars(tmp_path, max_corrupt=2)
 
 
+def test_what_is_wrong_with_a_sample_is_told_by_its_name(tmp_path, caplog):
+    shard = tmp_path / "shards/0.tar"
+    bad = [
+        ("photo.1.png", picture(1)),
+        ("x.txt", b"alone"),
+        ("y.png", picture(2)),
+        ("y.txt", b"\xff"),
+    ]
+    bad += [
+        ("z.png", picture(3)),
+        ("z.json", b"{"),
+        ("e.png", b""),
+        ("e.txt", b"a text"),
+        ("g.mask.png", picture(4)),
+    ]
+    write_tar(shard, [*bad, ("g.png", picture(4)), ("g.txt", b"a text")])
+    (source,) = records(open_tars(tmp_path)).values()
+    assert bytes(source["file_name"]) == b"0.tar/g"
+    for name, told in (
+        ("photo", r"no image, only \.1\.png \(a name ends at its first dot\)"),
+        ("x", r"no image, only \.txt"),
+        ("y", r"its \.txt is not UTF-8 text"),
+        ("z", r"its \.json is not JSON"),
+        ("e", "not a readable image"),
+    ):
+        assert re.search(f"skipped {re.escape(str(shard))}/{name}: {told}", caplog.text), name
+
+
+def test_shards_without_images_are_refused(tmp_path):
+    write_tar(tmp_path / "shards/0.tar", [("x.txt", b"alone")])
+    with pytest.raises(ValueError, match="holds 1 shard without images"):
+        open_tars(tmp_path)
+
+
 def test_a_shard_that_is_no_tar_file_or_cut_off_is_told(tmp_path):
     path = tmp_path / "shards/0.tar"
     with pytest.raises(FileNotFoundError, match="is no folder"):
@@ -98,7 +133,7 @@ def test_a_shard_that_is_no_tar_file_or_cut_off_is_told(tmp_path):
     with pytest.raises(ValueError, match="holds no shards, which end in .tar, .tar.gz, .tgz"):
         open_tars(tmp_path)
     path.write_bytes(b"x" * 600)
-    with pytest.raises(ValueError, match="0.tar is cut off or no tar file"):
+    with pytest.raises(ValueError, match="0.tar is cut off or no tar file: [^\n]*[a-z]$"):
         open_tars(tmp_path)
     whole = write_tar(tmp_path / "whole.tar", [("a.png", picture(1) * 50)]).read_bytes()
     path.write_bytes(whole[:1500])
@@ -126,6 +161,4 @@ def test_numbers_of_a_json_count(tmp_path):
         2: (1, 1.0),
     }
     (sample,) = (s for s in read_tar(tmp_path / "shards/a.tar", False) if s.problem)
-    assert (
-        sample.problem == "3: its .json: repeats = 0 should be a whole number between 1 and 1000000"
-    )
+    assert sample.problem == "its .json: repeats = 0 should be a whole number between 1 and 1000000"
