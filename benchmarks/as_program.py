@@ -4,5 +4,5 @@ import os
 
 from diffusion_jax.devices.xla_flags import add_cpu_flags
 
-if os.environ["BENCHMARK_WORK"] == "train":
+if os.environ.get("BENCHMARK_WORK") == "train":
     add_cpu_flags()
