@@ -148,6 +148,7 @@ class Side:
         environment["OMP_NUM_THREADS"] = str(specification["threads"])
         environment["JAX_PLATFORMS"] = "cpu" if specification["device"] == "cpu" else "cuda"
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the other side needs room as well
+        environment["BENCHMARK_WORK"] = specification["work"] if "work" in specification else ""
         self.name = script
         self.process = subprocess.Popen(
             [python, str(HERE / script)],

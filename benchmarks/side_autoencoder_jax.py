@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import as_program  # noqa: F401
+
+# isort: split
 import jax
 import jax.numpy as jnp
 import numpy as np

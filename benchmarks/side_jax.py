@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import as_program  # noqa: F401
+
+# isort: split
 import jax
 import numpy as np
 import paired

@@ -33,6 +33,11 @@ from doc_blocks import Block, commands, read_blocks, shrink
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
 PAGE_SECONDS = 1800
+# A training step that calls oneDNN would be compiled anew in every block.
+_XLA_FLAGS = (
+    "--xla_backend_optimization_level=1",
+    "--xla_cpu_experimental_onednn_custom_call=false",
+)
 # Linked from the checkout; configs are copied, because a page may write a new one.
 LINKED = ("launch.py", "diffusion_jax", "benchmarks", "tests", "deploy", "docs")
 
@@ -141,7 +146,7 @@ def _environment(folder: Path, work: Path) -> dict[str, str]:
     kept = dict(
         TFDS_DATA_DIR=str(Path(home) / "tensorflow_datasets"),
         JAX_COMPILATION_CACHE_DIR=str(work / "xla"),
-        XLA_FLAGS="--xla_backend_optimization_level=1",
+        XLA_FLAGS=" ".join(_XLA_FLAGS),
     )
     return {
         **kept,

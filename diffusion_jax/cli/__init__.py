@@ -9,8 +9,11 @@ from collections.abc import Sequence
 
 from diffusion_jax.cli.arguments import parse_arguments
 from diffusion_jax.cli.flags import NO_CONFIG
+from diffusion_jax.devices.xla_flags import add_cpu_flags
 from diffusion_jax.runs.failures import exit_code, sentence_of
 from diffusion_jax.train.hooks.received import Interrupted, handle_signals, interruptible
+
+_log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not cache.startswith("~"):  # as it does for a user without a home
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{cache}/diffusion_jax/xla")
     _show_log()
+    if arguments.command == "train":
+        _set_xla_flags()
     if os.getcwd() not in sys.path:  # where a config's package.module:Object may lie
         sys.path.append(os.getcwd())
     try:
@@ -50,6 +55,12 @@ def _joined(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[
     flags = "coordinator_address num_processes process_id local_device_ids".split()
     place = processes.place_of_flags(*(getattr(arguments, flag) for flag in flags))
     return processes.joined(place, exit_code)
+
+
+def _set_xla_flags() -> None:
+    added = add_cpu_flags()
+    if added is not None:
+        _log.info("Faster convolutions on this CPU: XLA_FLAGS += %s", added)
 
 
 def _show_log() -> None:

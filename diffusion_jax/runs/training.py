@@ -38,6 +38,7 @@ from diffusion_jax.runs.weights import (
 from diffusion_jax.train import loop
 from diffusion_jax.train.checkpoints.reading import resolve_checkpoint, restore_state
 from diffusion_jax.train.checkpoints.saving import Checkpoints, open_checkpoints, state_bytes
+from diffusion_jax.train.compiler_options import kept_off_disk
 from diffusion_jax.train.hooks.checkpoint import make_rescue, save_state
 from diffusion_jax.train.hooks.hang import watch_hangs
 from diffusion_jax.train.hooks.overview import overview
@@ -204,7 +205,7 @@ def _train_run(
                 progress=progress,
                 with_images=None if data.cached is None else data.cached.with_images,
             )
-            step_fn = jit_train_step(experiment.train_step, abstract, donate=donate)
+            step_fn = _compilable(experiment, abstract, donate)
             hooks = build_hooks(experiment, watched)
             batches = _batches(experiment, asked, data, state, frozen).iterate(first_step)
             received.interruptible = False  # from here on, a signal waits for the save
@@ -222,6 +223,11 @@ def _train_run(
             received.clear()  # one signal is enough
         with interruptible(received):
             return _finish(experiment, state, stop, watched, data.test if test else None, say)
+
+
+def _compilable(experiment: Experiment, abstract: TrainState, donate: bool) -> Callable:
+    step = jit_train_step(experiment.train_step, abstract, donate=donate)
+    return kept_off_disk(step, experiment.mesh)
 
 
 def _in_process_0(on_event: Listener | None) -> Listener:

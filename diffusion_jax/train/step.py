@@ -3,6 +3,7 @@
 All random numbers of step n come from fold_in(key(seed), n).
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -13,8 +14,13 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
+from diffusion_jax.models.layers.convolution import for_onednn
 from diffusion_jax.randomness import Stream, sample_keys, step_key, stream_key
-from diffusion_jax.train.compiler_options import options_for_gpus
+from diffusion_jax.train.compiler_options import (
+    onednn_convolves,
+    options_for_gpus,
+    options_for_onednn,
+)
 from diffusion_jax.train.state import TrainState, strengthen
 from diffusion_jax.types import Batch, PyTree
 
@@ -127,12 +133,25 @@ def jit_train_step(
     metrics = (
         NamedSharding(scalar.mesh, PartitionSpec()) if isinstance(scalar, NamedSharding) else None
     )
+    options = options_for_gpus(scalar.mesh) if metrics is not None else None
+    traced = train_step
+    if metrics is not None and onednn_convolves(scalar.mesh):
+        options, traced = options_for_onednn(), _for_onednn(train_step)
     return jax.jit(
-        train_step,
+        traced,
         donate_argnums=(0,) if donate else (),
         out_shardings=(shardings, metrics),
-        compiler_options=options_for_gpus(scalar.mesh) if metrics is not None else None,
+        compiler_options=options,
     )
+
+
+def _for_onednn(train_step: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(train_step)
+    def traced(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Metrics]:
+        with for_onednn():
+            return train_step(state, batch, frozen)
+
+    return traced
 
 
 def mean_metrics(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -169,7 +169,7 @@ def test_a_file_without_the_encoder_that_has_a_file_of_its_own_is_enough(sdxl, t
     found = load_frozen(network, shapes_of(frozen), no_random, path)["conditioner"]
     for name in TEXTS:
         same(found[name], frozen["conditioner"][name])
-    with pytest.raises(ValueError, match="holds 1 networks of the kind 'clip text', and config"):
+    with pytest.raises(ValueError, match="holds 1 network of the kind 'clip text', and config"):
         load_frozen(experiment.network, shapes_of(frozen), no_random, path)
 
 

@@ -3,7 +3,7 @@
 There the gradient of a kernel takes three to eight times as long as the convolution. So
 - a 1 x 1 convolution is a matrix product, backwards as well: its kernel's gradient takes a quarter;
 - the gradient of a 3 x 3 kernel is summed over parts of the batch that fit into a core's cache: it
-  takes a third to a half;
+  takes a third to a half. Where XLA_FLAGS leave convolutions to Eigen, it is computed at once;
 - both gradients are written as convolutions of transposed arrays. XLA's CPU compiler does so itself
   in a program's main computation, and not in a branch or the body of a loop, where it would run
   naive loops instead, twenty times slower.
@@ -11,8 +11,10 @@ Forward and backward of a 28 px network of widths 32/64/64 take 1.4 s of one cor
 Other devices run what they would have run.
 """
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, TypeAlias
 
@@ -21,13 +23,30 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from diffusion_jax.devices.xla_flags import eigen_convolves
 from diffusion_jax.models.layers.derivatives import Arrays, with_derivatives
 
 # Size of a part in numbers: 1 MiB of float32, the second-level cache of current cores or less.
 PART_SIZE = 2**18
 MAX_PARTS = 32
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+DEEP_DIMENSIONS = ("NDHWC", "DHWIO", "NDHWC")
 Padding: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
+# Set while for_onednn traces.
+_onednn: contextvars.ContextVar[bool] = contextvars.ContextVar("onednn", default=False)
+
+
+@contextlib.contextmanager
+def for_onednn() -> Iterator[None]:
+    """Write the gradients of kernels as oneDNN computes them best, while this is open.
+
+    The numbers are the same. Without oneDNN a CPU takes four times as long for them.
+    """
+    token = _onednn.set(True)
+    try:
+        yield
+    finally:
+        _onednn.reset(token)
 
 
 def convolve(
@@ -166,6 +185,9 @@ def _kernel_gradient(
         )
     ]
 
+    if _onednn.get() and dy.dtype == jnp.float32:
+        return _deep_kernel_gradient(x, dy, strides, around)
+
     def whole(x: Array, dy: Array) -> Array:
         gradient = lax.conv_general_dilated(
             jnp.swapaxes(x, 0, 3),
@@ -185,12 +207,33 @@ def _kernel_gradient(
     return sum((whole(x[:, i], dy[:, i]) for i in range(1, count)), whole(x[:, 0], dy[:, 0]))
 
 
+def _deep_kernel_gradient(
+    x: Array, dy: Array, strides: tuple[int, int], around: Sequence[tuple[int, int]]
+) -> Array:
+    """Convolve in three dimensions: height, width, and the input's channels as the innermost.
+
+    oneDNN is fast where the innermost dimension of a result is long, as the channels are and the
+    three columns of a kernel are not. The batch is summed over in the channels' place.
+    """
+    gradient = lax.conv_general_dilated(
+        jnp.transpose(x, (1, 2, 3, 0))[None],
+        jnp.transpose(dy, (1, 2, 0, 3))[:, :, None],
+        (1, 1, 1),
+        [*around, (0, 0)],
+        rhs_dilation=(*strides, 1),
+        dimension_numbers=DEEP_DIMENSIONS,
+    )
+    return gradient[0]
+
+
 def number_of_parts(shape: tuple[int, ...], dtype: Any) -> int:
     """Find into how many parts to split an output of this shape: the fewest that fit the cache.
 
     They are a power of two that divides the batch. Only float32 is split: sums of rounded parts
-    would not be the same.
+    would not be the same. Eigen blocks its work for the cache by itself, and is slower in parts.
     """
+    if eigen_convolves():
+        return 1
     count = 1
     size = math.prod(shape)
     while size // count > PART_SIZE and count < MAX_PARTS and shape[0] % (2 * count) == 0:

@@ -1,5 +1,6 @@
 """Our convolution against lax's, forwards and backwards, with batches split and whole."""
 
+import contextlib
 import re
 
 import flax.linen as nn
@@ -10,8 +11,15 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from diffusion_jax.devices.xla_flags import CONVOLUTIONS_BY_EIGEN
 from diffusion_jax.models.layers import convolution
-from diffusion_jax.models.layers.convolution import MAX_PARTS, PART_SIZE, convolve, number_of_parts
+from diffusion_jax.models.layers.convolution import (
+    MAX_PARTS,
+    PART_SIZE,
+    convolve,
+    for_onednn,
+    number_of_parts,
+)
 
 
 def layer(own, kernel_size=(3, 3), stride=1, padding=None):
@@ -84,12 +92,29 @@ def test_no_convolution_has_three_dimensions(kernel_size):
         ((3, 2), (2, 3), ((3, 0), (1, 2)), (2, 9, 11, 4)),
     ],
 )
-def test_strides_and_paddings(kernel_size, stride, padding, shape):
+@pytest.mark.parametrize("deep", [False, True])
+def test_strides_and_paddings(kernel_size, stride, padding, shape, deep):
     x = jax.random.normal(jax.random.key(0), shape)
     layers = [layer(own, kernel_size, stride, padding) for own in (True, False)]
     params = layers[0].init(jax.random.key(1), x)
     cotangent = jax.random.normal(jax.random.key(2), layers[1].apply(params, x).shape)
-    assert_same(*(results(module, params, x, cotangent) for module in layers))
+    with for_onednn() if deep else contextlib.nullcontext():
+        ours = results(layers[0], params, x, cotangent)
+    assert_same(ours, results(layers[1], params, x, cotangent))
+
+
+def test_onednn_gets_gradients_of_kernels_in_three_dimensions():
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+    params = layer(True).init(jax.random.key(1), x)
+
+    def lowered():
+        gradient = jax.grad(lambda params, x: jnp.sum(layer(True).apply(params, x) ** 2))
+        return jax.jit(gradient).lower(params, x).as_text()
+
+    deep = "[b, 0, 1, 2, f]x[0, 1, 2, i, o]->[b, 0, 1, 2, f]"
+    assert deep not in lowered()
+    with for_onednn():
+        assert deep in lowered()
 
 
 def test_a_cpu_is_given_no_transposed_convolutions():
@@ -131,6 +156,11 @@ def test_a_large_batch_is_split_and_runs_without_a_condition(monkeypatch):
 def test_parts_fit_the_cache(shape, dtype, parts):
     assert number_of_parts(shape, dtype) == parts
     assert PART_SIZE * 4 == 2**20
+
+
+def test_eigen_gets_the_whole_batch(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", CONVOLUTIONS_BY_EIGEN)
+    assert number_of_parts((64, 28, 28, 32), jnp.float32) == 1
 
 
 def test_split_gradients_of_a_sharded_batch(monkeypatch):
