@@ -161,10 +161,12 @@ class Data(NamedTuple):
     def first_row(self, source: Records, *, finish: Finish | None = None) -> dict[str, Any]:
         """Make a batch of one record for each process, as evaluation would, in this thread.
 
-        It has the keys of every other batch. Buckets are not looked for: that reads all images.
+        It has all that embedders read. Buckets, repeats and weights are left aside, because they
+        would be read of all records.
         """
         given = {"batch_size": jax.process_count(), "finish": finish, "crop": self._eval_crop}
-        batches = self._call(eval_batches, source, **given, num_threads=0, buckets=False)
+        aside = {"buckets": False, "repeats_key": None, "weight_key": None}
+        batches = self._call(eval_batches, source, **given, **aside, num_threads=0)
         return next(batches.iterate(0))
 
     @property
