@@ -205,7 +205,7 @@ def _train_run(
                 progress=progress,
                 with_images=None if data.cached is None else data.cached.with_images,
             )
-            step_fn = _compilable(experiment, abstract, donate)
+            step_fn = _jit_step(experiment, abstract, donate)
             hooks = build_hooks(experiment, watched)
             batches = _batches(experiment, asked, data, state, frozen).iterate(first_step)
             received.interruptible = False  # from here on, a signal waits for the save
@@ -225,7 +225,7 @@ def _train_run(
             return _finish(experiment, state, stop, watched, data.test if test else None, say)
 
 
-def _compilable(experiment: Experiment, abstract: TrainState, donate: bool) -> Callable:
+def _jit_step(experiment: Experiment, abstract: TrainState, donate: bool) -> Callable:
     step = jit_train_step(experiment.train_step, abstract, donate=donate)
     return kept_off_disk(step, experiment.mesh)
 
