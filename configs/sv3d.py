@@ -5,18 +5,20 @@ python launch.py sample --checkpoint=sv3d_p.safetensors --config=configs/sv3d.py
     --image=object.png --elevation=20
 python launch.py --config=configs/sv3d.py --config.data.source.folder=~/orbits \
     --config.train.ckpt_path=sv3d_u.safetensors                # fine-tune the released weights
-python launch.py --config=configs/sv3d.py:tiny                 # the same code in seconds
+python launch.py --config=configs/sv3d.py:p --config.data.source.folder=~/orbits \
+    --config.train.ckpt_path=sv3d_p.safetensors                # with the angles of the cameras
+python launch.py --config=configs/sv3d.py:p_tiny               # the same code in seconds
 
 Hardware: a GPU or TPU pod, as configs/svd.py. Time: not measured. Result: not measured.
 
 The default goes once around at the picture's height; variant p has the angles of the camera as
-an input and only draws, because folders of videos do not hold angles. What is opaque in the picture
-is the object, and the last frame is the picture.
+an input, and its folder says in metadata.jsonl where the camera of each frame is (docs/video.md).
+What is opaque in the picture is the object, and the last frame is the picture, also in training.
 """
 
 import ml_collections
 
-VARIANTS = ("p", "tiny")
+VARIANTS = ("p", "tiny", "p_tiny")
 FRAMES = 21
 
 
@@ -25,9 +27,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = d()
     config.seed = 0
 
+    has_angles = variant.startswith("p")
     config.data = d(
         dict(
-            source=dict(name="video_folder", folder="set me", num_frames=FRAMES),
+            source=dict(
+                name="video_folder", folder="set me", num_frames=FRAMES, cameras=has_angles
+            ),
             splits=dict(train="train"),
             batches=dict(image_size=576, channels=3, num_frames=FRAMES),
         )
@@ -60,16 +65,22 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
                     tower="ViT-H-14",
                     unsqueeze_dim=True,
                     ucg_rate=0.1,
+                    ucg_group="picture",  # 5 % of the clips lose this alone
                     weights=None,
                 ),
                 frame=dict(
-                    name="encoded_frames", input_key="cond_frames", ucg_rate=0.1, weights=None
+                    name="encoded_frames",
+                    input_key="cond_frames",
+                    ucg_rate=0.1,
+                    ucg_group="picture",
+                    ucg_from=0.05,  # 5 % lose both, and 5 % this alone
+                    weights=None,
                 ),
                 noise=dict(input_key="cond_aug", default=(1e-5,), **number),
             ),
         )
     )
-    if variant == "p":
+    if has_angles:
         angle = dict(name="numbers", size=1, outdim=512, frames=FRAMES)
         for name in ("polars_rad", "azimuths_rad"):
             config.conditioning.embedders[name] = d(dict(input_key=name, **angle))
@@ -87,7 +98,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             use_linear_in_transformer=True,
             context_dim=1024,
             num_classes="sequential",
-            adm_in_channels=1280 if variant == "p" else 256,
+            adm_in_channels=1280 if has_angles else 256,
             use_spatial_context=True,
             extra_ff_mix_layer=True,
             merge_strategy="learned_with_images",
@@ -117,8 +128,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.hooks = d(dict(scalars=dict(every=50), images=dict(batch_frequency=1000, max_images=2)))
     config.checkpoint = d(dict(every=1000, keep_last=2))
 
-    if variant == "tiny":
-        config.data.source = d(dict(name="moving_digits", num_examples=32))
+    if variant.endswith("tiny"):
+        config.data.source = d(dict(name="coloured_blocks", num_frames=4, num_examples=32))
         config.data.splits = d(dict(train="train", validation="validation", test="test"))
         config.data.batches.update(dict(image_size=32, num_frames=4))
         small = dict(ch=32, ch_mult=(1, 2), num_res_blocks=1)
@@ -128,6 +139,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         embedders.clip.update(tower | dict(weights="random"))
         embedders.frame.update(small | dict(weights="random"))
         embedders.noise.outdim = 16
+        if has_angles:
+            for name in ("polars_rad", "azimuths_rad"):
+                embedders[name].update(dict(outdim=16, frames=4))
         config.model.update(
             dict(
                 model_channels=32,
@@ -136,7 +150,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
                 attention_resolutions=(2,),
                 num_head_channels=16,
                 context_dim=32,
-                adm_in_channels=16,
+                adm_in_channels=3 * 16 if has_angles else 16,
                 dtype="float32",  # XLA's CPU compiler takes a minute over bf16 convolutions
                 remat="none",
             )

@@ -3,14 +3,21 @@
 python launch.py sample --checkpoint=sv4d.safetensors --config=configs/sv4d.py \\
     --image=object.mp4 --orbit=sv3d_u.safetensors
 python launch.py sample --checkpoint=sv4d2.safetensors --config=configs/sv4d.py:2 --image=object.mp4
+python launch.py --config=configs/sv4d.py --config.data.source.folder=~/objects \\
+    --config.train.ckpt_path=sv4d.safetensors                  # fine-tune the released weights
+python launch.py --config=configs/sv4d.py:2_tiny               # the same code in seconds
 python launch.py plan --config=configs/sv4d.py:2               # memory and time of a step
 
 21 frames of an object on white, or with an opacity, become as many from all other sides. The
 default goes on from an orbit of SV3D around the first frame; variant "2" is SV4D 2 with 12 times of
 4 views, "2_8views" with 5 times of 8. 2.00 B parameters.
 
-Hardware: a GPU with 80 GB. Time: not measured. Result: not measured. Training needs clips of
-several views with the angles of their cameras, which no source here has.
+Training takes a folder of objects, each with a video from every side and the angles of the cameras
+(docs/video.md). The first view is the one that is given, the others at the first time are known;
+their pictures are lost together, and SV4D 2 also learns to begin without the other views.
+
+Hardware: to draw a GPU with 80 GB, to train a GPU or TPU pod. Time: not measured. Result: not
+measured.
 """
 
 import ml_collections
@@ -30,7 +37,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     frames = times * views
     config.data = d(
         dict(
-            source=dict(name="video_folder", folder="set me", num_frames=frames),
+            source=dict(name="view_folder", folder="set me", num_frames=2 * times),
             splits=dict(train="train"),
             batches=dict(image_size=576, channels=3, num_frames=frames),
         )
@@ -49,10 +56,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         )
     )
     angle = dict(name="numbers", size=1, outdim=512, frames=frames)
+    # Guidance needs clips that have lost all of this.
+    lost = dict(ucg_rate=0.1, ucg_group="video")
     encoder = dict(name="encoded_frames", weights=None)
     config.conditioning = d(
         dict(
             key="hybrid-adm",
+            frame_noise=(-11.5, 0.0),  # almost none, as the released weights expect
             object_share=0.9 if is_second else 0.917,
             first_views="drawn" if is_second else "orbit",
             # The released weights expect the features in this order.
@@ -63,28 +73,33 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
                     input_key="cond_frames_without_noise",
                     tower="ViT-H-14",
                     frames=times,
-                    ucg_rate=0.1,
                     weights=None,
+                    **lost,
                 ),
                 frame=dict(
                     input_key="cond_frames",
                     frames=times,
                     copies=views,
                     level_dim=256,
-                    ucg_rate=0.1,
                     **encoder,
+                    **lost,
                 ),
                 polar=dict(input_key="polar_rad", **angle),
                 azimuth=dict(input_key="azimuth_rad", **angle),
                 view=dict(
-                    input_key="cond_view", frames=views, entry="cond_view", ucg_rate=0.1, **encoder
+                    input_key="cond_view",
+                    frames=views,
+                    entry="cond_view",
+                    # SV4D 2 draws its first window without them, and the others with them.
+                    **(lost | dict(ucg_rate=0.5 if is_second else 0.1)),
+                    **encoder,
                 ),
                 motion=dict(
                     input_key="cond_motion",
                     frames=times,
                     entry="cond_motion",
-                    ucg_rate=0.1,
                     **encoder,
+                    **lost,
                 ),
             ),
         )
@@ -141,7 +156,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.checkpoint = d(dict(every=1000, keep_last=2))
 
     if variant.endswith("tiny"):
-        config.data.source = d(dict(name="moving_digits", num_examples=32))
+        blocks = dict(num_frames=2 * times, num_views=1 + views, num_examples=32)
+        config.data.source = d(dict(name="coloured_blocks", **blocks))
         config.data.splits = d(dict(train="train", validation="validation", test="test"))
         config.data.batches.update(dict(image_size=32, num_frames=frames))
         small = dict(ch=32, ch_mult=(1, 2), num_res_blocks=1)

@@ -27,6 +27,7 @@ from diffusion_jax.data.order import (
 )
 from diffusion_jax.data.records import MIDDLE, Record, Records
 from diffusion_jax.data.tags import with_tags
+from diffusion_jax.data.views import with_views
 
 NUM_THREADS, PREFETCH = 2, 4
 CENTER = np.array([[MIDDLE, MIDDLE]])
@@ -58,6 +59,9 @@ class Batches(NamedTuple):
             the image there and 0 elsewhere.
         "loss_weight": float32 [b], with weight_key: what the loss of each sample is multiplied by.
         Each of image_columns: float32 [b, h, w, 3] in [-1, 1], cut and mirrored as the image is.
+        Each of number_columns that the data have: float32 [b, d], and of frame_columns [b, n, d],
+            of the n frames that are shown of a record, with d = 1 for single numbers.
+        "given_view": float32 [b, t, h, w, c], with num_views; "image" then has the others.
         "weight": float32 [b], from eval_batches.
     A source of clips that says no "fps" gives neither fps_id nor motion_bucket_id. num_examples:
     records of the source. steps_per_epoch: batches in one pass over them. shapes: every (h, w) that
@@ -147,6 +151,7 @@ def make_batches(
     order = training_order(members, batch_size=batch_size, seed=seed, shuffle=shuffle)
     draw = functools.partial(draw_rows, order, images.shapes, local, batch_size, seed, random_flip)
     make = functools.partial(_training_batch, images, options, draw)
+    make = functools.partial(with_views, make, options.num_views)
     make = functools.partial(with_weights, make, images.emphasis.weights)
     make = functools.partial(
         with_masks, make, options.masks, options.loss_mask, local, batch_size, seed
@@ -186,6 +191,7 @@ def eval_batches(
     images = open_images(source, options)
     order = evaluation_order(images.members, batch_size=batch_size)
     make = functools.partial(_evaluation_batch, images, options, order, local)
+    make = functools.partial(with_views, make, options.num_views)
     make = functools.partial(with_weights, make, images.emphasis.weights)
     make = functools.partial(
         with_masks, make, options.masks, options.loss_mask, local, batch_size, 0
@@ -265,7 +271,7 @@ def _evaluation_batch(
     rows = Rows(filled, images.shapes[bucket], real, none.astype(bool), CENTER, none, none + MIDDLE)
     records = [images.read(int(number), rows.size) for number in rows.ids]
     readable = np.array([record.image is not None for record in records])
-    frames = () if options.num_frames is None else (options.num_frames,)
+    frames = () if options.clips is None else (options.clips.shown,)
     black = np.zeros((*frames, *rows.size, options.channels), np.uint8)
     pixels = np.stack([black if record.image is None else record.image for record in records])
     columns, _ = columns_of(records, rows)
@@ -330,6 +336,8 @@ def columns_of(records: list[Record], rows: Rows) -> tuple[HostBatch, np.ndarray
     clips = [record.clip for record in records if record.clip is not None]
     if clips:
         columns |= clip_columns(clips)
+    for name in records[0].numbers.keys() - columns.keys():
+        columns[name] = np.stack([record.numbers[name] for record in records])
     if records[0].label is not None:
         columns["label"] = np.array([record.label for record in records], np.int32)
     if records[0].captions is not None:

@@ -11,7 +11,9 @@ from diffusion_jax.data.buckets import BucketRule, sort_into_buckets
 from diffusion_jax.data.clips import ClipRule, check_rule, frames_of
 from diffusion_jax.data.emphasis import ALIKE, Emphasis, read_emphasis
 from diffusion_jax.data.masks import check_kinds
+from diffusion_jax.data.numbers import NumberNames
 from diffusion_jax.data.records import (
+    VIEWS,
     Record,
     Records,
     features_of,
@@ -20,6 +22,7 @@ from diffusion_jax.data.records import (
     make_reader,
 )
 from diffusion_jax.data.tags import TagRule
+from diffusion_jax.wording import counted
 
 # The column that is how opaque an image is.
 ALPHA = "alpha"
@@ -46,6 +49,9 @@ class ImageOptions(NamedTuple):
     masks: kinds of random masks, of masks.KINDS, for models that complete images; each sample takes
         one of them. () makes none.
     image_columns: other images of a record that become columns of a batch, in three channels.
+    number_columns, frame_columns: numbers of a record, and of each of its frames, that become
+        columns of a batch where the data have them.
+    num_views: views of each time in a clip, besides the given one; None for data of one view.
     repeats_key: the feature that says how often a record comes in an epoch of training; weight_key:
         the one that says what its loss is multiplied by. None counts all records alike.
     caption: the caption of every record, in place of what the source has; None for these.
@@ -72,6 +78,9 @@ class ImageOptions(NamedTuple):
     loss_mask: str | None = None
     masks: tuple[str, ...] = ()
     image_columns: tuple[str, ...] = ()
+    number_columns: tuple[str, ...] = ()
+    frame_columns: tuple[str, ...] = ()
+    num_views: int | None = None
     repeats_key: str | None = None
     weight_key: str | None = None
     caption: str | None = None
@@ -96,7 +105,14 @@ class ImageOptions(NamedTuple):
     @property
     def clips(self) -> ClipRule | None:
         """How records become clips; None for images. Raises ValueError for a number below 1."""
-        return None if self.num_frames is None else check_rule(self.num_frames, self.frame_stride)
+        if self.num_frames is None:
+            return None
+        return check_rule(self.num_frames, self.frame_stride, self.num_views)
+
+    @property
+    def numbers(self) -> NumberNames:
+        """The numbers of records and frames that become columns of a batch."""
+        return NumberNames(self.number_columns, self.frame_columns)
 
 
 class Images(NamedTuple):
@@ -164,6 +180,7 @@ def open_images(source: Records, options: ImageOptions, *, at_least: int = 1) ->
         max_corrupt=options.max_corrupt,
         clips=options.clips,
         columns=_columns(source, features.image, options, ways),
+        numbers=options.numbers.among(features_of(source)),
     )
     if options.caption is not None:
         read = functools.partial(_captioned, read, options.caption)
@@ -211,10 +228,22 @@ def _holds_video(source: Records, name: str) -> bool:
 
 
 def _check_lengths(source: Records, name: str, rule: ClipRule) -> None:
-    """Raise ValueError when the first records are all too short for a clip, stills left aside."""
-    numbers = range(min(len(source), _LOOKED_AT))
-    longest = max(len(frames_of(source[number][name])) for number in numbers)
-    if 1 < longest < rule.span:
+    """Raise ValueError when the first records are all too short for a clip, stills left aside.
+
+    So it does when they have too few views, or have views that the clips do not show.
+    """
+    records = [source[number] for number in range(min(len(source), _LOOKED_AT))]
+    views = [int(record[VIEWS]) if VIEWS in record else 1 for record in records]
+    wanted = 1 if rule.num_views is None else 1 + rule.num_views
+    if max(views) < wanted or max(views) > wanted == 1:
+        raise ValueError(
+            f"the first records of this data set have {counted(max(views), 'view', 'views')} of "
+            f"each time, and the model takes {wanted}"
+        )
+    longest = max(
+        len(frames_of(record[name])) // own for record, own in zip(records, views, strict=True)
+    )
+    if (1 < longest or wanted > 1) and longest < rule.span:
         raise ValueError(
             f"num_frames = {rule.num_frames} with frame_stride = {rule.stride} takes {rule.span} "
             f"frames, but the first records of this data set have at most {longest}"

@@ -277,6 +277,8 @@ def _pack_entry(entry: Entry, number: int, dtype: str) -> bytes:
     header = {"record": (*stored, record.captions), "bucket": entry.bucket, "place": number}
     if record.clip is not None:
         header["clip"] = record.clip
+    if record.numbers:
+        header["numbers"] = {name: rows.tolist() for name, rows in record.numbers.items()}
     if entry.pixels:
         header["pixels"] = list(entry.pixels)
     return _pack(header, {**arrays, **entry.pixels})

@@ -10,11 +10,14 @@ import numpy as np
 from tensorflow_datasets.core import features as tfds_features
 
 from diffusion_jax.data.clips import Clip, ClipRule, fit_clip, frame_rate, frames_of, unreadable
+from diffusion_jax.data.numbers import NONE, NumberNames, numbers_of
 from diffusion_jax.data.transforms import CorruptImageError, Fitted
 from diffusion_jax.wording import counted
 
 # Which part of a record is shown when nothing is drawn.
 MIDDLE = 0.5
+# How many views of each time a record has; a record without this field has one.
+VIEWS = "num_views"
 _USUAL_NAMES = {
     "image": ("image", "video"),
     "label": ("label",),
@@ -48,7 +51,8 @@ class Record(NamedTuple):
     image: uint8 [h, w, c], or [t, h, w, c] for a clip; None when it is unreadable. original_size,
     resized_size: (height, width) as in transforms.Fitted; for an unreadable image the size that was
     asked for. label, captions: None when the source has none. clip: None for an image. columns:
-    other images of the record, uint8 [h, w, 3], fitted as its image is.
+    other images of the record, uint8 [h, w, 3], fitted as its image is. numbers: other fields of
+    the record, float32, [d], or [t, d] for the frames that are shown.
     """
 
     image: np.ndarray | None
@@ -59,6 +63,7 @@ class Record(NamedTuple):
     index: int
     clip: Clip | None = None
     columns: Mapping[str, np.ndarray] = {}
+    numbers: Mapping[str, np.ndarray] = {}
 
 
 class FeatureNames(NamedTuple):
@@ -142,6 +147,7 @@ def make_reader(
     max_corrupt: int,
     clips: ClipRule | None = None,
     columns: Mapping[str, Callable[..., Fitted]] = MappingProxyType({}),
+    numbers: NumberNames = NONE,
 ) -> Callable[..., Record]:
     """Make the function (record number, (height, width), place) -> Record; threads may share it.
 
@@ -149,10 +155,11 @@ def make_reader(
     of a record is shown, in [0, 1); by default the middle one. With cache=True a record is decoded
     once and kept, of a video all frames. An unreadable image gives image=None and a warning, and an
     error once there are more than max_corrupt of them. columns: other images of a record, with what
-    fits each to the size that its image had: (record, (height, width), size before).
+    fits each to the size that its image had: (record, (height, width), size before). numbers: the
+    fields of a record that are numbers.
 
     Raises:
-        ValueError: while reading, one unreadable image too many; names the record.
+        ValueError: while reading, one unreadable image too many or no number; names the record.
     """
     kept: dict[tuple[int, tuple[int, int]], Callable[[float], Record]] = {}
     corrupt: set[int] = set()
@@ -161,9 +168,11 @@ def make_reader(
         fields = source[index]
         label = None if keys.label is None else int(fields[keys.label])
         texts = None if keys.caption is None else captions_of(fields[keys.caption])
+        frames = frames_of(fields[keys.image]) if clips is not None else []
+        views = int(fields[VIEWS]) if clips is not None and VIEWS in fields else 1
 
         def show(place: float) -> Record:
-            clip, others = None, {}
+            clip, others, shown = None, {}, [0]
             try:
                 if clips is None:
                     image, original_size, resized_size = fit(fields[keys.image], size)
@@ -172,20 +181,22 @@ def make_reader(
                         for name, fit_column in columns.items()
                     }
                 else:
-                    fitted, clip = fit_clip(fit_frame, len(frames), fps, clips, place)
+                    shown = [0] * clips.shown  # of frames that cannot be read
+                    fitted, clip, shown = fit_clip(fit_frame, len(frames), fps, clips, place, views)
                     image, original_size, resized_size = fitted
             except CorruptImageError as error:
                 image, original_size, resized_size = None, size, size
                 clip = None if clips is None else unreadable(clips, fps)
                 _count_corrupt(corrupt, index, _name(fields, index), error, max_corrupt)
             sizes = (original_size, resized_size)
-            return Record(image, *sizes, label, texts, index, clip, others)
+            told = numbers_of(numbers, fields, len(frames), shown, _name(fields, index))
+            return Record(image, *sizes, label, texts, index, clip, others, told)
 
         if clips is None:
             record = show(MIDDLE)
             return lambda place: record
-        frames = frames_of(fields[keys.image])
         fps = frame_rate(fields[keys.image], fields["fps"] if "fps" in fields else None)
+        fps = fps if clips.num_views is None else None  # of several views, neighbours do not move
         fit_frame = lambda number: fit(frames[number], size)
         fit_frame = functools.cache(fit_frame) if cache else fit_frame
         return show

@@ -39,7 +39,7 @@ ROLES = ("train", "validation", "test")
 # What a run decides, not a data section.
 _GIVEN = "source batch_size seed repeat process_index process_count finish".split()
 # What the network decides.
-_COLUMNS = ("image_columns",)
+_COLUMNS = ("image_columns", "number_columns", "frame_columns", "num_views")
 _SOURCE = "config.data.source.name"
 SOURCE = Section(
     "config.data.source",
@@ -117,10 +117,12 @@ class Data(NamedTuple):
         found = find_prepared(content, value_of(open_source, options, "data_dir"))
         return self if found is None else self._replace(prepared=found)
 
-    def with_columns(self, names: tuple[str, ...]) -> "Data":
-        """Add other images of the records to the batches."""
-        options = {**self.batch_options, "image_columns": names}
-        return self._replace(batch_options=options) if names else self
+    def with_columns(self, **columns: Any) -> "Data":
+        """Add to the batches what a network reads of the records besides: see _COLUMNS."""
+        return self._replace(
+            batch_options={**self.batch_options, **columns},
+            image_options=self.image_options._replace(**columns),
+        )
 
     def train_batches(
         self, source: Records, *, batch_size: int, seed: int, finish: Finish | None = None

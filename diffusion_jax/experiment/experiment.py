@@ -33,6 +33,7 @@ from diffusion_jax.experiment.binding import (
     known_sections,
     row,
 )
+from diffusion_jax.experiment.cameras import degrees_read
 from diffusion_jax.experiment.control import columns_of
 from diffusion_jax.experiment.data import Data, build_data, check_alike
 from diffusion_jax.experiment.diffusion import make_diffusion
@@ -280,12 +281,31 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
         check_alike(data.image_options, "the loss of a first stage")
     hooks = bind_hooks(sections, task, data.splits)
     draws = None if task.drawing is None else task.drawing.network
-    columns = (*columns_of(task.embedders), *staged_columns(task.embedders))
-    setting = setting._replace(data=data.with_columns(columns))
+    data = data.with_columns(**_columns(task, data))
+    setting = setting._replace(data=data)
     latent_cache = bind_latent_cache(sections, data, draws)
     prior = bind_prior(sections, data, task, training.batch_size)
     ema = bind_ema(sections["ema"])
     return Experiment(sections, setting, task, hooks, latent_cache, ema, prior)
+
+
+def _columns(task: Task, data: Data) -> dict[str, Any]:
+    """Find what the batches hold besides images and texts, because embedders read it."""
+    embedders = task.embedders
+    numbers = [e for e in embedders.values() if e.dtype == "float32" and e.channels is None]
+    of_frames = [e.input_key for e in numbers if e.shape[:-1] == (data.num_frames,)]
+    degrees = degrees_read([e.input_key for e in numbers])
+    if degrees and data.batch_options["random_flip"]:
+        raise ConfigError(
+            "config.data.batches.random_flip = True should be False: of a mirrored clip the angles "
+            "of the cameras would be wrong"
+        )
+    return {
+        "image_columns": (*columns_of(embedders), *staged_columns(embedders)),
+        "number_columns": tuple(e.input_key for e in numbers if e.input_key not in of_frames),
+        "frame_columns": (*of_frames, *degrees),
+        "num_views": None if task.drawing is None else task.drawing.network.num_views,
+    }
 
 
 def _mesh(

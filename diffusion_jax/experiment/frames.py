@@ -1,6 +1,6 @@
 """The shape of a clip, and the frame that conditions it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -48,16 +48,21 @@ def alternating(forward: Predict, backward: Predict, times: int) -> Predict:
     return predict
 
 
-def add_frame(batch: Batch, keys: Keys, frame_noise: tuple[float, float]) -> Batch:
+def frame_of(batch: Mapping[str, Any], place: int) -> Any:
+    """Take the picture that conditions each clip: batch[FRAME], or else one frame of its clip."""
+    return batch[FRAME] if FRAME in batch else batch["image"][:, place]
+
+
+def add_frame(batch: Batch, keys: Keys, frame_noise: tuple[float, float], place: int = 0) -> Batch:
     """Add the conditioning frame of each clip to a batch: as it is, with noise, and how much.
 
-    The frame [b h w c] is batch[FRAME], or else the first one of batch["image"] [b t h w c]. The
-    standard deviation sigma of its noise is batch[NOISE_LEVEL] [b 1], or else drawn for each
-    sample: ln(sigma) ~ N(mean, std^2) with frame_noise = (mean, std). Sample i depends on keys[i]
-    alone.
+    place: of the frame in the clip, see frame_of; it is [b h w c], or [b t h w c] where it is a
+    video. The standard deviation sigma of its noise is
+    batch[NOISE_LEVEL] [b 1], or else drawn for each sample: ln(sigma) ~ N(mean, std^2) with
+    frame_noise = (mean, std). Sample i depends on keys[i] alone.
     Source: Blattmann et al. 2023, "Stable Video Diffusion"; generative-models, cond_aug.
     """
-    frame = batch[FRAME] if FRAME in batch else batch["image"][:, 0]
+    frame = frame_of(batch, place)
     keys = jax.vmap(jax.random.split)(fold_in_all(keys, SamplerStream.CONDITIONING_FRAME))
     if NOISE_LEVEL in batch:
         sigma = jnp.asarray(batch[NOISE_LEVEL], jnp.float32)

@@ -21,6 +21,7 @@ from diffusion_jax.experiment.binding import (
     pick,
     row,
 )
+from diffusion_jax.experiment.cameras import with_cameras
 from diffusion_jax.experiment.first_stage import FirstStage, build_first_stage
 from diffusion_jax.experiment.frames import FRAME, FRAME_INPUTS, add_frame, with_frames
 from diffusion_jax.experiment.host_inputs import add_inputs
@@ -193,8 +194,13 @@ class Network(NamedTuple):
         return {**conditioning, IMAGE_ONLY: batch[IMAGE_ONLY]}
 
     @property
-    def reads_first_frame(self) -> bool:
-        """Whether embedders read the first frame of a clip, see frames.add_frame."""
+    def frame_place(self) -> int:
+        """Which frame of a clip is the picture that conditions it: the last of an orbit, else 0."""
+        return -1 if self.frame_fit == "object" else 0
+
+    @property
+    def reads_frame(self) -> bool:
+        """Whether embedders read one frame of a clip, see frames.add_frame."""
         read = {e.input_key for e in self.embedders.values() if e.frames is None}
         return self.num_frames is not None and bool(read.intersection(FRAME_INPUTS))
 
@@ -203,7 +209,7 @@ class Network(NamedTuple):
         read = {embedder.input_key for embedder in self.embedders.values()}
         if self.num_frames is None or not read.intersection(FRAME_INPUTS):
             return batch
-        return add_frame(batch, keys, self.frame_noise)
+        return add_frame(batch, keys, self.frame_noise, self.frame_place)
 
     def encode(self, frozen: PyTree, batch: Batch, keys: Keys) -> Array:
         """Give what the network learns to denoise: images, or latents times the scale factor.
@@ -276,10 +282,11 @@ class Network(NamedTuple):
         }
 
     def with_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Add to a host batch what embedders read and it lacks: tokens, hints, defaults.
+        """Add to a host batch what embedders read and it lacks: angles, tokens, hints, defaults.
 
         An embedder whose outputs are in the batch already needs no input.
         """
+        batch = with_cameras(batch, self.num_views, absolute=self.first_views == "orbit")
         return add_inputs(self.embedders, self.tokenize, batch)
 
 

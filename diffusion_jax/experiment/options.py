@@ -20,10 +20,11 @@ class ConditioningOptions(NamedTuple):
     frame_noise: mean and standard deviation of ln(sigma) of the noise that training adds to the
     conditioning frame of a video. frame_fit: how a picture of any size becomes that frame in
     sampling: "cover" cuts the middle out; "object" puts what is opaque on white, and the picture
-    takes the place of the last frame drawn, as in SV3D. object_share: how much of the side of a
-    picture or video the object takes; None is as it is given.
+    takes the place of the last frame drawn, as in SV3D, so it is a clip's last frame in training.
+    object_share: how much of the side of a picture or video the object takes; None is as given.
     first_views: where a model of several views begins: "drawn" draws the first window without any
-    new view known, as SV4D 2; "orbit" is given an orbit of SV3D around the first frame, as SV4D.
+    new view known, as SV4D 2; "orbit" is given an orbit of SV3D around the first frame, as SV4D,
+    and polar angles count from the upright axis instead of from the given view.
     """
 
     key: str = "none"

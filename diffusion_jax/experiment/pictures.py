@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_jax.devices.arrays import put
 from diffusion_jax.devices.mesh import on_mesh, replicated
 from diffusion_jax.diffusion import ddpm
-from diffusion_jax.experiment.frames import FRAME
+from diffusion_jax.experiment.frames import FRAME, frame_of
 from diffusion_jax.experiment.task import Drawing, Setting
 from diffusion_jax.randomness import Stream, noise_like, sample_keys, stream_key
 from diffusion_jax.train.ema import ema_params, has_ema
@@ -62,7 +62,7 @@ def draw_pictures(
         count = min(max_images, len(batch["image"]))
         inputs = {key: np.asarray(batch[key][:count]) for key in inputs_of if key in batch}
         if network.num_frames is not None:
-            inputs[FRAME] = np.asarray(batch["image"][:count, 0])
+            inputs[FRAME] = np.asarray(frame_of(batch, network.frame_place)[:count])
         params = ema_params(state.opt_state) if has_ema(state.opt_state) else state.params
         samples = drawing.sample_fn(
             params,

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from diffusion_jax.experiment.cameras import ORBIT_POLARS
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.runs.clips import read_clip
 from diffusion_jax.runs.conditions import FRAME_NAME, Conditions, check_count, required_inputs
 from diffusion_jax.runs.control import read_control
 from diffusion_jax.runs.folder import has_run
-from diffusion_jax.runs.frames import POLARS, frame_rate
+from diffusion_jax.runs.frames import frame_rate
 from diffusion_jax.runs.inputs import read_image, read_mask, read_picture
 from diffusion_jax.runs.recipe import find_recipe
 from diffusion_jax.runs.samples import write_clips, write_samples
@@ -225,7 +226,7 @@ def _videos(model: Model, asked: Asked, folder: pathlib.Path) -> Call:
         if asked.image is None:
             raise ValueError("this model makes videos of a picture: give --image=FILE")
         conditions[FRAME_NAME] = read_picture(asked.image, flag="--image=")
-    if POLARS not in known:
+    if ORBIT_POLARS not in known:
         why = "this model is not told where the camera is"
         _refuse(asked, ("elevation", "azimuths"), why)
     conditions |= _angles(asked)
@@ -280,7 +281,7 @@ def _orbit(asked: Asked, first: np.ndarray, load: Callable[[pathlib.Path], Any])
             raise ValueError(f"--orbit={path} should have {NUM_FRAMES} frames; it has {found}")
         return frames
     sv3d = load(path)
-    takes_angles = POLARS in required_inputs(sv3d.experiment.network)
+    takes_angles = ORBIT_POLARS in required_inputs(sv3d.experiment.network)
     given = {FRAME_NAME: first, **(_angles(asked) if takes_angles else {})}
     return sv3d(given, num_frames=NUM_FRAMES, num_steps=asked.steps, seed=asked.seed)[0]
 

@@ -1,6 +1,7 @@
 """Whether a data set has what the embedders of a model read, found out before anything is long."""
 
 from diffusion_jax.data.records import Records
+from diffusion_jax.experiment.cameras import degrees_read
 from diffusion_jax.experiment.experiment import Experiment
 
 
@@ -21,6 +22,8 @@ def check_inputs(experiment: Experiment, source: Records) -> None:
     }
     if missing:
         told = ", ".join(f"{name} reads {key!r}" for name, key in missing.items())
+        degrees = " and ".join(degrees_read(missing.values()))
+        told += f", which {degrees} of its frames would make" if degrees else ""
         raise ValueError(
             f"the data set {data.name!r} lacks inputs of config.conditioning.embedders: {told}; "
             f"its batches have {', '.join(sorted(there))}"

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_jax.data import transforms
+from diffusion_jax.experiment.cameras import ORBIT_AZIMUTHS, ORBIT_POLARS
 from diffusion_jax.experiment.frames import FRAME
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.runs.conditions import FRAME_NAME, input_name
@@ -17,7 +18,6 @@ from diffusion_jax.train.pictures import to_pixels
 # Argument of a call -> the input that embedders read, SVD's names for them.
 NUMBERS = {"fps": "fps_id", "motion_bucket_id": "motion_bucket_id", "cond_aug": "cond_aug"}
 
-POLARS, AZIMUTHS = "polars_rad", "azimuths_rad"
 # Of models that are not told any, as SVD's script has it.
 DEFAULT_FPS_ID = (6,)
 
@@ -45,10 +45,11 @@ def clip_conditions(
             raise ValueError("this model makes videos of a picture: give one, or one for each")
         fit = _FITS[network.frame_fit]
         given[FRAME_NAME] = as_frames(given[FRAME_NAME], (height, width), channels, fit)
-    if POLARS in known:
+    if ORBIT_POLARS in known:
         degrees = {name: given.pop(name) for name in ("elevations", "azimuths") if name in given}
         angles = orbit(num_frames, **degrees)
-        given = {POLARS: angles.polars[:, None], AZIMUTHS: angles.azimuths[:, None]} | given
+        polars, azimuths = angles.polars[:, None], angles.azimuths[:, None]
+        given = {ORBIT_POLARS: polars, ORBIT_AZIMUTHS: azimuths} | given
     for argument, value in numbers.items():
         if value is None:
             continue

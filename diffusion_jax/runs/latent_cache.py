@@ -265,7 +265,8 @@ def _write_shards(
     encoder: _Encoder,
 ) -> None:
     options, dtype = experiment.data.batch_options, cache_options(experiment).dtype
-    images, first_frame = _open(experiment, source), experiment.network.reads_first_frame
+    images, network = _open(experiment, source), experiment.network
+    frame = network.frame_place if network.reads_frame else None
     buckets = np.zeros(len(source), np.int64)
     for bucket, numbers in enumerate(images.members):
         buckets[numbers] = bucket
@@ -286,7 +287,7 @@ def _write_shards(
     )
     entries: dict[int, Entry] = {}
     for chunk, records in loaded:
-        found = _encode(encoder, chunk, records, options["random_flip"], first_frame)
+        found = _encode(encoder, chunk, records, options["random_flip"], frame)
         entries |= dict(zip(chunk.numbers.tolist(), found, strict=True))
         numbers = shards.records(chunk.shard)
         if len(entries) == len(numbers):
@@ -306,14 +307,14 @@ def _chunks(
 
 
 def _encode(
-    encoder: _Encoder, chunk: _Chunk, records: Sequence[Record], flips: bool, first_frame: bool
+    encoder: _Encoder, chunk: _Chunk, records: Sequence[Record], flips: bool, frame: int | None
 ) -> list[Entry]:
     images: Any = [record.image for record in records]  # all readable: see read_or_next
     image = np.stack(images)
     views = [image, np.ascontiguousarray(image[..., ::-1, :])] if flips else [image]
     found = [encoder.moments(transforms.to_float(view)) for view in views]
     moments = np.stack(found, axis=1)
-    firsts = np.stack([view[:, 0] for view in views], axis=1) if first_frame else None
+    shown = None if frame is None else np.stack([view[:, frame] for view in views], axis=1)
     outputs: list[dict[str, np.ndarray]] = [{} for _ in records]
     if encoder.null:
         captions = [_captions(record) for record in records]
@@ -329,7 +330,7 @@ def _encode(
             chunk.bucket,
             moments[row],
             outputs[row],
-            {} if firsts is None else {FRAME: firsts[row]},
+            {} if shown is None else {FRAME: shown[row]},
         )
         for row, record in enumerate(records)
     ]

@@ -65,8 +65,11 @@ def describe_cache(experiment: Experiment, frozen: PyTree, source: Records) -> d
         parts[f"config.data.batches.{name}"] = data.batch_options[name]
     parts |= _fields(network.first_stage.module, "config.first_stage")
     parts["the weights of config.first_stage"] = _fingerprint(frozen["first_stage"])
-    if network.reads_first_frame:
-        parts["the first frame of each clip"] = "uint8"
+    if network.reads_frame:
+        which = "first" if network.frame_place == 0 else "last"
+        parts[f"the {which} frame of each clip"] = "uint8"
+    if data.image_options.frame_columns:
+        parts["the numbers of each frame"] = list(data.image_options.frame_columns)
     for name in ("text", "dtype", "shard_size"):
         parts[f"config.latent_cache.{name}"] = getattr(options, name)
     for name, embedder in cached_embedders(experiment).items():

@@ -1,25 +1,16 @@
 """A camera that circles an object: its angles, and the object alone on white."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from diffusion_jax.data.transforms import RESIZE_FILTERS, upright
+from diffusion_jax.experiment.cameras import Orbit, orbit_angles
 
 # The mean of the colours of a pixel above which it is background, where frames have no opacity.
 _WHITE = 250
-
-
-class Orbit(NamedTuple):
-    """Where the camera is in each frame, float32 [t] radians; the last frame is the picture's.
-
-    polars: from the upright axis down to the camera. azimuths: around that axis, from the picture.
-    """
-
-    polars: np.ndarray
-    azimuths: np.ndarray
 
 
 def orbit(
@@ -37,10 +28,9 @@ def orbit(
     if azimuths is None:
         azimuths = np.linspace(0.0, 360.0, num_frames + 1)[1:].tolist()
     around = _angles("azimuths", azimuths, num_frames)
-    around = np.deg2rad((around - around[-1]) % 360.0)
-    around[:-1].sort()
-    above = _angles("elevations", elevations, num_frames)
-    return Orbit(*(angles.astype(np.float32) for angles in (np.deg2rad(90.0 - above), around)))
+    angles = orbit_angles(_angles("elevations", elevations, num_frames), around)
+    angles.azimuths[:-1].sort()
+    return angles
 
 
 def object_on_white(

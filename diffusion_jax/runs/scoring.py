@@ -18,7 +18,7 @@ from diffusion_jax.data.progress import log_progress
 from diffusion_jax.devices.arrays import shard_batch
 from diffusion_jax.devices.mesh import batch_shards
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.frames import FRAME, FRAME_INPUTS
+from diffusion_jax.experiment.frames import FRAME, FRAME_INPUTS, frame_of
 from diffusion_jax.experiment.scoring import (
     ScoringOptions,
     check_scoring,
@@ -165,8 +165,8 @@ def conditions(experiment: Experiment, count: int, names: Sequence[str]) -> dict
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for batch in experiment.train_batches(experiment.data.source("train")).iterate(0):
         batch = experiment.task.with_inputs(batch)
-        if FRAME in names and FRAME not in batch:
-            batch = {**batch, FRAME: batch["image"][:, 0]}
+        if FRAME in names:
+            batch = {**batch, FRAME: frame_of(batch, experiment.network.frame_place)}
         absent = [name for name in names if name not in batch]
         if absent:
             raise ValueError(

@@ -9,21 +9,20 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.experiment.cameras import VIEW_AZIMUTHS, VIEW_POLARS, Orbit, view_angles
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.frames import FRAME, NOISE_LEVEL
 from diffusion_jax.experiment.network import Network
 from diffusion_jax.models.conditioning.routing import IMAGE_ONLY, MOTION, VIEWS
 from diffusion_jax.randomness import sample_keys, seed_key
 from diffusion_jax.runs.frames import as_frames, covering
-from diffusion_jax.runs.orbits import Orbit, objects_on_white, orbit
+from diffusion_jax.runs.orbits import objects_on_white, orbit
 from diffusion_jax.types import PyTree
 from diffusion_jax.wording import counted
 
 # What a user gives: the video, for SV4D an orbit of SV3D around its first frame, and degrees.
 VIDEO, ORBIT = "video", "orbit"
 GIVEN = (VIDEO, ORBIT, "elevations", "azimuths")
-# Inputs of the angles of each frame, in radians.
-POLAR, AZIMUTH = "polar_rad", "azimuth_rad"
 # Frames of the videos and of the orbits in the scripts.
 NUM_FRAMES = 21
 # Views of the scripts in degrees from the given one, by the number of new views.
@@ -44,7 +43,7 @@ def relative_angles(elevations: float | Sequence[float], azimuths: Sequence[floa
     Source: generative-models, simple_video_sample_4d2.py.
     Raises ValueError when there are not as many of one as of the other.
     """
-    around = np.deg2rad(np.asarray(azimuths, np.float64))
+    around = np.asarray(azimuths, np.float64)
     above = np.broadcast_to(np.asarray(elevations, np.float64), np.shape(elevations) or (1,))
     above = np.repeat(above, len(around)) if len(above) == 1 else above
     if len(above) != len(around):
@@ -52,9 +51,7 @@ def relative_angles(elevations: float | Sequence[float], azimuths: Sequence[floa
     for name, angles in (("elevations", elevations), ("azimuths", azimuths)):
         if not np.all(np.isfinite(angles)):
             raise ValueError(f"{name} = {angles!r} should be finite numbers")
-    polars, turn = np.deg2rad(90.0 - above), 2.0 * np.pi
-    angles = ((polars - polars[0] + np.pi / 2) % turn, (around - around[0]) % turn)
-    return Orbit(*(angle[1:].astype(np.float32) for angle in angles))
+    return view_angles(above, around, absolute=False)
 
 
 def by_windows(draw: Draw, video: np.ndarray, times: int, num_views: int) -> np.ndarray:
@@ -190,8 +187,8 @@ def drawer(
     num_views = len(angles.polars)
     frames = times * num_views
     rows = {
-        POLAR: np.tile(angles.polars, times)[None, :, None],
-        AZIMUTH: np.tile(angles.azimuths, times)[None, :, None],
+        VIEW_POLARS: np.tile(angles.polars, times)[None, :, None],
+        VIEW_AZIMUTHS: np.tile(angles.azimuths, times)[None, :, None],
         NOISE_LEVEL: np.zeros((1, 1), np.float32),
     }
 

@@ -87,7 +87,9 @@ def test_clips_are_those_of_make_batches(tmp_path):
         {"video": rng.integers(0, 256, (3 if n else 1, 8, 8, 3), dtype=np.uint8), "fps": 6.0}
         for n in range(COUNT)
     ]
-    options = {"num_frames": 2, "frame_stride": 2}
+    for number, record in enumerate(source):
+        record["azimuths"] = number + np.arange(len(record["video"])) / 3
+    options = {"num_frames": 2, "frame_stride": 2, "frame_columns": ("azimuths",)}
     images = open_images(source, ImageOptions(8, **options))
     shards = Shards(tmp_path, claim_folder(tmp_path, {}), COUNT, SHARD)
     for shard in range(shards.num_shards):
@@ -115,6 +117,7 @@ def test_clips_are_those_of_make_batches(tmp_path):
         wanted = [[moments_of(frame) for frame in clip] for clip in theirs["image"]]
         np.testing.assert_allclose(ours["moments"], wanted, atol=1e-6)
         stills += ours["image_only_indicator"][:, 0].sum()
+    assert ours["azimuths"].shape == (4, 2, 1)
     assert stills in (3, 4) and ours["moments"].shape == (4, 2, 2, 2, 2)
 
 

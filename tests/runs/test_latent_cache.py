@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from diffusion_jax.data.latent_shards import claim_folder
+from diffusion_jax.data.records import Record
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.binding import ConfigError
 from diffusion_jax.experiment.config_files import load_config
@@ -283,6 +284,21 @@ def test_texts_need_captions(tmp_path, frozen, one_encoder):
     bare = [{"image": record["image"]} for record in source()]
     with pytest.raises(ValueError, match="config.latent_cache.text = True needs captions"):
         make_latent_cache(built, frozen, bare)
+
+
+@pytest.mark.parametrize("place", [0, -1, None])
+def test_the_frame_that_conditions_a_clip_is_kept(place):
+    """The first one, or the last of an orbit; mirrored besides."""
+    clip = np.random.default_rng(0).integers(0, 256, (3, 2, 2, 3), dtype=np.uint8)
+    record = Record(clip, (2, 2), (2, 2), None, None, 0)
+    encoder = latent_cache._Encoder(1, lambda image: image[..., :2], lambda texts: {}, {})
+    chunk = latent_cache._Chunk(0, 0, np.array([0]))
+    (entry,) = latent_cache._encode(encoder, chunk, [record], True, place)
+    if place is None:
+        assert not entry.pixels
+    else:
+        kept = entry.pixels["cond_frames_without_noise"]
+        np.testing.assert_array_equal(kept, [clip[place], clip[place, :, ::-1]])
 
 
 VIDEO = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "weights": "random"}

@@ -96,7 +96,7 @@ def fingerprint(found: Scan, memory: Path) -> tuple[dict[Path, str], str]:
     for item in found.items():
         own = [hashes[path] for path in files[item.name]]
         facts = [item.name, item.label, item.captions, *own, *(name for name, _ in item.images)]
-        facts += item.numbers
+        facts += [*item.numbers, *(item.cameras or ())]
         digest.update(json.dumps(facts).encode())
     return hashes, digest.hexdigest()[:16]
 

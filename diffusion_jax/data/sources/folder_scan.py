@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from diffusion_jax.data.sources.cameras import Cameras
 from diffusion_jax.data.sources.folder_texts import (
     METADATA,
     NUMBERS,
@@ -52,13 +53,15 @@ class Kind(NamedTuple):
     """What a folder is searched for.
 
     one, many: its names in messages. suffixes: how its files end. frames: whether a folder counts
-    as one of them that holds two images or more, and neither folders nor such files.
+    as one of them that holds two images or more, and neither folders nor such files. videos:
+    whether they may be videos, whose frames have cameras.
     """
 
     one: str
     many: str
     suffixes: tuple[str, ...]
     frames: bool = False
+    videos: bool = False
 
     def fits(self, path: Path) -> bool:
         """Tell whether a path is of this kind."""
@@ -80,6 +83,7 @@ class Item(NamedTuple):
     """One image or video: its path, its name within the folder, and what is known about it.
 
     images: its other images, by column. numbers: how much it counts, see folder_texts.NUMBERS.
+    cameras: of its frames.
     """
 
     path: Path
@@ -88,6 +92,7 @@ class Item(NamedTuple):
     captions: tuple[str, ...] | None
     images: tuple[tuple[str, Path], ...] = ()
     numbers: tuple[tuple[str, float], ...] = ()
+    cameras: Cameras | None = None
 
     def files(self) -> list[Path]:
         """List the files that it consists of: of a folder the images, in the order of numbers."""
@@ -126,6 +131,10 @@ class Scan(NamedTuple):
         found = {name for item in self.items() for name, _ in item.numbers}
         return tuple(name for name in NUMBERS if name in found)
 
+    def has_cameras(self) -> bool:
+        """Tell whether the cameras of their frames are known."""
+        return any(item.cameras is not None for item in self.items())
+
     def in_words(self) -> str:
         """Say in one line what the folder is taken for."""
         classes = self.classes()
@@ -137,6 +146,7 @@ class Scan(NamedTuple):
             f"classes: {f'{len(classes)} ({shown})' if classes else 'none'}; "
             f"captions: {self.captions or 'none'}; "
             + "".join(f"each with its {name}; " for name in self.numbers())
+            + ("each with its cameras; " if self.has_cameras() else "")
             + f"ignored files: {ignored or 'none'}"
         )
 
@@ -225,7 +235,8 @@ def _scan_part(
             f'{{"file_name": "a.png", "caption": "a red fox"}} per {kind.one}'
         )
     if metadata is not None and caption in ("auto", "metadata"):
-        rows = read_metadata(metadata, also=kind.is_clip if kind.frames else None)
+        also = kind.is_clip if kind.frames else None
+        rows = read_metadata(metadata, also=also, of_videos=kind.videos)
         items = [Item(row.path, _name(root, row.path), *row[1:]) for row in rows]
         if caption == "metadata" and items[0].captions is None:
             raise ValueError(
@@ -302,7 +313,8 @@ def _other_source(part: Path) -> str:
 
 def _check_all_or_none(root: Path, found: Scan) -> None:
     items = found.items()
-    for field, name in (("label", "label"), ("captions", "caption")):
+    told = {"label": "label", "captions": "caption", "cameras": "list of elevations and azimuths"}
+    for field, name in told.items():
         missing = [item for item in items if getattr(item, field) is None]
         if missing and len(missing) < len(items):
             raise ValueError(
@@ -382,10 +394,10 @@ def frames_of(folder: Path) -> list[Path]:
     """List the images of a folder in the order of their numbers, without the hidden ones."""
     paths = [Path(entry.path) for entry in _entries(folder) if not _hidden(entry.name)]
     images = [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return sorted(images, key=lambda path: _natural(path.name))
+    return sorted(images, key=lambda path: natural(path.name))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Make a key that sorts frame 9 before frame 10."""
     parts = re.split(r"([0-9]+)", name)
     return [(int(part), part) if part.isdecimal() else (-1, part) for part in parts]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.data.emphasis import LARGEST
+from diffusion_jax.data.sources.cameras import Cameras, cameras_in
 
 METADATA = ("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv")
 
@@ -33,7 +34,7 @@ class Row(NamedTuple):
     """What a metadata file says about an image or video, which lies in the folder of the file.
 
     images: other images of the row by column, such as "conditioning_image", in one order. numbers:
-    the fields of NUMBERS that it has.
+    the fields of NUMBERS that it has. cameras: of each frame of a video.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Row(NamedTuple):
     captions: tuple[str, ...] | None
     images: tuple[tuple[str, Path], ...] = ()
     numbers: tuple[tuple[str, float], ...] = ()
+    cameras: Cameras | None = None
 
 
 def find_metadata(folder: Path) -> Path | None:
@@ -56,13 +58,16 @@ def find_metadata(folder: Path) -> Path | None:
     return paths[0] if paths else None
 
 
-def read_metadata(file: Path, *, also: Callable[[Path], bool] | None = None) -> list[Row]:
+def read_metadata(
+    file: Path, *, also: Callable[[Path], bool] | None = None, of_videos: bool = False
+) -> list[Row]:
     """Read a metadata file: a JSON object a line, or a table with a header.
 
     Fields: "file_name"; if known "caption" or "text", a text or in JSON a list of texts; "label";
     "repeats" and "weight", numbers, empty for 1; and for another image "conditioning_image" or
     "conditioning_image_file_name", or any other name that ends so. also: tells which paths may be
-    named besides files.
+    named besides files. of_videos: whether there may be "elevations" and "azimuths", see
+    cameras.cameras_in.
 
     Raises:
         ValueError: a line that is not of this form, names a file outside the folder or one that
@@ -73,6 +78,7 @@ def read_metadata(file: Path, *, also: Callable[[Path], bool] | None = None) -> 
     lines: dict[Path, str] = {}
     for where, fields in _json_lines(file) if file.suffix.lower() == ".jsonl" else _table(file):
         row = _row(file.parent, where, fields, also)
+        row = row._replace(cameras=cameras_in(fields, where)) if of_videos else row
         if row.path in lines:
             raise ValueError(
                 f"{where} names {fields['file_name']!r} again after line {lines[row.path]}; give "

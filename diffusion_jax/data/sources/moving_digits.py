@@ -9,7 +9,6 @@ and a model from image to video can be right or wrong.
 
 import colorsys
 import dataclasses
-import io
 import math
 import os
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from PIL import Image
 
 from diffusion_jax.data.sources.mnist_subset import read_table, split_digits
 from diffusion_jax.data.sources.packages import require_packages
+from diffusion_jax.data.sources.stored_frames import png
 
 FPS = 8.0
 # Each split has photographs of its own, and digits of its own too.
@@ -167,7 +167,7 @@ def _examples(
         yield (
             i,
             {
-                "video": [_png(frame) for frame in frames],
+                "video": [png(frame) for frame in frames],
                 "fps": FPS,
                 "label": int(labels[which]),
                 "hue": hue,
@@ -197,9 +197,3 @@ def _draw(
         mask = small.transform(shape, Image.Transform.AFFINE, moved, Image.Resampling.BILINEAR)
         share = np.clip(np.asarray(mask)[..., None] / 255, 0, 1)
         yield np.rint(background * (1 - share) + colour * share).astype(np.uint8)
-
-
-def _png(frame: np.ndarray) -> bytes:
-    encoded = io.BytesIO()
-    Image.fromarray(frame).save(encoded, "png", compress_level=1)
-    return encoded.getvalue()

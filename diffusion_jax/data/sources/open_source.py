@@ -12,6 +12,7 @@ from tensorflow_datasets.core import constants, file_adapters
 
 from diffusion_jax.data.records import Records, find_features
 from diffusion_jax.data.sources import (
+    coloured_blocks,
     image_folder,
     mnist_subset,
     moving_digits,
@@ -20,6 +21,7 @@ from diffusion_jax.data.sources import (
     preparation,
     tar_folder,
     video_folder,
+    view_folder,
 )
 
 # Builders of this package: name -> factory(data_dir, **options). They prepare themselves without a
@@ -28,10 +30,12 @@ OWN_BUILDERS: dict[str, Callable[..., tfds.core.DatasetBuilder]] = {
     "mnist_subset": mnist_subset.MnistSubset,
     "openmoji": openmoji.builder,
     "moving_digits": moving_digits.builder,
+    "coloured_blocks": coloured_blocks.builder,
     "image_folder": image_folder.builder,
     "tar_folder": tar_folder.builder,
     "parquet_folder": parquet_folder.builder,
     "video_folder": video_folder.builder,
+    "view_folder": view_folder.builder,
 }
 
 
@@ -50,10 +54,9 @@ def open_source(
 
     Args:
         name: "cifar10", "imagenette/160px-v2", "cifar10:3.0.2", ... as for tfds.builder; the name
-            of a builder of this package (mnist_subset, openmoji, moving_digits, image_folder,
-            tar_folder, parquet_folder, video_folder), which is prepared on first use; or the path
-            of a prepared version
-            (".../cifar10/3.0.2").
+            of a builder of this package (mnist_subset, openmoji, moving_digits, coloured_blocks,
+            image_folder, tar_folder, parquet_folder, video_folder, view_folder), which is prepared
+            on first use; or the path of a prepared version (".../cifar10/3.0.2").
         split: "train", "train[:90%]", "train+test", ...
         data_dir: where data sets are prepared; default: the environment variable TFDS_DATA_DIR,
             else ~/tensorflow_datasets.

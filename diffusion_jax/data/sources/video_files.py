@@ -84,6 +84,20 @@ def open_video(
         yield Video(float(rate), _reading(frames))
 
 
+def count_said(path: Path) -> int | None:
+    """Read how many frames the header of a video file says it has; None where it does not say.
+
+    Raises:
+        ModuleNotFoundError, CorruptVideoError, OSError: as open_video.
+    """
+    require_packages("video_folder", {"av": "av"})
+    import av
+
+    with path.open("rb") as file, _in_words(), av.open(file, options=_ALONE) as container:
+        streams = container.streams.video
+        return streams[0].frames or None if streams else None
+
+
 def resampled(
     timed: Iterator[tuple[Fraction, Any]], rate: Fraction, period: Fraction
 ) -> Iterator[Any]:

@@ -6,11 +6,8 @@ reads any record in any order, and decodes no frame that it does not show. An ho
 frames per second takes 3 to 5 GB at the default size of 576 pixels.
 """
 
-import collections
 import dataclasses
 import hashlib
-import io
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.progress import log_progress
+from diffusion_jax.data.sources.cameras import AZIMUTHS, ELEVATIONS, Cameras
 from diffusion_jax.data.sources.folder_content import (
     find_root,
     fingerprint,
@@ -41,20 +38,30 @@ from diffusion_jax.data.sources.folder_scan import (
     Scan,
     scan,
 )
-from diffusion_jax.data.sources.video_files import CorruptVideoError, Video, open_video
+from diffusion_jax.data.sources.stored_frames import (
+    check_cameras,
+    check_frame_options,
+    cut,
+    encode,
+    encoded,
+    open_image,
+    open_item,
+)
+from diffusion_jax.data.sources.video_files import CorruptVideoError
 from diffusion_jax.wording import counted
 
 # What image files are -> what a folder is searched for.
 KINDS = {
-    "frames": Kind("video", "videos", VIDEO_SUFFIXES, frames=True),
-    "stills": Kind("video", "videos and stills", tuple(dict.fromkeys(VIDEO_SUFFIXES + SUFFIXES))),
+    "frames": Kind("video", "videos", VIDEO_SUFFIXES, frames=True, videos=True),
+    "stills": Kind(
+        "video",
+        "videos and stills",
+        tuple(dict.fromkeys(VIDEO_SUFFIXES + SUFFIXES)),
+        videos=True,
+    ),
 }
 _DECIDING = ("images", "num_frames", "hop", "fps", "short_side", "encoding")
 _STILLS = frozenset(SUFFIXES) - frozenset(VIDEO_SUFFIXES)
-_ENCODINGS: dict[str, dict[str, Any]] = {
-    "jpeg": {"format": "jpeg", "quality": 92, "subsampling": "4:2:0"},
-    "png": {"format": "png"},
-}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -80,6 +87,7 @@ class VideoFolderConfig(tfds.core.BuilderConfig):
     has_captions: bool = False
     several_captions: bool = False
     numbers: tuple[str, ...] = ()
+    has_cameras: bool = False
 
 
 class VideoFolder(tfds.core.GeneratorBasedBuilder):
@@ -103,6 +111,8 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
             "fps": tfds.features.Scalar(np.float32),
             "start": tfds.features.Scalar(np.float32, doc="seconds into the video"),
         }
+        if self._options.has_cameras:
+            features |= {name: camera_feature() for name in (ELEVATIONS, AZIMUTHS)}
         return folder_info(self, self._options, "Videos of the folder", features)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
@@ -111,6 +121,7 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
         found = scan(Path(config.folder), caption=config.caption, kind=KINDS[config.images])
         if _content(found, Path(config.memory), config) != config.content:
             raise ValueError(f"{config.folder} changed while it was read; start again")
+        check_cameras(found.items(), config)
         return {split: self._examples(items) for split, items in found.splits.items()}
 
     def _examples(self, items: list[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -118,9 +129,9 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
         for item in log_progress(items, len(items), f"preparing {config.folder}"):
             texts = texts_of(item, several=config.several_captions, numbers=config.numbers)
             try:
-                for start, fps, frames in _records(item, config):
-                    fields = {"fps": fps, "start": start, "file_name": item.name, **texts}
-                    yield f"{item.name}:{start:.6f}", {"video": frames, **fields}
+                for start, fields in _records(item, config):
+                    fields |= {"start": start, "file_name": item.name, **texts}
+                    yield f"{item.name}:{start:.6f}", fields
                     count += 1
             except (OSError, CorruptVideoError, transforms.CorruptImageError) as error:
                 skip(self.info, item, error, config.max_corrupt, "video")
@@ -144,6 +155,7 @@ def builder(
     images: str = "frames",
     short_side: int = 576,
     encoding: str = "jpeg",
+    cameras: bool = False,
     max_corrupt: int = 10,
 ) -> VideoFolder:
     """Make the builder for a folder of videos; it is prepared again whenever its content changes.
@@ -165,12 +177,14 @@ def builder(
             it is at least half a hop long.
         fps: frames per second of the records; None keeps the average rate of each file. Clips of
             frame_stride s have fps / s, and that is what they are said to have. Folders of frames
-            say no rate and need it.
+            say no rate and need it, but for those with cameras, whose time means nothing.
         caption: where captions come from.
         images: what images are: "frames" of the folder that holds them and nothing else, or
             "stills", each a video of one frame, so that images and videos are trained jointly.
         short_side: larger frames are stored with that many pixels on their short side.
         encoding: how frames are stored, "jpeg" of quality 92 or lossless "png".
+        cameras: whether every video has to have "elevations" and "azimuths" in the metadata file,
+            one number for each of its frames, in degrees; if not, it may have them.
         max_corrupt: unreadable videos to leave out with a warning, before it is an error.
 
     Raises:
@@ -193,15 +207,34 @@ def builder(
         max_corrupt=max_corrupt,
     )
     _check(config)
-    found = scan(root, caption=caption, kind=KINDS[images])
+    return VideoFolder(data_dir=data_dir, config=_filled(config, must_have_cameras=cameras))
+
+
+def _filled(config: VideoFolderConfig, *, must_have_cameras: bool) -> VideoFolderConfig:
+    """Look at the folder of a configuration and fill in what it holds."""
+    root = Path(config.folder)
+    found = scan(root, caption=config.caption, kind=KINDS[config.images])
     say_once(f"{root} holds {found.in_words()}")
-    _check_frames(found, fps)
+    if must_have_cameras and not found.has_cameras():
+        raise ValueError(
+            f"{root} says of no video where its cameras are; give each one a line in metadata.jsonl"
+            ', such as {"file_name": "a.mp4", "elevations": 10, "azimuths": [0, 90, 180, 270]}, '
+            "with as many azimuths as it has frames"
+        )
+    _check_frames(found, config.fps)
     content = _content(found, Path(config.memory), config)
-    name = name_of(root, f"{max_corrupt} {content}")
-    return VideoFolder(
-        data_dir=data_dir,
-        config=dataclasses.replace(config, name=name, content=content, **text_options(found)),
+    return dataclasses.replace(
+        config,
+        name=name_of(root, f"{config.max_corrupt} {content}"),
+        content=content,
+        has_cameras=found.has_cameras(),
+        **text_options(found),
     )
+
+
+def camera_feature() -> tfds.features.FeatureConnector:
+    """Describe to TFDS a number for each frame of a record."""
+    return tfds.features.Sequence(tfds.features.Scalar(np.float32))
 
 
 def _content(found: Scan, memory: Path, config: VideoFolderConfig) -> str:
@@ -211,71 +244,37 @@ def _content(found: Scan, memory: Path, config: VideoFolderConfig) -> str:
 
 
 def _check(config: VideoFolderConfig) -> None:
-    for name in ("num_frames", "hop", "short_side"):
-        value = getattr(config, name)
-        if value < 1:
-            raise ValueError(f"{name} = {value} should be at least 1")
-    if config.fps is not None and not 0 < config.fps < math.inf:
-        raise ValueError(f"fps = {config.fps} should be above 0")
-    for name, choices in (("images", KINDS), ("encoding", _ENCODINGS)):
-        value = getattr(config, name)
-        if value not in choices:
-            raise ValueError(f"{name} = {value!r} is unknown; choose from {', '.join(choices)}")
+    check_frame_options(config)
+    if config.images not in KINDS:
+        raise ValueError(f"images = {config.images!r} is unknown; choose from {', '.join(KINDS)}")
 
 
 def _check_frames(found: Scan, fps: float | None) -> None:
     folders = [item.path for item in found.items() if item.path.is_dir()]
-    if folders and fps is None:
+    if folders and fps is None and not found.has_cameras():
         raise ValueError(
             f"fps = None should be the frames per second of the folders of frames, such as "
             f"{folders[0]}"
         )
 
 
-def _records(item: Item, config: VideoFolderConfig) -> Iterator[tuple[float, float, list[bytes]]]:
-    """Cut a video into records: (seconds into it, frames per second, encoded frames)."""
+def _records(item: Item, config: VideoFolderConfig) -> Iterator[tuple[float, dict[str, Any]]]:
+    """Cut a video into records: (seconds into it, fields)."""
     if item.path.suffix.lower() in _STILLS and not item.path.is_dir():
-        yield 0.0, 0.0, [_encode(_open_image(item.path), config)]
+        frames = [encode(open_image(item.path), config)]
+        yield 0.0, {"video": frames, "fps": 0.0, **_angles(item.cameras, 0, 1)}
         return
-    if item.path.is_dir():
-        assert config.fps is not None  # _check_frames
-        yield from _cut(Video(config.fps, map(_open_image, item.files())), config)
-        return
-    with open_video(item.path, fps=config.fps, short_side=config.short_side) as video:
-        yield from _cut(video, config)
+    with open_item(item, config) as video:
+        for first, frames in cut(encoded(video, config), video.fps, config):
+            angles = _angles(item.cameras, first, len(frames))
+            yield first / video.fps, {"video": frames, "fps": video.fps, **angles}
 
 
-def _cut(video: Video, config: VideoFolderConfig) -> Iterator[tuple[float, float, list[bytes]]]:
-    length, hop, count, shown = config.num_frames, config.hop, 0, 0
-    kept: collections.deque[bytes] = collections.deque(maxlen=length)
-    size = None
-    for frame in video.frames:
-        size = size or frame.size
-        if frame.size != size:
-            raise CorruptVideoError(f"frame {count} has the size {frame.size}, the first {size}")
-        kept.append(_encode(frame, config))
-        count += 1
-        if count >= length and (count - length) % hop == 0:
-            yield (count - length) / video.fps, video.fps, list(kept)
-            shown = count
-    if count < length:
-        raise CorruptVideoError(
-            f"it has {count} frames at {video.fps:.4g} per second, and a record takes "
-            f"num_frames = {length}"
-        )
-    if 2 * (count - shown) >= hop:
-        yield (count - length) / video.fps, video.fps, list(kept)
-
-
-def _open_image(path: Path) -> Image.Image:
-    return Image.fromarray(transforms.decode(path.read_bytes(), 3))
-
-
-def _encode(frame: Image.Image, config: VideoFolderConfig) -> bytes:
-    factor = min(1.0, config.short_side / min(frame.size))
-    if factor < 1:
-        size = (max(1, round(frame.width * factor)), max(1, round(frame.height * factor)))
-        frame = frame.resize(size, Image.Resampling.BICUBIC)
-    encoded = io.BytesIO()
-    frame.save(encoded, **_ENCODINGS[config.encoding])
-    return encoded.getvalue()
+def _angles(cameras: Cameras | None, first: int, count: int) -> dict[str, Any]:
+    """Give the angles of `count` frames of a video."""
+    if cameras is None:
+        return {}
+    shown = slice(first, first + count)
+    if len(cameras.azimuths) < shown.stop:  # more than the header said, which check_cameras read
+        raise CorruptVideoError(f"it has {len(cameras.azimuths)} cameras and more frames")
+    return {name: np.array(own[shown], np.float32) for name, own in cameras._asdict().items()}

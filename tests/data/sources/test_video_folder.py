@@ -221,3 +221,57 @@ def test_real_videos_of_a_package_become_clips(tmp_path):
     # The camera of the first follows cyclists, in the second somebody talks in a car.
     assert np.mean(buckets["bikes.mp4"]) > np.mean(buckets["carphone"]) + 50
     assert len(data.source("validation")) + len(records) == 18
+
+
+def write_angles(tmp_path, *lines):
+    rows = (
+        dict(zip(("file_name", "elevations", "azimuths"), line, strict=False)) for line in lines
+    )
+    (tmp_path / "videos/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_frames_have_the_angles_of_their_cameras(tmp_path, caplog):
+    """A file and a folder of frames, which needs no rate here; the second record begins later."""
+    write_video(tmp_path / "videos/a.mkv", grey_frames(range(6)), 10)
+    (tmp_path / "videos/b").mkdir()
+    for number in range(4):
+        Image.new("L", (24, 16), 100 + number).save(tmp_path / f"videos/b/{number}.png")
+    write_angles(tmp_path, ("a.mkv", 7, [*range(6)]), ("b", [1, 2, 3, 4], [50, 40, 30, 20]))
+    with caplog.at_level("INFO"):
+        source = open_folder(tmp_path, cameras=True)
+    assert "videos: train 2; classes: none; captions: none; each with its cameras;" in caplog.text
+    shown = {
+        round(float(np.asarray(Image.open(io.BytesIO(r["video"][0]))).mean())): r for r in source
+    }
+    assert sorted(shown) == [0, 2, 100]
+    assert list(shown[2]["azimuths"]) == [2, 3, 4, 5] and list(shown[2]["elevations"]) == [7] * 4
+    assert list(shown[100]["azimuths"]) == [50, 40, 30, 20]
+    columns = {"frame_columns": ("elevations", "azimuths")}
+    batch = next(
+        make_batches(source, batch_size=3, image_size=8, num_frames=2, **columns).iterate(0)
+    )
+    values = np.rint((batch["image"].mean((2, 3, 4)) + 1) * 127.5)
+    for value, azimuth in zip(values, batch["azimuths"][..., 0], strict=True):
+        np.testing.assert_array_equal(azimuth, value if value[0] < 100 else 1050 - 10 * value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([("a.mkv", 0, [0, 1, 2]), ("b.mkv", 0, [0, 1, 2, 3])], "a.mkv has 4 frames and 3 cameras"),
+        (
+            [("a.mkv", 0, [0, 1, 2, 3]), ("b.mkv",)],
+            "b.mkv has no list of elevations and azimuths, ",
+        ),
+        ([("a.mkv",), ("b.mkv",)], "videos says of no video where its cameras are; give each one "),
+        ([("a.mkv", "up", [0])], r"metadata.jsonl:1: elevations has 'up' and should have finite d"),
+        ([("a.mkv", float("nan"), [0])], r"metadata.jsonl:1 is not JSON \(NaN is no number of JSO"),
+    ],
+)
+def test_cameras_that_do_not_fit_are_told_before_anything_is_prepared(tmp_path, lines, message):
+    for name in ("a", "b"):
+        write_video(tmp_path / f"videos/{name}.mkv", grey_frames(range(4)), 10)
+    write_angles(tmp_path, *lines)
+    with pytest.raises(ValueError, match=message):
+        open_folder(tmp_path, cameras=True)
+    assert not list((tmp_path / "tfds").glob("video_folder/*/*"))
