@@ -63,6 +63,7 @@ SIZES = {
         (),
         {"ch": 64, "ch_mult": (1, 2, 2), "num_res_blocks": 2, "video_kernel_size": (3, 1, 1)},
         (1, 14, 32, 32, 4),
+        chunk=7,
     ),
     "full": Sizes(
         {

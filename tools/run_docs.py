@@ -33,6 +33,8 @@ from doc_blocks import Block, commands, read_blocks, shrink
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
 PAGE_SECONDS = 1800
+# A page is mostly Python, and compilation by one thread: alone it leaves the other cores idle.
+_WORKERS = min(4, os.cpu_count() or 1)
 # A training step that calls oneDNN would be compiled anew in every block.
 _XLA_FLAGS = (
     "--xla_backend_optimization_level=1",
@@ -43,7 +45,10 @@ LINKED = ("launch.py", "diffusion_jax", "benchmarks", "tests", "deploy", "docs")
 
 
 class Preparation(NamedTuple):
-    """A path that pages mention, and the commands that make it out of the paths in needs."""
+    """A path that pages mention, and the commands that make it out of the paths in needs.
+
+    What is needed needs nothing itself.
+    """
 
     path: str
     commands: Sequence[str]
@@ -122,22 +127,31 @@ def _prepare(base: Path, work: Path, wanted: set[str]) -> Path:
             (base / name).symlink_to(ROOT / name)
         (base / "tools" / "doc_fixtures.py").symlink_to(ROOT / "tools" / "doc_fixtures.py")
     shutil.copytree(ROOT / "configs", base / "configs", dirs_exist_ok=True)
-    for preparation in PREPARED:
-        made = base / preparation.path.removeprefix("~/")
-        if preparation.path in wanted and not made.exists():
-            start = time.monotonic()
-            for command in preparation.commands:
-                done = subprocess.run(
-                    shlex.split(command.replace("python", sys.executable, 1)),
-                    cwd=base,
-                    env=_environment(base, work),
-                    capture_output=True,
-                    text=True,
-                )
-                if done.returncode:
-                    raise SystemExit(f"{command}\n{done.stdout}{done.stderr}")
-            print(f"prepared {preparation.path} in {time.monotonic() - start:.0f} s", flush=True)
+    missing = [
+        preparation
+        for preparation in PREPARED
+        if preparation.path in wanted and not (base / preparation.path.removeprefix("~/")).exists()
+    ]
+    for needy in (False, True):
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            now = [preparation for preparation in missing if bool(preparation.needs) == needy]
+            list(pool.map(lambda preparation: _make(preparation, base, work), now))
     return base
+
+
+def _make(preparation: Preparation, base: Path, work: Path) -> None:
+    start = time.monotonic()
+    for command in preparation.commands:
+        done = subprocess.run(
+            shlex.split(command.replace("python", sys.executable, 1)),
+            cwd=base,
+            env=_environment(base, work),
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise SystemExit(f"{command}\n{done.stdout}{done.stderr}")
+    print(f"prepared {preparation.path} in {time.monotonic() - start:.0f} s", flush=True)
 
 
 def _environment(folder: Path, work: Path) -> dict[str, str]:
@@ -169,8 +183,7 @@ class Result(NamedTuple):
 def _run_pages(work: Path, base: Path, pages: dict[str, list[Block]]) -> list[list[Result]]:
     """Run as many pages at once as there are cores, four at most; those with most blocks first."""
     order = sorted(pages, key=lambda page: -sum(map(_runs, pages[page])))
-    # A page is mostly Python, and compilation by one thread: alone it leaves the other cores idle.
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(_WORKERS) as pool:
         return list(pool.map(lambda page: _page_in_process(work, base, page, pages[page]), order))
 
 
