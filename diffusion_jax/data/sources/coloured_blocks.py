@@ -107,8 +107,9 @@ def builder(
         data_dir: where TFDS data sets are prepared.
         size: pixels of each side of a frame.
         num_frames: frames of a record, or times of one with several views.
-        num_views: None for one camera, which goes once around a block that stands still; else so
-            many cameras that stand evenly around a block with a moving cube.
+        num_views: None for one camera, which goes once around a block that stands still, in uneven
+            steps and up and down; else so many cameras that stand evenly around a block with a
+            moving cube.
         num_examples: clips of the split train; validation and test have a twentieth of it each, at
             least one.
 
@@ -183,7 +184,8 @@ def _examples(
         first, level, swing = rng.uniform(0, 360), rng.uniform(0, 30), rng.uniform(0, 10)
         times, frames = config.num_frames, []
         if config.num_views is None:
-            share = np.arange(times) / times
+            # Uneven steps, or a model could do without the angles.
+            share = (np.arange(times) + rng.uniform(-0.4, 0.4, times)) / times
             azimuths, times_shown = first + 360.0 * share, np.zeros(times)
             elevations = level + swing * np.sin(2 * np.pi * share)
             views = {}

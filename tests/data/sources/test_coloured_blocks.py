@@ -88,7 +88,7 @@ def sources(tmp_path_factory):
 def test_an_orbit_goes_once_around_a_block_that_stands_still(sources):
     for record in sources["orbit"]:
         turns = np.diff(record["azimuths"]) % 360
-        np.testing.assert_allclose(turns, 90.0, atol=1e-3)
+        assert (turns > 17).all() and turns.sum() < 343 and np.ptp(turns) > 1  # from 90 +- 72
         assert pictures(record).shape == (4, 32, 32, 3) and len(record["elevations"]) == 4
         assert "num_views" not in record
         # Sides go red, green, blue, yellow; which one faces the camera follows from its azimuth.
