@@ -1,4 +1,4 @@
-"""Numbers of records and frames: exactly those of the frames that are shown, or a sentence."""
+"""Numbers of records and frames: exactly as the frames shown have them, or a sentence."""
 
 import itertools
 
