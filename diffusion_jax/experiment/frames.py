@@ -57,9 +57,9 @@ def add_frame(batch: Batch, keys: Keys, frame_noise: tuple[float, float], place:
     """Add the conditioning frame of each clip to a batch: as it is, with noise, and how much.
 
     place: of the frame in the clip, see frame_of; it is [b h w c], or [b t h w c] where it is a
-    video. The standard deviation sigma of its noise is
-    batch[NOISE_LEVEL] [b 1], or else drawn for each sample: ln(sigma) ~ N(mean, std^2) with
-    frame_noise = (mean, std). Sample i depends on keys[i] alone.
+    video. The standard deviation sigma of its noise is batch[NOISE_LEVEL] [b 1], or else drawn for
+    each sample: ln(sigma) ~ N(mean, std^2) with frame_noise = (mean, std). Sample i depends on
+    keys[i] alone.
     Source: Blattmann et al. 2023, "Stable Video Diffusion"; generative-models, cond_aug.
     """
     frame = frame_of(batch, place)

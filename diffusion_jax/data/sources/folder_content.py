@@ -153,8 +153,23 @@ def texts_of(item: Item, *, several: bool, numbers: Sequence[str] = ()) -> dict[
     return fields
 
 
+@runtime_checkable
+class Named(Protocol):
+    """What a user's folder holds: a file, or a folder, and its name within the whole."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What it is called within the whole folder."""
+        ...
+
+
 def skip(
-    info: tfds.core.DatasetInfo, item: Item, error: Exception, max_corrupt: int, kind: str
+    info: tfds.core.DatasetInfo, item: Named, error: Exception, max_corrupt: int, kind: str
 ) -> None:
     """Note in the metadata of a data set that a file was left out.
 

@@ -4,19 +4,24 @@ import collections
 import contextlib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from diffusion_jax.data import transforms
+from diffusion_jax.data.progress import log_progress
 from diffusion_jax.data.sources.cameras import check_count
+from diffusion_jax.data.sources.folder_content import Named, skip
 from diffusion_jax.data.sources.folder_scan import Item
 from diffusion_jax.data.sources.video_files import CorruptVideoError, Video, count_said, open_video
+from diffusion_jax.wording import counted
 
 T = TypeVar("T")
+N = TypeVar("N", bound=Named)
 ENCODINGS: dict[str, dict[str, Any]] = {
     "jpeg": {"format": "jpeg", "quality": 92, "subsampling": "4:2:0"},
     "png": {"format": "png"},
@@ -71,6 +76,36 @@ def cut(frames: Iterator[T], fps: float, options: FrameOptions) -> Iterator[tupl
         )
     if 2 * (count - shown) >= hop:
         yield count - length, list(kept)
+
+
+def records_of(
+    info: tfds.core.DatasetInfo,
+    items: Sequence[N],
+    read: Callable[[N], Iterator[T]],
+    *,
+    folder: str,
+    max_corrupt: int,
+    kind: str,
+) -> Iterator[T]:
+    """Read the records of all items of a folder; what cannot be read is left out, see skip.
+
+    read: item -> its records. kind: what an item is, for messages.
+
+    Raises:
+        ValueError: no item can be used, or more than max_corrupt cannot.
+    """
+    count, last = 0, ""
+    for item in log_progress(items, len(items), f"preparing {folder}"):
+        try:
+            for record in read(item):
+                yield record
+                count += 1
+        except (OSError, CorruptVideoError, transforms.CorruptImageError) as error:
+            skip(info, item, error, max_corrupt, kind)
+            last = f"; the last one, {item.name}: {error}"
+    if not count:
+        held = counted(len(items), kind, f"{kind}s")
+        raise ValueError(f"{folder} holds {held}, and none can be used{last}")
 
 
 @contextlib.contextmanager

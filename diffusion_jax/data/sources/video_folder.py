@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from diffusion_jax.data import transforms
-from diffusion_jax.data.progress import log_progress
 from diffusion_jax.data.sources.cameras import AZIMUTHS, ELEVATIONS, Cameras
 from diffusion_jax.data.sources.folder_content import (
     find_root,
@@ -26,7 +24,6 @@ from diffusion_jax.data.sources.folder_content import (
     memory_of,
     name_of,
     say_once,
-    skip,
     text_options,
     texts_of,
 )
@@ -46,9 +43,9 @@ from diffusion_jax.data.sources.stored_frames import (
     encoded,
     open_image,
     open_item,
+    records_of,
 )
 from diffusion_jax.data.sources.video_files import CorruptVideoError
-from diffusion_jax.wording import counted
 
 # What image files are -> what a folder is searched for.
 KINDS = {
@@ -125,20 +122,18 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
         return {split: self._examples(items) for split, items in found.splits.items()}
 
     def _examples(self, items: list[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
-        config, count, last = self._options, 0, ""
-        for item in log_progress(items, len(items), f"preparing {config.folder}"):
+        config = self._options
+
+        def read(item: Item) -> Iterator[tuple[str, dict[str, Any]]]:
             texts = texts_of(item, several=config.several_captions, numbers=config.numbers)
-            try:
-                for start, fields in _records(item, config):
-                    fields |= {"start": start, "file_name": item.name, **texts}
-                    yield f"{item.name}:{start:.6f}", fields
-                    count += 1
-            except (OSError, CorruptVideoError, transforms.CorruptImageError) as error:
-                skip(self.info, item, error, config.max_corrupt, "video")
-                last = f"; the last one, {item.name}: {error}"
-        if not count:
-            videos = counted(len(items), "video", "videos")
-            raise ValueError(f"{config.folder} holds {videos}, and none can be used{last}")
+            for start, fields in _records(item, config):
+                fields |= {"start": start, "file_name": item.name, **texts}
+                yield f"{item.name}:{start:.6f}", fields
+
+        return records_of(
+            self.info, items, read,
+            folder=config.folder, max_corrupt=config.max_corrupt, kind="video",
+        )  # fmt: skip
 
     def _generate_examples(self) -> None:
         raise TypeError("the splits are made in _split_generators")  # abstract in the base class

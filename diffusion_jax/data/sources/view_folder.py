@@ -17,7 +17,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from diffusion_jax.data import transforms
-from diffusion_jax.data.progress import log_progress
 from diffusion_jax.data.records import VIEWS
 from diffusion_jax.data.sources.cameras import (
     AZIMUTHS,
@@ -34,10 +33,15 @@ from diffusion_jax.data.sources.folder_content import (
     memory_of,
     name_of,
     say_once,
-    skip,
 )
 from diffusion_jax.data.sources.folder_scan import VIDEO_SUFFIXES, Item, Kind, Scan, natural, scan
-from diffusion_jax.data.sources.stored_frames import check_frame_options, cut, encoded, open_item
+from diffusion_jax.data.sources.stored_frames import (
+    check_frame_options,
+    cut,
+    encoded,
+    open_item,
+    records_of,
+)
 from diffusion_jax.data.sources.video_files import CorruptVideoError
 from diffusion_jax.data.sources.video_folder import camera_feature
 from diffusion_jax.wording import counted
@@ -115,19 +119,16 @@ class ViewFolder(tfds.core.GeneratorBasedBuilder):
         return {split: self._examples(own) for split, own in things.items()}
 
     def _examples(self, things: Sequence[Thing]) -> Iterator[tuple[str, dict[str, Any]]]:
-        config, count, last = self._options, 0, ""
-        for thing in log_progress(things, len(things), f"preparing {config.folder}"):
-            try:
-                for first, frames in _records(thing, config):
-                    yield f"{thing.name}:{first}", {"file_name": thing.name, **frames}
-                    count += 1
-            except (OSError, CorruptVideoError, transforms.CorruptImageError) as error:
-                skip(self.info, Item(thing.path, thing.name, None, None), error,
-                     config.max_corrupt, "object")  # fmt: skip
-                last = f"; the last one, {thing.name}: {error}"
-        if not count:
-            objects = counted(len(things), "object", "objects")
-            raise ValueError(f"{config.folder} holds {objects}, and none can be used{last}")
+        config = self._options
+
+        def read(thing: Thing) -> Iterator[tuple[str, dict[str, Any]]]:
+            for first, frames in _records(thing, config):
+                yield f"{thing.name}:{first}", {"file_name": thing.name, **frames}
+
+        return records_of(
+            self.info, things, read,
+            folder=config.folder, max_corrupt=config.max_corrupt, kind="object",
+        )  # fmt: skip
 
     def _generate_examples(self) -> None:
         raise TypeError("the splits are made in _split_generators")  # abstract in the base class
