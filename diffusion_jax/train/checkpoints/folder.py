@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
@@ -193,7 +194,9 @@ def _without_stacks() -> Iterator[None]:
     """Drop the stack traces that Orbax and asyncio log for errors that are reported here.
 
     TensorStore reports to event loops that Orbax has closed after an error. asyncio reports an
-    error that nobody asked for when its task is collected, so tasks are collected before the end.
+    error that nobody asked for when its task is collected, which may be long after the folder is
+    closed: the exception of the failed save can still hold the task. So the filter of its records
+    stays, and drops nothing but errors that went through Orbax.
     """
     before = sys.unraisablehook
 
@@ -201,21 +204,27 @@ def _without_stacks() -> Iterator[None]:
         if str(args.exc_value) != "Event loop is closed":
             before(args)
 
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    dropped = _Dropped()
+    absl, dropped = logging.getLogger("absl"), _Dropped()
     sys.unraisablehook = unraisable
     warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host", RuntimeWarning)
-    for logger in loggers:
-        logger.addFilter(dropped)
+    logging.getLogger("asyncio").addFilter(_is_not_of_a_save)  # adding it again does nothing
+    absl.addFilter(dropped)
     try:
         yield
     finally:
         if dropped.count:
             gc.collect()
-        for logger in loggers:
-            logger.removeFilter(dropped)
+        absl.removeFilter(dropped)
         if sys.unraisablehook is unraisable:
             sys.unraisablehook = before
+
+
+def _is_not_of_a_save(record: logging.LogRecord) -> bool:
+    """Drop the record of an error in Orbax that nobody asked its task for, and keep all others."""
+    if not record.exc_info or "exception was never retrieved" not in record.getMessage():
+        return True
+    stack = traceback.walk_tb(record.exc_info[2])
+    return not any("orbax" in frame.f_code.co_filename for frame, _ in stack)
 
 
 @final
@@ -227,8 +236,6 @@ class _Dropped:
 
     def __call__(self, record: logging.LogRecord) -> bool:
         """Return whether the record is kept."""
-        text = record.getMessage()
-        told_here = "orbax" in record.pathname or "exception was never retrieved" in text
-        dropped = bool(record.exc_info and told_here)
+        dropped = bool(record.exc_info and "orbax" in record.pathname)
         self.count += dropped
-        return not dropped and "did not provide metrics" not in text
+        return not dropped and "did not provide metrics" not in record.getMessage()

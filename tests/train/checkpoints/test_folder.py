@@ -1,6 +1,8 @@
 """A folder of checkpoints goes on after saves that failed: with a manager that fails on request."""
 
+import asyncio
 import errno
+import gc
 import logging
 
 import orbax.checkpoint as ocp
@@ -120,6 +122,30 @@ def test_stacks_that_are_told_here_are_not_logged_again(made):
     assert logger.filter(record("/x/orbax/save.py", exc_info=None))
     folder.close()
     assert logger.filter(record("/x/orbax/save.py", exc_info=told))
+
+
+def test_errors_of_a_save_that_asyncio_collects_late_are_not_logged(made, caplog):
+    folder, _ = made
+    folder.close()
+
+    def failing(filename):
+        scope = {}
+        exec(compile("async def fail():\n    raise ValueError(7)", filename, "exec"), scope)
+        return scope["fail"]
+
+    async def nobody_asks(fail):
+        task = asyncio.create_task(fail())
+        await asyncio.sleep(0)
+        assert task.done()
+
+    asyncio.run(nobody_asks(failing("/x/orbax/checkpoint/serialization.py")))
+    gc.collect()
+    assert not caplog.records
+    asyncio.run(nobody_asks(failing("/x/other.py")))
+    gc.collect()
+    assert [record.getMessage().splitlines()[0] for record in caplog.records] == [
+        "Task exception was never retrieved"
+    ]
 
 
 def test_free_space_is_known_where_the_folder_is(tmp_path):
