@@ -36,6 +36,7 @@ from diffusion_jax.convert.yaml.video import (
     concat_channels,
     convert_video_embedder,
     frames_of,
+    video_source,
 )
 
 
@@ -58,7 +59,8 @@ def convert_engine(root: Node) -> Sections:
     trainer = convert_trainer(root)
     channels = network.get("out_channels", 3) if stage is None else stage.get("in_channels", 3)
     has_sizes = any(one.name == "original_size" for one in found)
-    picture = Picture(None, channels, has_captions(found), has_sizes, frames)
+    clips = None if frames is None else video_source(found, frames)
+    picture = Picture(None, channels, has_captions(found), has_sizes, frames, clips)
     data = convert_data(root.child("data"), picture)
     denoising = _denoising(params, is_guidable(found))
     decay = params.take("ema_decay_rate", 0.9999)

@@ -29,7 +29,7 @@ class Picture(NamedTuple):
     """The images that the model is made for, and whether captions and sizes come with them.
 
     image_size: the side in pixels, None where only the data can say. num_frames: of clips of video,
-    None for images.
+    None for images. clips: the source of such clips.
     """
 
     image_size: int | None
@@ -37,13 +37,14 @@ class Picture(NamedTuple):
     has_captions: bool = False
     has_sizes: bool = False
     num_frames: int | None = None
+    clips: Sections | None = None
 
 
 def convert_data(node: Node, picture: Picture) -> Sections:
     """Convert the data stanza to `data`.
 
-    TFDS has what some loaders read; anything else becomes an image_folder that is still to be
-    named.
+    TFDS has what some loaders read; anything else becomes a folder of images, or of clips, that is
+    still to be named.
     """
     params, loader = node.child("params"), node.class_name()
     convert_options(params, tables.DATA)
@@ -56,8 +57,7 @@ def convert_data(node: Node, picture: Picture) -> Sections:
             "batches": {"image_size": side, "channels": channels, "cache": True},
         }
     node.note("target", f"{loader} is no source of ours; {tables.NOT_TFDS}")
-    kind = "image_folder" if picture.num_frames is None else "video_folder"
-    source = {"name": kind, "folder": "set me"}
+    source = {"name": "image_folder", "folder": "set me"} | dict(picture.clips or {})
     if picture.has_captions:
         source["caption"] = "txt"
     splits = {role: role for role in ("train", "validation", "test") if params.has(role)}

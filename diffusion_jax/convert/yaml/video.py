@@ -96,7 +96,7 @@ def _frames(node: Node, use: Use) -> list[ConvertedEmbedder]:
 
 
 def choose_frame_dropout(node: Node, found: Embedders) -> Embedders:
-    """Drop conditioning frames in training, each part on its own, where the YAML does not say.
+    """Drop conditioning frames in training, all parts together, where the YAML does not say.
 
     Without dropout there is no unconditional prediction to guide away from; the released models
     have zeros there. The numbers of the vector are the same with and without guidance.
@@ -104,11 +104,26 @@ def choose_frame_dropout(node: Node, found: Embedders) -> Embedders:
     parts = [one for one in found if one.section["name"] in ("open_clip_image", "encoded_frames")]
     if not parts or any("ucg_rate" in one.section for one in found):
         return found
-    node.chosen.append("a tenth of the conditioning frames is dropped in training, for zeros")
+    node.chosen.append("a tenth of the clips loses its conditioning frames in training, for zeros")
+    lost = {"ucg_rate": 0.1, "ucg_group": "frames"}
     return [
-        one._replace(section=insert(one.section, _rate(0.1))) if one in parts else one
-        for one in found
+        one._replace(section=insert(one.section, lost)) if one in parts else one for one in found
     ]
+
+
+def video_source(found: Embedders, frames: int) -> dict[str, Any]:
+    """Make the source of clips: videos, or, where a network sees several views, objects.
+
+    frames: of a clip, over all views.
+    """
+    inputs = {one.section["input_key"]: one.section for one in found}
+    views = inputs.get("cond_view", {}).get("frames")
+    if views is not None:
+        times = frames // views
+        return {"name": "view_folder", "folder": "set me", "num_frames": 2 * times}
+    has_angles = not inputs.keys().isdisjoint(("polars_rad", "azimuths_rad"))
+    source = {"name": "video_folder", "folder": "set me", "num_frames": frames}
+    return source | ({"cameras": True} if has_angles else {})
 
 
 def concat_channels(found: Embedders) -> int:

@@ -20,6 +20,11 @@ MODELS = {
     "sv3d_p": (VideoUNet, 1280, 21, Autoencoder, {"name": "triangle", "scale": 2.5}),
     "sv4d": (MultiviewUNet, 1280, 40, Autoencoder, {"name": "linear", "scale": 2.5}),
 }
+SOURCES = {
+    "svd": {"name": "video_folder", "num_frames": 14},
+    "sv3d_p": {"name": "video_folder", "num_frames": 21, "cameras": True},
+    "sv4d": {"name": "view_folder", "num_frames": 10},  # 5 times of 8 views, and as many again
+}
 # The last parts of the paths that have no counterpart.
 LEFT = {"spatial_transformer_attn_type", "embed_dim", "out_ch"}
 LEFT_OF = {
@@ -37,7 +42,8 @@ def test_the_released_models(name, yamls):
     assert sections["discretization"]["sigma_max"] == 700.0
     assert sections["denoiser"] == {"name": "continuous", "scaling": {"name": "v_edm"}}
     assert sections["data"]["batches"]["num_frames"] == frames
-    assert any("a tenth of the conditioning frames is dropped" in line for line in chosen)
+    assert sections["data"]["source"] == {"folder": "set me"} | SOURCES[name]
+    assert any("a tenth of the clips loses its conditioning" in line for line in chosen)
     assert {path.rpartition(".")[2] for path in left} == LEFT | LEFT_OF[name]
     embedders = sections["conditioning"]["embedders"]
     for section in embedders.values():
@@ -54,6 +60,7 @@ def test_the_released_models(name, yamls):
     dropped = {one for one, section in embedders.items() if section.get("ucg_rate")}
     kinds = {embedders[one]["name"] for one in dropped}
     assert kinds == {"open_clip_image", "encoded_frames"}
+    assert len({embedders[one]["ucg_group"] for one in dropped}) == 1
     if stage is Autoencoder:
         params = jax.eval_shape(built.first_stage.init, jax.random.key(0))
         assert set(params) == {"decoder"}
