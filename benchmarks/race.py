@@ -312,7 +312,8 @@ def calibrate(track: Track, steps: int, budget: float) -> dict[str, Speed]:
         race([racer], seconds=PATIENCE * racer.budget)
         folder = racer.folder / "run" if ours else racer.folder
         rows = list(logged(folder))
-        found[name] = speed_of(racer.seconds, rows[len(rows) // 4 :])
+        # The row of the last step is written after the checkpoint.
+        found[name] = speed_of(racer.seconds, rows[len(rows) // 4 : -1])
         print(f"{name}: {found[name].step:.4f} s a step, {found[name].around:.1f} s around")
     return found
 

@@ -46,14 +46,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.loss = d(
         dict(
             name="autoencoder",
-            disc_start=2000,
-            disc_weight=0.5,
+            disc_start=4000,
+            disc_weight=0.1,
             perceptual_weight=1.0,
             regularization_weights=dict(kl_loss=1e-6),
             schedule="both",
         )
     )
-    config.optimizer = d(dict(name="adam", learning_rate=2e-4, b1=0.5, b2=0.9, ema_decay=0.999))
+    config.optimizer = d(dict(name="adam", learning_rate=4e-4, b1=0.5, b2=0.9, ema_decay=0.999))
     config.train = d(dict(num_steps=6000, batch_size=16))
     config.lr_schedule = d(dict(name="constant", warmup_steps=100))
     config.hooks = d(
