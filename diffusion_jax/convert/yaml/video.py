@@ -1,6 +1,5 @@
 """Video models of generative-models (SVD, SV3D, SV4D): the parts that image models do not have."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from diffusion_jax.convert.yaml import video_tables as tables
@@ -36,7 +35,9 @@ def convert_video_embedder(node: Node, use: Use) -> list[ConvertedEmbedder]:
     """Convert an embedder of a conditioning frame: of its CLIP image, or of its latent."""
     found = _clip(node, use) if node.class_name() == tables.CLIP else _frames(node, use)
     if use.ucg_rate is not None and found:
-        found = [one._replace(section=insert(one.section, _rate(use.ucg_rate))) for one in found]
+        found = [
+            one._replace(section=insert(one.section, {"ucg_rate": use.ucg_rate})) for one in found
+        ]
     return found
 
 
@@ -112,17 +113,16 @@ def choose_frame_dropout(node: Node, found: Embedders) -> Embedders:
 
 
 def video_source(found: Embedders, frames: int) -> dict[str, Any]:
-    """Make the source of clips: videos, or, where a network sees several views, objects.
+    """Make the source of clips but its folder: videos, or, of several views, objects.
 
     frames: of a clip, over all views.
     """
     inputs = {one.section["input_key"]: one.section for one in found}
     views = inputs.get("cond_view", {}).get("frames")
     if views is not None:
-        times = frames // views
-        return {"name": "view_folder", "folder": "set me", "num_frames": 2 * times}
+        return {"name": "view_folder", "num_frames": 2 * (frames // views)}
     has_angles = not inputs.keys().isdisjoint(("polars_rad", "azimuths_rad"))
-    source = {"name": "video_folder", "folder": "set me", "num_frames": frames}
+    source = {"name": "video_folder", "num_frames": frames}
     return source | ({"cameras": True} if has_angles else {})
 
 
@@ -131,7 +131,3 @@ def concat_channels(found: Embedders) -> int:
     joined = [one.section for one in found if "concat" in one.entries]
     frames = [section for section in joined if section["name"] == "encoded_frames"]
     return sum(section["z_channels"] for section in frames)
-
-
-def _rate(rate: float) -> Mapping[str, Any]:
-    return {"ucg_rate": rate}

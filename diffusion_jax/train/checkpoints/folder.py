@@ -1,7 +1,6 @@
 """A folder that Orbax writes checkpoints into in the background, and that survives failed saves."""
 
 import contextlib
-import gc
 import logging
 import os
 import re
@@ -204,17 +203,19 @@ def _without_stacks() -> Iterator[None]:
         if str(args.exc_value) != "Event loop is closed":
             before(args)
 
-    absl, dropped = logging.getLogger("absl"), _Dropped()
+    def is_news(record: logging.LogRecord) -> bool:
+        told_here = record.exc_info and "orbax" in record.pathname
+        return not told_here and "did not provide metrics" not in record.getMessage()
+
+    absl = logging.getLogger("absl")
     sys.unraisablehook = unraisable
     warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host", RuntimeWarning)
     logging.getLogger("asyncio").addFilter(_is_not_of_a_save)  # adding it again does nothing
-    absl.addFilter(dropped)
+    absl.addFilter(is_news)
     try:
         yield
     finally:
-        if dropped.count:
-            gc.collect()
-        absl.removeFilter(dropped)
+        absl.removeFilter(is_news)
         if sys.unraisablehook is unraisable:
             sys.unraisablehook = before
 
@@ -225,17 +226,3 @@ def _is_not_of_a_save(record: logging.LogRecord) -> bool:
         return True
     stack = traceback.walk_tb(record.exc_info[2])
     return not any("orbax" in frame.f_code.co_filename for frame, _ in stack)
-
-
-@final
-class _Dropped:
-    """A filter of log records that drops and counts the stack traces of failed saves."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, record: logging.LogRecord) -> bool:
-        """Return whether the record is kept."""
-        dropped = bool(record.exc_info and "orbax" in record.pathname)
-        self.count += dropped
-        return not dropped and "did not provide metrics" not in record.getMessage()
