@@ -155,8 +155,10 @@ class Track:
     def __init__(self, arguments: argparse.Namespace, out: pathlib.Path) -> None:
         from diffusion_jax.experiment import make_experiment
         from diffusion_jax.experiment.config_files import load_config
+        from diffusion_jax.experiment.scoring import make_extractor
 
         self.arguments, self.out = arguments, out
+        self.extractor = make_extractor(FEATURES)  # before any training: its weights may be missing
         self.images, self.labels = DATA[arguments.data]()
         if arguments.tiny:
             self.images, self.labels = self.images[::50], self.labels[::50]
@@ -242,12 +244,11 @@ class Track:
 
     def score(self, sets: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
         """Score sets of samples by features of the same network and the same training images."""
-        from diffusion_jax.experiment.scoring import make_extractor
         from diffusion_jax.metrics.extraction import build_extract, stream_all
         from diffusion_jax.metrics.scores import compute_scores
         from diffusion_jax.metrics.summaries import summary
 
-        extractor = make_extractor(FEATURES)
+        extractor = self.extractor
         extract = build_extract(extractor, self.experiment.mesh)
         order = np.random.default_rng(0).permutation(len(self.images))[:REFERENCE]
 
