@@ -226,7 +226,7 @@ class Bench:
         np.savez(self.out / "own.npz", images=self.own.images, contexts=contexts)
         config = load_config(str(CONFIG), list(self._model()))
         schedule, optimizer = config.schedule, config.optimizer
-        told = {
+        specification = {
             "folder": str(folder),
             "unet": str(unet),
             "data": str(self.out / "own.npz"),
@@ -245,7 +245,7 @@ class Bench:
             "seed": self.arguments.seed,
         }
         path = self.out / "specification.json"
-        path.write_text(json.dumps(told))
+        path.write_text(json.dumps(specification))
         return path
 
     def drawn(self) -> dict[str, np.ndarray]:
@@ -338,14 +338,14 @@ def table(result: dict[str, Any]) -> str:
         cells += [f"{times[0]:.3f}", f"{times[1]:.3f}", f"{times[2]:.0f}"] if times else [""] * 3
         lines.append(f"| {' | '.join(cells)} |")
     versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
-    told = (
+    notes = (
         f"rank {a['rank']}, {a['steps']} steps of {a['batch_size']}",
         f"{a['size']} px, base {a['base'] or a['base_steps']}",
         f"guidance {a['guidance_scale']:g}, {about['hardware']} (load {about['load']:.1f})",
         f"revision {about['revision']}",
         versions,
     )
-    return "\n".join([*lines, "", f"{', '.join(told)}."]) + "\n"
+    return "\n".join([*lines, "", f"{', '.join(notes)}."]) + "\n"
 
 
 def draw(path: pathlib.Path, own: Emoji, drawn: dict[str, np.ndarray], columns: int = 16) -> None:

@@ -163,9 +163,9 @@ class Side:
 
     def round(self, units: int) -> Round:
         """Run some units of work; returns the seconds of one and remembers them."""
-        said = self._ask(units)
-        self.memory = said["memory"]
-        self.rounds.append(Round(said["wall"], said["cpu"]))
+        answer = self._ask(units)
+        self.memory = answer["memory"]
+        self.rounds.append(Round(answer["wall"], answer["cpu"]))
         return self.rounds[-1]
 
     def close(self) -> None:

@@ -31,7 +31,9 @@ import numpy as np
 import paired
 from race_data import DATA
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent
+# The trainings run the code of this tree, so drawing, scoring and the revision come from it too.
+sys.path.insert(0, str(HERE.parent))
 SLICE = 5.0  # seconds of a turn
 # A training may take this many times its budget before it is given up.
 PATIENCE = 5.0
@@ -78,8 +80,8 @@ class Racer:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         self.cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         if code:
-            said = (self.folder / "log.txt").read_text()
-            raise RuntimeError(f"{self.name} ended with code {code}:\n{said[-2000:]}")
+            log = (self.folder / "log.txt").read_text()
+            raise RuntimeError(f"{self.name} ended with code {code}:\n{log[-2000:]}")
         return True
 
     def _start(self) -> subprocess.Popen:
@@ -153,8 +155,10 @@ class Track:
     def __init__(self, arguments: argparse.Namespace, out: pathlib.Path) -> None:
         from diffusion_jax.experiment import make_experiment
         from diffusion_jax.experiment.config_files import load_config
+        from diffusion_jax.experiment.scoring import make_extractor
 
         self.arguments, self.out = arguments, out
+        self.extractor = make_extractor(FEATURES)  # before any training: its weights may be missing
         self.images, self.labels = DATA[arguments.data]()
         if arguments.tiny:
             self.images, self.labels = self.images[::50], self.labels[::50]
@@ -203,8 +207,8 @@ class Track:
         command = self._ours(entry, folder, log_every) if entry.ours else None
         racer = Racer(entry.name, command or self._theirs("train", folder), folder, budget)
         if command is None:
-            told = {"folder": str(folder), "num_steps": entry.steps, "log_every": log_every}
-            (folder / "specification.json").write_text(json.dumps(self.peer | told))
+            own = {"folder": str(folder), "num_steps": entry.steps, "log_every": log_every}
+            (folder / "specification.json").write_text(json.dumps(self.peer | own))
         return racer
 
     def _ours(self, entry: Entry, folder: pathlib.Path, log_every: int) -> list[str]:
@@ -240,12 +244,11 @@ class Track:
 
     def score(self, sets: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
         """Score sets of samples by features of the same network and the same training images."""
-        from diffusion_jax.experiment.scoring import make_extractor
         from diffusion_jax.metrics.extraction import build_extract, stream_all
         from diffusion_jax.metrics.scores import compute_scores
         from diffusion_jax.metrics.summaries import summary
 
-        extractor = make_extractor(FEATURES)
+        extractor = self.extractor
         extract = build_extract(extractor, self.experiment.mesh)
         order = np.random.default_rng(0).permutation(len(self.images))[:REFERENCE]
 
@@ -333,10 +336,10 @@ def facts(arguments: argparse.Namespace) -> dict[str, Any]:
     from diffusion_jax.runs.identity import code_facts
 
     code = "import torch, diffusers; print(torch.__version__, diffusers.__version__)"
-    said = subprocess.run(
+    printed = subprocess.run(
         [arguments.peer_python, "-c", code], capture_output=True, text=True, check=True, timeout=300
     )
-    versions = dict(zip(("torch", "diffusers"), said.stdout.split(), strict=True))
+    versions = dict(zip(("torch", "diffusers"), printed.stdout.split(), strict=True))
     described = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in described if line.startswith("model name")]
     return {
@@ -358,14 +361,14 @@ def table(result: dict[str, Any]) -> str:
         cells += [f"{row[name]:.4g}" for name in COLUMNS]
         lines.append(f"| {' | '.join(cells)} |")
     versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
-    told = (
+    notes = (
         f"{arguments['data']}, {arguments['minutes']:g} minutes",
         f"{arguments['num_samples']:,} samples with guidance {arguments['guidance_scale']:g}",
         f"{facts['hardware']} (load {facts['load']:.1f})",
         f"revision {facts['revision']}",
         versions,
     )
-    return "\n".join([*lines, "", f"{', '.join(told)}."]) + "\n"
+    return "\n".join([*lines, "", f"{', '.join(notes)}."]) + "\n"
 
 
 def draw(path: pathlib.Path, sets: Sequence[np.ndarray], columns: int = 20) -> None:

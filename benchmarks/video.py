@@ -170,11 +170,11 @@ def main(argv: list[str] | None = None) -> Any:
 
 def clips_of(pipe: Pipeline, role: str, count: int) -> dict[str, np.ndarray]:
     """Read the first clips of a split, float32 in [-1, 1], with their conditions."""
-    told = ("image", "fps_id", "motion_bucket_id")
+    given = ("image", "fps_id", "motion_bucket_id")
     rows: list[dict[str, np.ndarray]] = []
     for batch in pipe.experiment.eval_batches(role).iterate(0):
         real = batch["weight"] > 0
-        rows.append({name: batch[name][real] for name in told if name in batch})
+        rows.append({name: batch[name][real] for name in given if name in batch})
         if sum(len(row["image"]) for row in rows) >= count:
             break
     return {name: np.concatenate([row[name] for row in rows])[:count] for name in rows[0]}

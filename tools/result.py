@@ -86,15 +86,15 @@ def command_of(run: Gathered) -> str:
 
 def scores(run: Gathered) -> str:
     """The best score by the monitor, and the last metrics of samples."""
-    told = []
+    scores = []
     if run.best is not None:
-        told.append(f"{run.best.monitor} {number(run.best.value)} at step {run.best.step:,}")
+        scores.append(f"{run.best.monitor} {number(run.best.value)} at step {run.best.step:,}")
     table = score_table(run)
     if table:
-        told += [f"{name} {number(value)}" for name, value in table[-1][1].items()]
-    if not told:
+        scores += [f"{name} {number(value)}" for name, value in table[-1][1].items()]
+    if not scores:
         raise ValueError(f"{run.folder} has logged no score; give --score")
-    return ", ".join(told)
+    return ", ".join(scores)
 
 
 def newest_picture(run: Gathered) -> pathlib.Path:

@@ -36,15 +36,15 @@ def with_sections(text: str, section: str, names: Collection[str]) -> Iterator[s
     is_open, in_entry = False, False
     for line in text.splitlines():
         found = _NAMED.fullmatch(line)
-        told = found[2].split(", ") if found else []
+        described = found[2].split(", ") if found else []
         if line in _SECTIONS:
             is_open, in_entry = True, False
             yield line
-        elif found and told and set(told) <= set(names) and (is_open or not found[1]):
+        elif found and described and set(described) <= set(names) and (is_open or not found[1]):
             if not is_open:
                 yield from ("", section)
             is_open = in_entry = True
-            yield from _entries(told, found[3])
+            yield from _entries(described, found[3])
         elif in_entry and line.startswith(" "):
             yield f"        {line.strip()}"
         else:

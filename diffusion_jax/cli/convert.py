@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     variant = [f"--config.train.ckpt_variant={arguments.variant}"] if arguments.variant else []
     overrides = [*variant, *arguments.overrides]
     config = load_config(arguments.config, overrides) if arguments.config else None
-    said = convert_weights(
+    lines = convert_weights(
         arguments.source,
         target,
         form,
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         base=arguments.base,
         batch_size=arguments.batch_size,
     )
-    print("\n".join(said))
+    print("\n".join(lines))
     return 0
 
 
@@ -58,8 +58,8 @@ def _yaml(arguments: argparse.Namespace) -> int:
     target = pathlib.Path(arguments.to)
     if target.exists():
         raise ValueError(f"--to={target} exists; choose another name, nothing is overwritten")
-    said, problem = convert_yaml(arguments.from_yaml, target)
-    print("\n".join(said))
+    lines, problem = convert_yaml(arguments.from_yaml, target)
+    print("\n".join(lines))
     if problem is not None:
         print(f"the config cannot be built yet: {problem}", file=sys.stderr)
     return 0 if problem is None else 1

@@ -35,13 +35,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def draw(pipe: Pipeline, call: Call) -> int:
     """Draw, write and print; return 0, or 1 if anything that was drawn is not finite."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", NonFiniteWarning)
         drawn = pipe(call.conditions, **call.options)
     print(call.write(drawn))
-    for warning in told:
+    for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
-    return int(any(warning.category is NonFiniteWarning for warning in told))
+    return int(any(warning.category is NonFiniteWarning for warning in caught))
 
 
 def _load(path: pathlib.Path) -> Pipeline:

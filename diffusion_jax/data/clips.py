@@ -126,14 +126,14 @@ def frames_of(value: Any) -> list[Any]:
     return [value] if is_single(value) else list(value)
 
 
-def frame_rate(value: Any, said: Any) -> float | None:
+def frame_rate(value: Any, given: Any) -> float | None:
     """Find the frames per second of a field of a record: what its source said, if anything.
 
     An image has none, which counts as 0; of a sequence without a rate nothing is known: None.
     """
-    if said is None:
+    if given is None:
         return 0.0 if is_single(value) else None
-    return float(said)
+    return float(given)
 
 
 def fit_clip(

@@ -103,8 +103,8 @@ def read_entry(cache: LatentCache, number: int) -> Entry:
     index, original, resized, label, captions = header["record"]
     captions = None if captions is None else tuple(captions)
     clip = Clip(*header["clip"]) if "clip" in header else None
-    told = header["numbers"] if "numbers" in header else {}
-    numbers = {name: np.array(rows, np.float32) for name, rows in told.items()}
+    lists = header["numbers"] if "numbers" in header else {}
+    numbers = {name: np.array(rows, np.float32) for name, rows in lists.items()}
     sizes = (tuple(original), tuple(resized))
     record = Record(None, *sizes, label, captions, index, clip, numbers=numbers)
     pixels = {name: arrays.pop(name) for name in header["pixels"]} if "pixels" in header else {}

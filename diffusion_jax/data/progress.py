@@ -32,20 +32,20 @@ def log_progress(
     """
     live = sys.stderr.isatty()
     pause = SECONDS_BETWEEN_DRAWINGS if live else SECONDS_BETWEEN_LINES
-    start = said = time.monotonic()
+    start = shown = time.monotonic()
     done = 0
     try:
         for item in items:
             now = time.monotonic()
-            if done and now - said > pause:
-                said, speed = now, done / (now - start)
+            if done and now - shown > pause:
+                shown, speed = now, done / (now - start)
                 left = int((total - done) / speed)
-                told = f"{done} of {total}, {speed:.1f} a second, "
-                told += f"{left // 60} min {left % 60:02d} s left"
+                text = f"{done} of {total}, {speed:.1f} a second, "
+                text += f"{left // 60} min {left % 60:02d} s left"
                 if live:
-                    draw_line(f"{doing} {bar(done / total)} {told}")
+                    draw_line(f"{doing} {bar(done / total)} {text}")
                 else:
-                    _log.info("%s: %s", doing, told)
+                    _log.info("%s: %s", doing, text)
             yield item
             done += size(item)
     finally:

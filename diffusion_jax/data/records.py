@@ -189,8 +189,8 @@ def make_reader(
                 clip = None if clips is None else unreadable(clips, fps)
                 _count_corrupt(corrupt, index, _name(fields, index), error, max_corrupt)
             sizes = (original_size, resized_size)
-            told = numbers_of(numbers, fields, len(frames), shown, _name(fields, index))
-            return Record(image, *sizes, label, texts, index, clip, others, told)
+            read = numbers_of(numbers, fields, len(frames), shown, _name(fields, index))
+            return Record(image, *sizes, label, texts, index, clip, others, read)
 
         if clips is None:
             record = show(MIDDLE)

@@ -269,9 +269,9 @@ def ancestral(
     check_choice("parameterization", parameterization, tuple(_START))
     check_choice("variance", variance, VARIANCES)
     index = np.arange(num_steps, dtype=np.int32)[::-1]
-    told = index if timesteps is None else np.asarray(timesteps, np.int32)[index]
+    shown_t = index if timesteps is None else np.asarray(timesteps, np.int32)[index]
     coefficients = AncestralStep(
-        jnp.asarray(index), jnp.asarray(told), _per_step(temperature, num_steps)[index]
+        jnp.asarray(index), jnp.asarray(shown_t), _per_step(temperature, num_steps)[index]
     )
 
     def step(predict, x, memory, now: AncestralStep, noise):

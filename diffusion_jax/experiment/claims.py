@@ -36,7 +36,7 @@ class Contradiction(NamedTuple):
     overrides: {"section.key": value}; empty where no option of a config can agree.
     """
 
-    said: str
+    claimed: str
     here: str
     overrides: dict[str, Any]
 
@@ -87,12 +87,12 @@ def check_claims(found: list[Contradiction], path: str | os.PathLike) -> None:
     """Raise ValueError for contradictions, with the exact overrides to add."""
     if not found:
         return
-    told = "; ".join(f"it says {one.said}, the config says {one.here}" for one in found)
+    differences = "; ".join(f"it says {one.claimed}, the config says {one.here}" for one in found)
     advice = overrides_of(found)
     add = f"add {' '.join(advice)}, or " if advice else ""
     raise ValueError(
-        f"{path} contradicts the config: {told}; {add}set --config.train.ckpt_check=False to use "
-        "it as the config says"
+        f"{path} contradicts the config: {differences}; {add}set --config.train.ckpt_check=False "
+        "to use it as the config says"
     )
 
 
@@ -124,22 +124,22 @@ def is_zero_snr(noise: Noise) -> bool:
 
 
 def _of_prediction(claims: Claims, noise: Noise) -> list[Contradiction]:
-    here, said = prediction_of(noise), claims.prediction
-    if said is None or here is None:
+    here, claimed = prediction_of(noise), claims.prediction
+    if claimed is None or here is None:
         return []
-    if said in _CONTINUOUS:
+    if claimed in _CONTINUOUS:
         return _of_edm(claims, noise)
-    if said == here:
+    if claimed == here:
         return []
     overrides = {} if noise.on_timesteps else {"denoiser": "delete"}
-    if said in ("eps", "v", "x0"):
-        overrides["schedule.parameterization"] = said
-    elif said == "flow":
+    if claimed in ("eps", "v", "x0"):
+        overrides["schedule.parameterization"] = claimed
+    elif claimed == "flow":
         overrides = {"denoiser.name": "continuous", "denoiser.scaling.name": "flow"}
         overrides["discretization.name"] = "flow"
     else:
         overrides = {}
-    return [Contradiction(f"that the network predicts {said}", here, overrides)]
+    return [Contradiction(f"that the network predicts {claimed}", here, overrides)]
 
 
 def _of_edm(claims: Claims, noise: Noise) -> list[Contradiction]:
@@ -149,11 +149,11 @@ def _of_edm(claims: Claims, noise: Noise) -> list[Contradiction]:
         here |= {"sigma_min": float(lowest), "sigma_max": float(highest)}
         if claims.prediction == "edm":
             here["sigma_data"] = ({"sigma_data": 0.5} | dict(noise.natural_weighting or {}))[_DATA]
-    said = claims._asdict()
+    claimed = claims._asdict()
     differ = [
         name
         for name, value in here.items()
-        if said[name] is not None and not _equal(value, said[name])
+        if claimed[name] is not None and not _equal(value, claimed[name])
     ]
     if not differ:
         return []
@@ -172,7 +172,7 @@ def _of_edm(claims: Claims, noise: Noise) -> list[Contradiction]:
             "sampler": "{'name': 'euler', 'num_steps': 50}",
         }
     wanted, others = (
-        ", ".join(f"{name} = {side[name]}" for name in differ) for side in (said, here)
+        ", ".join(f"{name} = {side[name]}" for name in differ) for side in (claimed, here)
     )
     given = {name: value for name, value in overrides.items() if value is not None}
     return [Contradiction(wanted, others, given)]
@@ -182,18 +182,19 @@ def _of_levels(claims: Claims, noise: Noise) -> list[Contradiction]:
     """Compare the noise levels of timesteps; a continuous denoiser has none."""
     if noise.sigmas is None or claims.prediction in _CONTINUOUS:
         return []
-    here, said, is_zero = alphas_cumprod_of(noise), claims.alphas_cumprod, is_zero_snr(noise)
-    if said is not None and not same_levels(said, here):
-        options = claims.schedule or find_schedule(said)
+    here, claimed, is_zero = alphas_cumprod_of(noise), claims.alphas_cumprod, is_zero_snr(noise)
+    if claimed is not None and not same_levels(claimed, here):
+        options = claims.schedule or find_schedule(claimed)
         known = {} if options is None else {f"schedule.{key}": v for key, v in options.items()}
-        if known and (is_zero or said[-1] < NOISE_ALONE):
-            known["schedule.rescale_zero_snr"] = bool(said[-1] < NOISE_ALONE)
+        if known and (is_zero or claimed[-1] < NOISE_ALONE):
+            known["schedule.rescale_zero_snr"] = bool(claimed[-1] < NOISE_ALONE)
         if known and not noise.on_timesteps:
             known["denoiser"] = "delete"
-        text = f"{len(said)} timesteps with alphas_cumprod from {said[0]:.6g} to {said[-1]:.6g}"
+        ends = f"{claimed[0]:.6g} to {claimed[-1]:.6g}"
+        text = f"{len(claimed)} timesteps with alphas_cumprod from {ends}"
         ours = f"{len(here)} from {here[0]:.6g} to {here[-1]:.6g}"
         return [Contradiction(text, ours, known)]
-    if said is None and claims.zero_snr and not is_zero:
+    if claimed is None and claims.zero_snr and not is_zero:
         overrides = {"schedule.rescale_zero_snr": True}
         return [Contradiction("that the last timestep is noise alone", "not so", overrides)]
     return []
@@ -203,19 +204,19 @@ def _of_first_stage(claims: Claims, stage: FirstStage | None) -> list[Contradict
     if stage is None:
         return []
     found = _of_autoencoder(claims, stage.module, "first_stage")
-    said, here = claims.scale_factor, stage.options.scale_factor
-    if said is None or stage.options.scale_by_std or math.isclose(said, here, rel_tol=2e-3):
+    claimed, here = claims.scale_factor, stage.options.scale_factor
+    if claimed is None or stage.options.scale_by_std or math.isclose(claimed, here, rel_tol=2e-3):
         return found
-    overrides = {"first_stage.scale_factor": float(f"{said:.6g}")}
-    return [*found, Contradiction(f"scale_factor = {said:.6g}", f"{here:.6g}", overrides)]
+    overrides = {"first_stage.scale_factor": float(f"{claimed:.6g}")}
+    return [*found, Contradiction(f"scale_factor = {claimed:.6g}", f"{here:.6g}", overrides)]
 
 
 def _of_autoencoder(claims: Claims, module: Any, section: str) -> list[Contradiction]:
     groups = claims.vae_groups
     if groups is None or module.num_groups == groups:
         return []
-    said = f"norm_num_groups = {groups} of the autoencoder"
-    return [Contradiction(said, str(module.num_groups), {f"{section}.num_groups": groups})]
+    claimed = f"norm_num_groups = {groups} of the autoencoder"
+    return [Contradiction(claimed, str(module.num_groups), {f"{section}.num_groups": groups})]
 
 
 def _of_towers(claims: Claims, network: Network) -> list[Contradiction]:
@@ -241,9 +242,9 @@ def _of_module(claims: Claims, module: Any) -> list[Contradiction]:
         return []
     found = []
     if claims.num_groups not in (None, module.num_groups):
-        said = f"norm_num_groups = {claims.num_groups}"
+        claimed = f"norm_num_groups = {claims.num_groups}"
         overrides = {"model.num_groups": claims.num_groups}
-        found.append(Contradiction(said, str(module.num_groups), overrides))
+        found.append(Contradiction(claimed, str(module.num_groups), overrides))
     levels = range(len(module.channel_mult))
     attend = [i for i in levels if 2**i in module.attention_resolutions or i == levels[-1]]
     widths = [module.model_channels * mult for mult in module.channel_mult]
@@ -251,16 +252,16 @@ def _of_module(claims: Claims, module: Any) -> list[Contradiction]:
     here = [module.num_heads if per_head == -1 else width // per_head for width in widths]
     if heads is None:
         return found
-    said = list(heads) if isinstance(heads, tuple) else [heads] * len(widths)
-    if len(said) != len(widths) or [said[i] for i in attend] == [here[i] for i in attend]:
+    claimed = list(heads) if isinstance(heads, tuple) else [heads] * len(widths)
+    if len(claimed) != len(widths) or [claimed[i] for i in attend] == [here[i] for i in attend]:
         return found
-    channels = {widths[i] / said[i] for i in attend}
+    channels = {widths[i] / claimed[i] for i in attend}
     overrides = {}
-    if len({said[i] for i in attend}) == 1:
-        overrides = {"model.num_head_channels": -1, "model.num_heads": said[attend[0]]}
+    if len({claimed[i] for i in attend}) == 1:
+        overrides = {"model.num_head_channels": -1, "model.num_heads": claimed[attend[0]]}
     elif len(channels) == 1:
         overrides = {"model.num_head_channels": int(channels.pop())}
-    return [*found, Contradiction(f"attention heads {said}", str(here), overrides)]
+    return [*found, Contradiction(f"attention heads {claimed}", str(here), overrides)]
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -136,7 +136,7 @@ def _schedule(noise: Noise) -> dict[str, Any]:
             "model as .safetensors"
         )
     options, zero_snr = noise.schedule_options, is_zero_snr(noise)
-    said = {
+    shared = {
         "prediction_type": _PREDICTIONS[prediction],
         "num_timesteps": len(noise.sigmas),
         "zero_snr": zero_snr,
@@ -144,8 +144,8 @@ def _schedule(noise: Noise) -> dict[str, Any]:
     given = value_of(make_schedule, options, "given_betas")
     if noise.on_timesteps and given is None and options["name"] in SCHEDULES.values():
         start, end = (value_of(make_schedule, options, f"linear_{end}") for end in ("start", "end"))
-        return scheduler_config(beta_start=start, beta_end=end, schedule=options["name"], **said)
+        return scheduler_config(beta_start=start, beta_end=end, schedule=options["name"], **shared)
     abar = alphas_cumprod_of(noise)
     if zero_snr:
         abar[-1] = 0.0
-    return scheduler_config(betas=1.0 - abar / np.append(1.0, abar[:-1]), **said)
+    return scheduler_config(betas=1.0 - abar / np.append(1.0, abar[:-1]), **shared)

@@ -111,16 +111,16 @@ def read_adapters(
             _name(s) for s in lora if lora[s].magnitude is None and dora
         ],
     }
-    told = [
+    lines = [
         f"{counted(len(n), f'layer{where} {one}', f'layers{where} {many}')} {what}: "
         f"{few_of(n, _SHOWN)}"
         for (one, many, where, what), n in problems.items()
         if n
     ]
-    if told:
+    if lines:
         raise ConfigError(
             f"config.adapters.from_file = {str(path)!r} does not fit config.adapters: "
-            f"{'; '.join(told)}"
+            f"{'; '.join(lines)}"
         )
     return lora
 

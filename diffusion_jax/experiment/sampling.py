@@ -377,8 +377,10 @@ def _over_stretches(
     def predict(x: Array, level: Array, end: Array) -> Array:
         numbers = (plan.noise.scaling(sigma).c_noise for sigma in (level, end))
         duration = {DURATION: operator.sub(*numbers)}
-        told = [{**entry, **duration} if isinstance(entry, Mapping) else entry for entry in given]
-        return guide(apply, *told)(x, level)
+        with_duration = [
+            {**entry, **duration} if isinstance(entry, Mapping) else entry for entry in given
+        ]
+        return guide(apply, *with_duration)(x, level)
 
     return predict
 

@@ -189,8 +189,8 @@ def load_frozen(
     frozen["first_stage"] = _first_stage(network, abstract["first_stage"], source, drawn, reading)
     if network.first_stage is not None and network.first_stage.options.scale_by_std:
         # 1 until the first batch was seen, where no file says what an earlier one gave.
-        said = None if source is None else read_claims(source).scale_factor
-        frozen["scale_factor"] = jnp.float32(1.0 if said is None else said)
+        claimed = None if source is None else read_claims(source).scale_factor
+        frozen["scale_factor"] = jnp.float32(1.0 if claimed is None else claimed)
     return frozen
 
 

@@ -74,18 +74,18 @@ def load_summary(path: Path, features: str, key: str, data: str | None = None) -
     arrays = read_npz(path)
     if "checksum" not in arrays:
         return _moments_alone(path, arrays, features)
-    said = {name: str(arrays[name]) for name in ("features", "key", "data") if name in arrays}
+    labels = {name: str(arrays[name]) for name in ("features", "key", "data") if name in arrays}
     if str(arrays.pop("checksum")) != _checksum(arrays):
         raise ValueError(f"{path} is damaged: its checksum is wrong; delete it to make it again")
     if int(arrays["format"]) != FORMAT:
         raise ValueError(f"{path} has format {arrays['format']}, which should be {FORMAT}")
-    if (said["features"], said["key"]) != (features, key):
-        other = "other weights of " if said["features"] == features else ""
+    if (labels["features"], labels["key"]) != (features, key):
+        other = "other weights of " if labels["features"] == features else ""
         raise ValueError(
-            f"{path} holds statistics of {other}{said['features']}; make them with {features} and "
-            "the weights that are used now"
+            f"{path} holds statistics of {other}{labels['features']}; make them with {features} "
+            "and the weights that are used now"
         )
-    if data is not None and said["data"] != data:
+    if data is not None and labels["data"] != data:
         raise ValueError(f"{path} holds statistics of other images; delete it to make it again")
     found = Moments(int(arrays["count"]), arrays[_MEAN], arrays[_COVARIANCE])
     return Summary(features, key, found, Kept(arrays["ids"], arrays["rows"]))

@@ -83,10 +83,10 @@ def convert_weights(
         return convert_lora(source, target, form, described, is_run=is_run, **options)
     experiment = _build(described, form)
     if is_run:
-        trained, said = _load_run(experiment, source, step, raw, with_ema), []
+        trained, lines = _load_run(experiment, source, step, raw, with_ema), []
     else:
-        trained, absent = load_checkpoint_file(experiment, source, ema=ema)
-        said = [f"{source} has no {' and no '.join(absent)}: initial values stay"] if absent else []
+        trained, unset = load_checkpoint_file(experiment, source, ema=ema)
+        lines = [f"{source} has no {' and no '.join(unset)}: initial values stay"] if unset else []
     trained = _with_loras(experiment, trained, loras)
     written = {"dtype": dtype, "nonfinite": nonfinite}
     layout = None if form == "native" else experiment.task.layout(trained)
@@ -98,16 +98,16 @@ def convert_weights(
         of = known["next_batch"] if "next_batch" in known else about and about.step
         rest = (trained, frozen_weights(experiment, trained.frozen))
         write_native(target, config, *rest, weights=held, step=of, known=known, **written)
-        said.append("layout native: this program reads it without --config")
+        lines.append("layout native: this program reads it without --config")
     elif form == "stablehlo":
         options = {"batch_size": batch_size, "dtype": dtype}
-        said.append(write_stablehlo(experiment, trained, target, **options))
+        lines.append(write_stablehlo(experiment, trained, target, **options))
     elif form == "diffusers":
         experiment.task.export_folder(trained, target, **written)
     else:
         layout = experiment.task.export_file(trained, target, **written)
-        said.append(f"layout {layout}")
-    return [*said, f"wrote {target}"]
+        lines.append(f"layout {layout}")
+    return [*lines, f"wrote {target}"]
 
 
 def _check(
@@ -175,15 +175,15 @@ def convert_yaml(
     converted = config_from_yaml(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(converted.source)
-    said = [f"not mapped: {line}" for line in converted.unmapped]
-    said.append(
+    lines = [f"not mapped: {line}" for line in converted.unmapped]
+    lines.append(
         f"wrote {target}; {counted(len(converted.unmapped), 'key was', 'keys were')} not mapped"
     )
     try:
         make_experiment(load_config(str(target))).abstract_state()
     except ValueError as error:
-        return said, str(error)
-    return said, None
+        return lines, str(error)
+    return lines, None
 
 
 def write_run(

@@ -21,10 +21,10 @@ def check_inputs(experiment: Experiment, source: Records) -> None:
         if embedder.input_key in read and embedder.input_key not in there
     }
     if missing:
-        told = ", ".join(f"{name} reads {key!r}" for name, key in missing.items())
+        lacking = ", ".join(f"{name} reads {key!r}" for name, key in missing.items())
         degrees = " and ".join(degrees_read(missing.values()))
-        told += f", which {degrees} of its frames would make" if degrees else ""
+        lacking += f", which {degrees} of its frames would make" if degrees else ""
         raise ValueError(
-            f"the data set {data.name!r} lacks inputs of config.conditioning.embedders: {told}; "
+            f"the data set {data.name!r} lacks inputs of config.conditioning.embedders: {lacking}; "
             f"its batches have {', '.join(sorted(there))}"
         )

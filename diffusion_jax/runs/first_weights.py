@@ -85,11 +85,11 @@ def _from_path(
                 mutable, path, given=given_mutable, ignore_keys=training.ignore_keys
             )
         lists = {"not loaded": loaded.not_loaded, "not used": loaded.unused}
-    said = [
+    lines = [
         f"{path}: {counted(len(names), 'parameter', 'parameters')} {what}"
         + "".join(f"\n  {n}" for n in names)
         for what, names in lists.items()
     ]
     # The average starts from the loaded weights; upstream leaves it at the random ones it was made
     # with.
-    return with_params(experiment, state, params, mutable), said
+    return with_params(experiment, state, params, mutable), lines

@@ -61,8 +61,8 @@ def clip_conditions(
 
 def frame_rate(network: Network, fps: Any) -> float:
     """Find the frames per second that a clip is shown with, of fps as a call of Pipeline has it."""
-    told = {e.input_key: e.default for e in network.embedders.values() if e.default is not None}
-    default = told.get(NUMBERS["fps"], DEFAULT_FPS_ID)
+    defaults = {e.input_key: e.default for e in network.embedders.values() if e.default is not None}
+    default = defaults.get(NUMBERS["fps"], DEFAULT_FPS_ID)
     return 1.0 + (float(np.ravel(default)[0]) if fps is None else number("fps", fps))
 
 

@@ -100,7 +100,7 @@ def _progress(
     if watched.progress is None:
         return []
     checkpoints = experiment.hooks.checkpoints
-    told = {
+    shared = {
         "num_steps": experiment.training.num_steps,
         "speed": speed,
         "stream": watched.progress,
@@ -108,7 +108,7 @@ def _progress(
         "scores": watched.scores,
         "monitor": checkpoints["monitor"] if "monitor" in checkpoints else None,
     }
-    return [progress(**told, **options)]
+    return [progress(**shared, **options)]
 
 
 def _as_list(hooks: Hook | list[Hook]) -> list[Hook]:

@@ -54,8 +54,8 @@ def run_lines(runs: list[Listed]) -> list[str]:
     for run in runs:
         of = "" if run.total is None else f" of {run.total:,}"
         best = run.best
-        told = "" if best is None else f"{best.monitor} {best.value:.5g} at step {best.step:,}"
-        rows.append((str(run.folder), run.state, f"{run.step:,}{of}", age_text(run.age), told))
+        best_text = "" if best is None else f"{best.monitor} {best.value:.5g} at step {best.step:,}"
+        rows.append((str(run.folder), run.state, f"{run.step:,}{of}", age_text(run.age), best_text))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 

@@ -128,10 +128,10 @@ def _missing(folder: pathlib.Path, options: PriorOptions) -> list[int]:
     Pictures of the user's own count, whatever their names are.
     """
     about = folder / ABOUT
-    said = json.loads(about.read_text())["prompt"] if about.is_file() else options.prompt
-    if said != options.prompt:
+    prompt = json.loads(about.read_text())["prompt"] if about.is_file() else options.prompt
+    if prompt != options.prompt:
         raise ValueError(
-            f"{folder} holds images of {said!r}, and config.prior.prompt = {options.prompt!r}: "
+            f"{folder} holds images of {prompt!r}, and config.prior.prompt = {options.prompt!r}: "
             "name another config.prior.folder"
         )
     there = {path.name for path in _files(folder)}

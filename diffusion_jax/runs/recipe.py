@@ -107,10 +107,10 @@ def _call_facts(experiment: Experiment, options: Mapping[str, Any]) -> dict[str,
     facts: dict[str, Any] = {}
     if "prompt_weights" in given and tokenizers:
         facts["Prompt weights"] = given["prompt_weights"]
-    facts |= {told: given[name] for name, told in _NUMBERS.items() if name in given}
-    for name, told in _ARRAYS.items():
+    facts |= {label: given[name] for name, label in _NUMBERS.items() if name in given}
+    for name, label in _ARRAYS.items():
         if name in given:
-            facts[f"{told} hash"] = _hash(given[name])
+            facts[f"{label} hash"] = _hash(given[name])
     return facts
 
 
@@ -177,8 +177,8 @@ def recipe_text(recipe: Recipe, index: int) -> str:
         "Version": "diffusion_jax",
         "Revision": code_facts()["revision"],
     }
-    told = {name: value for name, value in facts.items() if value is not None}
-    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in told.items()))
+    known = {name: value for name, value in facts.items() if value is not None}
+    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in known.items()))
     return "\n".join(lines)
 
 

@@ -57,12 +57,12 @@ def describe_file(path: str | os.PathLike) -> list[str]:
     if not networks:
         return lines
     claims = read_claims(path)
-    said = [(name, getattr(claims, name)) for name in _SAID]
-    told = [f"{name} = {value}" for name, value in said if value is not None]
+    claimed = [(name, getattr(claims, name)) for name in _SAID]
+    says = [f"{name} = {value}" for name, value in claimed if value is not None]
     if claims.alphas_cumprod is not None:
         last = claims.alphas_cumprod[-1]
-        told.append(f"{len(claims.alphas_cumprod)} timesteps, alphas_cumprod down to {last:.3g}")
-    lines.append(f"it says of itself: {', '.join(told) or 'nothing'}")
+        says.append(f"{len(claims.alphas_cumprod)} timesteps, alphas_cumprod down to {last:.3g}")
+    lines.append(f"it says of itself: {', '.join(says) or 'nothing'}")
     fitting = _fitting(path, claims)
     if len(fitting) == 1:
         agree = _agreeing(path, fitting[0], ())
@@ -106,8 +106,8 @@ def config_for(
     fitting = _fitting(path, read_claims(path))
     if len(fitting) != 1:
         held = ", ".join(describe_weights(path))
-        said = f"{' and '.join(fitting)} fit it" if fitting else "no shipped config describes it"
-        raise ValueError(f"{path} needs --config=, because {said}: it holds {held}")
+        which = f"{' and '.join(fitting)} fit it" if fitting else "no shipped config describes it"
+        raise ValueError(f"{path} needs --config=, because {which}: it holds {held}")
     return load_config(fitting[0], [*_agreeing(path, fitting[0], overrides), *overrides])
 
 

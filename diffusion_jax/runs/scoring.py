@@ -271,8 +271,8 @@ def _data_key(experiment: Experiment, role: str) -> str:
     data = experiment.data
     names = [name for name in ImageOptions._fields if name not in _SILENT]
     chosen = {name: data.batch_options[name] for name in names}
-    told = {"data": data.fingerprint(data.source(role)), "split": data.splits[role], **chosen}
-    return json.dumps(told, sort_keys=True, default=str)
+    identity = {"data": data.fingerprint(data.source(role)), "split": data.splits[role], **chosen}
+    return json.dumps(identity, sort_keys=True, default=str)
 
 
 def save_samples(path: pathlib.Path, images: Sequence[np.ndarray]) -> None:

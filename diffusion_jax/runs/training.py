@@ -358,8 +358,8 @@ def _initial(experiment: Experiment, say: Listener) -> tuple[TrainState, Scores]
     state = experiment.init_state()
     if experiment.task.first_params is not None:
         return state, {}
-    state, said = first_weights(experiment, state)
-    for text in said:
+    state, lines = first_weights(experiment, state)
+    for text in lines:
         say(RunEvent("weights", text))
     return state, {}
 
@@ -432,8 +432,8 @@ def _test(
     found = build_evaluate(experiment, watched.frozen, batches, prefix="test")(state)
     watched.writer.write_scalars(int(state.step), found)
     endings = [name + end for name in experiment.task.headline for end in ("", "_ema")]
-    told = [name for name in sorted(found) if name.endswith(tuple(endings))]
-    losses = ", ".join(f"{name} {found[name]:.4f}" for name in told)
+    names = [name for name in sorted(found) if name.endswith(tuple(endings))]
+    losses = ", ".join(f"{name} {found[name]:.4f}" for name in names)
     images = counted(batches.num_examples, "image", "images")
     say(RunEvent("tested", f"test split, {images}: {losses}"))
     return found

@@ -120,9 +120,9 @@ def make_app(
 def _draw(pipe: Pipeline, asked: Asked, model: str, more: Facts, on_step: OnStep) -> Pictures:
     """Draw what was asked for; each picture tells how."""
     images = pipe(asked.conditions, **asked.options, on_step=on_step)
-    told = {name: asked.options[name] if name in asked.options else None for name in _TOLD}
+    recorded = {name: asked.options[name] if name in asked.options else None for name in _TOLD}
     size, seed = images.shape[1:3], asked.options["seed"]
-    shown = {"model": model, "seeds": check_seeds(seed), **told}
+    shown = {"model": model, "seeds": check_seeds(seed), **recorded}
     recipe = find_recipe(
         pipe.experiment, asked.conditions, size, **shown, options=asked.options, more=more
     )

@@ -100,3 +100,20 @@ def test_the_race_runs_to_its_table(monkeypatch, tmp_path):
     assert {path.name for path in out.iterdir()} >= {"race.json", "race.md", "race.png"}
     for name in ("race", "race_data", "paired"):
         sys.modules.pop(name, None)
+
+
+def test_a_race_whose_judge_is_missing_trains_nothing(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr("os.sched_setaffinity", lambda pid, cores: None)
+
+    def missing(name):
+        raise FileNotFoundError(f"the weights of {name} are not installed")
+
+    monkeypatch.setattr("diffusion_jax.experiment.scoring.make_extractor", missing)
+    import race
+
+    with pytest.raises(FileNotFoundError, match="efficientnet_lite0 are not installed"):
+        race.main(["--tiny", f"--out={tmp_path / 'race'}"])
+    assert not list((tmp_path / "race").iterdir())
+    for name in ("race", "race_data", "paired"):
+        sys.modules.pop(name, None)

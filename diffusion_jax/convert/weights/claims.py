@@ -121,9 +121,9 @@ def claims_of(weights: Weights) -> Claims:
     """Read what the marks, the buffers and the header of a file say."""
     tensors, words = weights.tensors, weights.metadata
     found: dict[str, Any] = {}
-    said = words[METADATA_KEY].lower() if METADATA_KEY in words else None
-    if said is not None:
-        found["prediction"] = PREDICTIONS[said] if said in PREDICTIONS else said
+    prediction = words[METADATA_KEY].lower() if METADATA_KEY in words else None
+    if prediction is not None:
+        found["prediction"] = PREDICTIONS[prediction] if prediction in PREDICTIONS else prediction
     if V_MARK in tensors:
         found["prediction"] = "v"
     if ZERO_SNR_MARK in tensors:

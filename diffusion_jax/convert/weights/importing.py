@@ -253,8 +253,8 @@ def _match(
         (integers, "of whole numbers, which are no weights without their scales"),
     )
     if any(names for names, _ in problems):
-        told = "; ".join(f"{len(n)} {what}: {few_of(n)}" for n, what in problems if n)
-        raise ValueError(f"{path} does not fit{_families(wanted, held, name_map)}: {told}")
+        differences = "; ".join(f"{len(n)} {what}: {few_of(n)}" for n, what in problems if n)
+        raise ValueError(f"{path} does not fit{_families(wanted, held, name_map)}: {differences}")
     return sources
 
 

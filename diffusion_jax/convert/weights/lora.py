@@ -97,13 +97,13 @@ def read_lora(path: str | os.PathLike, trees: Mapping[str, PyTree]) -> Lora:
         (shapes, "is of another shape", "are of another shape"),
         (nonfinite, "holds NaN or infinite numbers", "hold NaN or infinite numbers"),
     )
-    told = [
+    lines = [
         f"{counted(len(names), *words)}: {few_of(names, _SHOWN)}"
         for names, *words in problems
         if names
     ]
-    if told:
-        raise ValueError(f"{path} does not fit the networks here: {'; '.join(told)}")
+    if lines:
+        raise ValueError(f"{path} does not fit the networks here: {'; '.join(lines)}")
     return lora
 
 
@@ -274,14 +274,14 @@ def _factors(
     """Turn the arrays of a file into factors for a kernel; a string tells what does not fit."""
     down, up = arrays["down"], arrays["up"]
     rank = down.shape[0] if down.ndim else 0
-    told = f"{down.shape} and {up.shape} (the kernel here is {kernel})"
+    shapes = f"{down.shape} and {up.shape} (the kernel here is {kernel})"
     if down.ndim < 2 or up.ndim < 2 or rank < 1 or any(side != 1 for side in up.shape[2:]):
-        return told
+        return shapes
     down = to_ours(down, "kernel")
     if all(side == 1 for side in (*kernel[:-2], *down.shape[:-2])):
         down = down.reshape(*kernel[:-2], *down.shape[-2:])  # a 1 x 1 convolution is a dense layer
     if down.shape != (*kernel[:-1], rank) or up.shape[:2] != (kernel[-1], rank):
-        return told
+        return shapes
     magnitude = arrays["magnitude"].reshape(-1) if "magnitude" in arrays else None
     if magnitude is not None and magnitude.shape != kernel[-1:]:
         return f"magnitude {arrays['magnitude'].shape} ({kernel[-1:]} here)"
@@ -293,16 +293,16 @@ def _said_scale(weights: Weights, prefix: str, module: str) -> float:
     """Read alpha / rank of a module out of the words that diffusers writes; 1 without them."""
     if _ADAPTER_METADATA not in weights.metadata:
         return 1.0
-    said = json.loads(weights.metadata[_ADAPTER_METADATA])
+    settings = json.loads(weights.metadata[_ADAPTER_METADATA])
 
     def of(pattern: str, default: str) -> float:
-        for ending, value in said.get(f"{prefix}.{pattern}", {}).items():
+        for ending, value in settings.get(f"{prefix}.{pattern}", {}).items():
             if module == ending or module.endswith(f".{ending}"):
                 return float(value)
-        return float(said.get(f"{prefix}.{default}", 1.0))
+        return float(settings.get(f"{prefix}.{default}", 1.0))
 
     alpha, rank = of("alpha_pattern", "lora_alpha"), of("rank_pattern", "r")
-    return alpha / (np.sqrt(rank) if said.get(f"{prefix}.use_rslora") else rank)
+    return alpha / (np.sqrt(rank) if settings.get(f"{prefix}.use_rslora") else rank)
 
 
 def _tensors(

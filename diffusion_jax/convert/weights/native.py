@@ -84,10 +84,10 @@ def import_tree(
         ],
     }
     if any(problems.values()):
-        told = "; ".join(
+        differences = "; ".join(
             f"{len(n)} {what}: {few_of(n, _SHOWN)}" for what, n in problems.items() if n
         )
-        raise ValueError(f"{weights.path} does not fit the config, in {prefix}: {told}")
+        raise ValueError(f"{weights.path} does not fit the config, in {prefix}: {differences}")
 
     def read(path: Any, leaf: Any) -> jax.Array:
         name = "/".join(entry.key for entry in path)

@@ -261,16 +261,16 @@ def _read_old(path: Path) -> Any:
         head = io.BytesIO(file.read(MAX_BYTES))
         _, version, machine, content, keys = (_unpickle(head, path, locate) for _ in range(5))
         if version != 1001 or not isinstance(machine, dict) or not machine.get("little_endian"):
-            said = reprlib.repr(version)
-            raise ValueError(f"{path} is of a version or machine that is not known: {said}")
+            shown = reprlib.repr(version)
+            raise ValueError(f"{path} is of a version or machine that is not known: {shown}")
         offset = head.tell()
         for key in keys if isinstance(keys, list) else ():
             known = isinstance(key, str) and key in kinds
             dtype, size = kinds[key] if known else (None, -1)
             file.seek(offset)
             if dtype is None or int.from_bytes(file.read(8), "little") != size:
-                said = reprlib.repr(key)
-                raise ValueError(f"{path} is cut off or damaged at the storage {said}")
+                shown = reprlib.repr(key)
+                raise ValueError(f"{path} is cut off or damaged at the storage {shown}")
             places[key] = offset + 8
             offset = places[key] + size * dtype.itemsize
     if offset > path.stat().st_size or set(places) != set(kinds):

@@ -22,9 +22,9 @@ def frames_of(params: Node) -> int | None:
     if params.child("network_config").class_name() not in tables.NETWORKS:
         return None
     guider = params.child("sampler_config").child("params").child("guider_config")
-    said = guider.child("params").take("num_frames", None, int)
-    if said is not None:
-        return said
+    num_frames = guider.child("params").take("num_frames", None, int)
+    if num_frames is not None:
+        return num_frames
     row = tables.GUIDERS.get(guider.class_name())
     frames = tables.FRAMES_OF.get("" if row is None else row.name, 14)
     params.chosen.append(f"clips have {frames} frames")

@@ -313,8 +313,12 @@ def _other_source(part: Path) -> str:
 
 def _check_all_or_none(root: Path, found: Scan) -> None:
     items = found.items()
-    told = {"label": "label", "captions": "caption", "cameras": "list of elevations and azimuths"}
-    for field, name in told.items():
+    expected = {
+        "label": "label",
+        "captions": "caption",
+        "cameras": "list of elevations and azimuths",
+    }
+    for field, name in expected.items():
         missing = [item for item in items if getattr(item, field) is None]
         if missing and len(missing) < len(items):
             raise ValueError(

@@ -68,18 +68,18 @@ def open_video(
             raise CorruptVideoError("it has no video stream")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        said = stream.average_rate or stream.guessed_rate or stream.base_rate
-        if not said:
+        rate = stream.average_rate or stream.guessed_rate or stream.base_rate
+        if not rate:
             raise CorruptVideoError("it says no frame rate")
-        own = _fraction(said)
+        own = _fraction(rate)
         rate = own if fps is None else Fraction(fps).limit_denominator(10_000)
         if own < rate * _LEAST_SHARE:
             raise CorruptVideoError(
                 f"it has {float(own):.4g} frames per second, fps = {fps:g} asks for more"
             )
         timed = resampled(_timed(container, stream, own), rate, 1 / own)
-        said = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
-        shape = _fraction(said) if said else Fraction(1)
+        ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+        shape = _fraction(ratio) if ratio else Fraction(1)
         frames = (_picture(frame, shape, short_side) for frame in timed)
         yield Video(float(rate), _reading(frames))
 

@@ -66,8 +66,8 @@ def _tell_data(run: Gathered) -> str:
 def _tell_split(split: Any) -> str:
     if not isinstance(split, dict):
         return ""
-    told = (split[name] for name in ("name", "num_examples", "digest") if name in split)
-    return ", ".join(map(_tell_value, told))
+    values = (split[name] for name in ("name", "num_examples", "digest") if name in split)
+    return ", ".join(map(_tell_value, values))
 
 
 def _tell_value(value: Any) -> str:

@@ -80,12 +80,12 @@ def gather(workdir: str | os.PathLike) -> Gathered:
     starts = starts_of(read_facts(workdir))
     step, total = last_step(metrics), _number(config, "train.num_steps")
     batch = _number(config, "train.batch_size")
-    told = [start["differs"] for start in starts if isinstance(start.get("differs"), list)]
+    differences = [start["differs"] for start in starts if isinstance(start.get("differs"), list)]
     scores = _scores(metrics)
     return Gathered(
         folder=workdir,
         config=config,
-        differs=told[-1] if told else None,
+        differs=differences[-1] if differences else None,
         changes=record.changes,
         forked_from=record.forked_from,
         starts=starts,

@@ -36,8 +36,8 @@ def _table(series: dict[str, Series]) -> list[str]:
     width = max(map(len, shown), default=0)
     lines = [f"  {'':{width}} {'first':>10} {'lowest':>10} {'last':>10}"]
     for name, same in shown.items():
-        told = summary(series[name])
-        numbers = " ".join(f"{told[column]:>10.5g}" for column in ("first", "lowest", "last"))
+        values = summary(series[name])
+        numbers = " ".join(f"{values[column]:>10.5g}" for column in ("first", "lowest", "last"))
         curve = sparkline(series[name].values.tolist())
         lines.append(f"  {name:{width}} {numbers}  {curve}".rstrip())
         if same:

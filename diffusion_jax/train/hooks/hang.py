@@ -41,15 +41,15 @@ def watch_hangs(*, seconds: float = 600.0) -> Iterator[Hook]:
         latest = (event.step, time.monotonic())
 
     def watch() -> None:
-        told = None
+        reported = None
         while not over.wait(min(seconds / 4, _LOOK_SECONDS)):
             last = latest
-            if last is None or last == told:
+            if last is None or last == reported:
                 continue
             waited = time.monotonic() - last[1]
             if waited >= seconds:
                 _tell(last[0], waited)
-                told = last
+                reported = last
 
     thread = threading.Thread(target=watch, name="watch_hangs", daemon=True)
     thread.start()
