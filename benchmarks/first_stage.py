@@ -1,7 +1,8 @@
 """Measure how well a first stage reconstructs unseen images, and what LPIPS and PatchGAN add.
 
 python benchmarks/first_stage.py --workdir=runs/emoji_vae --l1_workdir=runs/emoji_vae_l1
-python benchmarks/first_stage.py --num_steps=1600 --config.loss.disc_start=800  # trains both first
+python benchmarks/first_stage.py --num_steps=1600 --config.loss.perceptual_start=800 \
+    --config.loss.disc_start=1200                                      # trains both first
 
 Prints PSNR (of uint8 images, peak 255) and LPIPS of the held-out split, with the averaged weights
 and a sample of the posterior, for a run of configs/emoji_vae.py and for the same network trained
