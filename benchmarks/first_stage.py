@@ -1,13 +1,15 @@
 """Measure how well a first stage reconstructs unseen images, and what LPIPS and PatchGAN add.
 
 python benchmarks/first_stage.py --workdir=runs/emoji_vae --l1_workdir=runs/emoji_vae_l1
-python benchmarks/first_stage.py --num_steps=1600 --config.loss.disc_start=800  # trains both first
+python benchmarks/first_stage.py --num_steps=1600 --config.loss.perceptual_start=800 \
+    --config.loss.disc_start=1200                                      # trains both first
 
 Prints PSNR (of uint8 images, peak 255) and LPIPS of the held-out split, with the averaged weights
 and a sample of the posterior, for a run of configs/emoji_vae.py and for the same network trained
-with L1 alone. LPIPS is measured with VGG16, while training uses AlexNet, so that the judge is not
-the teacher. The picture shows originals, reconstructions, and reconstructions of the L1 network,
-row by row. A missing run is trained first, with --num_steps steps and the --config.* overrides.
+with L1 alone. LPIPS is measured with both of its networks: training uses VGG16, and AlexNet is a
+judge that was not the teacher. The picture shows originals, reconstructions, and reconstructions of
+the L1 network, row by row. A missing run is trained first, with --num_steps steps and the
+--config.* overrides.
 """
 
 import argparse
@@ -29,15 +31,19 @@ from diffusion_jax.train.first_stage.loss import reconstruct
 from diffusion_jax.train.pictures import image_grid, save_png
 
 BATCH = 16
+JUDGES = {"vgg16": "VGG16", "alexnet": "AlexNet"}
 # No perceptual distance and no adversary: |x - x'| and the regularizer are left.
 L1_ALONE = ("--config.loss.perceptual_weight=0.0", f"--config.loss.disc_start={10**9}")
 
 
 class Scores(NamedTuple):
-    """Means over a split, and the images that they were computed from, uint8 [n h w c]."""
+    """Means over a split, and the images that they were computed from, uint8 [n h w c].
+
+    lpips: by the network of the distance, see JUDGES.
+    """
 
     psnr: float
-    lpips: float
+    lpips: dict[str, float]
     real: np.ndarray
     shown: np.ndarray
 
@@ -63,10 +69,13 @@ def main() -> None:
     grid.parent.mkdir(parents=True, exist_ok=True)
     save_png(grid, picture(full, l1, arguments.columns))
     print(f"picture: {grid}")
-    print(f"{len(full.real)} images of {arguments.split}    PSNR, dB    LPIPS (VGG16)")
-    print(f"L1 + LPIPS + PatchGAN    {full.psnr:9.2f}  {full.lpips:13.4f}")
-    print(f"L1 alone                 {l1.psnr:9.2f}  {l1.lpips:13.4f}")
-    print(f"LPIPS of L1 alone over ours: {l1.lpips / full.lpips:.2f}")
+    titles = "".join(f"{f'LPIPS ({name})':>17}" for name in JUDGES.values())
+    print(f"{f'{len(full.real)} images of {arguments.split}':<25}{'PSNR, dB':>9}{titles}")
+    for name, found in (("L1 + LPIPS + PatchGAN", full), ("L1 alone", l1)):
+        distances = "".join(f"{found.lpips[net]:17.4f}" for net in JUDGES)
+        print(f"{name:<25}{found.psnr:9.2f}{distances}")
+    ratios = "".join(f"{l1.lpips[net] / full.lpips[net]:17.2f}" for net in JUDGES)
+    print(f"{'L1 alone over ours':<34}{ratios}")
 
 
 def train(config: str, folder: pathlib.Path, overrides: list[str]) -> None:
@@ -86,10 +95,10 @@ def score(workdir: pathlib.Path, split: str) -> Scores:
     networks = task.reconstructing.networks
     state, _ = restore_state(workdir / "checkpoints", built.abstract_state(), None)
     params = task.averaged(state) if has_ema(state.opt_state) else state.params
-    judge = load_lpips(net="vgg16")
+    judges = {net: load_lpips(net=net) for net in JUDGES}
 
     @jax.jit
-    def look(params: Any, mutable: Any, judge: Any, image: jax.Array) -> tuple[jax.Array, ...]:
+    def look(params: Any, mutable: Any, judges: Any, image: jax.Array) -> Any:
         keys = jax.random.split(jax.random.key(0), len(image))
         shown, _, _ = reconstruct(
             networks, params["autoencoder"], mutable["regularizer"], image, keys, train=False
@@ -99,17 +108,19 @@ def score(workdir: pathlib.Path, split: str) -> Scores:
         error = jnp.mean(jnp.square(shown - real), axis=(1, 2, 3))
         # An exact image has an error of 0; half a grey level in one pixel is as good as that.
         psnr = 10.0 * jnp.log10(255.0**2 / jnp.maximum(error, 1e-4))
-        distance = lpips(judge, real / 127.5 - 1.0, shown / 127.5 - 1.0, net="vgg16")
-        return psnr, distance, real.astype(jnp.uint8), shown.astype(jnp.uint8)
+        pair = (real / 127.5 - 1.0, shown / 127.5 - 1.0)
+        distances = {net: lpips(judge, *pair, net=net) for net, judge in judges.items()}
+        return psnr, distances, real.astype(jnp.uint8), shown.astype(jnp.uint8)
 
     found = []
     batches = built.data.eval_batches(built.data.source(split), batch_size=BATCH)
     for batch in batches.iterate(0):
         keep = np.asarray(batch["weight"] > 0) if "weight" in batch else slice(None)
-        rows = look(params, state.mutable, judge, batch["image"])
-        found.append([np.asarray(part)[keep] for part in rows])
-    psnr, distance, real, shown = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return Scores(float(psnr.mean()), float(distance.mean()), real, shown)
+        rows = look(params, state.mutable, judges, batch["image"])
+        found.append(jax.tree.map(lambda part, keep=keep: np.asarray(part)[keep], rows))
+    psnr, distances, real, shown = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+    means = {net: float(distance.mean()) for net, distance in distances.items()}
+    return Scores(float(psnr.mean()), means, real, shown)
 
 
 def picture(full: Scores, l1: Scores, columns: int) -> np.ndarray:

@@ -90,7 +90,7 @@ _NAMES = {
         "num_workers "
         "transformer_depth num_attention_blocks n_stages cosine_s eta s_churn s_noise s_tmin "
         "temperature interval offset_noise_level input_perturbation l_simple_weight "
-        "original_elbo_weight disc_start "
+        "original_elbo_weight disc_start perceptual_start "
         "disc_factor disc_weight perceptual_weight regularization_weights beta kl_weight "
         "weight_decay adam_weight_decay weight_decay_rate eps eps_root adam_eps_root warmup_steps "
         "warm_up_steps transition_begin boundaries scales init_value end_value value f_min f_max "

@@ -68,6 +68,8 @@ class AutoencoderLoss(NamedTuple):
     disc_weight: factor of the adaptive weight.
     disc_loss: "hinge" or "vanilla".
     perceptual_weight: factor of LPIPS in rec.
+    perceptual_start: the first value of state.step with LPIPS, which is not computed before it.
+        Evaluation always has it.
     pixel_loss: "l1", "l2" or "huber".
     reduction: nll over a sample's elements, "sum" (KL) or "mean" (VQ); samples are averaged.
     regularization_weights: by the names of the regularizer's log; others are only logged.
@@ -84,6 +86,7 @@ class AutoencoderLoss(NamedTuple):
     disc_weight: float = 1.0
     disc_loss: Literal["hinge", "vanilla"] = "hinge"
     perceptual_weight: float = 1.0
+    perceptual_start: int = 0
     pixel_loss: Literal["l1", "l2", "huber"] = "l1"
     reduction: Literal["sum", "mean"] = "sum"
     regularization_weights: Mapping[str, float] | None = None
@@ -119,9 +122,13 @@ def check_loss(loss: AutoencoderLoss) -> None:
     check_choice("disc_loss", loss.disc_loss, DISC_LOSSES)
     check_choice("pixel_loss", loss.pixel_loss, ("l1", "l2", "huber"))
     check_choice("reduction", loss.reduction, REDUCTIONS)
-    if loss.disc_start < 0:
-        raise ValueError(f"disc_start = {loss.disc_start!r} should be at least 0")
-    for name in ("disc_factor", "disc_weight", "perceptual_weight"):
+    for name in (
+        "disc_start",
+        "perceptual_start",
+        "disc_factor",
+        "disc_weight",
+        "perceptual_weight",
+    ):
         if not getattr(loss, name) >= 0.0:
             raise ValueError(f"{name} = {getattr(loss, name)!r} should be at least 0")
 
@@ -193,7 +200,7 @@ def generator_pass(
     )
     learned = "logvar" in params["loss"]
     logvar = params["loss"]["logvar"] if learned else frozen["logvar"]
-    nll = _nll(networks, loss, image, out.astype(jnp.float32), logvar, frozen, batch)
+    nll = _nll(networks, loss, image, out.astype(jnp.float32), logvar, frozen, batch, step)
     g, d_g, discriminator = _adversary(networks, params, mutable, out, weight, active, train)
 
     def last_layer(cotangent: Array) -> Array:
@@ -314,16 +321,11 @@ def _nll(
     logvar: Array,
     frozen: PyTree,
     batch: Batch,
+    step: Array | None,
 ) -> _Nll:
     """Compute nll = rec / exp(logvar) + logvar and gradients; LPIPS runs forward and back once."""
     weight = batch["weight"] if "weight" in batch else None
-    if loss.perceptual_weight > 0.0:
-        compare = lambda out: networks.lpips(frozen["lpips"], image, out).astype(jnp.float32)
-        distance, pull_distance = jax.vjp(compare, out)
-        # Samples do not mix, so that any weights of them may multiply this gradient afterwards.
-        (d_distance,) = pull_distance(jnp.ones_like(distance))
-    else:
-        distance, d_distance = jnp.zeros(len(out)), jnp.zeros_like(out)
+    distance, d_distance = _perceptual(networks, loss, image, out, frozen, step)
 
     def values(out: Array, distance: Array, logvar: Array) -> Any:
         rec = elementwise_loss(out, image, loss.pixel_loss)
@@ -347,6 +349,32 @@ def _nll(
     d_nll, _ = cotangents(1.0, 0.0)
     d_weighted, d_logvar = cotangents(0.0, 1.0)
     return _Nll(nll, weighted, rec, d_nll, d_weighted, d_logvar)
+
+
+def _perceptual(
+    networks: Networks,
+    loss: AutoencoderLoss,
+    image: Array,
+    out: Array,
+    frozen: PyTree,
+    step: Array | None,
+) -> tuple[PerSample, Array]:
+    """Compute LPIPS [b] and its gradient by out; zeros before its start."""
+
+    def run() -> tuple[Array, Array]:
+        compare = lambda out: networks.lpips(frozen["lpips"], image, out).astype(jnp.float32)
+        distance, pull_distance = jax.vjp(compare, out)
+        # Samples do not mix, so that any weights of them may multiply this gradient afterwards.
+        return distance, pull_distance(jnp.ones_like(distance))[0]
+
+    def idle() -> tuple[Array, Array]:
+        return jnp.zeros(len(out)), jnp.zeros_like(out)
+
+    if loss.perceptual_weight == 0.0:
+        return idle()
+    if step is None or loss.perceptual_start == 0:
+        return run()
+    return jax.lax.cond(step >= loss.perceptual_start, run, idle)
 
 
 def _weigh(log: Mapping[str, Array], weights: Mapping[str, float] | None) -> Array:

@@ -122,17 +122,18 @@ def example():
     return params, mutable, {"image": image}, jax.random.split(jax.random.key(2), BATCH)
 
 
-def run(loss, params, mutable, batch, keys, *, networks=NETWORKS, active=True, train=True):
+def run(
+    loss, params, mutable, batch, keys, *, networks=NETWORKS, active=True, train=True, step=None
+):
     """One compiled pass -> metrics, gradients, mutable, reconstruction."""
 
     @jax.jit
-    def whole(params, mutable, frozen, batch, keys, active):
-        seen = generator_pass(
-            networks, loss, params, mutable, frozen, batch, keys, active=active, train=train
-        )
+    def whole(params, mutable, frozen, batch, keys, active, step):
+        options = {"active": active, "train": train, "step": step}
+        seen = generator_pass(networks, loss, params, mutable, frozen, batch, keys, **options)
         return seen.metrics, seen.gradients(), seen.mutable, seen.reconstruction
 
-    return whole(params, mutable, FROZEN, batch, jax.random.clone(keys), active)
+    return whole(params, mutable, FROZEN, batch, jax.random.clone(keys), active, step)
 
 
 def plain_terms(loss, trained, disc, mutable, batch, keys):
@@ -375,6 +376,16 @@ def test_without_perceptual_weight_lpips_is_not_needed(example):
     np.testing.assert_allclose(metrics["loss/rec"], jnp.abs(batch["image"] - out).mean(), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("step", "same_as"), [(4, 0.0), (5, 0.8), (None, 0.8)])
+def test_lpips_begins_at_its_step_and_evaluation_always_has_it(example, step, same_as):
+    late = LOSS._replace(perceptual_start=5)
+    found = run(late, *example, step=None if step is None else jnp.int32(step))
+    wanted = run(LOSS._replace(perceptual_weight=same_as), *example)
+    for value, own in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(value, own, rtol=1e-5, atol=1e-7)
+    assert abs(wanted[0]["loss/rec"] - run(LOSS, *example)[0]["loss/rec"]) > 1e-3 or same_as
+
+
 def test_bad_input(example):
     params, mutable, batch, keys = example
     for change, message in [
@@ -382,6 +393,7 @@ def test_bad_input(example):
         ({"pixel_loss": "l3"}, "pixel_loss = 'l3' is unknown"),
         ({"reduction": "max"}, "reduction = 'max' is unknown"),
         ({"disc_start": -1}, "disc_start = -1 should be at least 0"),
+        ({"perceptual_start": -1}, "perceptual_start = -1 should be at least 0"),
         ({"disc_weight": -0.5}, "disc_weight = -0.5 should be at least 0"),
     ]:
         with pytest.raises(ValueError, match=message):
