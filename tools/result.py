@@ -86,15 +86,15 @@ def command_of(run: Gathered) -> str:
 
 def scores(run: Gathered) -> str:
     """The best score by the monitor, and the last metrics of samples."""
-    scores = []
+    found = []
     if run.best is not None:
-        scores.append(f"{run.best.monitor} {number(run.best.value)} at step {run.best.step:,}")
+        found.append(f"{run.best.monitor} {number(run.best.value)} at step {run.best.step:,}")
     table = score_table(run)
     if table:
-        scores += [f"{name} {number(value)}" for name, value in table[-1][1].items()]
-    if not scores:
+        found += [f"{name} {number(value)}" for name, value in table[-1][1].items()]
+    if not found:
         raise ValueError(f"{run.folder} has logged no score; give --score")
-    return ", ".join(scores)
+    return ", ".join(found)
 
 
 def newest_picture(run: Gathered) -> pathlib.Path:
