@@ -111,10 +111,10 @@ def agree(facts: Mapping[str, Any]) -> None:
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(text))))
     padded = np.pad(text, (0, sizes.max() - len(text)))
     rows = np.asarray(multihost_utils.process_allgather(padded))
-    texts = [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
-    first = leaves(texts[0])
+    parsed = [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    first = leaves(parsed[0])
     lines = []
-    for number, other in enumerate(map(leaves, texts)):
+    for number, other in enumerate(map(leaves, parsed)):
         keys = sorted(first.keys() | other.keys())
         wrong = [key for key in keys if _said(first, key) != _said(other, key)]
         shown = [
