@@ -284,6 +284,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     racers = [track.racer(entry, budget) for entry in entries]
     print(f"{theirs} steps of diffusers and {ours} of ours fit into {budget:.0f} s", flush=True)
     race(racers)
+    for racer in racers:  # before drawing and scoring, which can fail
+        print(f"{racer.name}: {racer.seconds:.0f} s, {racer.cpu:.0f} CPU s", flush=True)
     check_size(out / entries[1].folder / "run", out / entries[0].folder)
     drawn = {entry.name: track.samples(entry) for entry in entries}
     scores = track.score(drawn)

@@ -96,7 +96,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             ema_decay=0.999,
         )
     )
-    config.train = d(dict(num_steps=6_000, batch_size=16))
+    config.train = d(dict(num_steps=4_000, batch_size=16))
     config.lr_schedule = d(
         dict(
             name="cosine_decay",
