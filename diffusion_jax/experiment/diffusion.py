@@ -26,10 +26,11 @@ from diffusion_jax.experiment.files.weights import (
 )
 from diffusion_jax.experiment.guiders import guides
 from diffusion_jax.experiment.network.adapters import adapted
+from diffusion_jax.experiment.network.building import build_network
 from diffusion_jax.experiment.network.coding import build_coders
 from diffusion_jax.experiment.network.control import check_control, controlled, with_controls
 from diffusion_jax.experiment.network.inversion import inverted, knowing_tokens
-from diffusion_jax.experiment.network.network import Network, build_network
+from diffusion_jax.experiment.network.network import Network
 from diffusion_jax.experiment.network.parts import Parts, all_trained, reading_of
 from diffusion_jax.experiment.network.trainable import with_trainable
 from diffusion_jax.experiment.noise import build_noise

@@ -38,7 +38,7 @@ from diffusion_jax.experiment.first_stage import autoencoding
 from diffusion_jax.experiment.first_stage.autoencoding import make_autoencoding
 from diffusion_jax.experiment.hooks import HookOptions, bind_hooks
 from diffusion_jax.experiment.latent_options import bind_latent_cache
-from diffusion_jax.experiment.network import network
+from diffusion_jax.experiment.network import building
 from diffusion_jax.experiment.network.cameras import degrees_read
 from diffusion_jax.experiment.network.control import columns_of
 from diffusion_jax.experiment.network.frames import FRAME
@@ -56,7 +56,7 @@ from diffusion_jax.train.state import TrainState, abstract_state, init_sharded
 from diffusion_jax.types import PyTree
 
 # Every network that a config can name, first stages included.
-MODEL = network.MODEL._replace(table={**network.MODEL.table, **autoencoding.MODEL.table})
+MODEL = building.MODEL._replace(table={**building.MODEL.table, **autoencoding.MODEL.table})
 TRAIN = Section(
     "config.train",
     "How long training goes on, with which batches, and the weights that it starts from.",

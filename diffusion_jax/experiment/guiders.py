@@ -26,7 +26,8 @@ from diffusion_jax.experiment.config.binding import (
 )
 from diffusion_jax.experiment.config.files import saved_config
 from diffusion_jax.experiment.config.options import AutoguidanceOptions
-from diffusion_jax.experiment.network.network import Network, build_network
+from diffusion_jax.experiment.network.building import build_network
+from diffusion_jax.experiment.network.network import Network
 from diffusion_jax.experiment.noise import Noise, build_noise
 from diffusion_jax.models.conditioning.conditioner import can_guide
 from diffusion_jax.models.unet.perturbation import identity_in_the_middle

@@ -21,7 +21,8 @@ from diffusion_jax.experiment.config.binding import (
 )
 from diffusion_jax.experiment.config.options import LevelsOptions, LogvarOptions
 from diffusion_jax.experiment.data import check_alike
-from diffusion_jax.experiment.network.network import Network, conditioning_shapes
+from diffusion_jax.experiment.network.network import Network
+from diffusion_jax.experiment.network.shapes import conditioning_shapes
 from diffusion_jax.experiment.noise import Noise, bind_levels
 from diffusion_jax.models.conditioning.conditioner import can_guide
 from diffusion_jax.train.diffusion.consistency_loss import consistency_loss_fn

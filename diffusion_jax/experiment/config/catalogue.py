@@ -36,7 +36,7 @@ from diffusion_jax.experiment.first_stage import autoencoding
 from diffusion_jax.experiment.first_stage.frozen import FIRST_STAGE
 from diffusion_jax.experiment.first_stage.regularizer import REGULARIZER, TEMPERATURE
 from diffusion_jax.experiment.latent_options import LATENT_CACHE
-from diffusion_jax.experiment.network import network
+from diffusion_jax.experiment.network import building
 from diffusion_jax.experiment.network.adapters import ADAPTERS, LAYERS
 from diffusion_jax.experiment.network.control import CONTROL
 from diffusion_jax.experiment.network.inversion import INVERSION
@@ -72,8 +72,8 @@ def sections() -> dict[str, Section]:
         LATENT_CACHE,
         PRIOR,
         experiment.MODEL,
-        network.CONDITIONING,
-        network.EMBEDDER,
+        building.CONDITIONING,
+        building.EMBEDDER,
         FIRST_STAGE,
         noise.SCHEDULE,
         noise.DENOISER,

@@ -32,7 +32,8 @@ from diffusion_jax.experiment.files.claims import is_zero_snr, prediction_of
 from diffusion_jax.experiment.files.diffusers_scheduler import diffusers_scheduler
 from diffusion_jax.experiment.first_stage.autoencoders import kind_of
 from diffusion_jax.experiment.guiders import scale_in
-from diffusion_jax.experiment.network.network import Network, conditioning_shapes
+from diffusion_jax.experiment.network.network import Network
+from diffusion_jax.experiment.network.shapes import conditioning_shapes
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.task import Trained
 from diffusion_jax.models.conditioning.conditioner import Embedder

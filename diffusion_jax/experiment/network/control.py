@@ -19,8 +19,9 @@ from diffusion_jax.experiment.config.binding import ConfigError, Section, bind_e
 from diffusion_jax.experiment.config.options import ControlOptions
 from diffusion_jax.experiment.files.export import channels_of
 from diffusion_jax.experiment.network.layout import base_rules, control_rules
-from diffusion_jax.experiment.network.network import Network, conditioning_shapes
+from diffusion_jax.experiment.network.network import Network
 from diffusion_jax.experiment.network.parts import Parts, check_gradients, init_base, load_base
+from diffusion_jax.experiment.network.shapes import conditioning_shapes
 from diffusion_jax.experiment.task import Trained, Training
 from diffusion_jax.models.conditioning.conditioner import Embedder, Identity
 from diffusion_jax.models.conditioning.routing import HINT, HINT_SCALE, network_inputs
