@@ -369,6 +369,7 @@ class Pipeline(NamedTuple):
         """Encode conditions -> (the arrays that sample_fn takes, number of images)."""
         network = self.experiment.network
         if num_frames is not None:
+            network = network.with_num_frames(num_frames)
             shape = (num_frames, *self._shape(size))
             conditions = clip_conditions(network, conditions, shape, numbers)
         elif any(value is not None for value in numbers.values()):

@@ -72,6 +72,16 @@ class Network(NamedTuple):
         views = [e.frames for e in self.embedders.values() if e.input_key == VIEWS]
         return views[0] if views else None
 
+    def with_num_frames(self, num_frames: int) -> "Network":
+        """Give the network of clips of another length, with as many numbers of each frame."""
+        embedders = {
+            name: e._replace(shape=(num_frames, *e.shape[1:]))
+            if e.is_of_frames(self.num_frames)
+            else e
+            for name, e in self.embedders.items()
+        }
+        return self._replace(embedders=embedders, num_frames=num_frames)
+
     def init(self, key: Array) -> PyTree:
         """Initialise what is trained: {"network": ..., "conditioner": {embedder: ...}}, float32."""
         batch = self._embedder_inputs(1)

@@ -232,7 +232,7 @@ def _videos(model: Model, asked: Asked, folder: pathlib.Path) -> Call:
             raise ValueError("this model makes videos of a picture: give --image=FILE")
         conditions[FRAME_NAME] = read_picture(asked.image, flag="--image=")
     if ORBIT_POLARS not in known:
-        why = "this model is not told where the camera is"
+        why = "this model does not read where the camera is"
         _refuse(asked, ("elevation", "azimuths"), why)
     conditions |= _angles(asked)
 

@@ -72,7 +72,7 @@ def find_recipe(
 ) -> Recipe:
     """Complete what a user asked for by what the config says.
 
-    conditions: a prompt or a class for all images or for each; others are not told. size: (height,
+    conditions: a prompt or a class for all images or for each; others are left out. size: (height,
     width). model: the name of what drew the images. options: of the Pipeline's call; the text
     has those that change an image. more: further facts by name, such as loaded_facts.
     """

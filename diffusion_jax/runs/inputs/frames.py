@@ -18,7 +18,7 @@ from diffusion_jax.train.pictures import to_pixels
 # Argument of a call -> the input that embedders read, SVD's names for them.
 NUMBERS = {"fps": "fps_id", "motion_bucket_id": "motion_bucket_id", "cond_aug": "cond_aug"}
 
-# Of models that are not told any, as SVD's script has it.
+# Of models that read none, as SVD's script has it.
 DEFAULT_FPS_ID = (6,)
 
 
@@ -54,7 +54,7 @@ def clip_conditions(
         if value is None:
             continue
         if NUMBERS[argument] not in known:
-            raise ValueError(f"{argument} = {value!r} does not fit: this model is not told it")
+            raise ValueError(f"{argument} = {value!r} does not fit: this model does not read it")
         given[NUMBERS[argument]] = number(argument, value)
     return {name: value for name, value in given.items() if value is not None}
 

@@ -62,7 +62,7 @@ def test_pictures_of_any_size_and_kind_are_cut_from_the_middle():
         ([], {}, "the list of pictures is empty"),
         (np.zeros((4, 4, 7), np.uint8), {}, "the picture is no image"),
         ("photo.png", {}, "the picture is no image"),
-        (RED, {"motion_bucket_id": 127}, "motion_bucket_id = 127 does not fit: this model is not"),
+        (RED, {"motion_bucket_id": 127}, "motion_bucket_id = 127 does not fit: this model does not"),
         (RED, {"cond_aug": float("nan")}, "cond_aug = nan should be a finite number"),
     ],
 )
@@ -96,7 +96,7 @@ def test_an_object_is_put_on_white_and_takes_the_last_frame():
     assert with_picture(VIDEO, clips, {"cond_frames_without_noise": frame}) is clips
 
 
-def test_a_model_that_is_told_where_the_camera_is_gets_an_orbit():
+def test_a_model_that_reads_where_the_camera_is_gets_an_orbit():
     angles = {n: numbers(input_key=n, size=1) for n in ("polars_rad", "azimuths_rad")}
     network = VIDEO._replace(embedders=VIDEO.embedders | angles)
     given = {"image": RED, "elevations": 30.0}
@@ -107,5 +107,17 @@ def test_a_model_that_is_told_where_the_camera_is_gets_an_orbit():
     )
 
 
-def test_clips_are_shown_as_fast_as_they_were_told_to_be():
+@pytest.mark.parametrize("count", [3, 4, 6])
+def test_a_clip_of_any_length_has_angles_of_each_frame(count):
+    """An orbit of 3 frames has the azimuths 120, 240 and 0, whatever length was trained."""
+    angles = {n: numbers(input_key=n, size=1, frames=4) for n in ("polars_rad", "azimuths_rad")}
+    network = VIDEO._replace(embedders=VIDEO.embedders | angles).with_num_frames(count)
+    given = clip_conditions(network, RED, (count, 8, 8, 3), NONE)
+    inputs, _ = encode_conditions(network, given, None, tuple, (8, 8))
+    even = np.linspace(0.0, 360.0, count + 1)[1:] % 360.0
+    np.testing.assert_allclose(np.rad2deg(inputs["azimuths_rad"])[0, :, 0], even, atol=1e-4)
+    assert network.num_frames == count and inputs["fps_id"].shape == (1, 1)
+
+
+def test_clips_are_shown_as_fast_as_was_asked_for():
     assert frame_rate(VIDEO, None) == 7.0 and frame_rate(VIDEO, 11) == 12.0
