@@ -62,7 +62,11 @@ def test_pictures_of_any_size_and_kind_are_cut_from_the_middle():
         ([], {}, "the list of pictures is empty"),
         (np.zeros((4, 4, 7), np.uint8), {}, "the picture is no image"),
         ("photo.png", {}, "the picture is no image"),
-        (RED, {"motion_bucket_id": 127}, "motion_bucket_id = 127 does not fit: this model does not"),
+        (
+            RED,
+            {"motion_bucket_id": 127},
+            "motion_bucket_id = 127 does not fit: this model does",
+        ),
         (RED, {"cond_aug": float("nan")}, "cond_aug = nan should be a finite number"),
     ],
 )
