@@ -81,7 +81,7 @@ class Emoji(NamedTuple):
 def read_emoji(count: int, size: int) -> tuple[Emoji, Emoji]:
     """Read the 8 emoji that LoRAs learn, and `count` others, spread over all that there are."""
     from diffusion_jax.experiment import make_experiment
-    from diffusion_jax.experiment.config_files import load_config
+    from diffusion_jax.experiment.config.files import load_config
 
     more = (f"size={size}", "skin_tones=False", "max_examples=None")
     config = load_config(str(CONFIG), [f"--config.data.source.{option}" for option in more])
@@ -209,7 +209,7 @@ class Bench:
         from diffusion_jax import Pipeline
         from diffusion_jax.convert.weights.diffusers_folder import unet_config
         from diffusion_jax.convert.weights.exporting import export_params, save_weights
-        from diffusion_jax.experiment.config_files import load_config
+        from diffusion_jax.experiment.config.files import load_config
 
         pipe, unet = Pipeline.from_workdir(self.base_run, ema=False), self.out / "unet"
         network = pipe.experiment.network
@@ -251,7 +251,7 @@ class Bench:
     def drawn(self) -> dict[str, np.ndarray]:
         """Draw all captions with the base and with both LoRAs -> {name: [n h w c] in [0, 1]}."""
         from diffusion_jax import Pipeline
-        from diffusion_jax.runs.export import convert_weights
+        from diffusion_jax.runs.files.export import convert_weights
 
         convert_weights(self.out / "ours/run", self.out / "ours.safetensors", "peft", raw=True)
         files = {

@@ -107,7 +107,7 @@ def measure(case: Case, tiny: bool) -> dict[str, Any]:
     from diffusion_jax.plan.hlo import parse
     from diffusion_jax.plan.parts import lower_sample, lower_train, sample_arguments
     from diffusion_jax.runs.arguments import arguments_of
-    from diffusion_jax.runs.speed import model_flops
+    from diffusion_jax.runs.measuring.speed import model_flops
 
     name = f"configs/{case.config}.py" + (":tiny" if tiny else "")
     overrides = [o for o in case.overrides if not tiny or not o.startswith("model.")]

@@ -154,7 +154,7 @@ class Track:
 
     def __init__(self, arguments: argparse.Namespace, out: pathlib.Path) -> None:
         from diffusion_jax.experiment import make_experiment
-        from diffusion_jax.experiment.config_files import load_config
+        from diffusion_jax.experiment.config.files import load_config
         from diffusion_jax.experiment.scoring import make_extractor
 
         self.arguments, self.out = arguments, out

@@ -18,7 +18,7 @@ from diffusion_jax.convert.weights.diffusers_folder import vae_config
 from diffusion_jax.convert.weights.exporting import export_params, save_weights
 from diffusion_jax.convert.weights.first_stage import join_parts, save_first_stage
 from diffusion_jax.experiment import Experiment, make_experiment
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.train.step import jit_train_step
 
 WEIGHING = "diffusion_jax.train.first_stage.loss.adaptive_weight"

@@ -12,7 +12,7 @@ import numpy as np
 import paired
 
 from diffusion_jax.experiment import Experiment, make_experiment
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.train.step import jit_train_step
 
 NUM_STEPS = 50

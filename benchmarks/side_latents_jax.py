@@ -14,7 +14,7 @@ from random_weights import random_frozen, random_weights
 from diffusion_jax.convert.weights.diffusers_folder import save_diffusers, unet_config
 from diffusion_jax.diffusion.samplers.driver import initial_noise
 from diffusion_jax.experiment import Experiment, make_experiment
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.models.conditioning.routing import network_inputs
 from diffusion_jax.types import PyTree
 

@@ -12,7 +12,7 @@ import paired
 from random_weights import random_frozen, random_weights
 
 from diffusion_jax.experiment import Experiment, make_experiment
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.train.step import jit_train_step
 from diffusion_jax.types import PyTree
 

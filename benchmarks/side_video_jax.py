@@ -11,7 +11,7 @@ import numpy as np
 import paired
 
 from diffusion_jax.convert.weights.diffusers_video import video_unet_config
-from diffusion_jax.experiment.options import ClipOptions
+from diffusion_jax.experiment.config.options import ClipOptions
 from diffusion_jax.models.first_stage import VideoDecoder
 from diffusion_jax.models.first_stage.tiling import decode_in_clips
 from diffusion_jax.models.unet import VideoUNet

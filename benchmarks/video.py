@@ -26,7 +26,7 @@ from diffusion_jax.metrics.neighbours import nearest as nearest_rows
 from diffusion_jax.metrics.statistics import moments
 from diffusion_jax.models.features import i3d
 from diffusion_jax.pipeline import Pipeline
-from diffusion_jax.runs.frames import frame_rate
+from diffusion_jax.runs.inputs.frames import frame_rate
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.train.videos import save_clip
 

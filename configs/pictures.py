@@ -16,7 +16,7 @@ EDM (Karras et al. 2022), as in configs/emoji.py.
 
 import ml_collections
 
-from diffusion_jax.experiment.looking import hold_out, is_given, look_at, on_accelerator
+from diffusion_jax.experiment.config.looking import hold_out, is_given, look_at, on_accelerator
 
 VARIANTS = ("tiny",)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diffusion_jax.diffusion.schedule import Schedule, make_schedule
     from diffusion_jax.experiment import make_experiment
-    from diffusion_jax.experiment.config_files import load_config
+    from diffusion_jax.experiment.config.files import load_config
     from diffusion_jax.pipeline import Pipeline
     from diffusion_jax.runs.training import train_run
 
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Pipeline": "diffusion_jax.pipeline",
     "Schedule": "diffusion_jax.diffusion.schedule",
-    "load_config": "diffusion_jax.experiment.config_files",
+    "load_config": "diffusion_jax.experiment.config.files",
     "make_experiment": "diffusion_jax.experiment",
     "make_schedule": "diffusion_jax.diffusion.schedule",
     "train_run": "diffusion_jax.runs.training",

@@ -14,25 +14,21 @@ from diffusion_jax.convert.weights.embeddings import read_embedding
 from diffusion_jax.diffusion.samplers.driver import check_iterations
 from diffusion_jax.diffusion.schedule import check_choice
 from diffusion_jax.experiment import Experiment, make_experiment
+from diffusion_jax.experiment.files.lora import with_loras
 from diffusion_jax.experiment.guiders import GuidanceScale
-from diffusion_jax.experiment.inversion import with_embedding
-from diffusion_jax.experiment.lora import with_loras
-from diffusion_jax.runs.coding import decode_latents, encode_images
-from diffusion_jax.runs.conditions import (
-    Conditions,
-    encode_conditions,
-    encode_negative,
-    required_inputs,
-)
-from diffusion_jax.runs.control import ControlImage, ControlScale, with_control
-from diffusion_jax.runs.drawing import (
+from diffusion_jax.experiment.network.inversion import with_embedding
+from diffusion_jax.runs.beginning.start import open_run
+from diffusion_jax.runs.drawing.coding import decode_latents, encode_images
+from diffusion_jax.runs.drawing.draw import (
     NonFiniteWarning,
     draw_rows,
     warn_of_non_finite,
 )
-from diffusion_jax.runs.fitting import Resize
-from diffusion_jax.runs.frames import check_frames, clip_conditions, with_picture
-from diffusion_jax.runs.inputs import (
+from diffusion_jax.runs.drawing.views import check_unset, draw_views
+from diffusion_jax.runs.drawing.watched import OnStep
+from diffusion_jax.runs.files.native import find_about
+from diffusion_jax.runs.files.released import config_for
+from diffusion_jax.runs.inputs.arrays import (
     Number,
     Picture,
     Whole,
@@ -43,21 +39,25 @@ from diffusion_jax.runs.inputs import (
     steps_of_shares,
     whole_number,
 )
-from diffusion_jax.runs.native import find_about
-from diffusion_jax.runs.prompts import alike
-from diffusion_jax.runs.redrawing import (
+from diffusion_jax.runs.inputs.conditions import (
+    Conditions,
+    encode_conditions,
+    encode_negative,
+    required_inputs,
+)
+from diffusion_jax.runs.inputs.control import ControlImage, ControlScale, with_control
+from diffusion_jax.runs.inputs.fitting import Resize
+from diffusion_jax.runs.inputs.frames import check_frames, clip_conditions, with_picture
+from diffusion_jax.runs.inputs.prompts import alike
+from diffusion_jax.runs.inputs.redrawing import (
     check_pictures,
     finished,
     for_sampler,
     image_inputs,
     pictures_of_call,
 )
-from diffusion_jax.runs.released import config_for
-from diffusion_jax.runs.seeds import Seed, Seeds, check_seeds
-from diffusion_jax.runs.sizes import check_num_steps, check_size, check_sizes
-from diffusion_jax.runs.start import open_run
-from diffusion_jax.runs.views import check_unset, draw_views
-from diffusion_jax.runs.watched import OnStep
+from diffusion_jax.runs.inputs.seeds import Seed, Seeds, check_seeds
+from diffusion_jax.runs.inputs.sizes import check_num_steps, check_size, check_sizes
 from diffusion_jax.runs.weights import load_checkpoint_file, load_trained
 from diffusion_jax.train.pictures import to_pixels
 from diffusion_jax.types import PyTree
@@ -369,6 +369,7 @@ class Pipeline(NamedTuple):
         """Encode conditions -> (the arrays that sample_fn takes, number of images)."""
         network = self.experiment.network
         if num_frames is not None:
+            network = network.with_num_frames(num_frames)
             shape = (num_frames, *self._shape(size))
             conditions = clip_conditions(network, conditions, shape, numbers)
         elif any(value is not None for value in numbers.values()):

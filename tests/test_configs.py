@@ -11,8 +11,8 @@ from PIL import Image
 
 from diffusion_jax.data.sources import folder_content
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.experiment.config.files import load_config
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 VARIANTS = [f"{path}{variant}" for path in CONFIGS for variant in ("", ":tiny")]

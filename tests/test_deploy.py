@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from diffusion_jax.cli.arguments import parse_arguments
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

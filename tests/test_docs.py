@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_jax.experiment.catalogue import sections
+from diffusion_jax.experiment.config.catalogue import sections
 from diffusion_jax.experiment.sampling import SAMPLERS
 
 ROOT = Path(__file__).parents[1]

@@ -24,12 +24,12 @@ from diffusion_jax.diffusion.samplers.sigmas import DISCRETIZATIONS
 from diffusion_jax.diffusion.schedule import BETA_SCHEDULES, make_schedule
 from diffusion_jax.diffusion.sigma_sampling import SIGMA_SAMPLINGS
 from diffusion_jax.diffusion.weighting import WEIGHTINGS
+from diffusion_jax.experiment.config.options import AdapterOptions, ClipOptions, Codes
 from diffusion_jax.experiment.data import Splits
 from diffusion_jax.experiment.experiment import SECTIONS
+from diffusion_jax.experiment.first_stage.regularizer import QUANTIZERS, REGULARIZERS
 from diffusion_jax.experiment.guiders import GUIDERS
-from diffusion_jax.experiment.options import AdapterOptions, ClipOptions, Codes
 from diffusion_jax.experiment.pictures import draw_pictures
-from diffusion_jax.experiment.regularizer import QUANTIZERS, REGULARIZERS
 from diffusion_jax.experiment.sampling import SAMPLERS
 from diffusion_jax.experiment.task import Training
 from diffusion_jax.models.conditioning.embedders import EMBEDDERS

@@ -9,7 +9,7 @@ from support.experiments import built, trained
 
 from diffusion_jax import Pipeline, load_config, make_experiment
 from diffusion_jax.pipeline import NonFiniteWarning
-from diffusion_jax.runs.watched import Stopped
+from diffusion_jax.runs.drawing.watched import Stopped
 
 
 def random_pipe(path, *overrides):

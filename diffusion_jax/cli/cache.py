@@ -5,7 +5,7 @@ import pathlib
 
 import jax
 
-from diffusion_jax.experiment.config_files import load_config, override_config
+from diffusion_jax.experiment.config.files import load_config, override_config
 from diffusion_jax.runs.folder import has_run, load_saved_config
 from diffusion_jax.runs.latent_cache import encode_split
 from diffusion_jax.wording import counted

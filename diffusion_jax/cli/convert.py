@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 
-from diffusion_jax.experiment.binding import DTYPES
-from diffusion_jax.experiment.config_files import load_config
-from diffusion_jax.runs.export import Form, convert_weights, convert_yaml
-from diffusion_jax.runs.lora import parse_loras
+from diffusion_jax.experiment.config.binding import DTYPES
+from diffusion_jax.experiment.config.files import load_config
+from diffusion_jax.runs.files.export import Form, convert_weights, convert_yaml
+from diffusion_jax.runs.files.lora import parse_loras
 
 _FORMS: dict[str, Form] = {".safetensors": "safetensors", ".stablehlo": "stablehlo"}
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from diffusion_jax.runs.released import describe_file
+from diffusion_jax.runs.files.released import describe_file
 
 
 def run(arguments: argparse.Namespace) -> int:

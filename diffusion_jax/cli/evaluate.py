@@ -3,8 +3,8 @@
 import argparse
 
 from diffusion_jax.experiment.scoring import ScoringOptions
-from diffusion_jax.runs.evaluation import evaluate_run, evaluation_lines
-from diffusion_jax.runs.scoring import score_run
+from diffusion_jax.runs.measuring.evaluation import evaluate_run, evaluation_lines
+from diffusion_jax.runs.measuring.scoring import score_run
 from diffusion_jax.wording import counted
 
 # Flags that go to ScoringOptions by their own names.

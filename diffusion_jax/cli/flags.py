@@ -54,7 +54,9 @@ _REPORT = (
     flag("--out", "the page (default: report.html in the folder of a single run, or here)"),
     flag("--json", "file to write everything to"),
 )
-_RUNS = (flag("folder", "folder that holds runs", nargs="?", default="logs", metavar="FOLDER"),)
+_RUNS = (
+    flag("folders", "folders that hold runs (default: logs and runs)", nargs="*", metavar="FOLDER"),
+)
 _EMA = (
     RUN,
     STEP,
@@ -75,7 +77,7 @@ COMMANDS = {
     "convert": Command("weights between runs, .safetensors and diffusers; YAML configs", CONVERT),
     "describe": Command("say what a released file is and which config describes it", DESCRIBE),
     "report": Command("show one or more runs on a page, and in short on the terminal", _REPORT),
-    "runs": Command("list the runs in a folder: state, step, age, best score", _RUNS),
+    "runs": Command("list the runs in folders: state, step, age, best score", _RUNS),
     "serve": Command("try a model on a page in the browser", SERVE),
     "cache": Command("encode a training split into a latent cache", (*_CACHE, *PROCESSES)),
     "plan": Command("memory, FLOPs and time of a config on a pod that you do not have", _PLAN),

@@ -2,7 +2,7 @@
 
 import argparse
 
-from diffusion_jax.experiment.catalogue import listing
+from diffusion_jax.experiment.config.catalogue import listing
 
 
 def run(arguments: argparse.Namespace) -> int:

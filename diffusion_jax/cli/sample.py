@@ -6,13 +6,13 @@ import sys
 import warnings
 
 from diffusion_jax.pipeline import NonFiniteWarning, Pipeline, with_files
-from diffusion_jax.runs.asked import Asked, Call, make_call
 from diffusion_jax.runs.command_line import fields_of
-from diffusion_jax.runs.embeddings import parse_embeddings
+from diffusion_jax.runs.drawing.asked import Asked, Call, make_call
+from diffusion_jax.runs.drawing.recipe import loaded_facts, model_name
+from diffusion_jax.runs.drawing.samples import check_empty, default_folder
+from diffusion_jax.runs.files.lora import parse_loras
 from diffusion_jax.runs.folder import has_run
-from diffusion_jax.runs.lora import parse_loras
-from diffusion_jax.runs.recipe import loaded_facts, model_name
-from diffusion_jax.runs.samples import check_empty, default_folder
+from diffusion_jax.runs.inputs.embeddings import parse_embeddings
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,9 +5,9 @@ import importlib.util
 import secrets
 
 from diffusion_jax.devices.peers import is_loopback
-from diffusion_jax.runs.embeddings import parse_embeddings
-from diffusion_jax.runs.lora import parse_loras
-from diffusion_jax.runs.recipe import loaded_facts, model_name
+from diffusion_jax.runs.drawing.recipe import loaded_facts, model_name
+from diffusion_jax.runs.files.lora import parse_loras
+from diffusion_jax.runs.inputs.embeddings import parse_embeddings
 
 
 def run(arguments: argparse.Namespace) -> int:

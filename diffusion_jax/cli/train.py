@@ -13,7 +13,7 @@ from diffusion_jax.cli.debugging import debugging
 from diffusion_jax.cli.program import program_name
 from diffusion_jax.cli.report import report_page
 from diffusion_jax.runs import folder as run_folder
-from diffusion_jax.runs.choosing import Wanted, choose_run
+from diffusion_jax.runs.beginning.choosing import Wanted, choose_run
 from diffusion_jax.runs.command_line import fields_of
 from diffusion_jax.runs.failures import EXIT_NOT_A_NUMBER, EXIT_SIGNAL
 from diffusion_jax.runs.report.page import can_draw

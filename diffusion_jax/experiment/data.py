@@ -20,7 +20,7 @@ from diffusion_jax.data.sources.open_source import (
     find_prepared,
     open_source,
 )
-from diffusion_jax.experiment.binding import (
+from diffusion_jax.experiment.config.binding import (
     ConfigError,
     Section,
     bind,
@@ -33,7 +33,7 @@ from diffusion_jax.experiment.binding import (
     options,
     value_of,
 )
-from diffusion_jax.experiment.frames import with_frames
+from diffusion_jax.experiment.network.frames import with_frames
 
 ROLES = ("train", "validation", "test")
 # What a run decides, not a data section.

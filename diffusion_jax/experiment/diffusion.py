@@ -9,30 +9,36 @@ from jax.sharding import Mesh
 
 from diffusion_jax.convert.weights.importing import open_network
 from diffusion_jax.devices.mesh import on_mesh
-from diffusion_jax.experiment.adapters import adapted
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.claims import Contradiction, check_claims, contradictions
-from diffusion_jax.experiment.coding import build_coders
-from diffusion_jax.experiment.control import check_control, controlled, with_controls
+from diffusion_jax.experiment.config.binding import ConfigError
 from diffusion_jax.experiment.data import Data
-from diffusion_jax.experiment.export import About, export_diffusers, export_single_file, find_layout
-from diffusion_jax.experiment.guiders import guides
-from diffusion_jax.experiment.inversion import inverted, knowing_tokens
-from diffusion_jax.experiment.network import Network, build_network
-from diffusion_jax.experiment.noise import build_noise
-from diffusion_jax.experiment.objective import build_objective, check_emphasis
-from diffusion_jax.experiment.optimizer import bind_ema, build_optimizer
-from diffusion_jax.experiment.parts import Parts, all_trained, reading_of
-from diffusion_jax.experiment.pictures import draw_pictures
-from diffusion_jax.experiment.sampling import build_sample_fn
-from diffusion_jax.experiment.task import Drawing, Setting, Task, Trained, Training
-from diffusion_jax.experiment.trainable import with_trainable
-from diffusion_jax.experiment.weights import (
+from diffusion_jax.experiment.files.claims import Contradiction, check_claims, contradictions
+from diffusion_jax.experiment.files.export import (
+    About,
+    export_diffusers,
+    export_single_file,
+    find_layout,
+)
+from diffusion_jax.experiment.files.weights import (
     check_frozen,
     denoiser_kind,
     released_source,
     scale_by_std,
 )
+from diffusion_jax.experiment.guiders import guides
+from diffusion_jax.experiment.network.adapters import adapted
+from diffusion_jax.experiment.network.building import build_network
+from diffusion_jax.experiment.network.coding import build_coders
+from diffusion_jax.experiment.network.control import check_control, controlled, with_controls
+from diffusion_jax.experiment.network.inversion import inverted, knowing_tokens
+from diffusion_jax.experiment.network.network import Network
+from diffusion_jax.experiment.network.parts import Parts, all_trained, reading_of
+from diffusion_jax.experiment.network.trainable import with_trainable
+from diffusion_jax.experiment.noise import build_noise
+from diffusion_jax.experiment.objective import build_objective, check_emphasis
+from diffusion_jax.experiment.optimizer import bind_ema, build_optimizer
+from diffusion_jax.experiment.pictures import draw_pictures
+from diffusion_jax.experiment.sampling import build_sample_fn
+from diffusion_jax.experiment.task import Drawing, Setting, Task, Trained, Training
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.options import half_kernels
 from diffusion_jax.models.unet.video_unet import VideoUNet

@@ -21,9 +21,7 @@ from diffusion_jax.devices.mesh import (
     process_rows,
     replicated,
 )
-from diffusion_jax.experiment import autoencoding, network
-from diffusion_jax.experiment.autoencoding import make_autoencoding
-from diffusion_jax.experiment.binding import (
+from diffusion_jax.experiment.config.binding import (
     ConfigError,
     Section,
     bind_section,
@@ -33,19 +31,22 @@ from diffusion_jax.experiment.binding import (
     known_sections,
     row,
 )
-from diffusion_jax.experiment.cameras import degrees_read
-from diffusion_jax.experiment.control import columns_of
+from diffusion_jax.experiment.config.options import EmaOptions, LatentCacheOptions, PriorOptions
 from diffusion_jax.experiment.data import Data, build_data, check_alike
 from diffusion_jax.experiment.diffusion import make_diffusion
-from diffusion_jax.experiment.frames import FRAME
+from diffusion_jax.experiment.first_stage import autoencoding
+from diffusion_jax.experiment.first_stage.autoencoding import make_autoencoding
 from diffusion_jax.experiment.hooks import HookOptions, bind_hooks
 from diffusion_jax.experiment.latent_options import bind_latent_cache
-from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.network import building
+from diffusion_jax.experiment.network.cameras import degrees_read
+from diffusion_jax.experiment.network.control import columns_of
+from diffusion_jax.experiment.network.frames import FRAME
+from diffusion_jax.experiment.network.network import Network
+from diffusion_jax.experiment.network.staged import staged_columns
 from diffusion_jax.experiment.optimizer import bind_ema
-from diffusion_jax.experiment.options import EmaOptions, LatentCacheOptions, PriorOptions
 from diffusion_jax.experiment.prior import bind_prior, rows_of
 from diffusion_jax.experiment.sampling import SampleFn
-from diffusion_jax.experiment.staged import staged_columns
 from diffusion_jax.experiment.task import Drawing, Setting, Task, Training
 from diffusion_jax.experiment.video import make_video
 from diffusion_jax.models.conditioning.conditioner import cached_outputs
@@ -55,7 +56,7 @@ from diffusion_jax.train.state import TrainState, abstract_state, init_sharded
 from diffusion_jax.types import PyTree
 
 # Every network that a config can name, first stages included.
-MODEL = network.MODEL._replace(table={**network.MODEL.table, **autoencoding.MODEL.table})
+MODEL = building.MODEL._replace(table={**building.MODEL.table, **autoencoding.MODEL.table})
 TRAIN = Section(
     "config.train",
     "How long training goes on, with which batches, and the weights that it starts from.",
@@ -293,7 +294,7 @@ def _columns(task: Task, data: Data) -> dict[str, Any]:
     """Find what the batches hold besides images and texts, because embedders read it."""
     embedders = task.embedders
     numbers = [e for e in embedders.values() if e.dtype == "float32" and e.channels is None]
-    of_frames = [e.input_key for e in numbers if e.shape[:-1] == (data.num_frames,)]
+    of_frames = [e.input_key for e in numbers if e.is_of_frames(data.num_frames)]
     degrees = degrees_read([e.input_key for e in numbers])
     if degrees and data.batch_options["random_flip"]:
         raise ConfigError(

@@ -16,18 +16,19 @@ from diffusion_jax.diffusion import frame_guidance, guidance, samplers
 from diffusion_jax.diffusion.samplers.by_timestep import DDIMStep
 from diffusion_jax.diffusion.samplers.driver import Sampler
 from diffusion_jax.diffusion.schedule import Schedule
-from diffusion_jax.experiment.binding import (
+from diffusion_jax.experiment.config.as_json import read_json
+from diffusion_jax.experiment.config.binding import (
     Bound,
     ConfigError,
     Section,
     bind_section,
     value_of,
 )
-from diffusion_jax.experiment.config_data import read_json
-from diffusion_jax.experiment.config_files import saved_config
-from diffusion_jax.experiment.network import Network, build_network
+from diffusion_jax.experiment.config.files import saved_config
+from diffusion_jax.experiment.config.options import AutoguidanceOptions
+from diffusion_jax.experiment.network.building import build_network
+from diffusion_jax.experiment.network.network import Network
 from diffusion_jax.experiment.noise import Noise, build_noise
-from diffusion_jax.experiment.options import AutoguidanceOptions
 from diffusion_jax.models.conditioning.conditioner import can_guide
 from diffusion_jax.models.unet.perturbation import identity_in_the_middle
 from diffusion_jax.models.unet.unet import UNet

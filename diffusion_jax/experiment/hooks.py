@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from diffusion_jax.experiment.binding import (
+from diffusion_jax.experiment.config.binding import (
     ConfigError,
     Section,
     Target,
@@ -13,7 +13,7 @@ from diffusion_jax.experiment.binding import (
     parameters_of,
     value_of,
 )
-from diffusion_jax.experiment.options import PromptOptions
+from diffusion_jax.experiment.config.options import PromptOptions
 from diffusion_jax.experiment.scoring import Levels, ScoringOptions, check_scoring
 from diffusion_jax.experiment.task import Task
 from diffusion_jax.train.checkpoints.saving import check_keeping, open_checkpoints

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax.experiment.binding import ConfigError, Section, bind_section
+from diffusion_jax.experiment.config.binding import ConfigError, Section, bind_section
+from diffusion_jax.experiment.config.options import LatentCacheOptions
 from diffusion_jax.experiment.data import Data
-from diffusion_jax.experiment.network import Network
-from diffusion_jax.experiment.options import LatentCacheOptions
+from diffusion_jax.experiment.network.network import Network
 
 LATENT_CACHE = Section(
     "config.latent_cache",

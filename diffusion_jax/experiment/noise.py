@@ -10,8 +10,8 @@ from jaxtyping import Array
 from diffusion_jax.diffusion.preconditioning import SCALINGS, Scaling, denoiser
 from diffusion_jax.diffusion.samplers.sigmas import DISCRETIZATIONS, from_schedule, sigma_table
 from diffusion_jax.diffusion.schedule import BETA_SCHEDULES, Schedule, make_schedule
-from diffusion_jax.experiment.binding import ConfigError, Section, bind_section, value_of
-from diffusion_jax.experiment.options import DenoiserOptions, TableOptions
+from diffusion_jax.experiment.config.binding import ConfigError, Section, bind_section, value_of
+from diffusion_jax.experiment.config.options import DenoiserOptions, TableOptions
 from diffusion_jax.types import PyTree
 
 SCHEDULE = Section(

@@ -11,7 +11,7 @@ from diffusion_jax.diffusion.losses import ddpm_loss
 from diffusion_jax.diffusion.samplers.sigmas import DISCRETIZATIONS
 from diffusion_jax.diffusion.sigma_sampling import SIGMA_SAMPLINGS, SigmaOf, discrete
 from diffusion_jax.diffusion.weighting import WEIGHTINGS, Weighting
-from diffusion_jax.experiment.binding import (
+from diffusion_jax.experiment.config.binding import (
     Bound,
     ConfigError,
     Section,
@@ -19,10 +19,11 @@ from diffusion_jax.experiment.binding import (
     parameters_of,
     value_of,
 )
+from diffusion_jax.experiment.config.options import LevelsOptions, LogvarOptions
 from diffusion_jax.experiment.data import check_alike
-from diffusion_jax.experiment.network import Network, conditioning_shapes
+from diffusion_jax.experiment.network.network import Network
+from diffusion_jax.experiment.network.shapes import conditioning_shapes
 from diffusion_jax.experiment.noise import Noise, bind_levels
-from diffusion_jax.experiment.options import LevelsOptions, LogvarOptions
 from diffusion_jax.models.conditioning.conditioner import can_guide
 from diffusion_jax.train.diffusion.consistency_loss import consistency_loss_fn
 from diffusion_jax.train.diffusion.denoiser_loss import denoiser_loss_fn

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.experiment.binding import (
+from diffusion_jax.experiment.config.binding import (
     ConfigError,
     Section,
     bind_section,
     parameters_of,
     value_of,
 )
-from diffusion_jax.experiment.options import EmaOptions, WarmupOptions
+from diffusion_jax.experiment.config.options import EmaOptions, WarmupOptions
 from diffusion_jax.train.lr_schedules import LR_SCHEDULES, with_warmup
 from diffusion_jax.train.optimizer import (
     NOT_OPTIMIZERS,

@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_jax.devices.arrays import put
 from diffusion_jax.devices.mesh import on_mesh, replicated
 from diffusion_jax.diffusion import ddpm
-from diffusion_jax.experiment.frames import FRAME, frame_of
+from diffusion_jax.experiment.network.frames import FRAME, frame_of
 from diffusion_jax.experiment.task import Drawing, Setting
 from diffusion_jax.randomness import Stream, noise_like, sample_keys, stream_key
 from diffusion_jax.train.ema import ema_params, has_ema

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_jax.data.images import ALPHA
-from diffusion_jax.experiment.binding import ConfigError, Section, bind_section
+from diffusion_jax.experiment.config.binding import ConfigError, Section, bind_section
+from diffusion_jax.experiment.config.options import PriorOptions
 from diffusion_jax.experiment.data import Data
-from diffusion_jax.experiment.options import PriorOptions
 from diffusion_jax.experiment.task import Task
 
 PRIOR = Section(

@@ -17,7 +17,7 @@ from diffusion_jax.diffusion import guidance, samplers
 from diffusion_jax.diffusion.samplers import driver
 from diffusion_jax.diffusion.samplers.variation import Variation, varied_start, varied_steps
 from diffusion_jax.diffusion.schedule import Schedule
-from diffusion_jax.experiment.binding import (
+from diffusion_jax.experiment.config.binding import (
     ConfigError,
     Section,
     bind_section,
@@ -25,12 +25,12 @@ from diffusion_jax.experiment.binding import (
     check_type,
     parameters_of,
 )
-from diffusion_jax.experiment.familiar import overrides_of
-from diffusion_jax.experiment.frames import FRAME, alternating
+from diffusion_jax.experiment.config.familiar import overrides_of
+from diffusion_jax.experiment.config.options import SamplerOptions
 from diffusion_jax.experiment.guiders import WEAKER, GuidanceScale, Guider, build_guider
-from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.network.frames import FRAME, alternating
+from diffusion_jax.experiment.network.network import Network
 from diffusion_jax.experiment.noise import Noise
-from diffusion_jax.experiment.options import SamplerOptions
 from diffusion_jax.types import DURATION, Batch, Conditioning, Keys, PyTree
 
 # Samplers that visit timesteps of the schedule, and samplers that visit noise levels.

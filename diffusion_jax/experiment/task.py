@@ -14,10 +14,10 @@ from jaxtyping import Array
 from diffusion_jax.convert.weights.lora import Lora
 from diffusion_jax.convert.weights.lora_names import Spot
 from diffusion_jax.devices.partition import Rule
-from diffusion_jax.experiment.claims import Contradiction
-from diffusion_jax.experiment.coding import Coders
 from diffusion_jax.experiment.data import Data
-from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.files.claims import Contradiction
+from diffusion_jax.experiment.network.coding import Coders
+from diffusion_jax.experiment.network.network import Network
 from diffusion_jax.experiment.noise import Noise
 from diffusion_jax.experiment.sampling import SampleFn, Whole
 from diffusion_jax.models.conditioning.conditioner import Embedder

@@ -4,9 +4,10 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.config.binding import ConfigError
 from diffusion_jax.experiment.diffusion import denoising
-from diffusion_jax.experiment.network import Network, build_network
+from diffusion_jax.experiment.network.building import build_network
+from diffusion_jax.experiment.network.network import Network
 from diffusion_jax.experiment.task import Setting, Task
 from diffusion_jax.models.unet.unet import UNet
 from diffusion_jax.train.step import LossFn

@@ -16,7 +16,7 @@ from diffusion_jax.devices.chips import GIB
 from diffusion_jax.devices.flops import jaxpr_flops, kernel_flops
 from diffusion_jax.devices.mesh import batch_shards
 from diffusion_jax.experiment import Experiment, make_experiment
-from diffusion_jax.experiment.binding import value_of
+from diffusion_jax.experiment.config.binding import value_of
 from diffusion_jax.experiment.task import Training
 from diffusion_jax.plan import hlo
 from diffusion_jax.plan.count import Counts, count
@@ -24,7 +24,7 @@ from diffusion_jax.plan.floor import Work, floor
 from diffusion_jax.plan.memory import Held, held_bytes, read_bytes
 from diffusion_jax.plan.topology import Topology
 from diffusion_jax.runs.arguments import arguments_of
-from diffusion_jax.runs.speed import model_flops
+from diffusion_jax.runs.measuring.speed import model_flops
 from diffusion_jax.train.step import jit_train_step
 from diffusion_jax.wording import counted
 

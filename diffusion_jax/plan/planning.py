@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.plan.compiling import DoesNotFit, make_plan
 from diffusion_jax.plan.report import advice, as_dict, as_text, table
 from diffusion_jax.plan.search import find_batches, remat_policies

@@ -15,11 +15,11 @@ from diffusion_jax.data.whole_files import whole_file
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.scoring import ScoringOptions
 from diffusion_jax.runs import folder
-from diffusion_jax.runs.evaluation import build_losses
-from diffusion_jax.runs.samples import check_empty
-from diffusion_jax.runs.scoring import FOLDER as STATISTICS
-from diffusion_jax.runs.scoring import build_score
-from diffusion_jax.runs.start import open_run
+from diffusion_jax.runs.beginning.start import open_run
+from diffusion_jax.runs.drawing.samples import check_empty
+from diffusion_jax.runs.measuring.evaluation import build_losses
+from diffusion_jax.runs.measuring.scoring import FOLDER as STATISTICS
+from diffusion_jax.runs.measuring.scoring import build_score
 from diffusion_jax.runs.weights import run_frozen, start_frozen
 from diffusion_jax.train.checkpoints.reading import (
     load_metadata,

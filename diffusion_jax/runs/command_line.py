@@ -99,6 +99,6 @@ def fields_of(record: type[Record], arguments: argparse.Namespace) -> Record:
 def _refuse(
     parser: argparse.ArgumentParser, what: str, wrong: str, allowed: Collection[str]
 ) -> NoReturn:
-    from diffusion_jax.experiment.binding import choices  # --help does not wait for jax
+    from diffusion_jax.experiment.config.binding import choices  # --help does not wait for jax
 
     parser.error(f"{what}; {choices(wrong, allowed)}")

@@ -7,9 +7,9 @@ from typing import Any
 
 import ml_collections
 
-from diffusion_jax.experiment.binding import ConfigError, choices
-from diffusion_jax.experiment.config_data import from_data, to_data
-from diffusion_jax.experiment.config_files import PREFIX, override_config
+from diffusion_jax.experiment.config.as_json import from_data, to_data
+from diffusion_jax.experiment.config.binding import ConfigError, choices
+from diffusion_jax.experiment.config.files import PREFIX, override_config
 
 # What may differ when a run is continued: how long, how fast, where, and what is watched; never
 # what a step computes. lr_schedule is among them because it is as long as the run.

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import ml_collections
 
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.config_data import read_json, write_json
-from diffusion_jax.experiment.config_files import ConfigFile
+from diffusion_jax.experiment.config.as_json import read_json, write_json
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.experiment.config.files import ConfigFile
 from diffusion_jax.runs.comparison import leaf_pairs
 
 FACTS = "facts.json"

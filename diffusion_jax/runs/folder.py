@@ -15,9 +15,9 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.config_data import read_json, to_data, write_json
-from diffusion_jax.experiment.config_files import saved_config
+from diffusion_jax.experiment.config.as_json import read_json, to_data, write_json
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.experiment.config.files import saved_config
 from diffusion_jax.runs.comparison import MAY_CHANGE, differences, override_later
 from diffusion_jax.train.checkpoints.reading import DamagedCheckpoint, load_metadata, saved_steps
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from diffusion_jax.data.batches import Batches
-from diffusion_jax.experiment.binding import value_of
+from diffusion_jax.experiment.config.binding import value_of
+from diffusion_jax.experiment.config.options import PromptOptions
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.options import PromptOptions
 from diffusion_jax.experiment.scoring import Levels, ScoringOptions
-from diffusion_jax.runs.evaluation import build_evaluate
-from diffusion_jax.runs.levels import build_evaluate_levels, level_lines
-from diffusion_jax.runs.prompt_pictures import SPLIT, build_prompts
-from diffusion_jax.runs.scoring import FOLDER, build_score
-from diffusion_jax.runs.speed import build_speed
+from diffusion_jax.runs.drawing.prompt_pictures import SPLIT, build_prompts
+from diffusion_jax.runs.measuring.evaluation import build_evaluate
+from diffusion_jax.runs.measuring.levels import build_evaluate_levels, level_lines
+from diffusion_jax.runs.measuring.scoring import FOLDER, build_score
+from diffusion_jax.runs.measuring.speed import build_speed
 from diffusion_jax.train.checkpoints.saving import Checkpoints
 from diffusion_jax.train.ema import has_ema
 from diffusion_jax.train.hooks.checkpoint import checkpoint

@@ -15,8 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffusion_jax.data.sources.fingerprint import data_differences
-from diffusion_jax.experiment.config_data import to_data
-from diffusion_jax.experiment.config_files import saved_config
+from diffusion_jax.experiment.config.as_json import to_data
+from diffusion_jax.experiment.config.files import saved_config
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.runs.comparison import MAY_CHANGE, is_under, leaf_pairs, leaves, to_plain
 

@@ -33,7 +33,7 @@ from diffusion_jax.data.records import Record, Records
 from diffusion_jax.devices.mesh import batch_sharding, batch_shards, make_mesh, replicated
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.frames import FRAME
+from diffusion_jax.experiment.network.frames import FRAME
 from diffusion_jax.models.conditioning.conditioner import (
     Embedder,
     cached_outputs,

@@ -9,8 +9,8 @@ import flax.linen as nn
 import numpy as np
 
 from diffusion_jax.data.records import Records
+from diffusion_jax.experiment.config.options import LatentCacheOptions
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.options import LatentCacheOptions
 from diffusion_jax.models.conditioning.conditioner import Embedder, Text
 from diffusion_jax.train.checkpoints.checksums import checksums
 from diffusion_jax.types import PyTree

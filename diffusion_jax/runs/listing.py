@@ -1,4 +1,4 @@
-"""Which runs lie in a folder, how far they are, and how good."""
+"""Which runs lie in folders, how far they are, and how good."""
 
 import json
 import os
@@ -34,18 +34,19 @@ class Listed(NamedTuple):
     best: Best | None
 
 
-def list_runs(folder: str | os.PathLike) -> list[Listed]:
-    """Look at a folder and the folders in it for runs -> the newest one first.
+def list_runs(*folders: str | os.PathLike) -> list[Listed]:
+    """Look at folders and the folders in them for runs -> the newest one first.
 
     Links are left out. Little is read of each run, so that many may be there.
     Raises FileNotFoundError when there is no such folder.
     """
-    folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; name one that holds runs: runs FOLDER")
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
-    found = [_look(path) for path in (folder, *inside) if has_run(path)]
-    return sorted(found, key=lambda run: run.age)
+    places = []
+    for folder in map(pathlib.Path, folders):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is no folder; name one that holds runs: runs FOLDER")
+        places += [folder, *sorted(folder.iterdir())]
+    runs = [path for path in places if path.is_dir() and not path.is_symlink() and has_run(path)]
+    return sorted(map(_look, dict.fromkeys(runs)), key=lambda run: run.age)
 
 
 def run_lines(runs: list[Listed]) -> list[str]:

@@ -15,20 +15,20 @@ import numpy as np
 from diffusion_jax.convert.weights.native import read_about
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.config_files import ConfigFile
+from diffusion_jax.experiment.config.files import ConfigFile
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.weights import is_released
+from diffusion_jax.experiment.files.weights import is_released
 from diffusion_jax.runs import folder, identity
+from diffusion_jax.runs.beginning.first_row import check_inputs
+from diffusion_jax.runs.beginning.first_weights import first_weights
+from diffusion_jax.runs.beginning.prior import with_prior
+from diffusion_jax.runs.beginning.start import Start, plan_start
 from diffusion_jax.runs.comparison import leaves, to_plain
-from diffusion_jax.runs.evaluation import build_evaluate
+from diffusion_jax.runs.drawing.prompt_pictures import check_prompts
 from diffusion_jax.runs.facts import record_start
-from diffusion_jax.runs.first_row import check_inputs
-from diffusion_jax.runs.first_weights import first_weights
 from diffusion_jax.runs.hooks import Watched, build_hooks
 from diffusion_jax.runs.latent_cache import CachedTraining, train_from_cache
-from diffusion_jax.runs.prior import with_prior
-from diffusion_jax.runs.prompt_pictures import check_prompts
-from diffusion_jax.runs.start import Start, plan_start
+from diffusion_jax.runs.measuring.evaluation import build_evaluate
 from diffusion_jax.runs.weights import (
     first_state,
     holds_frozen,

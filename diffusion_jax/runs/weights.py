@@ -10,10 +10,10 @@ import jax
 
 from diffusion_jax.convert.weights.native import import_tree, read_about
 from diffusion_jax.convert.weights.reading import open_weights
-from diffusion_jax.experiment.claims import check_claims
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.files.claims import check_claims
+from diffusion_jax.experiment.files.weights import released_source
 from diffusion_jax.experiment.task import Trained
-from diffusion_jax.experiment.weights import released_source
 from diffusion_jax.train.checkpoints.reading import load_mutable, load_params, saved_steps
 from diffusion_jax.train.checkpoints.saving import open_checkpoints, restore_state
 from diffusion_jax.train.ema import averages_of

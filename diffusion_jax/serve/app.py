@@ -20,10 +20,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from diffusion_jax.pipeline import Pipeline
-from diffusion_jax.runs.recipe import find_recipe
-from diffusion_jax.runs.samples import Pictures, encode_samples
-from diffusion_jax.runs.seeds import check_seeds
-from diffusion_jax.runs.watched import OnStep
+from diffusion_jax.runs.drawing.recipe import find_recipe
+from diffusion_jax.runs.drawing.samples import Pictures, encode_samples
+from diffusion_jax.runs.drawing.watched import OnStep
+from diffusion_jax.runs.inputs.seeds import check_seeds
 from diffusion_jax.serve.asking import Asked, describe, read
 from diffusion_jax.serve.jobs import MOST_WAITING, Jobs
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from diffusion_jax.data.transforms import CorruptImageError, decode, open_picture, size_of
-from diffusion_jax.experiment.binding import check_range
+from diffusion_jax.experiment.config.binding import check_range
 from diffusion_jax.experiment.sampling import SAMPLERS, names_of_samplers
 from diffusion_jax.pipeline import Pipeline
-from diffusion_jax.runs.conditions import required_inputs
-from diffusion_jax.runs.inputs import as_mask
+from diffusion_jax.runs.inputs.arrays import as_mask
+from diffusion_jax.runs.inputs.conditions import required_inputs
 
 MOST_IMAGES, MOST_STEPS, MOST_SIDE, MOST_LETTERS = 64, 1000, 2048, 4000
 # Names of what may be asked for, with the type of each.

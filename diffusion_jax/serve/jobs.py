@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, final
 
-from diffusion_jax.runs.samples import Pictures
-from diffusion_jax.runs.watched import OnStep, Stopped
+from diffusion_jax.runs.drawing.samples import Pictures
+from diffusion_jax.runs.drawing.watched import OnStep, Stopped
 
 MOST_WAITING = 16
 _LOOK = 0.5  # seconds after which the thread looks whether all ends

@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 from diffusion_jax.experiment import make_experiment
 from diffusion_jax.pipeline import Pipeline, with_files
-from diffusion_jax.runs.released import config_for
-from diffusion_jax.runs.start import open_run
+from diffusion_jax.runs.beginning.start import open_run
+from diffusion_jax.runs.files.released import config_for
 
 
 def make_load(

@@ -4,8 +4,8 @@ import pytest
 
 from diffusion_jax.cli import evaluate, main
 from diffusion_jax.experiment.scoring import ScoringOptions
-from diffusion_jax.runs.evaluation import Evaluation
-from diffusion_jax.runs.levels import BITS
+from diffusion_jax.runs.measuring.evaluation import Evaluation
+from diffusion_jax.runs.measuring.levels import BITS
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ def test_forms_of_convert_are_the_forms_of_the_library():
 
     from diffusion_jax.cli.flags_of_weights import CONVERT
     from diffusion_jax.convert.weights.lora_names import LAYOUTS
-    from diffusion_jax.runs.export import Form
+    from diffusion_jax.runs.files.export import Form
 
     whole, _ = typing.get_args(Form)
     assert dict(CONVERT)["--format"]["choices"] == (*typing.get_args(whole), *LAYOUTS)

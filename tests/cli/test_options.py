@@ -3,8 +3,8 @@
 import pytest
 
 from diffusion_jax.cli import main
-from diffusion_jax.experiment.catalogue import listing, sections
-from diffusion_jax.experiment.config_files import SHIPPED, load_config
+from diffusion_jax.experiment.config.catalogue import listing, sections
+from diffusion_jax.experiment.config.files import SHIPPED, load_config
 from diffusion_jax.experiment.experiment import SECTIONS
 
 CONFIGS = sorted(path.stem for path in SHIPPED[1].glob("*.py"))

@@ -11,7 +11,7 @@ from diffusion_jax.cli import main
 from diffusion_jax.cli.sample import draw
 from diffusion_jax.convert.weights.exporting import save_weights
 from diffusion_jax.pipeline import NonFiniteWarning, Pipeline
-from diffusion_jax.runs.asked import Call
+from diffusion_jax.runs.drawing.asked import Call
 
 CONFIGS = {"classes": "mnist", "text": "emoji_ldm", "video": "moving_digits"}
 

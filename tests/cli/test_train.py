@@ -9,7 +9,7 @@ import pytest
 from support.experiments import built
 
 from diffusion_jax.cli import main, train
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.runs.folder import save_config
 from diffusion_jax.runs.training import Result, RunEvent
 from diffusion_jax.train.loop import Stop

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.experiment import data as data_section
-from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.config.binding import ConfigError
 from diffusion_jax.experiment.data import build_data
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.experiments import built, trained
 
-from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.config.binding import ConfigError
 from diffusion_jax.experiment.diffusion import FIRST_STAGE_ONLY, make_diffusion
 
 MNIST, LDM = "configs/mnist.py:tiny", "configs/emoji_ldm.py:tiny"
@@ -61,7 +61,7 @@ def test_the_average_follows_every_parameter():
 
 
 def test_only_a_scale_that_waits_for_the_first_batch_is_computed():
-    """1 / std of what the encoder makes of the batch; see tests/experiment/test_autoencoding.py."""
+    """1 / std of what the encoder makes of the batch, whose value test_autoencoding.py checks."""
     given = built(LDM, "--config.first_stage.scale_by_std=False")
     assert given.task.first_frozen is built(MNIST).task.first_frozen is None
     assert built(LDM).task.first_frozen is not None

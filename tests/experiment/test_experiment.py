@@ -12,8 +12,8 @@ from support.trees import drawn
 from diffusion_jax.data.batches import Batches
 from diffusion_jax.data.latent_cache import LatentCache
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.experiment.data import Data
 from diffusion_jax.train.ema import ema_params
 from diffusion_jax.train.step import jit_train_step

@@ -8,10 +8,10 @@ from support.experiments import built
 
 from diffusion_jax.devices.mesh import make_mesh
 from diffusion_jax.experiment import guiders
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.config_data import to_data, write_json
-from diffusion_jax.experiment.config_files import load_config
-from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.config.as_json import to_data, write_json
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.experiment.config.files import load_config
+from diffusion_jax.experiment.network.network import Network
 from diffusion_jax.experiment.noise import build_noise
 from diffusion_jax.experiment.sampling import build_sample_fn
 from diffusion_jax.models.conditioning.embedders import class_label

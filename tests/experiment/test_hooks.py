@@ -3,7 +3,7 @@
 import pytest
 from support.experiments import built
 
-from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.config.binding import ConfigError
 from diffusion_jax.experiment.hooks import ALWAYS, bind_hooks
 
 SPLITS = {"train": "train", "validation": "validation"}

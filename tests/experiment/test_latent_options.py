@@ -4,9 +4,9 @@ import jax
 import pytest
 
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.config_files import load_config
-from diffusion_jax.experiment.options import LatentCacheOptions
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.experiment.config.files import load_config
+from diffusion_jax.experiment.config.options import LatentCacheOptions
 
 FOLDER = "latent_cache.folder=x"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion.preconditioning import nearest
-from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.config.binding import ConfigError
 from diffusion_jax.experiment.noise import build_noise
 
 SD = dict(name="linear", linear_start=0.00085, linear_end=0.012, parameterization="eps")

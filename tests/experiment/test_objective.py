@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.network import Network, _embedder
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.experiment.network.building import _embedder
+from diffusion_jax.experiment.network.network import Network
 from diffusion_jax.experiment.noise import build_noise
 from diffusion_jax.experiment.objective import build_objective
 

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.experiment.config.files import load_config
+from diffusion_jax.experiment.config.options import EmaOptions
 from diffusion_jax.experiment.optimizer import bind_ema, build_optimizer
-from diffusion_jax.experiment.options import EmaOptions
 from diffusion_jax.train.ema import LateState
 from diffusion_jax.train.power_ema import find_tracks
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from support.experiments import built
 
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.options import PriorOptions
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.experiment.config.options import PriorOptions
 from diffusion_jax.experiment.prior import rows_of
 
 CONFIG = "configs/sdxl.py:tiny"

@@ -11,8 +11,8 @@ from diffusion_jax.devices.mesh import make_mesh
 from diffusion_jax.diffusion.samplers.by_level import ancestral_levels
 from diffusion_jax.diffusion.samplers.sigmas import from_schedule
 from diffusion_jax.diffusion.schedule import make_schedule
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.network import Network
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.experiment.network.network import Network
 from diffusion_jax.experiment.noise import build_noise
 from diffusion_jax.experiment.sampling import LEVEL_SAMPLERS, TIMESTEP_SAMPLERS, build_sample_fn
 from diffusion_jax.models.conditioning.embedders import class_embedding, class_label

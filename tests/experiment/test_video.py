@@ -10,8 +10,8 @@ import pytest
 from support.experiments import built, trained
 from support.trees import drawn
 
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.frames import FRAME, NOISED_FRAME
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.experiment.network.frames import FRAME, NOISED_FRAME
 from diffusion_jax.experiment.video import on_clips
 from diffusion_jax.train.step import jit_train_step
 

@@ -35,7 +35,7 @@ import pytest
 import diffusion_jax
 from diffusion_jax.cli import main
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 
 SECONDS = 5.0
 # The limit holds for a machine that does nothing else: here it is for the time of the processor,

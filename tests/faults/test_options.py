@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 from faults.frame import BadInput, bad_inputs
 
-from diffusion_jax.experiment.binding import (
+from diffusion_jax.experiment.config.binding import (
     ConfigError,
     bind_shared,
     is_dtype,
@@ -17,8 +17,8 @@ from diffusion_jax.experiment.binding import (
     parameters_of,
     plain_type,
 )
-from diffusion_jax.experiment.catalogue import sections
-from diffusion_jax.experiment.ranges import range_of
+from diffusion_jax.experiment.config.catalogue import sections
+from diffusion_jax.experiment.config.ranges import range_of
 
 
 def targets(spec):

@@ -7,7 +7,7 @@ import numpy as np
 from faults.frame import BadInput, bad_inputs
 from PIL import Image
 
-from diffusion_jax.runs.inputs import as_image, as_mask, read_image, read_mask
+from diffusion_jax.runs.inputs.arrays import as_image, as_mask, read_image, read_mask
 
 
 def encoded(mode="RGB", form="PNG", size=(8, 8), **options):

@@ -4,7 +4,7 @@ import os
 
 from faults.frame import BadInput, bad_inputs
 
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.runs.folder import load_saved_config
 from diffusion_jax.runs.report.gathering import gather
 

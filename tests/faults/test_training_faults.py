@@ -293,7 +293,7 @@ def a_disk_that_is_read_only_for_a_while(folder):
 
 def save_for_start(workdir):
     """A folder with checkpoints/ is taken for a run only with its config."""
-    from diffusion_jax.experiment.config_files import load_config
+    from diffusion_jax.experiment.config.files import load_config
     from diffusion_jax.runs.folder import save_config
 
     overrides = [word for word in COMMAND if word.startswith("--config.")]

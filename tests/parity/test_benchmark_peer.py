@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -13,7 +13,7 @@ from diffusion_jax.experiment.scoring import ScoringOptions
 from diffusion_jax.models.conditioning import clip as towers
 from diffusion_jax.models.conditioning.text_embedders import CLIP_MEAN, CLIP_STD
 from diffusion_jax.models.features import clip
-from diffusion_jax.runs.scoring import build_score, conditions
+from diffusion_jax.runs.measuring.scoring import build_score, conditions
 
 pytestmark = pytest.mark.parity
 COUNT, SIDE, PATCH = 10, 336, 56

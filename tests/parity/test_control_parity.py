@@ -22,7 +22,7 @@ from diffusion_jax.convert.weights.importing import import_network
 from diffusion_jax.models.unet.control_net import ControlNet
 from diffusion_jax.models.unet.unet import UNet
 from diffusion_jax.pipeline import Pipeline
-from diffusion_jax.runs.export import convert_weights
+from diffusion_jax.runs.files.export import convert_weights
 
 pytestmark = pytest.mark.parity
 SHARED = dict(

@@ -22,7 +22,7 @@ from diffusion_jax.convert.weights.exporting import export_params, save_weights
 from diffusion_jax.convert.weights.importing import import_network
 from diffusion_jax.convert.weights.reading import open_weights
 from diffusion_jax.convert.weights.safetensors import DTYPES
-from diffusion_jax.experiment.first_stage import build_first_stage
+from diffusion_jax.experiment.first_stage.frozen import build_first_stage
 from diffusion_jax.models.conditioning.clip import ClipAttention, ClipTextTower, ClipVisionTower
 from diffusion_jax.models.first_stage.autoencoder import Autoencoder
 from diffusion_jax.models.unet.unet import UNet

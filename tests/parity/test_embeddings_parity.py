@@ -15,9 +15,9 @@ from diffusion_jax import Pipeline
 from diffusion_jax.convert.weights.diffusers_folder import save_diffusers, text_config
 from diffusion_jax.convert.weights.diffusers_pipeline import tokenizer_files
 from diffusion_jax.convert.weights.embeddings import Embedding, read_embedding, write_embedding
-from diffusion_jax.experiment.inversion import with_embedding
-from diffusion_jax.experiment.network import Network
-from diffusion_jax.experiment.text import tokenizers_of
+from diffusion_jax.experiment.network.inversion import with_embedding
+from diffusion_jax.experiment.network.network import Network
+from diffusion_jax.experiment.network.text import tokenizers_of
 from diffusion_jax.models.conditioning.conditioner import init_embedders
 from diffusion_jax.models.conditioning.embedders import clip_text
 

@@ -13,8 +13,8 @@ from PIL import Image
 from support.tiny_videos import tiny
 
 from diffusion_jax.devices.mesh import make_mesh
-from diffusion_jax.experiment.export import export_diffusers
-from diffusion_jax.experiment.frames import FRAME, NOISE_LEVEL
+from diffusion_jax.experiment.files.export import export_diffusers
+from diffusion_jax.experiment.network.frames import FRAME, NOISE_LEVEL
 from diffusion_jax.experiment.sampling import build_sample_fn
 from diffusion_jax.randomness import sample_keys, seed_key
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from diffusion_jax.devices.chips import GIB
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.plan import DoesNotFit, find_topology, make_plan
 from diffusion_jax.plan.compiling import _out_of_memory, build, with_remat
 from diffusion_jax.plan.memory import held_bytes

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.plan.parts import parts_of
 
 

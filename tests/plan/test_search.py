@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.plan import DoesNotFit, find_batches, find_topology, remat_policies, search
 from diffusion_jax.plan.compiling import with_remat
 from diffusion_jax.plan.report import table

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.plan import find_topology
 from diffusion_jax.plan.compiling import build
 from diffusion_jax.runs.arguments import arguments_of

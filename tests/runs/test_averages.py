@@ -9,7 +9,7 @@ import pytest
 from support.experiments import built
 from support.trees import drawn
 
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.experiment.optimizer import build_optimizer
 from diffusion_jax.runs import averages
 from diffusion_jax.runs.averages import (

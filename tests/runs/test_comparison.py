@@ -3,7 +3,7 @@
 import ml_collections
 import pytest
 
-from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.config.binding import ConfigError
 from diffusion_jax.runs.comparison import (
     MAY_CHANGE,
     MAY_CHANGE_LATER,

@@ -3,7 +3,7 @@
 import pytest
 from support.reports import TINY, logged
 
-from diffusion_jax.experiment.config_files import load_config_beside_file
+from diffusion_jax.experiment.config.files import load_config_beside_file
 from diffusion_jax.runs.facts import (
     FACTS,
     file_differences,

@@ -4,8 +4,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.identity import made_from
 from diffusion_jax.train.checkpoints.saving import open_checkpoints

@@ -9,8 +9,8 @@ from tokenizers.models import BPE
 from diffusion_jax.data.latent_shards import claim_folder
 from diffusion_jax.data.records import Record
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.binding import ConfigError
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.runs import latent_cache
 from diffusion_jax.runs.latent_cache import image_reader, make_latent_cache
 from diffusion_jax.runs.latent_key import describe_cache

@@ -1,4 +1,4 @@
-"""The runs in a folder are listed, the newest first, from the little that is read of each."""
+"""The runs in folders are listed, the newest first, from the little that is read of each."""
 
 import os
 import time

@@ -6,7 +6,7 @@ import pytest
 from support.experiments import built, trained
 from support.trees import drawn
 
-from diffusion_jax.experiment.binding import ConfigError
+from diffusion_jax.experiment.config.binding import ConfigError
 from diffusion_jax.runs.weights import (
     has_frozen,
     load_checkpoint_file,

@@ -3,8 +3,8 @@
 import threading
 import time
 
-from diffusion_jax.runs.samples import Pictures
-from diffusion_jax.runs.watched import Stopped
+from diffusion_jax.runs.drawing.samples import Pictures
+from diffusion_jax.runs.drawing.watched import Stopped
 from diffusion_jax.serve.jobs import MOST_WAITING, Jobs
 
 IMAGES = Pictures([b"first", b"second"], b"both")

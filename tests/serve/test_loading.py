@@ -6,7 +6,7 @@ from support.experiments import built, trained
 
 from diffusion_jax.convert.weights.embeddings import Embedding, write_embedding
 from diffusion_jax.convert.weights.lora import write_lora
-from diffusion_jax.experiment.lora import lora_trees
+from diffusion_jax.experiment.files.lora import lora_trees
 from diffusion_jax.pipeline import Pipeline
 from diffusion_jax.serve import loading
 from diffusion_jax.serve.loading import make_load

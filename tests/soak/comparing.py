@@ -10,7 +10,7 @@ import numpy as np
 from forked import Run, Topology, exits_with
 
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.train.checkpoints.saving import load_metadata, restore_state
 from diffusion_jax.train.writers import read_jsonl
 

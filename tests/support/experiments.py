@@ -5,7 +5,7 @@ import functools
 import jax
 
 from diffusion_jax.experiment import Experiment, make_experiment
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.experiment.task import Trained
 from support.trees import drawn
 

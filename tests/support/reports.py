@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.runs.folder import save_config
 from diffusion_jax.train.pictures import save_png
 

@@ -19,8 +19,8 @@ LONGEST = (
     "tests/experiment/test_experiment.py",
     "tests/models/first_stage/test_video_decoder.py",
     "tests/models/layers/test_transformer.py",
-    "tests/experiment/test_first_stage.py",
-    "tests/experiment/test_autoencoding.py",
+    "tests/experiment/first_stage/test_frozen.py",
+    "tests/experiment/first_stage/test_autoencoding.py",
     "tests/runs/test_training.py",
     "tests/runs/test_latent_cache.py",
 )

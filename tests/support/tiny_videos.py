@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.experiment.network import Network, build_network
+from diffusion_jax.experiment.network.building import build_network
+from diffusion_jax.experiment.network.network import Network
 from diffusion_jax.experiment.noise import Noise, build_noise
 from diffusion_jax.experiment.task import Trained
 from support.trees import drawn

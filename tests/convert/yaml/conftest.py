@@ -11,7 +11,7 @@ import yaml
 from diffusion_jax.convert.yaml.from_yaml import config_from_yaml, convert_sections
 from diffusion_jax.convert.yaml.reading import leftovers, root_node
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 
 LDM, SGM = "ldm.modules", "sgm.modules"
 DDPM = "ldm.models.diffusion.ddpm"

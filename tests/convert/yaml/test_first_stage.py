@@ -7,7 +7,7 @@ import jax
 from diffusion_jax.convert.yaml.from_yaml import config_from_yaml
 from diffusion_jax.convert.yaml.reading import read_yaml
 from diffusion_jax.experiment import make_experiment
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 
 AUTOENCODING = """
 model:

@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax.convert.yaml.from_yaml import config_from_yaml
 from diffusion_jax.convert.yaml.reading import leaves
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 
 # Parameters of the originals' networks, counted on their own classes (upstream.md, section 7.5).
 SIZES_OF_RELEASES = {

@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from diffusion_jax.convert.yaml import video_tables
-from diffusion_jax.experiment.network import build_network, conditioning_shapes
+from diffusion_jax.experiment.network.building import build_network
+from diffusion_jax.experiment.network.shapes import conditioning_shapes
 from diffusion_jax.models.first_stage import Autoencoder, VideoAutoencoder
 from diffusion_jax.models.unet import MultiviewUNet, VideoUNet
 

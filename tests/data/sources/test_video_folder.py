@@ -14,7 +14,7 @@ from diffusion_jax.data.batches import make_batches
 from diffusion_jax.data.sources.fingerprint import data_differences, data_fingerprint
 from diffusion_jax.data.sources.folder_scan import IMAGES, SUFFIXES, VIDEO_SUFFIXES, Kind, scan
 from diffusion_jax.data.sources.open_source import class_names, find_prepared, open_source
-from diffusion_jax.experiment.config_files import load_config
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.experiment.data import build_data
 
 

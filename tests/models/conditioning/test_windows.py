@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.experiment.network import conditioning_shapes
-from diffusion_jax.experiment.text import with_null_tokens
+from diffusion_jax.experiment.network.shapes import conditioning_shapes
+from diffusion_jax.experiment.network.text import with_null_tokens
 from diffusion_jax.models.conditioning.conditioner import embed, init_embedders
 from diffusion_jax.models.conditioning.embedders import clip_text, open_clip_text
 from diffusion_jax.models.conditioning.windows import (

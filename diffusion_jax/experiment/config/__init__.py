@@ -1,0 +1,1 @@
+"""Config files and sections: read, checked and described, before anything is built."""

@@ -1,0 +1,1 @@
+"""Models of a config out of files of other programs, and as such files."""

@@ -1,0 +1,1 @@
+"""First stages: one that is trained, and a frozen one under a model of its latents."""

@@ -1,0 +1,1 @@
+"""The network of a config: its embedders, its inputs, its parts and adapters."""

@@ -1,0 +1,1 @@
+"""How a run begins: with which folder, weights, data and pictures of its own."""

@@ -1,0 +1,1 @@
+"""Models between runs and the files of other programs."""

@@ -1,0 +1,1 @@
+"""What a caller gives to a Pipeline -> checked arrays, as models read them."""
