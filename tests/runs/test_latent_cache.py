@@ -304,8 +304,11 @@ def test_the_frame_that_conditions_a_clip_is_kept(place):
 VIDEO = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "weights": "random"}
 
 
-def build_video(*overrides):
-    """The tiny image-to-video model in latents: its frame is encoded with noise of its own."""
+def build_video(*overrides, angles=False):
+    """The tiny image-to-video model in latents: its frame is encoded with noise of its own.
+
+    angles: it also reads where the camera of each frame is, and its picture is the last frame.
+    """
     config = load_config("configs/moving_digits.py:tiny", [f"--config.{o}" for o in overrides])
     with config.unlocked():
         config.data.batches.random_flip = True
@@ -313,26 +316,40 @@ def build_video(*overrides):
         config.first_stage = {"name": "autoencoder_kl", "scale_factor": 0.5, **VIDEO}
         frame = {"name": "encoded_frames", "input_key": "cond_frames", "ucg_rate": 0.1, **VIDEO}
         config.conditioning.embedders.frame = frame
+        if angles:
+            config.data.batches.random_flip = False
+            config.conditioning.frame_fit = "object"
+            for name in ("polars_rad", "azimuths_rad"):
+                number = {"name": "numbers", "size": 1, "outdim": 16, "frames": 4}
+                config.conditioning.embedders[name] = number | {"input_key": name}
     return make_experiment(config, devices=jax.devices()[:1])
 
 
 @pytest.mark.slow
-def test_videos_from_a_cache_train_as_online_with_their_first_frame(tmp_path, monkeypatch):
+@pytest.mark.parametrize("angles", [False, True])
+def test_videos_from_a_cache_train_as_online_with_their_frame(tmp_path, monkeypatch, angles):
     numbers = np.random.default_rng(0)
     clips = [
-        {"video": numbers.integers(0, 256, (4 if n else 1, 16, 16, 3), dtype=np.uint8), "fps": 8.0}
+        {
+            "video": numbers.integers(0, 256, (4 if n or angles else 1, 16, 16, 3), dtype=np.uint8),
+            "fps": 8.0,
+            "elevations": numbers.uniform(-20.0, 60.0, 4).astype(np.float32),
+            "azimuths": numbers.uniform(0.0, 360.0, 4).astype(np.float32),
+        }
         for n in range(10)
     ]
-    online = build_video()
+    online = build_video(angles=angles)
     frozen = online.random_frozen()
     wanted = losses(online, frozen, online.data.train_batches(clips, batch_size=4, seed=0))
-    built = build_video("latent_cache={}", *KEPT, f"latent_cache.folder={tmp_path}")
+    cache = ("latent_cache={}", *KEPT, f"latent_cache.folder={tmp_path}")
+    built = build_video(*cache, angles=angles)
     monkeypatch.setattr(latent_cache, "load_frozen", lambda *_: frozen)
     monkeypatch.setattr(latent_cache, "_build_encoder", BUILD_ENCODER)  # another test's may be here
     cached = latent_cache.train_from_cache(built, clips)
     rows = next(cached.batches.iterate(0))
     assert "moments" in rows and rows["cond_frames_without_noise"].shape == (4, 16, 16, 3)
+    assert ("azimuths_rad" in rows) == angles
     np.testing.assert_allclose(losses(built, cached.frozen, cached.batches), wanted, rtol=1e-5)
-    shown = cached.with_images(rows, 2)
-    np.testing.assert_array_equal(shown["image"][:, 0], rows["cond_frames_without_noise"][:2])
+    shown, place = cached.with_images(rows, 2), -1 if angles else 0
+    np.testing.assert_array_equal(shown["image"][:, place], rows["cond_frames_without_noise"][:2])
     assert "cond_frames_without_noise" not in shown
