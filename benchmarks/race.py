@@ -42,6 +42,9 @@ START = 300.0
 METRICS = ("mind", "kernel")
 FEATURES = "efficientnet_lite0"
 REFERENCE = 5000  # training images that samples are compared with, at most
+# Steps between two rows of a log. A trial training that wrote rows more often would take ours for
+# slower than it is.
+LOG_EVERY = 50
 COLUMNS = ("mind", "kernel", "copied", "nearest_ratio")
 
 
@@ -202,7 +205,7 @@ class Track:
             "seed": arguments.seed,
         }
 
-    def racer(self, entry: Entry, budget: float, log_every: int = 50) -> Racer:
+    def racer(self, entry: Entry, budget: float, log_every: int = LOG_EVERY) -> Racer:
         folder = self.out / entry.folder
         command = self._ours(entry, folder, log_every) if entry.ours else None
         racer = Racer(entry.name, command or self._theirs("train", folder), folder, budget)
@@ -313,7 +316,7 @@ def calibrate(track: Track, steps: int, budget: float) -> dict[str, Speed]:
     found = {}
     for name, ours in (("theirs", False), ("ours", True)):
         entry = Entry(f"calibration_{name}", ours, steps)
-        racer = track.racer(entry, max(budget, 600.0), log_every=max(1, steps // 10))
+        racer = track.racer(entry, max(budget, 600.0), log_every=min(LOG_EVERY, max(1, steps // 5)))
         race([racer], seconds=PATIENCE * racer.budget)
         folder = racer.folder / "run" if ours else racer.folder
         rows = list(logged(folder))
@@ -393,7 +396,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--guidance_scale", type=float, default=1.0)
     flag("--threads", type=int, default=len(os.sched_getaffinity(0)))
     flag("--seed", type=int, default=0)
-    flag("--calibration_steps", type=int, default=100)
+    flag("--calibration_steps", type=int, default=5 * LOG_EVERY)
     flag("--tiny", action="store_true", help="a smaller network, few images and samples")
     flag("--out", default="runs/race", help="a new folder")
     arguments = parser.parse_args(argv)
