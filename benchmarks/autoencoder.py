@@ -16,7 +16,12 @@ from typing import Any
 
 import paired
 
-RANDOM = ("--config.perceptual.weights=random", "--config.loss.disc_start=0")
+# LPIPS and the adversary from the first step: the other side computes them in all.
+RANDOM = (
+    "--config.perceptual.weights=random",
+    "--config.loss.perceptual_start=0",
+    "--config.loss.disc_start=0",
+)
 NETS = {
     "emoji": paired.Net("configs/emoji_vae.py", 16, RANDOM),
     # Half the widths of kl-f8, with its depth, its attention and its discriminator.

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffusion_jax import load_config
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -85,6 +87,15 @@ def test_our_side_of_a_first_stage_runs_and_shows_what_weighing_costs(scripts, c
     said = capsys.readouterr().out
     assert "tiny: configs/emoji_vae.py:tiny, a step of 4 images" in said
     assert re.search(r"weighing the adversary: -?\d+\.\d% of our step", said)
+
+
+def test_first_stages_are_timed_with_lpips_and_adversary_from_the_first_step(scripts):
+    """The other side computes both in every step."""
+    import autoencoder
+
+    for _, (config, _, overrides) in autoencoder.NETS.items():
+        loss = load_config(config, overrides).loss
+        assert (loss.perceptual_start, loss.disc_start) == (0, 0)
 
 
 def test_first_stages_that_see_other_numbers_are_refused(scripts):
