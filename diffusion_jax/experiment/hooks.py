@@ -122,7 +122,8 @@ def _check_metrics(options: Mapping[str, Any]) -> None:
     try:
         check_scoring(ScoringOptions(**options))
     except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(f"config.hooks.metrics.{error}") from error
+        names_option = str(error).partition(" ")[0] in ScoringOptions._fields
+        raise ConfigError(f"config.hooks.metrics{'.' if names_option else ': '}{error}") from error
 
 
 def _check_prompts(options: PromptOptions, task: Task) -> None:

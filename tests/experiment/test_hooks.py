@@ -75,6 +75,11 @@ def test_what_pictures_show_is_a_matter_of_the_model():
             None,
             r"config\.hooks\.metrics\.weights = None should be a file",
         ),
+        (
+            {"metrics": {"every": 5, "reference": "/nowhere.npz"}},
+            None,
+            r"config\.hooks\.metrics: there are no statistics at /nowhere\.npz",
+        ),
         ({"early_stopping": {}}, None, r"config\.hooks\.early_stopping needs config\.hooks\.valid"),
         (
             {},
