@@ -293,7 +293,7 @@ def assemble(sections: Mapping[str, Any], devices: Sequence[jax.Device] | None) 
 def _columns(task: Task, data: Data) -> dict[str, Any]:
     """Find what the batches hold besides images and texts, because embedders read it."""
     embedders = task.embedders
-    numbers = [e for e in embedders.values() if e.dtype == "float32" and e.channels is None]
+    numbers = [e for e in embedders.values() if e.is_numbers]
     of_frames = [e.input_key for e in numbers if e.is_of_frames(data.num_frames)]
     degrees = degrees_read([e.input_key for e in numbers])
     if degrees and data.batch_options["random_flip"]:

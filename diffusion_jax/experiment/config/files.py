@@ -101,9 +101,8 @@ def override_config(
             _override(config, key, value)
         after = names_of(config)
         if any(path in after and after[path] != name for path, name in before.items()):
-            from diffusion_jax.experiment.config.leftovers import (
-                drop_leftovers,  # it knows all sections
-            )
+            # It knows all sections, and guiders among them imports this file.
+            from diffusion_jax.experiment.config.leftovers import drop_leftovers
 
             drop_leftovers(config, before, after, [key for key, _ in pairs])
     return config

@@ -22,13 +22,9 @@ from diffusion_jax.experiment.network.network import Network
 from diffusion_jax.experiment.network.shapes import conditioning_shapes
 from diffusion_jax.experiment.network.staged import with_channels
 from diffusion_jax.experiment.network.text import tokenizers_of, with_null_tokens
-from diffusion_jax.models.conditioning.conditioner import (
-    Embedder,
-)
+from diffusion_jax.models.conditioning.conditioner import Embedder
 from diffusion_jax.models.conditioning.embedders import EMBEDDERS
-from diffusion_jax.models.conditioning.routing import (
-    CONDITIONING_KEYS,
-)
+from diffusion_jax.models.conditioning.routing import CONDITIONING_KEYS
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.unet.multiview_unet import MultiviewUNet
 from diffusion_jax.models.unet.unet import UNet

@@ -105,10 +105,14 @@ class Embedder(NamedTuple):
         """Whether integer labels pass through to the network's own label embedding."""
         return self.num_classes is not None and isinstance(self.module, Identity)
 
+    @property
+    def is_numbers(self) -> bool:
+        """Whether the input is numbers, neither an image nor tokens or labels."""
+        return self.dtype == "float32" and self.channels is None
+
     def is_of_frames(self, num_frames: int | None) -> bool:
         """Whether the input has numbers for each frame of clips of so many."""
-        is_numbers = self.dtype == "float32" and self.channels is None
-        return is_numbers and self.shape[:-1] == (num_frames,)
+        return self.is_numbers and self.shape[:-1] == (num_frames,)
 
     def example(self, size: int, image_shape: tuple[int, int, int]) -> Array:
         """Zeros of the shape and dtype of the input of `size` samples."""

@@ -55,7 +55,10 @@ def test_a_picture_and_numbers_reach_the_pipeline(draw):
         ([], "this model makes videos of a picture: give --image=FILE"),
         (["--image={}/none.png"], "none.png does not exist"),
         (["--image={}/image.png", "--prompt=x"], "--prompt does not fit: this model makes videos"),
-        (["--image={}/image.png", "--azimuths=1,2"], "--azimuths does not fit: this model does"),
+        (
+            ["--image={}/image.png", "--azimuths=1,2"],
+            "--azimuths does not fit: this model does not read where the camera is",
+        ),
         (["--image={}/image.png", "--class=3"], "--class does not fit: this model makes videos"),
     ],
 )

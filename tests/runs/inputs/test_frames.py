@@ -65,7 +65,7 @@ def test_pictures_of_any_size_and_kind_are_cut_from_the_middle():
         (
             RED,
             {"motion_bucket_id": 127},
-            "motion_bucket_id = 127 does not fit: this model does",
+            "motion_bucket_id = 127 does not fit: this model does not read it",
         ),
         (RED, {"cond_aug": float("nan")}, "cond_aug = nan should be a finite number"),
     ],
