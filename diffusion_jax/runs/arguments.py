@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.devices.mesh import batch_sharding, replicated
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.network.frames import FRAME
 from diffusion_jax.models.conditioning.conditioner import name_outputs, outputs_of
 from diffusion_jax.runs.latent_key import cache_options, cached_embedders
 from diffusion_jax.types import PyTree
@@ -14,7 +15,7 @@ def arguments_of(built: Experiment) -> tuple[PyTree, PyTree, PyTree]:
     """Make the arguments of a train step as training would hold them, without values.
 
     With config.latent_cache the batch has moments and the outputs of text encoders in place of
-    images and tokens.
+    images and tokens, and of a video the frame that conditions it.
     """
     batch, frozen = built.abstract_batch(), built.abstract_frozen()
     if built.latent_cache is not None:
@@ -44,6 +45,9 @@ def _from_cache(built: Experiment, batch: PyTree, frozen: PyTree) -> tuple[PyTre
     dtype = cache_options(built).dtype
     kept = {key: jax.ShapeDtypeStruct(leaf.shape, dtype) for key, leaf in outputs.items()}
     kept["moments"] = jax.ShapeDtypeStruct(moments.shape, jnp.float32)
+    if built.network.reads_frame:
+        place = built.network.frame_place
+        kept[FRAME] = jax.eval_shape(lambda clip: clip[:, place], batch["image"])
     replaced = {"image", *(embedder.input_key for embedder in embedders.values())}
     return {key: leaf for key, leaf in batch.items() if key not in replaced} | kept, null
 

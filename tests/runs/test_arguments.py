@@ -45,3 +45,21 @@ def test_the_batch_is_split_and_of_the_types_that_training_reads():
     for name, leaf in batch.items():
         assert (leaf.shape, leaf.dtype) == (real[name].shape, real[name].dtype), name
         assert leaf.sharding == real[name].sharding
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_latent_cache_of_videos_gives_the_frame_that_conditions_them(place):
+    """A plan reads its arguments from here, and a run on a GPU or TPU for its FLOPs."""
+    config = load_config("configs/svd.py:tiny", [])
+    with config.unlocked():
+        config.data.batches.crop = "center"
+        config.latent_cache = {"folder": "never/opened"}
+        config.conditioning.frame_fit = "object" if place == -1 else "cover"
+    built = build(config, find_topology("cpu:2"), 1)
+    state, batch, frozen = arguments_of(built)
+    shapes = {name: leaf.shape for name, leaf in batch.items()}
+    assert shapes["moments"] == (2, 4, 16, 16, 8) and "image" not in shapes
+    assert shapes["cond_frames_without_noise"] == (2, 32, 32, 3)
+    assert batch["cond_frames_without_noise"].dtype == np.float32
+    new, metrics = jax.eval_shape(built.train_step, state, batch, frozen)
+    assert jax.tree.structure(new) == jax.tree.structure(state) and "loss" in metrics

@@ -12,6 +12,7 @@ from diffusion_jax.experiment import make_experiment
 from diffusion_jax.experiment.config.binding import ConfigError
 from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.runs import latent_cache
+from diffusion_jax.runs.arguments import arguments_of
 from diffusion_jax.runs.latent_cache import image_reader, make_latent_cache
 from diffusion_jax.runs.latent_key import describe_cache
 from diffusion_jax.train.step import jit_train_step
@@ -349,6 +350,10 @@ def test_videos_from_a_cache_train_as_online_with_their_frame(tmp_path, monkeypa
     rows = next(cached.batches.iterate(0))
     assert "moments" in rows and rows["cond_frames_without_noise"].shape == (4, 16, 16, 3)
     assert ("azimuths_rad" in rows) == angles
+    # A plan and the FLOPs of this run are of these arrays.
+    planned, read = arguments_of(built)[1], built.to_devices(rows)
+    types = {name: (leaf.shape, leaf.dtype) for name, leaf in read.items()}
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in planned.items()} == types
     np.testing.assert_allclose(losses(built, cached.frozen, cached.batches), wanted, rtol=1e-5)
     shown, place = cached.with_images(rows, 2), -1 if angles else 0
     np.testing.assert_array_equal(shown["image"][:, place], rows["cond_frames_without_noise"][:2])
