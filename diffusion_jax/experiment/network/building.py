@@ -18,6 +18,7 @@ from diffusion_jax.experiment.config.binding import (
 )
 from diffusion_jax.experiment.config.options import ConditioningOptions
 from diffusion_jax.experiment.first_stage.frozen import build_first_stage
+from diffusion_jax.experiment.network.frames import check_lengths
 from diffusion_jax.experiment.network.network import Network
 from diffusion_jax.experiment.network.shapes import conditioning_shapes
 from diffusion_jax.experiment.network.staged import with_channels
@@ -75,6 +76,7 @@ def build_network(
     stage = None if first_stage is None else build_first_stage(first_stage, data_shape)
     image_shape = data_shape if stage is None else stage.latent_shape
     embedders = with_channels(embedders, image_shape, num_frames)
+    check_lengths(embedders, num_frames)
     derived = _derived(options.key, embedders, image_shape, is_latent=stage is not None)
     return Network(
         _module(model, derived),

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.diffusion.ddpm import expand
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.models.conditioning.conditioner import Embedder
+from diffusion_jax.models.conditioning.routing import VIEWS
 from diffusion_jax.randomness import SamplerStream, fold_in_all, noise_like
 from diffusion_jax.types import Batch, Keys
 
@@ -23,6 +26,30 @@ FRAME_INPUTS = (FRAME, NOISED_FRAME, NOISE_LEVEL)
 def with_frames(num_frames: int | None, image_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of a clip of so many images; None is the shape of one image."""
     return image_shape if num_frames is None else (num_frames, *image_shape)
+
+
+def check_lengths(embedders: Mapping[str, Embedder], num_frames: int | None) -> None:
+    """Raise ConfigError for an embedder of clips of another length than the data's.
+
+    Of several views, a clip has as many frames as times and views together.
+    """
+    length = f"config.data.batches.num_frames = {num_frames}"
+    views = {e.frames for e in embedders.values() if e.input_key == VIEWS}
+    for name, e in embedders.items():
+        path = f"config.conditioning.embedders.{name}.frames"
+        has_rows = e.is_numbers and e.entry == "vector" and len(e.shape) == 2
+        if has_rows and not e.is_of_frames(num_frames):
+            raise ConfigError(
+                f"{path} = {e.shape[0]} should be {length}: it reads numbers of each frame of a clip"
+            )
+        if e.frames is None or e.input_key == VIEWS or not views:
+            continue
+        (count,) = views
+        if count is not None and e.frames * count != num_frames:
+            raise ConfigError(
+                f"{length} should be {e.frames * count}, because {path} = {e.frames} times are seen "
+                f"from {count} views"
+            )
 
 
 def alternating(forward: Predict, backward: Predict, times: int) -> Predict:

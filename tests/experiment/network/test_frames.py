@@ -3,7 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from diffusion_jax.experiment import make_experiment
+from diffusion_jax.experiment.config.binding import ConfigError
+from diffusion_jax.experiment.config.files import load_config
 from diffusion_jax.experiment.network.frames import (
     FRAME,
     NOISE_LEVEL,
@@ -14,6 +18,28 @@ from diffusion_jax.experiment.network.frames import (
 )
 
 COUNT = 4000
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (
+            "sv3d.py:p_tiny",
+            "config.conditioning.embedders.polars_rad.frames = 4 should be config.data.batches."
+            "num_frames = 5: it reads numbers of each frame of a clip",
+        ),
+        (
+            "sv4d.py:tiny",
+            "config.data.batches.num_frames = 5 should be 4, because config.conditioning.embedders."
+            "clip.frames = 2 times are seen from 2 views",
+        ),
+    ],
+)
+def test_embedders_of_clips_of_another_length_are_one_sentence(config, message):
+    config = load_config(f"configs/{config}", ["--config.data.batches.num_frames=5"])
+    with pytest.raises(ConfigError) as error:
+        make_experiment(config)
+    assert str(error.value) == message
 
 
 def some_keys(start=0, end=COUNT):
