@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diffusion_jax.devices.gpu_memory import ask_for_gpu_memory
+
 HERE = Path(__file__).parent
 MARK = "figures: "
 REPEATS = 5
@@ -62,6 +64,7 @@ def main() -> int:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
+        ask_for_gpu_memory()
         print(MARK + json.dumps(measure(Case(*json.loads(options.one)), options.tiny)))
         return 0
     until = time.monotonic() + options.seconds
@@ -84,7 +87,7 @@ def in_process(case: Case, tiny: bool, seconds: float) -> dict[str, Any]:
         return {"skipped": "no time was left"}
     command = [sys.executable, __file__, f"--one={json.dumps(case)}", *(["--tiny"] * tiny)]
     flags = f"{os.environ['XLA_FLAGS']} {case.flags}" if "XLA_FLAGS" in os.environ else case.flags
-    environment = {**os.environ, "XLA_FLAGS": flags, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.97"}
+    environment = {**os.environ, "XLA_FLAGS": flags}
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=seconds

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from diffusion_jax.cli.arguments import parse_arguments
 from diffusion_jax.cli.flags import NO_CONFIG
+from diffusion_jax.devices.gpu_memory import ask_for_gpu_memory
+from diffusion_jax.devices.host_memory import keep_freed_memory
 from diffusion_jax.devices.xla_flags import add_cpu_flags
 from diffusion_jax.runs.failures import exit_code, sentence_of
 from diffusion_jax.train.hooks.received import Interrupted, handle_signals, interruptible
@@ -25,8 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not cache.startswith("~"):  # as it does for a user without a home
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{cache}/diffusion_jax/xla")
     _show_log()
+    share = ask_for_gpu_memory()
     if arguments.command == "train":
-        _set_xla_flags()
+        _tune_the_process()
+        if share is not None:
+            _log.info("JAX may have most of the memory of each GPU: %s", share)
     if os.getcwd() not in sys.path:  # where a config's package.module:Object may lie
         sys.path.append(os.getcwd())
     try:
@@ -57,10 +62,14 @@ def _joined(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[
     return processes.joined(place, exit_code)
 
 
-def _set_xla_flags() -> None:
+def _tune_the_process() -> None:
     added = add_cpu_flags()
     if added is not None:
         _log.info("Faster convolutions on this CPU: XLA_FLAGS += %s", added)
+    if keep_freed_memory():
+        _log.info(
+            "Memory that a step frees is kept for the next one (MALLOC_ARENA_MAX= turns it off)"
+        )
 
 
 def _show_log() -> None:

@@ -36,7 +36,7 @@ def add_cpu_flags() -> str | None:
     """
     name = CONVOLUTIONS_BY_EIGEN.partition("=")[0]
     known = FIRST_VERSION <= _jaxlib_version() < FIRST_UNKNOWN_VERSION
-    if "jax" in sys.modules or given(name) or not known or not _computes_on_a_cpu():
+    if "jax" in sys.modules or given(name) or not known or not computes_on_a_cpu():
         return None
     flags = [os.environ.get("XLA_FLAGS", ""), CONVOLUTIONS_BY_EIGEN]
     os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
@@ -48,7 +48,7 @@ def _jaxlib_version() -> tuple[int, ...]:
     return int(major), int(minor)
 
 
-def _computes_on_a_cpu() -> bool:
+def computes_on_a_cpu() -> bool:
     """Find out without starting JAX: it is asked for, or no plugin for other devices is there."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:

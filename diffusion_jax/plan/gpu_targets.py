@@ -10,13 +10,13 @@ h200) from there. Bandwidth is in devices.chips.
 from typing import NamedTuple
 
 from diffusion_jax.devices.chips import GIB, Chip
+from diffusion_jax.devices.gpu_memory import SHARE
 
 MIB = 2**20
 # The versions that the pinned packages bring.
 CUDA, CUDNN = "13.0.0", (9, 10, 0)
-# Bytes that a program cannot have: the CUDA context with its libraries (about 0.6 GiB), and room
-# for the workspaces of cuDNN and cuBLAS, which are chosen on the device and are in no plan.
-RESERVED = 2 * GIB
+# Bytes for the workspaces of cuDNN and cuBLAS, which are chosen on the device and are in no plan.
+WORKSPACES = GIB
 
 
 class Architecture(NamedTuple):
@@ -70,8 +70,8 @@ GPUS = {
 
 
 def usable_bytes(chip: Chip) -> int:
-    """Compute the bytes that a program may have on a GPU."""
-    return GPUS[chip.name].memory - RESERVED
+    """Compute the bytes that a program may have of what JAX has of a GPU."""
+    return int(SHARE * GPUS[chip.name].memory) - WORKSPACES
 
 
 def target_config(chip: Chip) -> str:

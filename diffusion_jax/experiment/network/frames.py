@@ -40,15 +40,15 @@ def check_lengths(embedders: Mapping[str, Embedder], num_frames: int | None) -> 
         has_rows = e.is_numbers and e.entry == "vector" and len(e.shape) == 2
         if has_rows and not e.is_of_frames(num_frames):
             raise ConfigError(
-                f"{path} = {e.shape[0]} should be {length}: it reads numbers of each frame of a clip"
+                f"{path} = {e.shape[0]} should be {length}: it reads numbers of each frame"
             )
         if e.frames is None or e.input_key == VIEWS or not views:
             continue
         (count,) = views
         if count is not None and e.frames * count != num_frames:
             raise ConfigError(
-                f"{length} should be {e.frames * count}, because {path} = {e.frames} times are seen "
-                f"from {count} views"
+                f"{length} should be {e.frames * count}, because {path} = {e.frames} times are "
+                f"seen from {count} views"
             )
 
 

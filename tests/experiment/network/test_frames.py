@@ -26,7 +26,7 @@ COUNT = 4000
         (
             "sv3d.py:p_tiny",
             "config.conditioning.embedders.polars_rad.frames = 4 should be config.data.batches."
-            "num_frames = 5: it reads numbers of each frame of a clip",
+            "num_frames = 5: it reads numbers of each frame",
         ),
         (
             "sv4d.py:tiny",
