@@ -3,11 +3,12 @@
 Each operation takes the longer of two times: its FLOPs at the chip's peak, and its bytes, every
 operand read once from memory and every result written once, at the memory's bandwidth. Operations
 run one after another. A device is slower: no kernel reaches both peaks, and starting one takes
-time. Where an operand is still in a cache it may also be faster.
+time. Where an operand is still in a cache it may also be faster. What the compiler keeps in the
+vector memory of a TPU is not moved.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from diffusion_jax.devices.chips import Chip
@@ -37,6 +38,10 @@ KINDS = (
     "optimizer",
     "collective",
 )
+# The type of an array, and of one in the vector memory (VMEM) of a TPU; on a GPU the memory space
+# of this number is ordinary memory.
+_LEAF = re.compile(r"\b[a-z]\w*\[[\d,]*\](?:\{[^{}]*\})?")
+_IN_VMEM = re.compile(r"\b[a-z]\w*\[[\d,]*\]\{[^{}]*S\(1\)[^{}]*\}")
 # Scratch memory of a function of cuDNN or cuBLAS stands last in its result; how much of it a
 # function touches is not known.
 _WORKSPACE = re.compile(r", [su]8\[\d*\][^ ]*\)$")
@@ -68,11 +73,12 @@ def floor(program: Program, chip: Chip, kernel_flops: float = 0) -> list[Work]:
     kernel_flops: of custom kernels, whose FLOPs a program does not tell; split evenly among them.
     """
     executed = list(_executed(program, program.entry, 1))
+    size = _in_hbm if chip.capability is None else _whole
     kernels = sum(runs * own_counts(around, op).kernels for around, op, runs in executed)
     work = []
     for around, op, runs in executed:
         counts = own_counts(around, op)
-        flops, moved = _flops(program, around, op), _bytes(program, around, op)
+        flops, moved = _flops(program, around, op), _bytes(program, around, op, size)
         if counts.kernels:
             flops = round(kernel_flops / kernels)
         links = linked_bytes(counts) / chip.interconnect
@@ -126,7 +132,7 @@ def _flops(program: Program, around: Computation, op: Op) -> int:
 def _opcodes(program: Program, op: Op) -> set[str]:
     inner = _inside(program, op)
     if not inner:
-        return {op.opcode}
+        return {op.opcode.removesuffix("-start")}
     return set().union(*(_opcodes(program, each) for each in inner.values()))
 
 
@@ -154,27 +160,40 @@ def _place(program: Program, op: Op) -> str:
     return ""
 
 
-def _size(computation: Computation, name: str) -> int:
-    return bytes_of([computation[name].result]) if name in computation else 0
+def _whole(op: Op) -> int:
+    return bytes_of([op.result])
 
 
-def _bytes(program: Program, around: Computation, op: Op) -> int:
-    """Count the bytes that an operation reads and writes."""
+def _in_hbm(op: Op) -> int:
+    return bytes_of([_IN_VMEM.sub("", op.result)])
+
+
+def _bytes(program: Program, around: Computation, op: Op, size: Callable[[Op], int]) -> int:
+    """Count the bytes that an operation reads and writes. size: of an operation's result."""
+
+    def given(name: str) -> int:
+        return size(around[name]) if name in around else 0
+
     inner = _inside(program, op)
     if inner:
-        return _read(around, inner, op) + _written(inner)
+        away = {name for name in op.operands if name in around and not given(name)}
+        return _read(inner, op, away) + _written(inner, op, size)
     if op.opcode in SLICES:
-        return 2 * bytes_of([op.result])
+        return 2 * size(op)
     if op.opcode == "dynamic-update-slice":
-        return 2 * _size(around, op.operands[1])
-    if op.opcode == "copy-start":  # whose result names the operand again
-        return 2 * _size(around, op.operands[0])
+        return 2 * given(op.operands[1])
+    if op.opcode == "copy-start":  # whose result is the copy, and the operand again
+        copy = op._replace(result=_LEAF.findall(op.result)[0])
+        return size(copy) + given(op.operands[0])
     result = _WORKSPACE.sub(")", op.result) if library_call(op) else op.result
-    return bytes_of([result]) + sum(_size(around, name) for name in set(op.operands))
+    return size(op._replace(result=result)) + sum(given(name) for name in set(op.operands))
 
 
-def _read(around: Computation, inner: Computation, fusion: Op) -> int:
-    """Count what a fusion reads: of an operand that is only sliced, the slices."""
+def _read(inner: Computation, fusion: Op, away: Collection[str]) -> int:
+    """Count what a fusion reads: of an operand that is only sliced, the slices.
+
+    away: operands that are not in the memory.
+    """
     users: dict[str, list[Op]] = {}
     for op in inner.values():
         for name in set(op.operands):
@@ -194,17 +213,21 @@ def _read(around: Computation, inner: Computation, fusion: Op) -> int:
 
     parameters = [op for op in inner.values() if op.opcode == "parameter"]
     seen = {fusion.operands[int(op.arguments)]: op.name for op in parameters}
-    return sum(read(name) for name in seen.values())
+    return sum(read(name) for operand, name in seen.items() if operand not in away)
 
 
-def _written(inner: Computation) -> int:
+def _written(inner: Computation, fusion: Op, size: Callable[[Op], int]) -> int:
     """Count what a fusion writes: of a result that is updated in place, the update."""
     root = next(op for op in inner.values() if op.is_root)
+    results: Iterable[tuple[str, str]] = [(root.name, fusion.result)]
+    if root.opcode == "tuple":
+        results = zip(root.operands, _LEAF.findall(fusion.result), strict=True)
     total = 0
-    for name in root.operands if root.opcode == "tuple" else (root.name,):
-        op = inner[name]
+    for name, result in results:
+        op, written = inner[name], size(fusion._replace(result=result))
         while op.opcode == "bitcast":
             op = inner[op.operands[0]]
-        updated = op.opcode == "dynamic-update-slice"
-        total += _size(inner, op.operands[1]) if updated else bytes_of([op.result])
+        if written and op.opcode == "dynamic-update-slice":
+            written = bytes_of([inner[op.operands[1]].result])
+        total += written
     return total

@@ -136,6 +136,51 @@ def test_programs_of_the_gpu_compiler():
     assert sum(w.flops for w in work.values()) == count(parse(TEXT)).flops
 
 
+# What the compiler for a v5e makes of tanh(x w) v: arrays of S(1) stay in its vector memory.
+ON_A_TPU = """HloModule jit_f, is_scheduled=true
+
+%first (param_0: bf16[1024,1024], param_1: bf16[1024,2048]) -> (f32[1024], bf16[1024,2048]) {
+  %param_0 = bf16[1024,1024]{1,0:T(8,128)(2,1)} parameter(0)
+  %param_1 = bf16[1024,2048]{1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %dot = bf16[1024,2048]{1,0:T(8,128)(2,1)} convolution(%param_0, %param_1), dim_labels=bf_io->bf
+  %tanh = bf16[1024,2048]{1,0:T(8,128)(2,1)S(1)} tanh(%dot)
+  %sum = f32[1024]{0:T(1024)S(1)} custom(%tanh)
+  ROOT %both = (f32[1024]{0:T(1024)S(1)}, bf16[1024,2048]{1,0:T(8,128)(2,1)S(1)}) tuple(%sum, %tanh)
+}
+
+%last (param_0: bf16[1024,2048], param_1: bf16[2048,1024]) -> bf16[1024,1024] {
+  %param_0 = bf16[1024,2048]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %param_1 = bf16[2048,1024]{1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %dot = bf16[1024,1024]{1,0} convolution(%param_0, %param_1), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: bf16[1024,1024], w: bf16[1024,2048], v: bf16[2048,1024]) -> bf16[1024,1024] {
+  %x = bf16[1024,1024]{1,0:T(8,128)(2,1)} parameter(0)
+  %w = bf16[1024,2048]{1,0:T(8,128)(2,1)} parameter(1)
+  %v = bf16[2048,1024]{1,0:T(8,128)(2,1)} parameter(2)
+  %start = (bf16[1024,2048]{1,0:T(8,128)(2,1)S(1)}, bf16[1024,2048]{1,0}, u32[]{:S(2)}) \
+copy-start(%w)
+  %done = bf16[1024,2048]{1,0:T(8,128)(2,1)S(1)} copy-done(%start)
+  %h = (f32[1024]{0:T(1024)S(1)}, bf16[1024,2048]{1,0:T(8,128)(2,1)S(1)}) fusion(%x, %done), \
+kind=kOutput, calls=%first
+  %tanh = bf16[1024,2048]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%h), index=1
+  ROOT %y = bf16[1024,1024]{1,0:T(8,128)(2,1)} fusion(%tanh, %v), kind=kOutput, calls=%last
+}
+""".replace("\\\n", "")
+
+
+def test_what_stays_in_the_vector_memory_of_a_tpu_is_not_moved():
+    """Each argument is read once from memory and the result written once: the least there is."""
+    v5e = next(chip for chip in CHIPS if chip.name == "v5e")
+    work = {w.name: w for w in floor(parse(ON_A_TPU), v5e)}
+    x, w, v, y = 2 * 1024**2, 4 * 1024**2, 4 * 1024**2, 2 * 1024**2
+    assert {name: each.bytes for name, each in work.items()} == {"start": w, "h": x, "y": v + y}
+    assert work["start"].kind == "transpose, copy" and work["y"].kind == "convolution"
+    # To a GPU the number of this memory space means nothing.
+    everywhere = {w.name: w.bytes for w in floor(parse(ON_A_TPU), H100)}
+    assert everywhere == {"start": 2 * w, "h": x + 2 * w + 4096, "y": w + v + y}
+
+
 def test_collectives_take_their_links():
     text = """HloModule x
 
