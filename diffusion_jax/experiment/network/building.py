@@ -76,7 +76,8 @@ def build_network(
     stage = None if first_stage is None else build_first_stage(first_stage, data_shape)
     image_shape = data_shape if stage is None else stage.latent_shape
     embedders = with_channels(embedders, image_shape, num_frames)
-    check_lengths(embedders, num_frames)
+    if num_frames is not None:
+        check_lengths(embedders, num_frames)
     derived = _derived(options.key, embedders, image_shape, is_latent=stage is not None)
     return Network(
         _module(model, derived),

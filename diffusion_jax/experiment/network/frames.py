@@ -28,7 +28,7 @@ def with_frames(num_frames: int | None, image_shape: tuple[int, ...]) -> tuple[i
     return image_shape if num_frames is None else (num_frames, *image_shape)
 
 
-def check_lengths(embedders: Mapping[str, Embedder], num_frames: int | None) -> None:
+def check_lengths(embedders: Mapping[str, Embedder], num_frames: int) -> None:
     """Raise ConfigError for an embedder of clips of another length than the data's.
 
     Of several views, a clip has as many frames as times and views together.
