@@ -34,7 +34,7 @@ def check_lengths(embedders: Mapping[str, Embedder], num_frames: int) -> None:
     Of several views, a clip has as many frames as times and views together.
     """
     length = f"config.data.batches.num_frames = {num_frames}"
-    views = {e.frames for e in embedders.values() if e.input_key == VIEWS}
+    views = next((e.frames for e in embedders.values() if e.input_key == VIEWS), None)
     for name, e in embedders.items():
         path = f"config.conditioning.embedders.{name}.frames"
         has_rows = e.is_numbers and e.entry == "vector" and len(e.shape) == 2
@@ -42,13 +42,12 @@ def check_lengths(embedders: Mapping[str, Embedder], num_frames: int) -> None:
             raise ConfigError(
                 f"{path} = {e.shape[0]} should be {length}: it reads numbers of each frame"
             )
-        if e.frames is None or e.input_key == VIEWS or not views:
+        if views is None or e.frames is None or e.input_key == VIEWS:
             continue
-        (count,) = views
-        if count is not None and e.frames * count != num_frames:
+        if e.frames * views != num_frames:
             raise ConfigError(
-                f"{length} should be {e.frames * count}, because {path} = {e.frames} times are "
-                f"seen from {count} views"
+                f"{length} should be {e.frames * views}, because {path} = {e.frames} times are "
+                f"seen from {views} views"
             )
 
 
