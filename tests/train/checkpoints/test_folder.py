@@ -125,8 +125,7 @@ def test_stacks_that_are_told_here_are_not_logged_again(made):
 
 
 def test_errors_of_a_save_that_asyncio_collects_late_are_not_logged(made, caplog):
-    folder, _ = made
-    folder.close()
+    made[0].close()
 
     def failing(filename):
         scope = {}
@@ -146,6 +145,22 @@ def test_errors_of_a_save_that_asyncio_collects_late_are_not_logged(made, caplog
     assert [record.getMessage().splitlines()[0] for record in caplog.records] == [
         "Task exception was never retrieved"
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "logged"),
+    [("/runs/a/7.orbax-checkpoint-tmp/state/d/1", 0), ("/runs/a/checkpoints/7/state/d/1", 1)],
+)
+def test_errors_of_tensorstore_that_come_without_a_stack_are_not_logged(made, caplog, path, logged):
+    made[0].close()
+
+    async def nobody_asks():
+        # As TensorStore does where several writes fail at once: Orbax asks for the first one only.
+        asyncio.get_running_loop().create_future().set_exception(ValueError(f"writing {path}"))
+
+    asyncio.run(nobody_asks())
+    gc.collect()
+    assert len(caplog.records) == logged
 
 
 def test_free_space_is_known_where_the_folder_is(tmp_path):
