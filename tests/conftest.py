@@ -48,7 +48,6 @@ if sys.dont_write_bytecode:
     del os.environ["PYTHONDONTWRITEBYTECODE"]
 
 import jax  # noqa: E402
-import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import support.shape_checks  # noqa: E402
 from absl import flags  # noqa: E402
@@ -60,7 +59,7 @@ from support.scheduling import (  # noqa: E402, F401
 )
 from support.tally import pytest_terminal_summary  # noqa: E402, F401
 
-jaxtyping.install_import_hook("diffusion_jax", f"{support.shape_checks.__name__}.checked")
+support.shape_checks.install()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
@@ -108,6 +107,14 @@ def young_heap() -> Iterator[None]:
     yield
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """Trace everything anew: for a test that replaces what a trace of another test holds."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

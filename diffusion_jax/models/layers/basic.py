@@ -5,6 +5,7 @@ Convolutions and dense layers start as PyTorch starts them.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -36,6 +37,7 @@ REMAT_POLICIES = (
 )
 
 
+@cache
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
     """Draw from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for weights and biases.
 
@@ -44,6 +46,8 @@ def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
     """
     bound = 1.0 / math.sqrt(fan_in)
 
+    # Traced once for each shape: Flax traces it again wherever it checks a parameter's shape.
+    @partial(jax.jit, static_argnames=("shape", "dtype", "out_sharding"), inline=True)
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         return jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=out_sharding)
 

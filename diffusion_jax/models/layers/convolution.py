@@ -71,7 +71,8 @@ def convolve(
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
     (top, bottom), (left, right) = padding
     vertical, horizontal = strides
-    convolution = _convolution((vertical, horizontal), ((top, bottom), (left, right)))
+    around = ((top, bottom), (left, right))
+    convolution = _convolution((vertical, horizontal), around, deep=_onednn.get())
     return convolution(x, kernel)
 
 
@@ -101,8 +102,12 @@ def convolve_video(x: Array, kernel: Array, padding: Sequence[tuple[int, int]]) 
 
 
 @cache
-def _convolution(strides: tuple[int, int], padding: Padding) -> Callable[..., Array]:
-    """Make (x, kernel) -> their convolution, which is linear in each of them."""
+def _convolution(strides: tuple[int, int], padding: Padding, *, deep: bool) -> Callable[..., Array]:
+    """Make (x, kernel) -> their convolution, which is linear in each of them.
+
+    deep: see _kernel_gradient. It is known here, and not looked up by the backward pass, whose
+    trace is kept for the next layer of the same shape.
+    """
     run = partial(
         lax.conv_general_dilated,
         window_strides=strides,
@@ -117,7 +122,7 @@ def _convolution(strides: tuple[int, int], padding: Padding) -> Callable[..., Ar
     return with_derivatives(
         lambda x, kernel: (run(x, kernel), (x, kernel)),
         tangent,
-        partial(_gradients, run=run, strides=strides, padding=padding),
+        partial(_gradients, run=run, strides=strides, padding=padding, deep=deep),
     )
 
 
@@ -128,6 +133,7 @@ def _gradients(
     run: Callable[[Array, Array], Array],
     strides: tuple[int, int],
     padding: Padding,
+    deep: bool,
 ) -> tuple[Array, Array]:
     x, kernel = saved
 
@@ -146,7 +152,9 @@ def _gradients(
     dkernel = lax.platform_dependent(
         x,
         dy,
-        cpu=partial(_kernel_gradient, size=kernel.shape[:2], strides=strides, padding=padding),
+        cpu=partial(
+            _kernel_gradient, size=kernel.shape[:2], strides=strides, padding=padding, deep=deep
+        ),
         default=kernel_gradient,
     )
     return dx, dkernel
@@ -172,11 +180,17 @@ def _input_gradient(
 
 
 def _kernel_gradient(
-    x: Array, dy: Array, *, size: Sequence[int], strides: tuple[int, int], padding: Padding
+    x: Array,
+    dy: Array,
+    *,
+    size: Sequence[int],
+    strides: tuple[int, int],
+    padding: Padding,
+    deep: bool,
 ) -> Array:
     """Convolve the input with the output's gradient, channels and batch in each other's place.
 
-    size: of the kernel, without channels.
+    size: of the kernel, without channels. deep: as oneDNN computes it best.
     """
     around = [
         (low, k - n - low + (m - 1) * stride)
@@ -185,7 +199,7 @@ def _kernel_gradient(
         )
     ]
 
-    if _onednn.get() and dy.dtype == jnp.float32:
+    if deep and dy.dtype == jnp.float32:
         return _deep_kernel_gradient(x, dy, strides, around)
 
     def whole(x: Array, dy: Array) -> Array:

@@ -40,7 +40,9 @@ def with_derivatives(
         gradients: (saved, the gradient of the result) -> the gradients of the arrays; the transpose
             of tangent.
     """
-    rules = _Rules(tangent, gradients)
+    # Traced once for each shape, however many layers have it.
+    forward = jax.jit(forward, inline=True)
+    rules = _Rules(jax.jit(tangent, inline=True), jax.jit(gradients, inline=True))
 
     @jax.custom_jvp
     def function(*arrays: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +91,23 @@ def test_zero_layers_start_at_zero():
 def test_torch_uniform_takes_a_dtype():
     drawn = torch_uniform(4)(jax.random.key(0), (1000,), jnp.bfloat16)
     assert drawn.dtype == jnp.bfloat16 and -0.5 <= drawn.min() < -0.45
+
+
+@pytest.mark.usefixtures("untraced")
+def test_parameters_of_one_shape_are_traced_once(monkeypatch):
+    shapes, uniform = [], jax.random.uniform
+
+    def counted(key, shape, *bounds, **options):
+        shapes.append(shape)
+        return uniform(key, shape, *bounds, **options)
+
+    monkeypatch.setattr(jax.random, "uniform", counted)
+    network = nn.Sequential([dense(3, 3), dense(3, 3)])
+    x = jnp.ones((1, 3))
+    params = network.init(jax.random.key(0), x)
+    jax.eval_shape(network.apply, params, x)
+    assert shapes == [(3, 3), (3,)]
+    assert not np.array_equal(*(params["params"][f"layers_{i}"]["kernel"] for i in (0, 1)))
 
 
 def test_stride_pads_both_sides():

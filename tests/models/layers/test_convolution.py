@@ -59,6 +59,7 @@ def assert_same(ours, theirs):
         ((1, 1, 1), 1, (2, 4, 3, 5, 8)),
     ],
 )
+@pytest.mark.usefixtures("untraced")
 def test_same_numbers_as_lax(monkeypatch, kernel_size, stride, shape):
     monkeypatch.setattr(convolution, "PART_SIZE", 100)
     x = jax.random.normal(jax.random.key(0), shape)
@@ -129,6 +130,7 @@ def test_a_cpu_is_given_no_transposed_convolutions():
     assert all("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line for line in convolutions)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_a_large_batch_is_split_and_runs_without_a_condition(monkeypatch):
     monkeypatch.setattr(convolution, "PART_SIZE", 500)
     x = jax.random.normal(jax.random.key(0), (8, 6, 5, 8))
@@ -163,6 +165,7 @@ def test_eigen_gets_the_whole_batch(monkeypatch):
     assert number_of_parts((64, 28, 28, 32), jnp.float32) == 1
 
 
+@pytest.mark.usefixtures("untraced")
 def test_split_gradients_of_a_sharded_batch(monkeypatch):
     monkeypatch.setattr(convolution, "PART_SIZE", 500)
     x = jax.random.normal(jax.random.key(0), (32, 6, 5, 8))

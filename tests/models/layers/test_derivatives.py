@@ -103,6 +103,7 @@ def test_layers_have_both_modes_in_any_order(name):
         assert_same(*found)
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("name", LAYERS)
 def test_what_a_gpu_computes_is_the_same(monkeypatch, name):
     """Its branches of the rules, computed here."""
@@ -138,6 +139,26 @@ def test_a_backward_pass_is_the_given_rule_and_a_forward_one_the_tangent():
     assert jax.grad(double)(one) == 5.0
     assert jax.grad(jax.checkpoint(double))(one) == 5.0
     assert jax.grad(twice)(one) == 25.0
+
+
+def test_layers_of_one_shape_are_traced_once():
+    traced = []
+
+    def rule(result, name):
+        def run(*arrays):
+            traced.append(name)
+            return result(*arrays)
+
+        return run
+
+    square = with_derivatives(
+        rule(lambda x: (x * x, (x,)), "forward"),
+        rule(lambda saved, dx: 2.0 * saved[0] * dx, "tangent"),
+        rule(lambda saved, dy: (2.0 * saved[0] * dy,), "gradients"),
+    )
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(square(square(square(x))))))
+    np.testing.assert_allclose(gradient(jnp.array([0.5, 2.0])), [8 * 0.5**7, 8 * 2.0**7])
+    assert traced == ["forward", "gradients"]
 
 
 def small_unet():
