@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -85,12 +84,12 @@ def batched(function, arrays, tangents):
     return jax.vmap(moved)(jnp.stack([tangents[0], -tangents[0]]))
 
 
-def assert_same(ours, theirs):
+def assert_same(ours, theirs, *, atol=1e-5):
     for (path, left), right in zip(
         jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
     ):
         scale = np.abs(right).max()
-        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5 * scale, err_msg=str(path))
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=atol * scale, err_msg=str(path))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -194,7 +193,8 @@ def test_a_unet_has_both_modes_in_any_order():
 @pytest.mark.slow
 def test_derivatives_of_a_unet_are_those_of_its_formulas(monkeypatch):
     apply, arguments = small_unet()
-    moved = jax.tree.map(jnp.cos, arguments)
+    # Small, as the cosine of large derivatives would be mostly rounding.
+    moved = jax.tree.map(lambda a: 0.01 * jnp.cos(a), arguments)
 
     def found():
         options = {"xla_backend_optimization_level": 0}
@@ -206,8 +206,11 @@ def test_derivatives_of_a_unet_are_those_of_its_formulas(monkeypatch):
     monkeypatch.setattr(basic, "group_norm", plain_group_norm)
     monkeypatch.setattr(basic, "layer_norm", plain_layer_norm)
     monkeypatch.setattr(transformer, "gated_gelu", plain_gate)
-    # Roundings of all layers add up, and the cosine of large numbers makes more of them. So what
-    # counts is the size of the whole derivative, not of one small array.
-    for name, theirs in found().items():
-        left, right = (jax.flatten_util.ravel_pytree(tree)[0] for tree in (ours[name], theirs))
-        np.testing.assert_allclose(left, right, rtol=0, atol=1e-4 * jnp.abs(right).max())
+    theirs = found()
+    bounds = {
+        "jvp": 1e-5,
+        "jvp of vjp": 1e-5,
+        "vjp of jvp": 1e-4,
+    }  # the last adds up most roundings
+    for name, bound in bounds.items():
+        assert_same(ours[name], theirs[name], atol=bound)
